@@ -1,0 +1,45 @@
+"""Databricks' Dolly: instruction, context, response, category."""
+
+from collections.abc import Iterable, Set
+
+from templatekit import Adapter, Example, Message, Record, hookimpl, text_of
+
+
+class Dolly(Adapter):
+    """`instruction`, `context` (missing, null and empty mean none), `response`; `category` is kept as metadata."""
+
+    name = "dolly"
+    description = "instruction, optional context, response, optional category"
+    keys = ("instruction", "context", "response", "category")
+    required = ("instruction", "response")
+
+    def matches(self, keys: Set[str]) -> bool:
+        """Alpaca's relatives with a response have an input beside it."""
+        return super().matches(keys) and "input" not in keys and "output" not in keys
+
+    def to_example(self, record: Record) -> Example:
+        """A user's instruction with its context, and the answer."""
+        category = text_of(record, "category", required=False)
+        return Example(
+            messages=(
+                Message(
+                    role="user",
+                    content=text_of(record, "instruction"),
+                    context=text_of(record, "context", required=False),
+                ),
+                Message(role="assistant", content=text_of(record, "response")),
+            ),
+            metadata={"category": category} if category else {},
+        )
+
+    def to_record(self, example: Example) -> Record:
+        """With `category` where the record had one."""
+        user, assistant = example.messages
+        record = {"instruction": user.content, "context": user.context, "response": assistant.content}
+        return record | dict(example.metadata)
+
+
+@hookimpl
+def templatekit_adapters() -> Iterable[Adapter]:
+    """One adapter."""
+    return [Dolly()]

@@ -1,0 +1,106 @@
+"""Conversations as ShareGPT exported them: turns with from and value."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from templatekit import Adapter, Example, Message, Record, RecordError, hookimpl, text_of
+
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "function_call": "assistant",
+    "observation": "tool",
+    "tool": "tool",
+}
+"""What a turn's `from` means."""
+
+
+class ShareGPT(Adapter):
+    """`conversations`: turns with `from` and `value`; optional `system` and `tools`.
+
+    A `function_call` turn holds JSON with `name` and `arguments` and becomes an assistant's tool call, an
+    `observation` becomes a tool's answer.
+    """
+
+    name = "sharegpt"
+    description = "conversations: from, value; optional system, tools, function_call and observation turns"
+    keys = ("conversations", "system", "tools", "id")
+    required = ("conversations",)
+
+    def to_example(self, record: Record) -> Example:
+        """Every turn in order."""
+        turns = record.get("conversations")
+        if not isinstance(turns, list) or not turns:
+            raise RecordError("expected a list of at least one turn", field="conversations", reason="bad_conversations")
+        system = text_of(record, "system", required=False)
+        messages = [_message(turn, f"conversations[{index}]") for index, turn in enumerate(turns)]
+        if system:
+            messages.insert(0, Message(role="system", content=system))
+        return Example(
+            messages=tuple(messages),
+            tools=_tools(record.get("tools")),
+            metadata={"id": record["id"]} if "id" in record else {},
+        )
+
+    def to_record(self, example: Example) -> Record:
+        """Turns with `human`, `gpt`, `system`, `function_call` and `observation`."""
+        names = {"user": "human", "assistant": "gpt", "tool": "observation"}
+        turns = []
+        for message in example.messages:
+            if message.tool_calls:
+                value = json.dumps(message.tool_calls[0]["function"], ensure_ascii=False)
+                turns.append({"from": "function_call", "value": value})
+            else:
+                turns.append({"from": names.get(message.role, message.role), "value": message.content})
+        record: dict[str, Any] = {**example.metadata, "conversations": turns}
+        if example.tools:
+            record["tools"] = json.dumps(list(example.tools), ensure_ascii=False)
+        return record
+
+
+def _message(turn: object, where: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise RecordError("expected an object with from and value", field=where, reason="bad_conversations")
+    try:
+        speaker, value = text_of(turn, "from"), text_of(turn, "value")
+    except RecordError as error:
+        error.field = f"{where}.{error.field}"
+        raise
+    if speaker not in ROLES:
+        raise RecordError(
+            f"unknown speaker {speaker!r}; expected one of {', '.join(ROLES)}", field=f"{where}.from", reason="bad_role"
+        )
+    if speaker != "function_call":
+        return Message(role=ROLES[speaker], content=value)
+    call = _json(value, f"{where}.value")
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        raise RecordError(
+            "expected JSON with name and arguments", field=f"{where}.value", reason="bad_function_call"
+        )
+    return Message(role=ROLES[speaker], tool_calls=({"type": "function", "function": call},))
+
+
+def _tools(value: object) -> tuple[Mapping[str, Any], ...]:
+    if value in (None, "", []):
+        return ()
+    tools = _json(value, "tools") if isinstance(value, str) else value
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise RecordError("expected a list of objects, or JSON of one", field="tools", reason="bad_tools")
+    return tuple(tools)
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"not JSON: {error}", field=where, reason="bad_json") from None
+
+
+@hookimpl
+def templatekit_adapters() -> Iterable[Adapter]:
+    """One adapter."""
+    return [ShareGPT()]

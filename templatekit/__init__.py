@@ -1,0 +1,139 @@
+"""Data to training examples: adapters and templates as plugins, exact loss masks, and a loop that never changes.
+
+The public names, loaded when first used, so that `import templatekit` stays quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from templatekit.config import DataOptions, FinetuneOptions
+    from templatekit.contracts import Adapter, Exporter, ModelResolver, Source, TemplateFile, template_files, text_of
+    from templatekit.errors import (
+        ConfigError,
+        PluginError,
+        RecordError,
+        RunError,
+        SourceError,
+        TemplateError,
+        TemplatekitError,
+        TokenizerError,
+        UnknownNameError,
+    )
+    from templatekit.formats import Template, load_template
+    from templatekit.hookspecs import hookimpl
+    from templatekit.pipeline import prepare, render
+    from templatekit.registry import Registry, create_registry
+    from templatekit.tokens.tokenizer import Tokenizer
+    from templatekit.training.run import Run, finetune
+    from templatekit.types import (
+        IGNORE_INDEX,
+        Example,
+        LossSpan,
+        Message,
+        Origin,
+        PackedBatch,
+        Record,
+        RenderedText,
+        Segment,
+        Span,
+        TargetSpan,
+        TokenizedExample,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "config": ("DataOptions", "FinetuneOptions"),
+    "contracts": ("Adapter", "Exporter", "ModelResolver", "Source", "TemplateFile", "template_files", "text_of"),
+    "errors": (
+        "ConfigError",
+        "PluginError",
+        "RecordError",
+        "RunError",
+        "SourceError",
+        "TemplateError",
+        "TemplatekitError",
+        "TokenizerError",
+        "UnknownNameError",
+    ),
+    "formats": ("Template", "load_template"),
+    "hookspecs": ("hookimpl",),
+    "pipeline": ("prepare", "render"),
+    "registry": ("Registry", "create_registry"),
+    "tokens.tokenizer": ("Tokenizer",),
+    "training.run": ("Run", "finetune"),
+    "types": (
+        "IGNORE_INDEX",
+        "Example",
+        "LossSpan",
+        "Message",
+        "Origin",
+        "PackedBatch",
+        "Record",
+        "RenderedText",
+        "Segment",
+        "Span",
+        "TargetSpan",
+        "TokenizedExample",
+    ),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "IGNORE_INDEX",
+    "Adapter",
+    "ConfigError",
+    "DataOptions",
+    "Example",
+    "Exporter",
+    "FinetuneOptions",
+    "LossSpan",
+    "Message",
+    "ModelResolver",
+    "Origin",
+    "PackedBatch",
+    "PluginError",
+    "Record",
+    "RecordError",
+    "Registry",
+    "RenderedText",
+    "Run",
+    "RunError",
+    "Segment",
+    "Source",
+    "SourceError",
+    "Span",
+    "TargetSpan",
+    "Template",
+    "TemplateError",
+    "TemplateFile",
+    "TemplatekitError",
+    "TokenizedExample",
+    "Tokenizer",
+    "TokenizerError",
+    "UnknownNameError",
+    "__version__",
+    "create_registry",
+    "finetune",
+    "hookimpl",
+    "load_template",
+    "prepare",
+    "render",
+    "template_files",
+    "text_of",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,116 @@
+"""Options, checked. The command line's options, a recipe's keys and the Python keywords are these fields, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from templatekit.errors import ConfigError, nearest, shorten
+from templatekit.types import Boundary, TrainOn
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Model = TypeVar("Model", bound="Options")
+
+
+class Options(BaseModel):
+    """Base of all option sets: unknown names and wrong types are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+
+    @classmethod
+    def parse(cls: type[Model], values: Mapping[str, Any], *, source: str = "options") -> Model:
+        """Checks values; raises `ConfigError` that names each wrong one, with what was expected."""
+        try:
+            return cls.model_validate(dict(values))
+        except pydantic.ValidationError as error:
+            lines = [_explain(cls, detail) for detail in error.errors()]
+            raise ConfigError(f"{source}: " + "; ".join(lines)) from None
+
+
+def _explain(cls: type[Options], detail: Any) -> str:
+    name = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"unknown option {name!r}; {nearest(name, cls.model_fields)}"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return f"{name}: {message[:1].lower()}{message[1:]}; found {shorten(detail['input'])}" if name else message
+
+
+class DataOptions(Options):
+    """From records to tokenized examples."""
+
+    dataset: str = Field("starter", description="A file, a folder, a hub name, or `starter`, the bundled set.")
+    adapter: str | None = Field(None, description="The shape of the records; told by their keys if left out.")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="Rename keys: `instruction=question,response=answer`."
+    )
+    template: str = Field("alpaca", description="A template's name, a .jinja file, or `tokenizer` for the model's own.")
+    tokenizer: str | None = Field(None, description="A folder with tokenizer.json, or a model's name.")
+    train_on: TrainOn = Field("response", description="Which part is trained.")
+    boundary: Boundary = Field(
+        "cut", description="Encode prompt and response apart, as serving does, or jointly, as some recipes did."
+    )
+    max_length: Positive | None = Field(None, description="Longest example, in tokens.")
+    truncation: Literal["drop", "error"] = Field("drop", description="What becomes of longer examples.")
+    limit: Positive | None = Field(None, description="Read at most this many records.")
+    on_error: Literal["stop", "skip"] = Field("stop", description="What a record that cannot be used does.")
+
+
+class FinetuneOptions(DataOptions):
+    """A training run."""
+
+    model: str = Field("smollm2-135m-instruct", description="A folder, a .gguf file, a resolver's or a hub name.")
+    output: Path | None = Field(None, description="The run's folder; by default a new one under runs/.")
+    resume: bool = Field(False, description="Go on from the newest whole checkpoint in the output folder.")
+
+    eval_dataset: str | None = Field(None, description="Held-out records from a place of their own.")
+    split: str = Field(
+        "train=rest,validation=0.1",
+        description="Names and fractions in order, one of them `rest`: train=0.85,test=0.1,validation=rest.",
+    )
+    split_order: Literal["shuffled", "sequential"] = Field(
+        "shuffled", description="Split a seeded shuffle, or the rows as they lie, in the order the split states."
+    )
+
+    lora: bool = Field(True, description="Train low-rank adapters, or all weights.")
+    lora_rank: Positive = Field(16, description="Rank of the adapters.")
+    lora_alpha: Positive = Field(32, description="Scale of the adapters: alpha / rank.")
+    add_special_tokens: bool = Field(False, description="Add the special tokens that the template's metadata lists.")
+
+    epochs: Annotated[float, Field(gt=0)] = Field(2.0, description="Passes over the training rows.")
+    max_steps: Positive | None = Field(None, description="Stop after this many optimizer steps.")
+    batch_size: Positive = Field(8, description="Examples in one optimizer step.")
+    packing: bool = Field(True, description="Lay examples end to end without padding, or pad them to a rectangle.")
+    pack_tokens: Positive = Field(2048, description="Token budget of one forward and backward pass.")
+    drop_last: bool = Field(False, description="Leave out an epoch's last batch where it is not full.")
+
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Peak rate; by default 5e-4 with LoRA and 5e-5 without."
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="How the rate falls after warm-up.")
+    warmup: Annotated[float, Field(ge=0)] = Field(
+        0.03, description="Warm-up: a fraction of the steps below 1, or a number of steps."
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's weight decay.")
+    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="AdamW's decay of the first moment.")
+    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="AdamW's decay of the second moment.")
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(1.0, description="Largest gradient norm.")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="Autocast matrix products to bf16 or not.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:0, mps.")
+    seed: int = Field(123, description="Of splits, order and initial adapters.")
+
+    eval_every: Positive | None = Field(None, description="Evaluate every so many steps; always before and after.")
+    eval_limit: Positive | None = Field(None, description="Evaluate on at most so many examples.")
+    save_every: Positive | None = Field(None, description="Save a checkpoint every so many steps; always at the end.")
+    keep_checkpoints: Positive = Field(2, description="Keep so many of the newest checkpoints.")
+    samples: Annotated[int, Field(ge=0)] = Field(3, description="Held-out prompts answered before and after.")
+    max_new_tokens: Positive = Field(64, description="Longest sampled answer.")
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The rate that the schedule starts from, with its default filled in."""
+        return self.learning_rate if self.learning_rate is not None else (5e-4 if self.lora else 5e-5)

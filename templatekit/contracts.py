@@ -1,0 +1,115 @@
+"""What plugins offer: one small class a kind. Subclass it, give it a name, return an instance from the hook."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from templatekit.errors import RecordError, shorten
+from templatekit.types import Example, Record, RenderedText, TokenizedExample
+
+
+def text_of(record: Record, key: str, *, required: bool = True) -> str:
+    """The text under `key`; a missing or null value is an error, or "" where it is not required.
+
+    Anything but text is an error: numbers and lists are never turned into text in silence.
+    """
+    value = record.get(key)
+    if value is None:
+        if not required:
+            return ""
+        found = "null" if key in record else f"keys {sorted(map(str, record))}"
+        raise RecordError(f"missing text; found {found}; expected text", field=key, reason=f"missing_{key}")
+    if not isinstance(value, str):
+        raise RecordError(
+            f"not text; found {type(value).__name__} {shorten(value)}; expected text", field=key, reason=f"bad_{key}"
+        )
+    return value
+
+
+class Adapter(ABC):
+    """Turns one shape of record into an `Example`.
+
+    An adapter is pure: the record stays as it is, and equal records give equal examples.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str] = ""
+    keys: ClassVar[tuple[str, ...]] = ()
+    """Every key this adapter reads. Other keys of a record are reported, once."""
+    required: ClassVar[tuple[str, ...]] = ()
+    """The keys by which a record of this shape is known."""
+
+    def matches(self, keys: Set[str]) -> bool:
+        """Whether records with these keys are of this shape; used where no adapter is named."""
+        return bool(self.required) and keys >= set(self.required)
+
+    @abstractmethod
+    def to_example(self, record: Record) -> Example:
+        """The record's conversation; raises `RecordError`, with the field, for what it cannot use."""
+
+    def to_record(self, example: Example) -> Record:
+        """The inverse of `to_example` on this adapter's own keys; optional, and tested where it is given."""
+        raise NotImplementedError(f"adapter {self.name!r} reads records but does not write them")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateFile:
+    """A template as a plugin offers it: Jinja source, with its metadata in a leading comment."""
+
+    name: str
+    source: str
+    path: str | None = None
+    """Where it lies, for error messages."""
+
+
+def template_files(folder: str | Path) -> list[TemplateFile]:
+    """Every `*.jinja` file of a folder, named by its stem, in order of names."""
+    return [
+        TemplateFile(name=path.stem, source=path.read_text(encoding="utf-8"), path=str(path))
+        for path in sorted(Path(folder).glob("*.jinja"))
+    ]
+
+
+class Source(ABC):
+    """Reads records from one kind of place."""
+
+    name: ClassVar[str]
+    description: ClassVar[str] = ""
+
+    @abstractmethod
+    def accepts(self, address: str) -> bool:
+        """Whether `address` (a path, a name) is for this source. Cheap: no data is read."""
+
+    @abstractmethod
+    def read(self, address: str) -> Iterator[Record | RecordError]:
+        """The records in order. A row that cannot be read is yielded as a `RecordError`, so that the caller decides
+        whether to stop; what makes the whole place unreadable raises `SourceError`."""
+
+
+class ModelResolver(ABC):
+    """Finds a model by name on this machine."""
+
+    name: ClassVar[str]
+    description: ClassVar[str] = ""
+
+    @abstractmethod
+    def resolve(self, name: str) -> Path | None:
+        """A folder that `transformers` loads, or a `.gguf` file; None where the name is not for this resolver."""
+
+
+class Exporter(ABC):
+    """Writes prepared examples to a file."""
+
+    name: ClassVar[str]
+    """Also the value of `render --format`."""
+    description: ClassVar[str] = ""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """File endings that choose this exporter where no format is named."""
+
+    @abstractmethod
+    def write(self, examples: Iterable[RenderedText | TokenizedExample], path: Path) -> int:
+        """Writes every example and returns their number. Without a tokenizer the examples are `RenderedText`s. `path` is new; the caller makes the write atomic."""

@@ -1,0 +1,189 @@
+"""The Jinja environments templates run in: as transformers builds them, once plain and once with provenance.
+
+Both are `ImmutableSandboxedEnvironment`s with `trim_blocks`, `lstrip_blocks`, loop controls, `{% generation %}`,
+`tojson`, `raise_exception` and `strftime_now`. The traced one differs in where text is joined and in how constants
+reach the generated code, and in nothing else, so both give the same text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.ext import Extension, LoopControlExtension
+from jinja2.filters import do_join
+from jinja2.parser import Parser
+from jinja2.runtime import Context, Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.utils import Namespace
+
+from templatekit.formats.provenance import Traced, attribute, concat, keeps_provenance, literal, mark_generation
+
+PRINTED_NONE = "the template prints None"
+
+
+class TemplateRefusal(jinja2.TemplateError):
+    """`raise_exception` in a template: the template's own words about what it does not take."""
+
+
+class _Generation(Extension):
+    """The `{% generation %}` block of Hugging Face chat templates."""
+
+    tags = {"generation"}  # noqa: RUF012  (Jinja's own declaration is a plain set)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_text"), [], [], body).set_lineno(line)
+
+    def _text(self, caller: Macro) -> str:
+        text: str = caller()
+        return mark_generation(text) if isinstance(self.environment, TracingEnvironment) else text
+
+
+class _Namespace(Namespace):
+    """`namespace()` without underscore names, as transformers restricts it."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, rest = args[0], args[1:]
+        for name in dict(*rest, **kwargs):
+            _refuse_underscore(name)
+        Namespace.__init__(self, *rest, **kwargs)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_underscore(name)
+        Namespace.__setitem__(self, name, value)
+
+
+def _refuse_underscore(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a template may not store {name!r} on a namespace")
+
+
+class PlainEnvironment(ImmutableSandboxedEnvironment):
+    """The sandbox that transformers renders chat templates in."""
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension])
+        self.finalize = _refuse_none
+        self.filters["tojson"] = _tojson
+        self.globals["raise_exception"] = _raise_exception
+        self.globals["strftime_now"] = _strftime_now
+        self.globals["namespace"] = _Namespace
+
+
+class _TracingCodeGenerator(CodeGenerator):
+    """Generates code whose constants are traced literals, made once a template."""
+
+    environment: TracingEnvironment
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._literals: dict[str, str] = {}
+
+    def _name_of(self, text: str) -> str:
+        return self._literals.setdefault(text, f"literal_{len(self._literals)}")
+
+    def visit_Template(self, node: nodes.Template, frame: Frame | None = None) -> None:  # noqa: N802
+        super().visit_Template(node, frame)
+        # Functions look globals up when called, so the literals may stand behind them.
+        for text, name in self._literals.items():
+            self.writeline(f"{name} = environment.literal({text!r})")
+
+    def _output_const_repr(self, group: Iterable[Any]) -> str:
+        return self._name_of("".join(group))
+
+    def visit_Const(self, node: nodes.Const, frame: Frame) -> None:  # noqa: N802
+        value = node.as_const(frame.eval_ctx)
+        if isinstance(value, str):
+            self.write(self._name_of(value))
+        else:
+            super().visit_Const(node, frame)
+
+    def visit_TemplateData(self, node: nodes.TemplateData, frame: Frame) -> None:  # noqa: N802
+        self.write(self._name_of(str(node.as_const(frame.eval_ctx))))
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
+        self.write("environment.concat_operands((")
+        for operand in node.nodes:
+            self.visit(operand, frame)
+            self.write(", ")
+        self.write("))")
+
+
+class TracingEnvironment(PlainEnvironment):
+    """The same sandbox over traced values."""
+
+    code_generator_class = _TracingCodeGenerator
+    concat = staticmethod(concat)  # type: ignore[assignment]
+    literal = staticmethod(literal)
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, function in list(self.filters.items()):
+            self.filters[name] = keeps_provenance(function)
+        self.filters["join"] = keeps_provenance(_join)
+
+    @staticmethod
+    def concat_operands(operands: Iterable[Any]) -> Traced:
+        """The `~` operator."""
+        return concat([str(operand) for operand in operands])
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        result = super().call(__context, __obj, *args, **kwargs)
+        # A macro's text is rendered, and knows its origins; any other call's is made from what went in.
+        if isinstance(result, str) and not isinstance(__obj, Macro):
+            owner = getattr(__obj, "__self__", None)
+            return attribute(result, [owner, *args, *kwargs.values()])
+        return result
+
+
+@jinja2.pass_eval_context
+def _join(context: nodes.EvalContext, value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
+    if attribute is not None:
+        return do_join(context, value, d, attribute)
+    return (d if isinstance(d, Traced) else literal(str(d))).join([str(item) for item in value])
+
+
+def _refuse_none(value: Any) -> Any:
+    if value is None:
+        raise jinja2.TemplateRuntimeError(PRINTED_NONE)
+    return value
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: object) -> None:
+    raise TemplateRefusal(str(message))
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
+
+
+@cache
+def plain_environment() -> PlainEnvironment:
+    """The environment of the self-check, and of the rules that need a parsed template."""
+    return PlainEnvironment()
+
+
+@cache
+def tracing_environment() -> TracingEnvironment:
+    """The environment of every rendering that is used."""
+    return TracingEnvironment()
+
+

@@ -1,0 +1,52 @@
+"""Finds the template and the adapter that a user names, or tells the adapter by the records' keys."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from pathlib import Path
+
+from templatekit.contracts import Adapter, TemplateFile
+from templatekit.errors import RecordError, TemplateError
+from templatekit.formats.template import Template, load_template
+from templatekit.registry import Registry
+
+OWN_TEMPLATE = "tokenizer"
+"""The name under which a tokenizer's own chat template is asked for."""
+
+
+def find_template(address: str, registry: Registry, *, chat_template: str | None = None) -> Template:
+    """A template by name, by path, or, as `tokenizer`, the chat template given."""
+    if address == OWN_TEMPLATE:
+        if chat_template is None:
+            raise TemplateError(
+                "template 'tokenizer' is the tokenizer's own chat template; this tokenizer has none; "
+                f"choose one of {', '.join(sorted(registry.templates))}, or a .jinja file"
+            )
+        return Template(TemplateFile(name=OWN_TEMPLATE, source=chat_template), strict=False)
+    if address.endswith((".jinja", ".jinja2", ".j2")) or Path(address).is_file():
+        return load_template(address)
+    return Template(registry.templates[address])
+
+
+def choose_adapter(keys: Set[str], registry: Registry) -> Adapter:
+    """The adapter whose shape records with these keys have.
+
+    Where several match, the one that reads the most of the keys; a tie is an error that names them.
+    """
+    matching = [adapter for adapter in registry.adapters.values() if adapter.matches(keys)]
+    if not matching:
+        shapes = "; ".join(f"{name}: {', '.join(registry.adapters[name].required)}" for name in registry.adapters)
+        raise RecordError(
+            f"no adapter reads records of this shape; found keys {', '.join(sorted(keys))}; known shapes: {shapes}; "
+            "map the keys (--columns instruction=…,response=…) or name an adapter (--adapter)",
+            reason="no_adapter",
+        )
+    scores = {adapter.name: len(keys & set(adapter.keys)) for adapter in matching}
+    best = [adapter for adapter in matching if scores[adapter.name] == max(scores.values())]
+    if len(best) > 1:
+        raise RecordError(
+            f"several adapters read records with keys {', '.join(sorted(keys))}: "
+            f"{', '.join(adapter.name for adapter in best)}; name one (--adapter)",
+            reason="no_adapter",
+        )
+    return best[0]

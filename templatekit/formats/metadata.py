@@ -1,0 +1,52 @@
+"""What a template says of itself, in a leading Jinja comment, so that the file stays a valid chat template.
+
+```jinja
+{#- templatekit
+description: Databricks' Dolly format.
+stop: ["### End"]
+#}
+```
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import yaml
+from pydantic import Field
+
+from templatekit.config import Options
+from templatekit.errors import ConfigError, TemplateError
+
+_COMMENT = re.compile(r"\A\{#-?\s*templatekit\b(?P<body>.*?)-?#\}", re.DOTALL)
+
+
+class TemplateMetadata(Options):
+    """The keys of the leading comment."""
+
+    description: str = Field("", description="One line for `templatekit templates list`.")
+    stop: tuple[str, ...] = Field((), description="Texts that end an answer: trained, and stopped at when generating.")
+    end_marker: Literal["required", "none"] = Field(
+        "required", description="`none` where the format truly has no end of an answer; the model then never stops."
+    )
+    special_tokens: tuple[str, ...] = Field(
+        (), description="Texts that the format's authors add to the tokenizer; added with --add-special-tokens."
+    )
+
+
+def read_metadata(source: str, name: str) -> TemplateMetadata:
+    """The metadata of a template's source; without a leading comment every key has its default."""
+    match = _COMMENT.match(source)
+    if match is None:
+        return TemplateMetadata()
+    try:
+        values = yaml.safe_load(match["body"]) or {}
+    except yaml.YAMLError as error:
+        raise TemplateError(f"template {name!r}: the leading comment is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise TemplateError(f"template {name!r}: the leading comment must hold `key: value` lines; found {values!r}")
+    try:
+        return TemplateMetadata.parse(values, source=f"template {name!r}, leading comment")
+    except ConfigError as error:
+        raise TemplateError(str(error)) from None

@@ -1,0 +1,116 @@
+"""A template's source before it runs: what it reads, whether it is sound, and where its generation prompt ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jinja2 import TemplateSyntaxError, meta, nodes
+from jinja2.lexer import TOKEN_NAME, TOKEN_VARIABLE_BEGIN, TOKEN_VARIABLE_END
+
+from templatekit.errors import TemplateError, nearest
+from templatekit.formats.environment import plain_environment
+
+INSTRUCTION_VARIABLES = ("system", "instruction", "context", "response")
+"""What instruction formats receive: one turn, by field."""
+CHAT_VARIABLES = ("messages", "tools", "documents")
+"""What chat templates receive, as Hugging Face passes it."""
+COMMON_VARIABLES = ("bos_token", "eos_token", "pad_token", "unk_token", "add_generation_prompt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateSource:
+    """Checked source."""
+
+    text: str
+    """As it is compiled and exported: with a guard around the response."""
+    kind: Literal["instruction", "chat"]
+    variables: frozenset[str]
+    """The names it reads from outside."""
+
+
+def check_source(text: str, name: str, *, strict: bool = True) -> TemplateSource:
+    """Parses a template, tells its kind and sees that its generation prompt can be rendered.
+
+    `strict` refuses names that nothing provides, unless the template itself asks whether they are defined. Templates
+    that come with a tokenizer are taken as transformers takes them: unknown names print nothing.
+    """
+    tree = _parse(text, name)
+    variables = frozenset(meta.find_undeclared_variables(tree)) - {"raise_exception", "strftime_now", "namespace"}
+    kind: Literal["instruction", "chat"] = "chat" if "messages" in variables else "instruction"
+    known = (*(CHAT_VARIABLES if kind == "chat" else INSTRUCTION_VARIABLES), *COMMON_VARIABLES)
+    unknown = sorted(variables - set(known) - _asked_for(tree) - set(plain_environment().globals))
+    if strict and unknown:
+        line = next((node.lineno for node in tree.find_all(nodes.Name) if node.name == unknown[0]), 1)
+        raise TemplateError(
+            f"template {name!r}, line {line}: unknown variable {unknown[0]!r}; {nearest(unknown[0], known)}; "
+            f"{'a chat' if kind == 'chat' else 'an instruction'} template receives {', '.join(known)}"
+        )
+    if kind == "chat":
+        return TemplateSource(text=text, kind=kind, variables=variables)
+    if "response" not in variables:
+        raise TemplateError(
+            f"template {name!r}: nothing to train: it reads neither `response` nor `messages`; "
+            "write {{ response }} where the answer belongs"
+        )
+    if "add_generation_prompt" not in variables:
+        text = _guard_response(text, tree, name)
+    return TemplateSource(text=text, kind=kind, variables=variables)
+
+
+def _parse(text: str, name: str) -> nodes.Template:
+    try:
+        return plain_environment().parse(text)
+    except TemplateSyntaxError as error:
+        lines = text.splitlines() or [""]
+        excerpt = lines[min(error.lineno, len(lines)) - 1].strip()
+        raise TemplateError(f"template {name!r}, line {error.lineno}: {error.message}; found {excerpt!r}") from None
+
+
+def _asked_for(tree: nodes.Template) -> set[str]:
+    """Names whose absence the template provides for: `x is defined`, `x | default(...)`."""
+    asked = set()
+    for test in tree.find_all((nodes.Test, nodes.Filter)):
+        if test.name in ("defined", "undefined", "default", "d") and isinstance(test.node, nodes.Name):
+            asked.add(test.node.name)
+    return asked
+
+
+def _guard_response(text: str, tree: nodes.Template, name: str) -> str:
+    """Source whose generation prompt ends where the response begins.
+
+    A template that does not mention `add_generation_prompt` is a plain text with a `{{ response }}` in it. From there
+    to its end it is put in `{% if not add_generation_prompt %}`: the same file then renders training and serving.
+    """
+    how = "guard it: {% if not add_generation_prompt %}{{ response }}…{% endif %}"
+    uses = [node for node in tree.find_all(nodes.Name) if node.name == "response"]
+    if len(uses) > 1:
+        lines = ", ".join(str(node.lineno) for node in uses)
+        raise TemplateError(f"template {name!r}: uses `response` {len(uses)} times, on lines {lines}; use it once, or {how}")
+    outputs = [node for node in tree.body if isinstance(node, nodes.Output)]
+    if not any(use in output.find_all(nodes.Name) for use in uses for output in outputs):
+        raise TemplateError(
+            f"template {name!r}, line {uses[0].lineno}: `response` stands inside a block, so where the prompt ends "
+            f"depends on the data; move it to the top level, or {how}"
+        )
+    start, trims = _offset_of_response(text)
+    body = text[start:].removesuffix("\n")  # Jinja takes one newline off the end of a template
+    # `+` keeps the whitespace that lstrip_blocks would take; `-` repeats what the expression's own `{{-` did.
+    guard = "{%- if" if trims else "{%+ if"
+    return f"{text[:start]}{guard} not add_generation_prompt %}}{body}{{%+ endif %}}"
+
+
+def _offset_of_response(text: str) -> tuple[int, bool]:
+    """Where the expression that prints the response begins, and whether it strips the whitespace before it."""
+    position, begin, trims, found = 0, 0, False, False
+    for _, kind, value in plain_environment().lex(text):
+        # The lexer leaves out whitespace that tags strip; everything else comes in order.
+        position = text.index(value, position)
+        if kind == TOKEN_VARIABLE_BEGIN:
+            begin, trims, found = position, value.endswith("-"), False
+        elif kind == TOKEN_NAME and value == "response":
+            found = True
+        elif kind == TOKEN_VARIABLE_END and found:
+            return begin, trims
+        position += len(value)
+    raise AssertionError("the parser saw a response that the lexer does not")

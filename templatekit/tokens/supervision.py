@@ -1,0 +1,64 @@
+"""Which characters are trained, and how much: the one place that turns targets into loss weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from templatekit.types import LossSpan, RenderedText, TrainOn
+
+
+def loss_spans(rendered: RenderedText, train_on: TrainOn) -> tuple[LossSpan, ...]:
+    """The weights over the whole text, gap-free. Neighbours of one weight are parted at generation boundaries.
+
+    A message's `weight` multiplies. `all` trains everything, whatever the weights of the messages say.
+    """
+    length = len(rendered.text)
+    if train_on == "all":
+        trained = [LossSpan(start=0, end=length, weight=1.0)]
+    else:
+        trained = list(_trained(rendered, train_on))
+    edges = sorted({0, length, *rendered.generation_boundaries, *(edge for s in trained for edge in (s.start, s.end))})
+    spans: list[LossSpan] = []
+    position = 0
+    for start, end in zip(edges, edges[1:], strict=False):
+        while position < len(trained) and trained[position].end <= start:
+            position += 1
+        inside = position < len(trained) and trained[position].start <= start
+        weight = trained[position].weight if inside else 0.0
+        if spans and spans[-1].weight == weight and start not in rendered.generation_boundaries:
+            spans[-1] = LossSpan(start=spans[-1].start, end=end, weight=weight)
+        else:
+            spans.append(LossSpan(start=start, end=end, weight=weight))
+    return tuple(spans)
+
+
+def _trained(rendered: RenderedText, train_on: TrainOn) -> Iterator[LossSpan]:
+    """The spans that carry loss, in order and apart."""
+    targets = rendered.target_spans[-1:] if train_on == "last" else rendered.target_spans
+    for target in targets:
+        weight = rendered.message_weights[target.message]
+        if not weight:
+            continue
+        if train_on != "content":
+            yield from _whole(target.start, target.end, weight)
+            continue
+        for span in _own_text(rendered, target.message, target.start, target.marker_start):
+            yield from _whole(span[0], span[1], weight)
+        yield from _whole(target.marker_start, target.end, weight)
+
+
+def _whole(start: int, end: int, weight: float) -> Iterator[LossSpan]:
+    if end > start:
+        yield LossSpan(start=start, end=end, weight=weight)
+
+
+def _own_text(rendered: RenderedText, message: int, start: int, end: int) -> Sequence[tuple[int, int]]:
+    """Where the message's own fields stand between two offsets."""
+    return [
+        (max(span.start, start), min(span.end, end))
+        for span in rendered.spans
+        if span.origin.message == message
+        and not span.origin.in_header
+        and span.end > start
+        and span.start < end
+    ]

@@ -1,0 +1,214 @@
+"""A tokenizer as its files describe it: `tokenizer.json` and what lies beside it, read without transformers.
+
+Besides the tokenizer itself it keeps variants of it: without control tokens, for text that must not become one, and
+without the dummy prefix, for text that goes on where other text ended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import tokenizers
+
+from templatekit.errors import TokenizerError, nearest
+from templatekit.types import SpecialTokens
+
+TOKENIZER_FILE = "tokenizer.json"
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlToken:
+    """An added token that is more than text: flagged special, or not plain whitespace."""
+
+    id: int
+    text: str
+    special: bool
+    strips_left: bool
+    strips_right: bool
+
+
+class Tokenizer:
+    """Encodes text; knows its control tokens, its chat template and how it marks beginnings and ends."""
+
+    def __init__(
+        self, definition: str, *, config: Mapping[str, Any], chat_template: str | None = None, name: str = "tokenizer"
+    ) -> None:
+        """`definition` is the text of tokenizer.json, `config` the content of tokenizer_config.json."""
+        self.name = name
+        self.chat_template = chat_template
+        try:
+            backend = tokenizers.Tokenizer.from_str(definition)
+        except Exception as error:  # the library raises bare Exception
+            raise TokenizerError(f"tokenizer {name!r}: {TOKENIZER_FILE} cannot be read: {error}") from None
+        backend.no_truncation()
+        backend.no_padding()
+        _add_missing(backend, config)
+        self._backend = backend
+        self._config = config
+        self._variants: dict[tuple[bool, bool], tokenizers.Tokenizer] = {}
+        self.fingerprint = hashlib.sha256(
+            json.dumps([definition, dict(config), chat_template], sort_keys=True, default=str).encode()
+        ).hexdigest()
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Tokenizer:
+        """Reads `tokenizer.json` and the files beside it. Raises `TokenizerError`."""
+        folder = Path(folder)
+        path = folder / TOKENIZER_FILE
+        if not path.is_file():
+            found = sorted(entry.name for entry in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
+            raise TokenizerError(f"tokenizer {str(folder)!r}: expected a folder with {TOKENIZER_FILE}; found {found}")
+        config = {**_read_json(folder / _BESIDE[1]), **_read_json(folder / _BESIDE[0])}
+        template_file = folder / _BESIDE[2]
+        template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template")
+        try:
+            definition = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TokenizerError(f"tokenizer {str(path)!r} cannot be read: {error}") from None
+        return cls(definition, config=config, chat_template=_default_template(template), name=str(folder))
+
+    @property
+    def vocabulary_size(self) -> int:
+        """One more than the largest id."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @cached_property
+    def control_tokens(self) -> Mapping[str, ControlToken]:
+        """The control tokens by their text."""
+        return {
+            token.content: ControlToken(
+                id=id, text=token.content, special=token.special, strips_left=token.lstrip, strips_right=token.rstrip
+            )
+            for id, token in self._backend.get_added_tokens_decoder().items()
+            if token.special or token.content.strip()
+        }
+
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """The ids of the control tokens."""
+        return frozenset(token.id for token in self.control_tokens.values())
+
+    @cached_property
+    def special_tokens(self) -> SpecialTokens:
+        """What templates need to know."""
+        bos = self._named("bos_token")
+        return SpecialTokens(
+            bos=bos,
+            eos=self._named("eos_token"),
+            pad=self._named("pad_token"),
+            unk=self._named("unk_token"),
+            special=frozenset(token.text for token in self.control_tokens.values() if token.special),
+            adds_bos=bool(bos) and self._backend.encode("a").ids[:1] == [self.id_of(bos)],
+        )
+
+    @cached_property
+    def prefixes(self) -> Literal["never", "first", "each"]:
+        """Where a dummy space goes in front of text: SentencePiece puts one at the start, or behind each control token."""
+        definition = json.loads(self._backend.to_str())
+        parts = [*_parts(definition["normalizer"]), *_parts(definition["pre_tokenizer"])]
+        if any(part["type"] == "Prepend" or part.get("add_prefix_space") for part in parts):
+            return "each"
+        schemes = {part.get("prepend_scheme", "never") for part in parts if part["type"] == "Metaspace"}
+        return "each" if "always" in schemes else "first" if "first" in schemes else "never"
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token's text; None where the vocabulary lacks it."""
+        id: int | None = self._backend.token_to_id(token)
+        return id
+
+    def backend(self, *, control: bool, prefix: bool) -> tokenizers.Tokenizer:
+        """The tokenizer with or without its control tokens, with or without its dummy prefix."""
+        prefix = prefix or self.prefixes == "never"
+        if control and prefix:
+            return self._backend
+        if (control, prefix) not in self._variants:
+            definition = json.loads(self._backend.to_str())
+            definition["post_processor"] = None
+            if not control:
+                kept = [token for token in definition["added_tokens"] if token["content"] not in self.control_tokens]
+                definition["added_tokens"] = kept
+            if not prefix:
+                for stage in ("normalizer", "pre_tokenizer"):
+                    definition[stage] = _without_prefix(definition[stage])
+            self._variants[control, prefix] = tokenizers.Tokenizer.from_str(json.dumps(definition))
+        return self._variants[control, prefix]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, control tokens included."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    def _named(self, key: str) -> str:
+        value = self._config.get(key)
+        text = value.get("content") if isinstance(value, Mapping) else value
+        if text is None:
+            return ""
+        if not isinstance(text, str) or self.id_of(text) is None:
+            near = nearest(str(text), self.control_tokens)
+            raise TokenizerError(f"tokenizer {self.name!r}: {key} {text!r} is not in its vocabulary; {near}")
+        return text
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"tokenizer file {str(path)!r} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise TokenizerError(f"tokenizer file {str(path)!r}: expected an object; found {type(value).__name__}")
+    return value
+
+
+def _default_template(value: object) -> str | None:
+    """The chat template; where a tokenizer has several by name, its default."""
+    if isinstance(value, list):
+        value = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+    if isinstance(value, dict):
+        value = value.get("default")
+    return value if isinstance(value, str) else None
+
+
+def _add_missing(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+    """Adds tokens that tokenizer_config.json lists and tokenizer.json lacks, as transformers does."""
+    known = backend.get_added_tokens_decoder()
+    listed = config.get("added_tokens_decoder")
+    for key, entry in sorted(listed.items() if isinstance(listed, Mapping) else (), key=lambda item: int(item[0])):
+        if int(key) in known or not isinstance(entry, Mapping):
+            continue
+        flags = {name: bool(entry.get(name, False)) for name in ("lstrip", "rstrip", "single_word", "special")}
+        token = tokenizers.AddedToken(entry["content"], normalized=bool(entry.get("normalized", True)), **flags)
+        if entry.get("special"):
+            backend.add_special_tokens([token])
+        else:
+            backend.add_tokens([token])
+
+
+def _parts(stage: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """A normalizer or pre-tokenizer of tokenizer.json as a flat list."""
+    if stage is None:
+        return []
+    nested = stage.get("normalizers", stage.get("pretokenizers"))
+    return [dict(stage)] if nested is None else [part for inner in nested for part in _parts(inner)]
+
+
+def _without_prefix(stage: dict[str, Any] | None) -> dict[str, Any] | None:
+    if stage is None or stage["type"] == "Prepend":
+        return None
+    for key in ("normalizers", "pretokenizers"):
+        if key in stage:
+            return {**stage, key: [part for inner in stage[key] if (part := _without_prefix(inner)) is not None]}
+    changed = dict(stage)
+    if "add_prefix_space" in changed:
+        changed["add_prefix_space"] = False
+    if "prepend_scheme" in changed:
+        changed["prepend_scheme"] = "never"
+    return changed

@@ -1,0 +1,278 @@
+"""The values that pass between the stages: frozen, keyword-only, without I/O.
+
+```
+Record ──adapter──▶ Example ──template──▶ RenderedText ──tokenizer──▶ TokenizedExample ──packer──▶ PackedBatch
+```
+
+Offsets are in characters of `text`, half-open. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Record: TypeAlias = Mapping[str, Any]
+"""One row as it lies in the file."""
+
+IGNORE_INDEX = -100
+"""The label of a token without loss. PyTorch's `cross_entropy` and every trainer built on it skip this value.
+
+This is the only place that spells it."""
+
+TrainOn: TypeAlias = Literal["response", "content", "last", "all"]
+"""Which part of a rendered example is trained.
+
+`response`: in every assistant turn all that a server would generate, from the generation boundary to the end marker.
+`content`: the assistant's own text and the end marker, without the template's literals between them.
+`last`: `response`, in the last assistant turn alone.
+`all`: every token but the first, which nothing predicts.
+"""
+
+Boundary: TypeAlias = Literal["cut", "joint"]
+"""`cut` encodes prompt and response apart, as serving does. `joint` encodes across the edge, as some recipes did."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    """`system`, `user`, `assistant`, `tool`, or whatever the template understands."""
+    content: str = ""
+    context: str = ""
+    """Text that goes with a user's instruction: Alpaca's `input`, Dolly's `context`. The template places it."""
+    reasoning: str = ""
+    """The assistant's thinking, without the markers a template puts around it."""
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    name: str = ""
+    weight: float = 1.0
+    """Multiplies the loss of this message's tokens: 0 leaves it untrained, 1 trains it fully."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise ValueError(f"a message's weight must be finite and at least 0; got weight={self.weight!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One training example, whatever file it came from."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What the adapter keeps beside the conversation, such as Dolly's `category`."""
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise ValueError("an example needs at least one message; got messages=()")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a run of rendered characters came from."""
+
+    kind: Literal["template", "field", "computed"]
+    """`template`: written in the template. `field`: copied from the data. `computed`: made by the template from
+    several fields, or from numbers; it is treated as data."""
+    message: int | None = None
+    """Index into `Example.messages`; None for what belongs to no message (`tools`)."""
+    field: str | None = None
+    generation: bool = False
+    """Written inside the template's own `{% generation %}` block."""
+
+    def __str__(self) -> str:
+        if self.kind != "field":
+            return self.kind
+        return self.field or "" if self.message is None else f"messages[{self.message}].{self.field}"
+
+    @property
+    def in_header(self) -> bool:
+        """Whether the field is one that templates print in a turn's header, which a server feeds."""
+        return self.field in ("role", "name")
+
+    @property
+    def is_template(self) -> bool:
+        """Whether the characters stand in the template itself: only these may become control tokens."""
+        return self.kind == "template"
+
+
+TEMPLATE = Origin(kind="template")
+COMPUTED = Origin(kind="computed")
+
+
+@lru_cache(maxsize=4096)
+def field_origin(field: str, message: int | None = None) -> Origin:
+    """The origin of a field's own text; equal arguments give one object, so runs compare quickly."""
+    return Origin(kind="field", message=message, field=field)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpecialTokens:
+    """What a template and the search for its end marker need to know of a tokenizer."""
+
+    bos: str = ""
+    eos: str = ""
+    pad: str = ""
+    unk: str = ""
+    special: frozenset[str] = frozenset()
+    """Every token that the tokenizer flags as special."""
+    adds_bos: bool = False
+    """Whether the tokenizer itself puts BOS in front of plain text; instruction formats follow it."""
+    known: bool = True
+    """False without a tokenizer: then `bos_token` and `eos_token` print nothing."""
+
+
+NO_TOKENIZER = SpecialTokens(known=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A run of characters of one origin."""
+
+    start: int
+    end: int
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetSpan:
+    """What a server would generate in one assistant turn."""
+
+    message: int
+    """Index of the assistant's message."""
+    start: int
+    """The generation boundary: the text before it is what a server feeds the model."""
+    marker_start: int
+    """Where the end marker begins."""
+    end: int
+    """Behind the end marker. Equal to `marker_start` where the template declares that there is none."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.marker_start <= self.end:
+            raise ValueError(f"target offsets must rise; got {self.start}, {self.marker_start}, {self.end}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderedText:
+    """The text of an example, with the origin of every character."""
+
+    text: str
+    spans: tuple[Span, ...]
+    """Ordered and gap-free over the whole text."""
+    target_spans: tuple[TargetSpan, ...] = ()
+    """One an assistant turn, in order; empty for a generation prompt."""
+    message_weights: tuple[float, ...] = ()
+    roles: tuple[str, ...] = ()
+    """The roles of the example's messages: `spans` refer to them by index."""
+    row: int = 0
+    """The record's number in its source, counted from 0."""
+
+    @property
+    def generation_boundaries(self) -> tuple[int, ...]:
+        """Where a server's prompt ends and the model goes on, one offset an assistant turn."""
+        return tuple(target.start for target in self.target_spans)
+
+    def _repr_html_(self) -> str:
+        from templatekit.views import to_html
+
+        return to_html(self)
+
+    def __rich__(self) -> Any:
+        from templatekit.views import to_rich
+
+        return to_rich(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossSpan:
+    """A run of characters with one loss weight."""
+
+    start: int
+    end: int
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedExample:
+    """Token ids and, for each, the weight of the loss on predicting it."""
+
+    input_ids: tuple[int, ...]
+    loss_weights: tuple[float, ...]
+    """As long as `input_ids`: 0 where not trained. The weight at position i belongs to the prediction *of* token i."""
+    rendered: RenderedText
+    loss_spans: tuple[LossSpan, ...] = ()
+    """The weights in characters of `rendered.text`, gap-free."""
+
+    def __post_init__(self) -> None:
+        if len(self.input_ids) != len(self.loss_weights):
+            raise ValueError(f"{len(self.input_ids)} ids with {len(self.loss_weights)} loss weights")
+
+    @cached_property
+    def labels(self) -> tuple[int, ...]:
+        """`input_ids` where trained, else `IGNORE_INDEX`. Not shifted: trainers shift."""
+        return tuple(
+            token if weight else IGNORE_INDEX for token, weight in zip(self.input_ids, self.loss_weights, strict=True)
+        )
+
+    @property
+    def row(self) -> int:
+        """The record's number in its source, counted from 0."""
+        return self.rendered.row
+
+    @property
+    def trained_tokens(self) -> int:
+        """How many tokens carry loss."""
+        return sum(1 for weight in self.loss_weights if weight)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def _repr_html_(self) -> str:
+        from templatekit.views import to_html
+
+        return to_html(self)
+
+    def __rich__(self) -> Any:
+        from templatekit.views import to_rich
+
+        return to_rich(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A run of a pack's tokens that belongs to one document."""
+
+    document: int
+    """Index of the example in the order it was given to the packer."""
+    start: int
+    end: int
+    parent: int | None = None
+    """The segment whose tokens come before this one's, as a shared prefix; None where the document begins here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PackedBatch:
+    """Examples laid end to end in one row, each seeing only itself.
+
+    The label shift is done: `targets[i]` is what the token at `target_positions[i]` has to predict. A document's last
+    token predicts nothing, so it is not in `input_ids`.
+    """
+
+    input_ids: NDArray[np.int64]
+    """Shape (tokens,)."""
+    position_ids: NDArray[np.int64]
+    """Shape (tokens,); starts anew at 0 with every document."""
+    segments: tuple[Segment, ...]
+    target_positions: NDArray[np.int64]
+    """Shape (targets,): indices into `input_ids`, rising."""
+    targets: NDArray[np.int64]
+    """Shape (targets,): token ids."""
+    weights: NDArray[np.float32]
+    """Shape (targets,): loss weights, all above 0."""

@@ -1,0 +1,13 @@
+"""The bundled templates: every `.jinja` file of this folder, by its name."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from templatekit.contracts import TemplateFile, template_files
+from templatekit.hookspecs import hookimpl
+
+
+@hookimpl
+def templatekit_templates() -> Iterable[TemplateFile]:
+    """All of them."""
+    return template_files(Path(__file__).parent)
