@@ -22,7 +22,7 @@ class Messages(Adapter):
 
     def to_example(self, record: Record) -> Example:
         """Every message in order."""
-        messages = record["messages"] if "messages" in record else None
+        messages = record.get("messages")
         if not isinstance(messages, list) or not messages:
             raise RecordError("expected a list of at least one message", field="messages", reason="bad_messages")
         tools = record.get("tools") or []
@@ -77,9 +77,7 @@ def _content(value: Mapping[str, Any], where: str, *, required: bool) -> str:
     texts = []
     for index, part in enumerate(parts):
         if not isinstance(part, Mapping) or part.get("type", "text") != "text":
-            raise RecordError(
-                "expected text parts only", field=f"{where}.content[{index}]", reason="not_text_content"
-            )
+            raise RecordError("expected text parts only", field=f"{where}.content[{index}]", reason="not_text_content")
         texts.append(text_of(part, "text" if "text" in part else "value"))
     return "".join(texts)
 

@@ -78,9 +78,7 @@ def _message(turn: object, where: str) -> Message:
         return Message(role=ROLES[speaker], content=value)
     call = _json(value, f"{where}.value")
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        raise RecordError(
-            "expected JSON with name and arguments", field=f"{where}.value", reason="bad_function_call"
-        )
+        raise RecordError("expected JSON with name and arguments", field=f"{where}.value", reason="bad_function_call")
     return Message(role=ROLES[speaker], tool_calls=({"type": "function", "function": call},))
 
 

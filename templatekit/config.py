@@ -48,6 +48,9 @@ class DataOptions(Options):
     columns: dict[str, str] = Field(
         default_factory=dict, description="Rename keys: `instruction=question,response=answer`."
     )
+    empty_context: tuple[str, ...] = Field(
+        (), description="Inputs that mean none, such as `<noinput>`; may be given several times."
+    )
     template: str = Field("alpaca", description="A template's name, a .jinja file, or `tokenizer` for the model's own.")
     tokenizer: str | None = Field(None, description="A folder with tokenizer.json, or a model's name.")
     train_on: TrainOn = Field("response", description="Which part is trained.")

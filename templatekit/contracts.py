@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 from templatekit.errors import RecordError, shorten
 from templatekit.types import Example, Record, RenderedText, TokenizedExample
@@ -21,8 +22,10 @@ def text_of(record: Record, key: str, *, required: bool = True) -> str:
     if value is None:
         if not required:
             return ""
-        found = "null" if key in record else f"keys {sorted(map(str, record))}"
-        raise RecordError(f"missing text; found {found}; expected text", field=key, reason=f"missing_{key}")
+        close = [] if key in record else get_close_matches(key, map(str, record), n=1)
+        found = "null" if key in record else f"keys {', '.join(sorted(map(str, record))) or '(none)'}"
+        hint = f"; is {close[0]!r} meant? then --columns {key}={close[0]}" if close else ""
+        raise RecordError(f"missing; found {found}; expected text{hint}", field=key, reason=f"missing_{key}")
     if not isinstance(value, str):
         raise RecordError(
             f"not text; found {type(value).__name__} {shorten(value)}; expected text", field=key, reason=f"bad_{key}"
@@ -111,5 +114,7 @@ class Exporter(ABC):
     """File endings that choose this exporter where no format is named."""
 
     @abstractmethod
-    def write(self, examples: Iterable[RenderedText | TokenizedExample], path: Path) -> int:
-        """Writes every example and returns their number. Without a tokenizer the examples are `RenderedText`s. `path` is new; the caller makes the write atomic."""
+    def write(self, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> int:
+        """Writes every example and returns their number. Without a tokenizer the examples are `RenderedText`s.
+
+        `file` may be a pipe: it is written from front to back. The caller opens it, and sees that a file is whole."""

@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -118,31 +118,29 @@ class Registry:
     @cached_property
     def adapters(self) -> Offers[Adapter]:
         """Adapters by name."""
-        return self._collect("adapter", "templatekit_adapters", Adapter, lambda adapter: adapter.name)
+        return self._collect("adapter", "templatekit_adapters", Adapter)
 
     @cached_property
     def templates(self) -> Offers[TemplateFile]:
         """Template files by name."""
-        return self._collect("template", "templatekit_templates", TemplateFile, lambda template: template.name)
+        return self._collect("template", "templatekit_templates", TemplateFile)
 
     @cached_property
     def sources(self) -> Offers[Source]:
         """Sources by name, plugins' before the built-in ones."""
-        return self._collect("source", "templatekit_sources", Source, lambda source: source.name, built_in_last=True)
+        return self._collect("source", "templatekit_sources", Source, built_in_last=True)
 
     @cached_property
     def models(self) -> Offers[ModelResolver]:
         """Model resolvers by name."""
-        return self._collect("model resolver", "templatekit_models", ModelResolver, lambda resolver: resolver.name)
+        return self._collect("model resolver", "templatekit_models", ModelResolver)
 
     @cached_property
     def exporters(self) -> Offers[Exporter]:
         """Exporters by name."""
-        return self._collect("format", "templatekit_exporters", Exporter, lambda exporter: exporter.name)
+        return self._collect("format", "templatekit_exporters", Exporter)
 
-    def _collect(
-        self, kind: str, hook: str, of: type[T], name_of: Callable[[T], str], *, built_in_last: bool = False
-    ) -> Offers[T]:
+    def _collect(self, kind: str, hook: str, of: type[Any], *, built_in_last: bool = False) -> Offers[T]:
         offers: Offers[T] = Offers(kind, self.failures)
         for plugin in sorted(self.plugins, key=lambda plugin: built_in_last and plugin.built_in):
             others = [other.module for other in self.plugins if other is not plugin]
@@ -154,12 +152,12 @@ class Registry:
                 self.failures.append(PluginFailure(name=plugin.name, origin=plugin.origin, reason=reason))
                 continue
             for item in items:
-                name = _checked_name(item, of, hook, plugin, name_of)
+                name = _checked_name(item, of, hook, plugin)
                 offers.add(name, item, plugin)
         return offers
 
 
-def _checked_name(item: object, of: type[T], hook: str, plugin: Plugin, name_of: Callable[[T], str]) -> str:
+def _checked_name(item: object, of: type[Any], hook: str, plugin: Plugin) -> str:
     where = f"plugin {plugin.name!r} ({plugin.origin}): {hook}"
     if not isinstance(item, of):
         meant = f"; return an instance: {item.__name__}()" if isinstance(item, type) and issubclass(item, of) else ""
@@ -167,7 +165,7 @@ def _checked_name(item: object, of: type[T], hook: str, plugin: Plugin, name_of:
     name = getattr(item, "name", None)
     if not isinstance(name, str) or not name:
         raise PluginError(f"{where} returned {type(item).__name__} with name={name!r}; expected a non-empty text")
-    return name_of(item)
+    return name
 
 
 def _check_hook_names(plugin: Plugin, manager: pluggy.PluginManager) -> None:
@@ -179,9 +177,7 @@ def _check_hook_names(plugin: Plugin, manager: pluggy.PluginManager) -> None:
         where = f"plugin {plugin.name!r} ({plugin.origin})"
         if marked and name not in known:
             raise PluginError(f"{where}: there is no hook {name!r}; {nearest(name, known)}")
-        if not marked and name.startswith(f"{hookspecs.PROJECT}_") and inspect.isfunction(
-            getattr(plugin.module, name)
-        ):
+        if not marked and name.startswith(f"{hookspecs.PROJECT}_") and inspect.isfunction(getattr(plugin.module, name)):
             raise PluginError(f"{where}: {name} is not marked as a hook; put @templatekit.hookimpl above it")
 
 
@@ -269,9 +265,7 @@ def _load_folder(registry: Registry, folder: Path) -> None:
             continue
         registry.register(Plugin(name=path.stem, origin=str(path), module=module))
     if any(folder.glob("*.jinja")):
-        registry.register(
-            Plugin(name=f"{folder.name}/*.jinja", origin=str(folder), module=_JinjaFolder(folder))
-        )
+        registry.register(Plugin(name=f"{folder.name}/*.jinja", origin=str(folder), module=_JinjaFolder(folder)))
 
 
 class _JinjaFolder:

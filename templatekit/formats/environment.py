@@ -16,11 +16,12 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.filters import do_join
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from templatekit.formats.provenance import Traced, attribute, concat, keeps_provenance, literal, mark_generation
@@ -121,7 +122,7 @@ class TracingEnvironment(PlainEnvironment):
     """The same sandbox over traced values."""
 
     code_generator_class = _TracingCodeGenerator
-    concat = staticmethod(concat)  # type: ignore[assignment]
+    concat = staticmethod(concat)
     literal = staticmethod(literal)
 
     def __init__(self) -> None:
@@ -136,6 +137,7 @@ class TracingEnvironment(PlainEnvironment):
         return concat([str(operand) for operand in operands])
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        """Calls from a template; what they return as text is laid to what went in."""
         result = super().call(__context, __obj, *args, **kwargs)
         # A macro's text is rendered, and knows its origins; any other call's is made from what went in.
         if isinstance(result, str) and not isinstance(__obj, Macro):
@@ -147,7 +149,7 @@ class TracingEnvironment(PlainEnvironment):
 @jinja2.pass_eval_context
 def _join(context: nodes.EvalContext, value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
     if attribute is not None:
-        return do_join(context, value, d, attribute)
+        return str(do_join(context, value, d, attribute))
     return (d if isinstance(d, Traced) else literal(str(d))).join([str(item) for item in value])
 
 
@@ -185,5 +187,3 @@ def plain_environment() -> PlainEnvironment:
 def tracing_environment() -> TracingEnvironment:
     """The environment of every rendering that is used."""
     return TracingEnvironment()
-
-

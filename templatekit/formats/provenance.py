@@ -95,14 +95,8 @@ class Traced(str):
     def join(self, pieces: Iterable[str]) -> str:
         joined: list[str] = []
         for piece in pieces:
-            if joined:
-                joined.append(self)
-            elif not isinstance(piece, str):
-                break
-            joined.append(piece)
-        else:
-            return concat(joined)
-        return str.join(self, pieces)  # raises the usual TypeError
+            joined += (self, piece) if joined else (piece,)
+        return concat(joined)
 
     def strip(self, chars: str | None = None) -> str:
         start = len(self) - len(str.lstrip(self, chars))
@@ -120,7 +114,7 @@ class Traced(str):
     def removesuffix(self, suffix: str) -> str:
         return self._cut(0, len(self) - len(suffix)) if suffix and self.endswith(suffix) else self
 
-    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:  # type: ignore[override]
+    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
         pieces, position = [], 0
         for piece in str.split(self, sep, maxsplit):
             # Between the pieces lies the separator, or whitespace alone: the next occurrence is the piece itself.
@@ -129,7 +123,7 @@ class Traced(str):
             position = start + len(piece) + (len(sep) if sep is not None else 0)
         return cast("list[str]", pieces)
 
-    def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:  # type: ignore[override]
+    def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
         pieces, position = [], len(self)
         for piece in reversed(str.rsplit(self, sep, maxsplit)):
             start = position - len(piece) if sep is not None else self.rfind(piece, 0, position)
@@ -137,7 +131,7 @@ class Traced(str):
             position = start - (len(sep) if sep is not None else 0)
         return cast("list[str]", pieces[::-1])
 
-    def splitlines(self, keepends: bool = False) -> list[str]:  # type: ignore[override]
+    def splitlines(self, keepends: bool = False) -> list[str]:
         lines, position = [], 0
         whole = str.splitlines(self, keepends=True)
         for line, kept in zip(whole, str.splitlines(self, keepends=keepends), strict=True):
@@ -159,7 +153,7 @@ class Traced(str):
         end = index + len(sep)
         return self._cut(0, index), self._cut(index, end), self._cut(end, len(self))
 
-    def replace(self, old: str, new: str, count: SupportsIndex = -1) -> str:  # type: ignore[override]
+    def replace(self, old: str, new: str, count: SupportsIndex = -1) -> str:
         limit = count.__index__()
         if not old:
             return attribute(str.replace(self, old, new, limit), (self, new))

@@ -86,7 +86,9 @@ def _guard_response(text: str, tree: nodes.Template, name: str) -> str:
     uses = [node for node in tree.find_all(nodes.Name) if node.name == "response"]
     if len(uses) > 1:
         lines = ", ".join(str(node.lineno) for node in uses)
-        raise TemplateError(f"template {name!r}: uses `response` {len(uses)} times, on lines {lines}; use it once, or {how}")
+        raise TemplateError(
+            f"template {name!r}: uses `response` {len(uses)} times, on lines {lines}; use it once, or {how}"
+        )
     outputs = [node for node in tree.body if isinstance(node, nodes.Output)]
     if not any(use in output.find_all(nodes.Name) for use in uses for output in outputs):
         raise TemplateError(

@@ -26,7 +26,9 @@ from templatekit.types import Example, Span, SpecialTokens, TargetSpan
 class RenderPrefix(Protocol):
     """Renders the first `count` messages alone, with or without the generation prompt."""
 
-    def __call__(self, count: int, *, prompt: bool) -> str: ...
+    def __call__(self, count: int, *, prompt: bool) -> str:
+        """The text."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,9 +83,7 @@ class Template:
             text=plain_text(text), spans=spans_of(text), roles=tuple(message.role for message in messages), row=row
         )
 
-    def _text(
-        self, messages: tuple[Message, ...], example: Example, tokens: SpecialTokens, *, prompt: bool
-    ) -> Traced:
+    def _text(self, messages: tuple[Message, ...], example: Example, tokens: SpecialTokens, *, prompt: bool) -> Traced:
         if self.kind == "chat":
             variables = chat_variables(messages, example.tools)
         else:

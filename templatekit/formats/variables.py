@@ -7,7 +7,7 @@ from typing import Any
 
 from templatekit.errors import RecordError
 from templatekit.formats.provenance import concat, literal, plain_text, traced
-from templatekit.types import Example, Message, SpecialTokens, field_origin
+from templatekit.types import Message, SpecialTokens, field_origin
 
 CONTEXT_JOINT = "\n\n"
 """Stands between a message's content and its context in chat templates, which know no context."""

@@ -1,0 +1,1 @@
+"""Text → ids and weights: the tokenizer, the cuts, what is trained, what is too long."""

@@ -110,9 +110,7 @@ class Encoder:
         if head < end:
             yield Piece(head, text[head:end], expected=tuple(match.token.id for match in matches))
 
-    def _parted(
-        self, text: str, start: int, end: int, matches: Sequence[Match], prefix: bool
-    ) -> Iterator[Piece]:
+    def _parted(self, text: str, start: int, end: int, matches: Sequence[Match], prefix: bool) -> Iterator[Piece]:
         """Control tokens by id, and what lies between them through the copy that knows none."""
         position, strips = start, False
         for match in [*matches, None]:
@@ -221,11 +219,7 @@ def _trusted_regions(rendered: RenderedText) -> Iterator[tuple[int, int]]:
     start = end = 0
     for span in rendered.spans:
         origin = span.origin
-        own = (
-            origin.message is not None
-            and rendered.roles[origin.message] == "assistant"
-            and not origin.in_header
-        )
+        own = origin.message is not None and rendered.roles[origin.message] == "assistant" and not origin.in_header
         if origin.is_template or own:
             end = span.end
             continue

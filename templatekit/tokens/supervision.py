@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from templatekit.types import LossSpan, RenderedText, TrainOn
 
@@ -20,7 +21,7 @@ def loss_spans(rendered: RenderedText, train_on: TrainOn) -> tuple[LossSpan, ...
     edges = sorted({0, length, *rendered.generation_boundaries, *(edge for s in trained for edge in (s.start, s.end))})
     spans: list[LossSpan] = []
     position = 0
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         while position < len(trained) and trained[position].end <= start:
             position += 1
         inside = position < len(trained) and trained[position].start <= start
@@ -57,8 +58,5 @@ def _own_text(rendered: RenderedText, message: int, start: int, end: int) -> Seq
     return [
         (max(span.start, start), min(span.end, end))
         for span in rendered.spans
-        if span.origin.message == message
-        and not span.origin.in_header
-        and span.end > start
-        and span.start < end
+        if span.origin.message == message and not span.origin.in_header and span.end > start and span.start < end
     ]

@@ -110,7 +110,7 @@ class Tokenizer:
 
     @cached_property
     def prefixes(self) -> Literal["never", "first", "each"]:
-        """Where a dummy space goes in front of text: SentencePiece puts one at the start, or behind each control token."""
+        """Where a dummy space goes before text: SentencePiece puts it at the start, or behind each control token."""
         definition = json.loads(self._backend.to_str())
         parts = [*_parts(definition["normalizer"]), *_parts(definition["pre_tokenizer"])]
         if any(part["type"] == "Prepend" or part.get("add_prefix_space") for part in parts):

@@ -1,0 +1,5 @@
+"""`python -m templatekit`."""
+
+from templatekit.cli import main
+
+main()

@@ -1,0 +1,83 @@
+"""`templatekit generate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from templatekit.cli.options import PLUGIN_DIR, load_registry
+from templatekit.errors import ConfigError
+from templatekit.formats.lookup import OWN_TEMPLATE, find_template
+from templatekit.types import Example, Message
+
+
+@click.command()
+@click.option("--model", default="smollm2-135m-instruct", show_default=True, help="A run's folder, or any model.")
+@click.option("--template", help="The template to prompt with; by default the run's own, else the tokenizer's.")
+@click.option("--instruction", required=True, help="What the model is asked.")
+@click.option("--context", default="", help="Text that goes with it: Alpaca's input, Dolly's context.")
+@click.option("--system", default="", help="A system message, where the template has a place for one.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest answer.")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of sampling.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0, mps.")
+@click.option("--json", "as_json", is_flag=True, help="Print prompt, ids and answer as JSON.")
+@PLUGIN_DIR
+def generate(
+    model: str,
+    template: str | None,
+    instruction: str,
+    context: str,
+    system: str,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    device: str,
+    as_json: bool,
+    plugin_dirs: tuple[Path, ...],
+) -> None:
+    """Have a model answer an instruction, prompted as in training and stopped where the template says."""
+    registry = load_registry(plugin_dirs)
+    from templatekit.export.serving import stops_of
+    from templatekit.tokens.cuts import Encoder
+    from templatekit.tokens.load import from_transformers, load_transformers_tokenizer, resolve_model
+    from templatekit.training.model import load_model, resolve_device
+    from templatekit.training.sampling import generate as answer_to
+
+    if not instruction.strip():
+        raise ConfigError("--instruction: expected text; found none")
+    address = resolve_model(model, registry) or model
+    tokenizer = from_transformers(load_transformers_tokenizer(address), name=model)
+    own = Path(address) / "template.jinja"
+    chosen = find_template(
+        template or (str(own) if own.is_file() else OWN_TEMPLATE), registry, chat_template=tokenizer.chat_template
+    )
+    messages = [Message(role="user", content=instruction, context=context)]
+    if system:
+        messages.insert(0, Message(role="system", content=system))
+    prompt = chosen.prompt(Example(messages=tuple(messages)), tokenizer.special_tokens)
+    prompt_ids = Encoder(tokenizer).encode(prompt).input_ids
+    stops = stops_of(chosen, tokenizer)
+    answer = answer_to(
+        load_model(address, device=resolve_device(device)),
+        prompt_ids,
+        decode=tokenizer.decode,
+        max_new_tokens=max_new_tokens,
+        stop_ids=stops.ids,
+        stop_strings=stops.strings,
+        temperature=temperature,
+        seed=seed,
+    )
+    if as_json:
+        result = {
+            "prompt": prompt.text,
+            "prompt_ids": list(prompt_ids),
+            "answer": answer.text,
+            "answer_ids": list(answer.ids),
+            "stopped": answer.stopped,
+        }
+        click.echo(json.dumps(result, ensure_ascii=False))
+    else:
+        click.echo(answer.text.strip())

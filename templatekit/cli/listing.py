@@ -1,0 +1,181 @@
+"""`templatekit adapters`, `templatekit templates`, `templatekit plugins`: `list` and `show`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from templatekit.cli.options import PLUGIN_DIR, load_registry
+from templatekit.errors import UnknownNameError
+from templatekit.formats.lookup import find_template
+from templatekit.registry import Offers, Registry
+from templatekit.types import Example, Message
+from templatekit.views import to_marked
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_EXAMPLE = Example(
+    messages=(
+        Message(role="user", content="Name the capital.", context="Country: France"),
+        Message(role="assistant", content="Paris."),
+    )
+)
+
+
+def _print_table(rows: list[dict[str, str]], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(rows, ensure_ascii=False))
+        return
+    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]} if rows else {}
+    for row in rows:
+        click.echo("  ".join(row[key].ljust(width) for key, width in widths.items()).rstrip())
+
+
+def _owner(offers: Offers[Any], name: str) -> str:
+    plugin = offers.owner(name)
+    return f"{plugin.name} ({plugin.origin})"
+
+
+class _Noun(click.Group):
+    """A group whose bare name lists."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if not ctx._protected_args and not ctx.args:
+            return ctx.invoke(self.commands["list"], as_json=False, plugin_dirs=())
+        return super().invoke(ctx)
+
+
+@click.group(cls=_Noun, invoke_without_command=True)
+def adapters() -> None:
+    """The shapes of records that can be read."""
+
+
+@adapters.command("list")
+@_JSON
+@PLUGIN_DIR
+def list_adapters(as_json: bool, plugin_dirs: tuple[Path, ...]) -> None:
+    """List the adapters."""
+    offers = load_registry(plugin_dirs).adapters
+    rows = [{"name": name, "description": offers[name].description, "plugin": _owner(offers, name)} for name in offers]
+    _print_table(rows, as_json=as_json)
+
+
+@adapters.command("show")
+@click.argument("name")
+@_JSON
+@PLUGIN_DIR
+def show_adapter(name: str, as_json: bool, plugin_dirs: tuple[Path, ...]) -> None:
+    """Show the keys that an adapter reads."""
+    offers = load_registry(plugin_dirs).adapters
+    adapter = offers[name]
+    facts = {
+        "name": name,
+        "plugin": _owner(offers, name),
+        "description": inspect.getdoc(type(adapter)) or adapter.description,
+        "keys": list(adapter.keys),
+        "known by": list(adapter.required),
+    }
+    _print_facts(facts, as_json=as_json)
+
+
+@click.group(cls=_Noun, invoke_without_command=True)
+def templates() -> None:
+    """The prompt templates."""
+
+
+@templates.command("list")
+@_JSON
+@PLUGIN_DIR
+def list_templates(as_json: bool, plugin_dirs: tuple[Path, ...]) -> None:
+    """List the templates."""
+    registry = load_registry(plugin_dirs)
+    rows = [
+        {"name": name, "description": _description(name, registry), "plugin": _owner(registry.templates, name)}
+        for name in registry.templates
+    ]
+    _print_table(rows, as_json=as_json)
+
+
+@templates.command("show")
+@click.argument("name")
+@_JSON
+@PLUGIN_DIR
+def show_template(name: str, as_json: bool, plugin_dirs: tuple[Path, ...]) -> None:
+    """Show a template's source and an example, with ⟦ ⟧ around what is trained."""
+    registry = load_registry(plugin_dirs)
+    template = find_template(name, registry)
+    example = template.render(_EXAMPLE)
+    facts = {
+        "name": template.name,
+        "file": template.path,
+        "plugin": _owner(registry.templates, name) if name in registry.templates else None,
+        "description": template.metadata.description,
+        "turns": "any number" if template.multi_turn else "one",
+        "stop": list(template.metadata.stop),
+        "variables": sorted(template.variables),
+        "source": template.original,
+        "example": to_marked(example),
+    }
+    _print_facts(facts, as_json=as_json)
+
+
+@click.group(cls=_Noun, invoke_without_command=True)
+def plugins() -> None:
+    """The plugins and what each offers."""
+
+
+@plugins.command("list")
+@_JSON
+@PLUGIN_DIR
+def list_plugins(as_json: bool, plugin_dirs: tuple[Path, ...]) -> None:
+    """List the plugins, those that were left out included."""
+    registry = load_registry(plugin_dirs)
+    _print_table(_plugin_rows(registry), as_json=as_json)
+
+
+@plugins.command("show")
+@click.argument("name")
+@_JSON
+@PLUGIN_DIR
+def show_plugin(name: str, as_json: bool, plugin_dirs: tuple[Path, ...]) -> None:
+    """Show what a plugin offers."""
+    rows = {row["name"]: row for row in _plugin_rows(load_registry(plugin_dirs))}
+    if name not in rows:
+        raise UnknownNameError("plugin", name, rows)
+    _print_facts(rows[name], as_json=as_json)
+
+
+def _plugin_rows(registry: Registry) -> list[dict[str, str]]:
+    kinds = (registry.adapters, registry.templates, registry.sources, registry.models, registry.exporters)
+    rows = []
+    for plugin in registry.plugins:
+        offered = [f"{o.kind} {name}" for o in kinds for name in o if o.owner(name) is plugin]
+        rows.append({"name": plugin.name, "from": plugin.origin, "offers": ", ".join(offered) or "nothing"})
+    rows += [
+        {"name": failure.name, "from": failure.origin, "offers": f"left out: {failure.reason}"}
+        for failure in registry.failures
+    ]
+    return rows
+
+
+def _description(name: str, registry: Registry) -> str:
+    try:
+        return find_template(name, registry).metadata.description
+    except Exception as error:  # a broken template is listed with what is wrong with it
+        return f"broken: {error}"
+
+
+def _print_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    for key, value in facts.items():
+        shown = ", ".join(value) if isinstance(value, list) else value
+        if shown in (None, ""):
+            continue
+        text = str(shown).rstrip("\n")
+        click.echo(f"{key}:\n{text}\n" if "\n" in text else f"{key}: {text}")

@@ -1,0 +1,55 @@
+"""`templatekit preview`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+
+from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
+from templatekit.cli.output import summarize
+from templatekit.config import DataOptions
+from templatekit.errors import ConfigError
+from templatekit.pipeline import Pipeline
+from templatekit.types import RenderedText, TokenizedExample
+from templatekit.views import to_marked, to_rich
+
+
+@click.command()
+@option_set(DataOptions, only=[name for name in DataOptions.model_fields if name != "limit"])
+@click.option("--row", type=click.IntRange(min=0), default=0, help="The first row to show, counted from 0.")
+@click.option("--limit", type=click.IntRange(min=1), default=1, help="How many rows to show.  [default: 1]")
+@PLUGIN_DIR
+def preview(row: int, limit: int, plugin_dirs: tuple[Path, ...], **options: Any) -> None:
+    """Show records as a template renders them: template text dim, data in colour, what is trained in green.
+
+    Without colours (in a file, in a pipe) what is trained stands in ⟦ ⟧.
+    """
+    registry = load_registry(plugin_dirs)
+    pipeline = Pipeline(DataOptions.parse({**given(options), "limit": row + limit}), registry)
+    shown = [item.tokenized or item.rendered for item in pipeline.run(pipeline.open(), source=pipeline.options.dataset)]
+    wanted = [item for item in shown if item.row >= row]
+    if not wanted:
+        raise ConfigError(f"--row {row}: the data set ends before it; found {pipeline.counts.rows_in} rows")
+    show(islice(wanted, limit))
+    summarize(pipeline, as_json=False)
+
+
+def show(examples: Iterable[RenderedText | TokenizedExample]) -> None:
+    """Prints examples in colour, or with marks where there is none."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False)
+    coloured = console.is_terminal and not console.no_color
+    for example in examples:
+        counted = ""
+        if isinstance(example, TokenizedExample):
+            counted = f", {len(example)} tokens, {example.trained_tokens} trained"
+        console.rule(f"row {example.row}{counted}", align="left")
+        if coloured:
+            console.print(to_rich(example))
+        else:
+            click.echo(to_marked(example))

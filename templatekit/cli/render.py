@@ -1,0 +1,58 @@
+"""`templatekit render`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
+from templatekit.cli.output import choose_exporter, summarize, write_whole
+from templatekit.config import DataOptions
+from templatekit.pipeline import Pipeline
+from templatekit.types import RenderedText, TokenizedExample
+
+ON_SCREEN = 5
+"""Rows shown on a terminal where no limit is given."""
+
+
+@click.command()
+@option_set(DataOptions)
+@click.option("--output", type=click.Path(path_type=Path), help="The file to write; without it, standard output.")
+@click.option("--format", help="jsonl, parquet, arrow, or a plugin's; by default told by the output's ending.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@PLUGIN_DIR
+def render(
+    output: Path | None, format: str | None, as_json: bool, plugin_dirs: tuple[Path, ...], **options: Any
+) -> None:
+    """Render records to text, ids and labels.
+
+    One object a row: row, text, input_ids, labels (-100 where not trained) and spans; without a tokenizer row, text
+    and spans. On a terminal, coloured text instead.
+    """
+    registry = load_registry(plugin_dirs)
+    values = given(options)
+    on_screen = output is None and format is None and sys.stdout.isatty()
+    if on_screen:
+        values.setdefault("limit", ON_SCREEN)
+    pipeline = Pipeline(DataOptions.parse(values), registry)
+    exporter = choose_exporter(registry, format, output)
+    examples = _examples(pipeline)
+    if on_screen:
+        from templatekit.cli.preview import show
+
+        show(examples)
+    elif output is None:
+        exporter.write(examples, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+    else:
+        write_whole(exporter, examples, output)
+    summarize(pipeline, as_json=as_json)
+
+
+def _examples(pipeline: Pipeline) -> Iterator[RenderedText | TokenizedExample]:
+    for item in pipeline.run(pipeline.open(), source=pipeline.options.dataset):
+        yield item.tokenized or item.rendered

@@ -1,0 +1,112 @@
+"""Files with one row an example: `row`, `text`, `input_ids`, `labels`, `spans`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from templatekit.contracts import Exporter
+from templatekit.types import RenderedText, TokenizedExample
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BATCH = 1024
+
+
+def to_row(example: RenderedText | TokenizedExample) -> dict[str, Any]:
+    """One example as plain values. `loss_weights` are there only where one is neither 0 nor 1."""
+    rendered = example.rendered if isinstance(example, TokenizedExample) else example
+    row: dict[str, Any] = {"row": rendered.row, "text": rendered.text}
+    if isinstance(example, TokenizedExample):
+        row["input_ids"] = list(example.input_ids)
+        row["labels"] = list(example.labels)
+        if any(weight not in (0, 1) for weight in example.loss_weights):
+            row["loss_weights"] = list(example.loss_weights)
+    row["spans"] = [{"start": s.start, "end": s.end, "origin": str(s.origin)} for s in rendered.spans]
+    return row
+
+
+class JsonLines(Exporter):
+    """One JSON object a line."""
+
+    name = "jsonl"
+    description = "JSON Lines, one example a line"
+    suffixes = (".jsonl", ".ndjson", ".json")
+
+    def write(self, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> int:
+        """Text stays readable: only what JSON must escape is escaped."""
+        count = 0
+        for example in examples:
+            file.write((json.dumps(to_row(example), ensure_ascii=False) + "\n").encode())
+            count += 1
+        return count
+
+
+class ParquetRows(Exporter):
+    """A parquet file."""
+
+    name = "parquet"
+    description = "parquet, for pandas, polars, DuckDB and datasets"
+    suffixes = (".parquet",)
+
+    def write(self, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> int:
+        """In row groups, so that memory stays flat."""
+        import pyarrow.parquet
+
+        count = 0
+        writer = None
+        try:
+            for batch in _batches(examples):
+                writer = writer or pyarrow.parquet.ParquetWriter(file, batch.schema)
+                writer.write_batch(batch)
+                count += batch.num_rows
+        finally:
+            if writer is not None:
+                writer.close()
+        return count
+
+
+class ArrowRows(Exporter):
+    """An Arrow IPC file, which datasets and polars memory-map."""
+
+    name = "arrow"
+    description = "Arrow IPC file"
+    suffixes = (".arrow", ".feather")
+
+    def write(self, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> int:
+        """In record batches, so that memory stays flat."""
+        import pyarrow as pa
+
+        count = 0
+        writer = None
+        try:
+            for batch in _batches(examples):
+                writer = writer or pa.ipc.new_file(file, batch.schema)
+                writer.write_batch(batch)
+                count += batch.num_rows
+        finally:
+            if writer is not None:
+                writer.close()
+        return count
+
+
+def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa.RecordBatch]:
+    """Columnar batches of one schema, which has `loss_weights` wherever there are ids: a file has one schema."""
+    import pyarrow as pa
+
+    ids = pa.list_(pa.int32())
+    span = pa.struct({"start": pa.int64(), "end": pa.int64(), "origin": pa.string()})
+    base: dict[str, pa.DataType] = {"row": pa.int64(), "text": pa.large_string(), "spans": pa.list_(span)}
+    tokens = {"input_ids": ids, "labels": ids, "loss_weights": pa.list_(pa.float32())}
+    source = iter(examples)
+    while chunk := list(islice(source, _BATCH)):
+        tokenized = isinstance(chunk[0], TokenizedExample)
+        schema = pa.schema({**base, **tokens} if tokenized else base)
+        rows = [to_row(example) for example in chunk]
+        for row, example in zip(rows, chunk, strict=True):
+            if isinstance(example, TokenizedExample):
+                row["loss_weights"] = list(example.loss_weights)
+        yield pa.RecordBatch.from_pylist(rows, schema=schema)

@@ -1,0 +1,72 @@
+"""A template as servers read it: a Hugging Face chat template, and what stops an answer."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from templatekit.formats.template import Template
+from templatekit.tokens.tokenizer import Tokenizer
+from templatekit.types import Example, Message, SpecialTokens
+
+# Puts one turn's messages into the variables of an instruction format. What the format has no place for is refused:
+# a server must not lose a client's text in silence either.
+_ONE_TURN = """\
+{%- set turn = namespace(system='', instruction=none, context='', response='', roles='') -%}
+{%- for message in messages -%}
+{%- set turn.roles = turn.roles ~ message.role ~ ' ' -%}
+{%- if message.role == 'system' -%}{%- set turn.system = message.content -%}
+{%- elif message.role == 'user' -%}{%- set turn.instruction = message.content -%}
+{%- if message.context -%}{%- set turn.context = message.context -%}{%- endif -%}
+{%- elif message.role == 'assistant' -%}{%- set turn.response = message.content -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if turn.roles not in ['user ', 'system user ', 'user assistant ', 'system user assistant '] -%}
+{{- raise_exception('this format holds one turn, a user\\'s and an assistant\\'s; found ' ~ turn.roles) -}}
+{%- endif -%}
+"""
+_REFUSE = """\
+{%%- if turn.%(field)s -%%}{{- raise_exception('this format has no place for a %(what)s') -}}{%%- endif -%%}
+"""
+_NAMES = {"system": "system message", "context": "context"}
+
+
+class Stops(NamedTuple):
+    """What ends an answer when generating."""
+
+    ids: tuple[int, ...]
+    strings: tuple[str, ...]
+
+
+def chat_template(template: Template, tokens: SpecialTokens) -> str:
+    """The template as transformers and vLLM take it, giving the same text.
+
+    Chat templates are taken as they are. An instruction format gets a head that reads its fields from `messages`; an
+    input goes under the user message's `context`. Where the tokenizer puts BOS before plain text, the head does.
+    """
+    if template.kind == "chat":
+        return template.source
+    parts = [_ONE_TURN]
+    for field, what in _NAMES.items():
+        if field in template.variables:
+            parts.append(f"{{%- set {field} = turn.{field} -%}}\n")
+        else:
+            parts.append(_REFUSE % {"field": field, "what": what})
+    parts.append("{%- set instruction = turn.instruction -%}\n")
+    if tokens.adds_bos and "bos_token" not in template.variables:
+        parts.append("{{- bos_token -}}\n")
+    # `+` keeps a newline that the format may begin with.
+    parts.append("{%- set response = turn.response +%}")
+    return "".join(parts) + template.source
+
+
+def stops_of(template: Template, tokenizer: Tokenizer) -> Stops:
+    """The tokens and texts at which an answer of this template ends: its end marker, its stop texts, and EOS."""
+    special = tokenizer.special_tokens
+    probe = Example(messages=(Message(role="user", content="a"), Message(role="assistant", content="b")))
+    rendered = template.render(probe, special)
+    marker = rendered.text[rendered.target_spans[0].marker_start : rendered.target_spans[0].end]
+    texts = [text for text in tokenizer.control_tokens if text in marker and tokenizer.control_tokens[text].special]
+    texts += [*template.metadata.stop, special.eos]
+    ids = {token.id for text in texts if (token := tokenizer.control_tokens.get(text)) is not None}
+    strings = [text for text in texts if text and text not in tokenizer.control_tokens]
+    return Stops(ids=tuple(sorted(ids)), strings=tuple(dict.fromkeys(strings)))
