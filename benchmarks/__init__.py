@@ -1,0 +1,1 @@
+"""Speed beside the limit, in one run, as ratios: `make bench`."""
