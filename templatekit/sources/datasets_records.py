@@ -1,0 +1,147 @@
+"""Reads what the `datasets` library keeps: folders made by `save_to_disk`, and data sets on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from templatekit.contracts import Source
+from templatekit.errors import RecordError, SourceError, nearest, shorten
+from templatekit.sources.files import at_least_one, exists, is_folder, to_path
+from templatekit.types import Record
+
+_MARKERS = ("dataset_dict.json", "state.json")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[^/:]+)?")
+_BATCH_ROWS = 512
+_SECONDS = 5.0
+
+
+class SavedSource(Source):
+    """A folder made by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`, as `FOLDER` or `FOLDER:SPLIT`."""
+
+    name: ClassVar[str] = "saved"
+    description: ClassVar[str] = "A folder made by datasets' save_to_disk; FOLDER:SPLIT where it has several splits."
+
+    def accepts(self, address: str) -> bool:
+        """Whether the folder has the files that `save_to_disk` leaves."""
+        return is_saved(_folder_and_split(address)[0])
+
+    def read(self, address: str) -> Iterator[Record | RecordError]:
+        """The rows, memory-mapped, in no other format than Python's, whatever format was set when they were saved."""
+        import datasets
+
+        folder, split = _folder_and_split(address)
+        try:
+            saved = datasets.load_from_disk(str(folder))
+        except Exception as error:  # json, pyarrow and datasets each have their own
+            raise _damaged(address, error) from error
+        if isinstance(saved, datasets.Dataset):
+            saved = {str(saved.split) if saved.split else "all": saved}
+        dataset = _pick(saved, split, address)
+        yield from at_least_one(_rows(dataset, address), address)
+
+
+class HubSource(Source):
+    """A data set on the Hugging Face hub, as `ORGANISATION/NAME` or `ORGANISATION/NAME:SPLIT`.
+
+    `datasets` reads these, and guesses the types of what its publisher kept as JSON or CSV.
+    """
+
+    name: ClassVar[str] = "hub"
+    description: ClassVar[str] = "A data set on the Hugging Face hub, streamed: ORGANISATION/NAME or …:SPLIT."
+
+    def accepts(self, address: str) -> bool:
+        """Whether it looks like a hub name, and not like a path into a folder that exists here."""
+        return bool(_HUB_NAME.fullmatch(address)) and not exists(Path(address.partition("/")[0]))
+
+    def read(self, address: str) -> Iterator[Record | RecordError]:
+        """The rows, streamed: nothing but what is read is fetched."""
+        name, _, split = address.partition(":")
+        _check_reachable(address)
+        import datasets
+
+        try:
+            streams = datasets.load_dataset(name, streaming=True)
+        except Exception as error:  # the hub, the network and every file format have their own
+            raise _unreachable(address, error) from error
+        dataset = _pick(streams, split, address)
+        yield from at_least_one(_streamed(dataset, address), address)
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` made this folder."""
+    return is_folder(folder) and any(exists(folder / marker) for marker in _MARKERS)
+
+
+def _folder_and_split(address: str) -> tuple[Path, str]:
+    folder, _, split = address.rpartition(":")
+    if not folder or exists(to_path(address)):
+        return to_path(address), ""
+    return to_path(folder), split
+
+
+def _pick(splits: Mapping[str, Any], wanted: str, address: str) -> Any:
+    if wanted in splits:
+        return splits[wanted]
+    names = [str(name) for name in splits]
+    if wanted:
+        raise SourceError(f"{address}: no split named {wanted!r}; {nearest(wanted, names)}")
+    if len(names) != 1:
+        raise SourceError(
+            f"{address}: several splits, {', '.join(names) or 'none'}; expected one to be named: {address}:"
+            f"{names[0] if names else 'train'}"
+        )
+    return splits[names[0]]
+
+
+def _rows(dataset: Any, address: str) -> Iterator[Record]:
+    try:
+        for batch in dataset.with_format(None).iter(batch_size=_BATCH_ROWS):
+            for values in zip(*batch.values(), strict=True):
+                yield dict(zip(batch, values, strict=True))
+    except Exception as error:  # whatever pyarrow and the columns' decoders raise
+        raise _damaged(address, error) from error
+
+
+def _streamed(dataset: Any, address: str) -> Iterator[Record]:
+    try:
+        yield from dataset
+    except Exception as error:  # the network may fail at any row
+        raise _unreachable(address, error) from error
+
+
+def _damaged(address: str, error: Exception) -> SourceError:
+    return SourceError(
+        f"{address}: damaged or empty folder; found {type(error).__name__}: {shorten(str(error), 200)}; expected what "
+        "save_to_disk wrote; save it anew"
+    )
+
+
+def _unreachable(address: str, error: Exception) -> SourceError:
+    return SourceError(
+        f"{address}: no such file here, and not readable from the Hugging Face hub; found {type(error).__name__}: "
+        f"{shorten(str(error), 200)}; check the name and the network, or download it and give the folder"
+    )
+
+
+def _check_reachable(address: str) -> None:
+    """Tries the hub's door once: its client knocks for 23 seconds before it gives up."""
+    import socket
+    import urllib.parse
+    import urllib.request
+
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or urllib.request.getproxies():
+        return
+    hub = urllib.parse.urlsplit(constants.ENDPOINT)
+    port = hub.port or (80 if hub.scheme == "http" else 443)
+    try:
+        socket.create_connection((hub.hostname or "", port), timeout=_SECONDS).close()
+    except OSError as error:
+        raise SourceError(
+            f"{address}: no such file here, and the Hugging Face hub cannot be reached; found {error}; give a local "
+            "file or folder, or set HF_HUB_OFFLINE=1 to read what was downloaded before"
+        ) from error

@@ -1,0 +1,132 @@
+"""Opens local files: regular ones only, decompressed where their first bytes say gzip, with errors that help."""
+
+from __future__ import annotations
+
+import gzip
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import BinaryIO, TypeVar, cast
+
+from templatekit.errors import SourceError
+
+T = TypeVar("T")
+GZIP = b"\x1f\x8b"
+_MANY = 8
+
+
+def to_path(address: str) -> Path:
+    """The address as a path, with `~` expanded where that user exists."""
+    try:
+        return Path(address).expanduser()
+    except RuntimeError:
+        return Path(address)
+
+
+def exists(path: Path) -> bool:
+    """Whether something lies at `path`; False too for what no path can be."""
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder lies at `path`; False too for what no path can be."""
+    return exists(path) and path.is_dir()
+
+
+def ending(path: Path) -> str:
+    """The last suffix in lower case, leaving out a `.gz` behind it."""
+    name = path.name.lower()
+    return Path(name.removesuffix(".gz")).suffix
+
+
+def find_file(address: str) -> Path:
+    """The regular file at `address`.
+
+    Anything else is a `SourceError`: reading a pipe or a device might never end.
+    """
+    path = to_path(address)
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise unreadable(address, error) from None
+    if not stat.S_ISREG(mode):
+        raise SourceError(f"{address}: not a regular file; found {_kind(mode)}; save its data to a file and name that")
+    return path
+
+
+@contextmanager
+def open_file(address: str) -> Iterator[BinaryIO]:
+    """The bytes of a file, decompressed; what goes wrong while they are read becomes a `SourceError`."""
+    path = find_file(address)
+    try:
+        with path.open("rb") as file:
+            compressed = file.read(len(GZIP)) == GZIP
+            file.seek(0)
+            if not compressed:
+                yield file
+                return
+            with gzip.open(file) as stream:
+                yield cast("BinaryIO", stream)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        found = "an early end" if isinstance(error, EOFError) else f"{error}"
+        raise SourceError(
+            f"{address}: damaged gzip data; found {found}; expected a whole .gz file; fetch or write it anew"
+        ) from error
+    except OSError as error:
+        raise unreadable(address, error) from error
+
+
+def unreadable(address: str, error: Exception) -> SourceError:
+    """Why nothing can be read at `address`, as an error to raise."""
+    path = to_path(address)
+    if isinstance(error, PermissionError):
+        return SourceError(f"{address}: no permission to read it; allow it (chmod), or copy the file")
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        what = "a link whose file is missing" if path.is_symlink() else "no such file or folder"
+        return SourceError(f"{address}: {what}; {siblings(address)}")
+    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return SourceError(f"{address}: cannot be read: {words}")
+
+
+def siblings(address: str) -> str:
+    """A hint for a misspelt path: the nearest names in its folder, or the first ones."""
+    folder, name = to_path(address).parent, to_path(address).name
+    if not is_folder(folder):
+        return f"its folder {str(folder)!r} does not exist"
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        return f"its folder {str(folder)!r} cannot be listed: {error.strerror}"
+    close = get_close_matches(name, names, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(repr(str(folder / match)) for match in close)}?"
+    more = f" and {len(names) - _MANY} more" if len(names) > _MANY else ""
+    return f"folder {str(folder)!r} holds {', '.join(names[:_MANY]) or 'nothing'}{more}"
+
+
+def at_least_one(items: Iterator[T], address: str) -> Iterator[T]:
+    """The same items; none at all is a `SourceError`."""
+    empty = True
+    for item in items:
+        empty = False
+        yield item
+    if empty:
+        raise SourceError(f"{address}: no records; found an empty data set; expected at least one row")
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe (FIFO)",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "something else")

@@ -1,0 +1,64 @@
+"""JSON Lines: one object a line, in constant memory; a broken line costs that line alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from json import JSONDecodeError
+from typing import Any, BinaryIO
+
+from templatekit.errors import RecordError
+from templatekit.sources.json_values import BLANK, Decoder, explain, fault
+from templatekit.types import Record
+
+
+def read_lines(stream: BinaryIO, address: str) -> Iterator[Record | RecordError]:
+    """The records of JSON Lines, parted by `\\n` or `\\r\\n` alone. Blank lines are no rows."""
+    decoder = Decoder()
+    offset = row = 0
+    for number, line in enumerate(stream, 1):
+        if not line.isspace():
+            record = _record(decoder, line, offset)
+            if isinstance(record, RecordError):
+                record.message = f"line {number}: {record.message}"
+                record.at(address, row)
+            yield record
+            row += 1
+        offset += len(line)
+
+
+def _record(decoder: Decoder, line: bytes, offset: int) -> Record | RecordError:
+    cut = not line.endswith(b"\n")
+    try:
+        text = line.decode().rstrip(BLANK)
+        # Files that were joined carry a byte order mark in their middle.
+        begin = len(text) - len(text.removeprefix("\ufeff").lstrip(BLANK))
+        value, end, suspect = decoder.decode(text, begin)
+        if end != len(text):
+            raise JSONDecodeError("Extra data", text, len(text) - len(text[end:].lstrip(BLANK)))
+        error = fault(value, suspect)
+        if error is None:
+            record: dict[str, Any] = value
+            return record
+        return error
+    except UnicodeDecodeError as wrong:
+        if cut and wrong.reason == "unexpected end of data":
+            return _broken_off(cut)
+        return RecordError(
+            f"not UTF-8; found byte 0x{line[wrong.start]:02x} at byte {offset + wrong.start} of the file; expected "
+            "UTF-8; convert the file: iconv -f WINDOWS-1252 -t UTF-8, or whatever its encoding is",
+            reason="bad_encoding",
+        )
+    except JSONDecodeError as wrong:
+        reason, words = explain(wrong)
+        if reason == "truncated":
+            return _broken_off(cut)
+        return RecordError(f"not JSON at column {wrong.pos + 1}; {words}", reason=reason)
+
+
+def _broken_off(last: bool) -> RecordError:
+    found = "the end of the file" if last else "the end of the line"
+    hint = " (was the file cut short?)" if last else ""
+    return RecordError(
+        f"not whole; found {found} in the middle of a value{hint}; expected a whole object on one line",
+        reason="truncated",
+    )

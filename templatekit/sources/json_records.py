@@ -1,0 +1,209 @@
+"""Reads JSON files of every shape: a list, JSON Lines, one object, an object that holds a list.
+
+The content tells which, whatever the file's name ends in. The name decides one thing alone, where the content cannot: a
+file of one line that holds one object with a list of objects inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from json import JSONDecodeError
+from typing import Any, BinaryIO, ClassVar
+
+from templatekit.contracts import Source
+from templatekit.errors import RecordError, SourceError
+from templatekit.sources.files import at_least_one, ending, exists, is_folder, open_file, to_path
+from templatekit.sources.json_array import CHUNK, Window, read_array
+from templatekit.sources.json_lines import read_lines
+from templatekit.sources.json_values import BLANK, Decoder, Refused, describe, explain, fault
+from templatekit.types import Record
+
+ENDINGS = (".json", ".jsonl", ".ndjson")
+"""Each also with `.gz` behind it."""
+
+_LINE_ENDINGS = (".jsonl", ".ndjson")
+_CONTAINERS = frozenset({"data", "rows", "records", "examples", "items", "samples", "entries", "train"})
+"""Names under which files keep their rows."""
+_PARTS = frozenset({"messages", "conversations", "conversation", "chosen", "rejected", "tools", "instances"})
+"""Names under which a single row keeps a list of objects."""
+_HEAD_LINES = 20
+_HEAD_BYTES = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+_FOREIGN = (
+    (b"PAR1", "a Parquet file", "rename it to end in .parquet"),
+    (b"ARROW1", "an Arrow file", "rename it to end in .arrow"),
+    (b"PK\x03\x04", "a zip archive", "unpack it"),
+    (b"BZh", "bzip2 data", "decompress it, or use gzip"),
+    (b"\xfd7zXZ", "xz data", "decompress it, or use gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd data", "decompress it, or use gzip"),
+    (b"\xff\xfe\x00\x00", "UTF-32 text", "convert it: iconv -f UTF-32 -t UTF-8"),
+    (b"\xff\xfe", "UTF-16 text", "convert it: iconv -f UTF-16 -t UTF-8"),
+    (b"\xfe\xff", "UTF-16 text", "convert it: iconv -f UTF-16 -t UTF-8"),
+)
+
+
+class JsonSource(Source):
+    """JSON and JSON Lines files, plain or gzipped."""
+
+    name: ClassVar[str] = "json"
+    description: ClassVar[str] = "A JSON or JSON Lines file, plain or gzipped, told by its content."
+
+    def accepts(self, address: str) -> bool:
+        """Whether it is a file, of any ending, or would be one that ends in `.json`, `.jsonl`, `.ndjson`."""
+        path = to_path(address)
+        return not is_folder(path) and (exists(path) or ending(path) in ENDINGS)
+
+    def read(self, address: str) -> Iterator[Record | RecordError]:
+        """The file's rows, each value exactly as JSON gives it."""
+        with open_file(address) as stream:
+            yield from read_json(stream, address)
+
+
+def read_json(stream: BinaryIO, address: str, chunk_size: int = CHUNK) -> Iterator[Record | RecordError]:
+    """The rows of a seekable stream; `address` names it in errors and, by its ending, settles what content cannot."""
+    begin = _begin(stream, address)
+    lines = _is_lines(_head(stream))
+    stream.seek(begin)
+    if lines:
+        yield from read_lines(stream, address)
+        return
+    char = Window(stream, address, chunk_size).next_char()
+    stream.seek(begin)
+    if char == "[":
+        yield from at_least_one(read_array(stream, address, chunk_size), address)
+    elif char == "{":
+        yield from _read_object(stream, address, chunk_size)
+    elif char:
+        raise _not_json(stream, address)
+    else:
+        raise SourceError(f"{address}: no records; found an empty file; expected objects: a list, or one on each line")
+
+
+def _begin(stream: BinaryIO, address: str) -> int:
+    """Where the text begins, behind a byte order mark; other kinds of file than UTF-8 text are named and refused."""
+    start = stream.read(8)
+    for magic, what, todo in _FOREIGN:
+        if start.startswith(magic):
+            raise SourceError(f"{address}: not JSON in UTF-8; found {what}; {todo}")
+    if len(start) >= 4 and start[:4].count(0) == 2 and (start[0] == start[2] == 0 or start[1] == start[3] == 0):
+        order = "BE" if start[0] == 0 else "LE"
+        raise SourceError(f"{address}: not UTF-8; found UTF-16 text; convert it: iconv -f UTF-16{order} -t UTF-8")
+    begin = len(_BOM) if start.startswith(_BOM) else 0
+    stream.seek(begin)
+    return begin
+
+
+def _head(stream: BinaryIO) -> list[str]:
+    """The first lines that are not blank: two or more, each cut to a bound but for the first."""
+    lines: list[bytes] = []
+    size = 0
+    while len(lines) < 2 or (len(lines) < _HEAD_LINES and size < _HEAD_BYTES):
+        line = stream.readline(_HEAD_BYTES)
+        if not line:
+            break
+        if not lines and not line.endswith(b"\n") and not line.lstrip().startswith(b"["):
+            line += stream.readline()  # a row has to fit into memory, a list in one line does not
+        size += len(line)
+        if not line.isspace():
+            lines.append(line)
+    return [line.decode(errors="replace").strip(BLANK) for line in lines]
+
+
+def _is_lines(head: list[str]) -> bool:
+    """Whether a text is JSON Lines rather than one JSON value.
+
+    It is where its first line is a whole value and others follow, or where a later line is a whole object that cannot
+    go on from the lines before it: then a line before it is broken. A list in the first line needs another value in the
+    second: else it is a list with rubbish behind it.
+    """
+    if len(head) < 2:
+        return False
+    decoder = Decoder()
+    try:
+        value, end, _ = decoder.decode(head[0])
+    except JSONDecodeError:
+        return not head[0].startswith("[") and _continues_anew(decoder, head)
+    if isinstance(value, list):
+        return _is_whole(decoder, head[1])
+    return isinstance(value, (dict, Refused)) or head[0][end:].strip(BLANK) in ("", ",")
+
+
+def _continues_anew(decoder: Decoder, head: list[str]) -> bool:
+    before = head[0] + "\n"
+    for line in head[1:]:
+        if line.startswith("{") and _is_whole(decoder, line) and _breaks_at(decoder, before + line) <= len(before):
+            return True
+        before += line + "\n"
+    return False
+
+
+def _is_whole(decoder: Decoder, text: str) -> bool:
+    try:
+        return decoder.decode(text).end == len(text)
+    except JSONDecodeError:
+        return False
+
+
+def _breaks_at(decoder: Decoder, text: str) -> int:
+    try:
+        return decoder.decode(text).end
+    except JSONDecodeError as error:
+        return error.pos
+
+
+def _read_object(stream: BinaryIO, address: str, chunk_size: int) -> Iterator[Record | RecordError]:
+    """One object: a row of its own, or the holder of a list of rows. It is read as a whole."""
+    window = Window(stream, address, chunk_size)
+    window.read_all()
+    window.next_char()
+    first_line = window.place().line
+    try:
+        value, _, suspect = window.decode(Decoder())
+    except JSONDecodeError as error:
+        place = window.place(error.pos)
+        words = explain(error).words
+        raise SourceError(f"{address}: not JSON at line {place.line}, column {place.column}; {words}") from None
+    one_line = window.place().line == first_line
+    window.expect_end()
+    rows = [value]
+    by_name = one_line and ending(to_path(address)) in _LINE_ENDINGS
+    if isinstance(value, Refused) and not by_name:  # it may hold any number of rows
+        raise SourceError(f"{address}: not usable; found {value}")
+    if isinstance(value, dict):
+        key = _rows_key(value, address, strict=by_name)
+        rows = value[key] if key is not None else rows
+        if not rows or (not value and not by_name):
+            raise SourceError(f"{address}: no records; found {describe(value)} and no rows in it")
+    for row, record in enumerate(rows):
+        error_in_row = fault(record, suspect)
+        yield record if error_in_row is None else error_in_row.at(address, row)
+
+
+def _rows_key(value: dict[str, Any], address: str, *, strict: bool) -> str | None:
+    """The key under which an object holds the rows; None where the object is a row itself."""
+    keys = [key for key, item in value.items() if _holds_rows(key, item) and (key in _CONTAINERS or not strict)]
+    if len(keys) > 1:
+        raise SourceError(
+            f"{address}: cannot tell the rows; found lists of objects under {', '.join(map(repr, keys))}; expected one "
+            "such list; save the list you want in a file of its own"
+        )
+    empty = (key for key in value if key in _CONTAINERS and value[key] == [])
+    return keys[0] if keys else next(empty, None)
+
+
+def _holds_rows(key: str, item: Any) -> bool:
+    if not isinstance(item, list) or key in _PARTS:
+        return False
+    objects = [each for each in item if isinstance(each, (dict, Refused))]
+    messages = all(isinstance(each, dict) and each.keys() & {"role", "from"} for each in objects)
+    return bool(objects) and not messages
+
+
+def _not_json(stream: BinaryIO, address: str) -> SourceError:
+    start = stream.read(160).decode(errors="replace").strip()
+    whole = _is_whole(Decoder(), start)
+    found = f"the lone value {start[:60]}" if whole else f"text that begins {start[:60]!r}"
+    return SourceError(
+        f"{address}: no JSON records; found {found}; expected objects: a list, or one on each line; "
+        "convert other formats (CSV, YAML, …) first"
+    )

@@ -1,0 +1,34 @@
+"""The instruction sets that ship with the package, so that everything runs without a file or a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import resources
+from typing import BinaryIO, ClassVar, cast
+
+from templatekit.contracts import Source
+from templatekit.errors import RecordError, SourceError
+from templatekit.sources.json_records import read_json
+from templatekit.types import Record
+
+FILES = {"starter": "alpaca.json", "starter-dolly": "dolly.jsonl"}
+
+
+class StarterSource(Source):
+    """`starter` and `starter-dolly`. A file or folder of such a name is reached as `./starter`."""
+
+    name: ClassVar[str] = "starter"
+    description: ClassVar[str] = "The bundled sets: starter (Alpaca's columns), starter-dolly (Dolly's)."
+
+    def accepts(self, address: str) -> bool:
+        """Whether it is one of the two names."""
+        return address in FILES
+
+    def read(self, address: str) -> Iterator[Record | RecordError]:
+        """The set's rows."""
+        file = resources.files("templatekit.sources") / "starter" / FILES[address]
+        try:
+            with file.open("rb") as stream:
+                yield from read_json(cast("BinaryIO", stream), address)
+        except OSError as error:
+            raise SourceError(f"{address}: the installed package lacks {file}; install templatekit anew") from error

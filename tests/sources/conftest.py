@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from templatekit import sources
+from templatekit.registry import Registry, create_registry
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return create_registry(entry_points=False, plugins=[sources])
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str | bytes], str]:
+    """Writes a file into the test's folder and answers its address."""
+
+    def write(name: str, content: str | bytes) -> str:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return str(path)
+
+    return write
