@@ -15,7 +15,10 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple, TypeAlias
+from itertools import chain
+from typing import NamedTuple
+
+import tokenizers
 
 from templatekit.errors import TokenizerError, shorten
 from templatekit.tokens.tokenizer import ControlToken, Tokenizer
@@ -44,8 +47,14 @@ class Piece(NamedTuple):
     """The control ids that must come out, in order."""
 
 
-Ids: TypeAlias = list[tuple[int, int, int]]
-"""Token ids with the characters they stand for: (id, start, end)."""
+class Tokens(NamedTuple):
+    """What the encoder made of a piece."""
+
+    start: int
+    """Where the piece begins, in characters of the text."""
+    ids: Sequence[int]
+    offsets: Sequence[tuple[int, int]] | None = None
+    """The characters of each token, counted from `start`; None where the piece has one weight throughout."""
 
 
 class Encoder:
@@ -70,12 +79,12 @@ class Encoder:
         position = 0
         examples = []
         for (rendered, spans), parts in zip(batch, pieces, strict=True):
-            ids = [token for tokens in encoded[position : position + len(parts)] for token in tokens]
+            tokens = encoded[position : position + len(parts)]
             position += len(parts)
             examples.append(
                 TokenizedExample(
-                    input_ids=tuple(token for token, _, _ in ids),
-                    loss_weights=_weights(ids, spans),
+                    input_ids=tuple(chain.from_iterable(part.ids for part in tokens)),
+                    loss_weights=_weights(tokens, spans),
                     rendered=rendered,
                     loss_spans=spans,
                 )
@@ -160,58 +169,52 @@ class Encoder:
         found = [(offset + match.start(), offset + match.end()) for match in self._pattern.finditer(segment)]
         return found == [(match.start, match.end) for match in matches]
 
-    def _run(self, pieces: Sequence[Piece]) -> list[Ids]:
+    def _run(self, pieces: Sequence[Piece]) -> list[Tokens]:
         """Each piece's tokens, in order."""
-        results: list[Ids] = [[] for _ in pieces]
+        results = [Tokens(piece.start, () if piece.id is None else (piece.id,)) for piece in pieces]
         groups: dict[tuple[bool, bool], list[int]] = {}
         for index, piece in enumerate(pieces):
-            if piece.id is not None:
-                results[index] = [(piece.id, piece.start, piece.start + len(piece.text))]
-            else:
+            if piece.id is None:
                 groups.setdefault((piece.control, piece.prefix), []).append(index)
         for (control, prefix), members in groups.items():
-            tokens = self._encode_texts([pieces[index].text for index in members], control=control, prefix=prefix)
-            for index, ids in zip(members, tokens, strict=True):
-                results[index] = self._checked(pieces[index], ids)
+            encodings = self._encode_texts([pieces[index].text for index in members], control=control, prefix=prefix)
+            for index, encoding in zip(members, encodings, strict=True):
+                results[index] = self._checked(pieces[index], encoding)
         return results
 
-    def _encode_texts(self, texts: Sequence[str], *, control: bool, prefix: bool) -> list[Ids]:
+    def _encode_texts(self, texts: Sequence[str], *, control: bool, prefix: bool) -> list[tokenizers.Encoding]:
         backend = self.tokenizer.backend(control=control, prefix=prefix)
-        if self.boundary == "joint":
-            encodings = backend.encode_batch(texts, add_special_tokens=False)
-            return [
-                [(id, *offset) for id, offset in zip(encoding.ids, encoding.offsets, strict=True)]
-                for encoding in encodings
-            ]
-        # A piece has one weight, so its tokens need no offsets of their own.
-        return [
-            [(id, 0, 0) for id in encoding.ids]
-            for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)
-        ]
+        # Cut pieces have one weight each, so that only joint ones need the characters of their tokens.
+        encode = backend.encode_batch if self.boundary == "joint" else backend.encode_batch_fast
+        encodings: list[tokenizers.Encoding] = encode(texts, add_special_tokens=False)
+        return encodings
 
-    def _checked(self, piece: Piece, ids: Ids) -> Ids:
-        """The ids in characters of the whole text, once no control id has come out that should not have."""
+    def _checked(self, piece: Piece, encoding: tokenizers.Encoding) -> Tokens:
+        """The piece's tokens, once no control id has come out that should not have."""
+        ids = encoding.ids
         control = self.tokenizer.control_ids
-        came = tuple(id for id, _, _ in ids if id in control)
+        came = () if control.isdisjoint(ids) else tuple(id for id in ids if id in control)
         if came != (piece.expected if piece.control else ()):
             # A normalizer or the model itself made a control id of text that does not look like one.
-            ids = self._without_control(piece)
-        return [(id, piece.start + start, piece.start + end) for id, start, end in ids]
+            return self._without_control(piece)
+        return Tokens(piece.start, ids, encoding.offsets if self.boundary == "joint" else None)
 
-    def _without_control(self, piece: Piece) -> Ids:
+    def _without_control(self, piece: Piece) -> Tokens:
         """Encodes character by character where nothing else keeps control ids out. Slow, and hardly ever needed."""
         if piece.expected:
             raise TokenizerError(
                 f"tokenizer {self.tokenizer.name!r}: the control tokens of {shorten(piece.text)} come out as others"
             )
-        ids: Ids = []
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
         for index, character in enumerate(piece.text):
             prefix = piece.prefix and index == 0
-            part = self._encode_texts([character], control=False, prefix=prefix)[0]
-            ids += [(id, index, index + 1) for id, _, _ in part]
-        if any(id in self.tokenizer.control_ids for id, _, _ in ids):
+            part = self._encode_texts([character], control=False, prefix=prefix)[0].ids
+            ids += part
+            offsets += [(index, index + 1)] * len(part)
+        if not self.tokenizer.control_ids.isdisjoint(ids):
             raise TokenizerError(f"tokenizer {self.tokenizer.name!r} makes control ids of {shorten(piece.text)}")
-        return ids
+        return Tokens(piece.start, ids, offsets)
 
 
 def _trusted_regions(rendered: RenderedText) -> Iterator[tuple[int, int]]:
@@ -234,12 +237,18 @@ def _all_template(rendered: RenderedText, start: int, end: int) -> bool:
     return all(span.origin.is_template for span in rendered.spans if span.start < end and span.end > start)
 
 
-def _weights(ids: Ids, spans: Sequence[LossSpan]) -> tuple[float, ...]:
+def _weights(parts: Sequence[Tokens], spans: Sequence[LossSpan]) -> tuple[float, ...]:
     """Each token's weight: the largest among its characters. Nothing predicts the first token, so it has none."""
     starts = [span.start for span in spans]
-    weights = []
-    for _, start, end in ids:
-        first = max(bisect_right(starts, start) - 1, 0)
-        last = max(bisect_right(starts, max(start, end - 1)) - 1, 0)
-        weights.append(max((span.weight for span in spans[first : last + 1]), default=0.0))
+
+    def largest(start: int, end: int) -> float:
+        first, last = bisect_right(starts, start) - 1, bisect_right(starts, max(start, end - 1)) - 1
+        return max((span.weight for span in spans[max(first, 0) : last + 1]), default=0.0)
+
+    weights: list[float] = []
+    for part in parts:
+        if part.offsets is None:
+            weights += [largest(part.start, part.start)] * len(part.ids)
+        else:
+            weights += [largest(part.start + start, part.start + end) for start, end in part.offsets]
     return (0.0, *weights[1:]) if weights else ()
