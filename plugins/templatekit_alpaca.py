@@ -24,8 +24,18 @@ class Alpaca(Adapter):
 
     def to_example(self, record: Record) -> Example:
         """A user's instruction with its input as context, and the answer."""
-        answer = _instance(record) if "instances" in record else record
-        key = "output" if "output" in answer or "response" not in answer else "response"
+        nested = record.get("instances") is not None
+        answer = _instance(record) if nested else record
+        context = text_of(answer, "input", required=False)
+        if record.get("context") and not context:
+            raise RecordError(
+                f"not Alpaca's; found {record['context']!r:.60}; expected such text under 'input' "
+                "(--columns input=context), or Dolly's records (--adapter dolly)",
+                field="context",
+                reason="not_alpaca",
+            )
+        key = "response" if answer.get("output") is None and "response" in answer else "output"
+        _refuse_others(record, ("input", "output", "response") if nested else ("response",) if key == "output" else ())
         system = text_of(record, "system", required=False)
         return Example(
             messages=(
@@ -33,7 +43,7 @@ class Alpaca(Adapter):
                 Message(
                     role="user",
                     content=text_of(record, "instruction"),
-                    context=text_of(answer, "input", required=False),
+                    context=context,
                 ),
                 Message(role="assistant", content=text_of(answer, key)),
             )
@@ -46,13 +56,29 @@ class Alpaca(Adapter):
         return record | ({"system": before[0].content} if before else {})
 
 
+def _refuse_others(record: Record, keys: Iterable[str]) -> None:
+    """A second answer would be lost in silence."""
+    for key in keys:
+        if record.get(key):
+            raise RecordError(
+                f"found {record[key]!r:.60} beside the answer that is read; expected one answer; to leave it out: "
+                f"--columns unread={key}",
+                field=key,
+                reason="two_answers",
+            )
+
+
 def _instance(record: Record) -> Record:
     instances = record["instances"]
     if not isinstance(instances, list) or not instances or not isinstance(instances[0], Mapping):
-        raise RecordError("expected a list of objects with input and output", field="instances", reason="bad_instances")
+        raise RecordError(
+            f"found {instances!r:.60}; expected a list of objects with input and output",
+            field="instances",
+            reason="bad_instances",
+        )
     if len(instances) > 1:
         raise RecordError(
-            f"expected one instance; found {len(instances)}; write each as a record of its own",
+            f"found {len(instances)}; expected one; write each as a record of its own",
             field="instances",
             reason="several_instances",
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Set
 
-from templatekit import Adapter, Example, Message, Record, hookimpl, text_of
+from templatekit import Adapter, Example, Message, Record, RecordError, hookimpl, text_of
 
 
 class Dolly(Adapter):
@@ -20,12 +20,20 @@ class Dolly(Adapter):
     def to_example(self, record: Record) -> Example:
         """A user's instruction with its context, and the answer."""
         category = text_of(record, "category", required=False)
+        context = text_of(record, "context", required=False)
+        if record.get("input") and not context:
+            raise RecordError(
+                f"not Dolly's; found {record['input']!r:.60}; expected such text under 'context' "
+                "(--columns context=input), or Alpaca's records (--adapter alpaca)",
+                field="input",
+                reason="not_dolly",
+            )
         return Example(
             messages=(
                 Message(
                     role="user",
                     content=text_of(record, "instruction"),
-                    context=text_of(record, "context", required=False),
+                    context=context,
                 ),
                 Message(role="assistant", content=text_of(record, "response")),
             ),

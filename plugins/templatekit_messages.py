@@ -5,6 +5,9 @@ from typing import Any
 
 from templatekit import Adapter, Example, Message, Record, RecordError, hookimpl, text_of
 
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Under which a message may hold the assistant's thinking."""
+
 WEIGHT_KEYS = ("weight", "loss_weight", "train")
 """Under which a message may say how much of its loss counts: a number, or true and false."""
 
@@ -12,7 +15,8 @@ WEIGHT_KEYS = ("weight", "loss_weight", "train")
 class Messages(Adapter):
     """`messages`: objects with `role` and `content`, the latter text or a list of text parts; optional `tools`.
 
-    A message may carry `reasoning_content`, `tool_calls`, `name` and a weight (`weight`, `loss_weight` or `train`).
+    A message may carry reasoning (`reasoning_content`, `reasoning` or `thinking`), `tool_calls`, `name` and a weight
+    (`weight`, `loss_weight` or `train`).
     """
 
     name = "messages"
@@ -24,10 +28,14 @@ class Messages(Adapter):
         """Every message in order."""
         messages = record.get("messages")
         if not isinstance(messages, list) or not messages:
-            raise RecordError("expected a list of at least one message", field="messages", reason="bad_messages")
+            raise RecordError(
+                f"found {messages!r:.60}; expected a list of at least one message",
+                field="messages",
+                reason="bad_messages",
+            )
         tools = record.get("tools") or []
         if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-            raise RecordError("expected a list of objects", field="tools", reason="bad_tools")
+            raise RecordError(f"found {tools!r:.60}; expected a list of objects", field="tools", reason="bad_tools")
         return Example(
             messages=tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages)),
             tools=tuple(tools),
@@ -52,15 +60,19 @@ class Messages(Adapter):
 
 def _message(value: object, where: str) -> Message:
     if not isinstance(value, Mapping):
-        raise RecordError("expected an object with role and content", field=where, reason="bad_messages")
+        raise RecordError(
+            f"found {value!r:.60}; expected an object with role and content", field=where, reason="bad_messages"
+        )
     calls = value.get("tool_calls") or []
     if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
-        raise RecordError("expected a list of objects", field=f"{where}.tool_calls", reason="bad_tool_calls")
+        raise RecordError(
+            f"found {calls!r:.60}; expected a list of objects", field=f"{where}.tool_calls", reason="bad_tool_calls"
+        )
     try:
         return Message(
             role=text_of(value, "role"),
             content=_content(value, where, required=not calls),
-            reasoning=text_of(value, "reasoning_content", required=False),
+            reasoning=_reasoning(value, where),
             tool_calls=tuple(calls),
             name=text_of(value, "name", required=False),
             weight=_weight(value, where),
@@ -77,9 +89,26 @@ def _content(value: Mapping[str, Any], where: str, *, required: bool) -> str:
     texts = []
     for index, part in enumerate(parts):
         if not isinstance(part, Mapping) or part.get("type", "text") != "text":
-            raise RecordError("expected text parts only", field=f"{where}.content[{index}]", reason="not_text_content")
-        texts.append(text_of(part, "text" if "text" in part else "value"))
+            raise RecordError(
+                f"found {part!r:.60}; expected text parts only",
+                field=f"{where}.content[{index}]",
+                reason="not_text_content",
+            )
+        try:
+            texts.append(text_of(part, "text" if "text" in part else "value"))
+        except RecordError as error:
+            error.field = f"{where}.content[{index}].{error.field}"
+            raise
     return "".join(texts)
+
+
+def _reasoning(value: Mapping[str, Any], where: str) -> str:
+    found = {key: text for key in REASONING_KEYS if (text := text_of(value, key, required=False))}
+    if len(set(found.values())) > 1:
+        raise RecordError(
+            f"found different texts under {', '.join(found)}; expected one", field=where, reason="bad_reasoning"
+        )
+    return next(iter(found.values()), "")
 
 
 def _weight(value: Mapping[str, Any], where: str) -> float:
@@ -89,7 +118,7 @@ def _weight(value: Mapping[str, Any], where: str) -> float:
             continue
         if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
             raise RecordError(
-                f"expected a number of at least 0, or true or false; found {weight!r}",
+                f"found {weight!r:.60}; expected a number of at least 0, or true or false",
                 field=f"{where}.{key}",
                 reason="bad_weight",
             )

@@ -35,7 +35,11 @@ class ShareGPT(Adapter):
         """Every turn in order."""
         turns = record.get("conversations")
         if not isinstance(turns, list) or not turns:
-            raise RecordError("expected a list of at least one turn", field="conversations", reason="bad_conversations")
+            raise RecordError(
+                f"found {turns!r:.60}; expected a list of at least one turn",
+                field="conversations",
+                reason="bad_conversations",
+            )
         system = text_of(record, "system", required=False)
         messages = [_message(turn, f"conversations[{index}]") for index, turn in enumerate(turns)]
         if system:
@@ -64,7 +68,9 @@ class ShareGPT(Adapter):
 
 def _message(turn: object, where: str) -> Message:
     if not isinstance(turn, Mapping):
-        raise RecordError("expected an object with from and value", field=where, reason="bad_conversations")
+        raise RecordError(
+            f"found {turn!r:.60}; expected an object with from and value", field=where, reason="bad_conversations"
+        )
     try:
         speaker, value = text_of(turn, "from"), text_of(turn, "value")
     except RecordError as error:
@@ -72,13 +78,19 @@ def _message(turn: object, where: str) -> Message:
         raise
     if speaker not in ROLES:
         raise RecordError(
-            f"unknown speaker {speaker!r}; expected one of {', '.join(ROLES)}", field=f"{where}.from", reason="bad_role"
+            f"unknown speaker; found {speaker!r:.60}; expected one of {', '.join(ROLES)}",
+            field=f"{where}.from",
+            reason="bad_role",
         )
     if speaker != "function_call":
         return Message(role=ROLES[speaker], content=value)
     call = _json(value, f"{where}.value")
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        raise RecordError("expected JSON with name and arguments", field=f"{where}.value", reason="bad_function_call")
+        raise RecordError(
+            f"found {value!r:.60}; expected JSON with name and arguments",
+            field=f"{where}.value",
+            reason="bad_function_call",
+        )
     return Message(role=ROLES[speaker], tool_calls=({"type": "function", "function": call},))
 
 
@@ -87,7 +99,9 @@ def _tools(value: object) -> tuple[Mapping[str, Any], ...]:
         return ()
     tools = _json(value, "tools") if isinstance(value, str) else value
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise RecordError("expected a list of objects, or JSON of one", field="tools", reason="bad_tools")
+        raise RecordError(
+            f"found {value!r:.60}; expected a list of objects, or JSON of one", field="tools", reason="bad_tools"
+        )
     return tuple(tools)
 
 
@@ -95,7 +109,9 @@ def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"not JSON: {error}", field=where, reason="bad_json") from None
+        raise RecordError(
+            f"not JSON ({error}); found {text!r:.60}; expected JSON", field=where, reason="bad_json"
+        ) from None
 
 
 @hookimpl

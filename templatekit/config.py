@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from templatekit.errors import ConfigError, nearest, shorten
 from templatekit.types import Boundary, TrainOn
 
-Positive = Annotated[int, Field(gt=0)]
+
+def _no_flag(value: object) -> object:
+    """YAML's `yes` is no number, though Python would take it for 1."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
+Positive = Annotated[int, BeforeValidator(_no_flag), Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Model = TypeVar("Model", bound="Options")
 
@@ -20,24 +28,30 @@ Model = TypeVar("Model", bound="Options")
 class Options(BaseModel):
     """Base of all option sets: unknown names and wrong types are errors, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     @classmethod
-    def parse(cls: type[Model], values: Mapping[str, Any], *, source: str = "options") -> Model:
-        """Checks values; raises `ConfigError` that names each wrong one, with what was expected."""
+    def parse(cls: type[Model], values: Mapping[str, Any], *, source: str | None = None) -> Model:
+        """Checks values; raises `ConfigError` that names each wrong one, with what was expected.
+
+        `source` says where they stand, if not in the call itself.
+        """
         try:
             return cls.model_validate(dict(values))
         except pydantic.ValidationError as error:
             lines = [_explain(cls, detail) for detail in error.errors()]
-            raise ConfigError(f"{source}: " + "; ".join(lines)) from None
+            raise ConfigError((f"{source}: " if source else "") + "; ".join(lines)) from None
 
 
 def _explain(cls: type[Options], detail: Any) -> str:
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         return f"unknown option {name!r}; {nearest(name, cls.model_fields)}"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"{name}: {message[:1].lower()}{message[1:]}; found {shorten(detail['input'])}" if name else message
+    message = str(detail["msg"]).removeprefix("Value error, ").partition(", unable to")[0]
+    expected = message.removeprefix("Input should be ")
+    if expected != message:
+        message = f"expected {'a number ' if expected.startswith(('greater', 'less')) else ''}{expected}"
+    return f"{name}: found {shorten(detail['input'])}; {message[:1].lower()}{message[1:]}" if name else message
 
 
 class DataOptions(Options):

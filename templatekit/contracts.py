@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
-from templatekit.errors import RecordError, shorten
+from templatekit.errors import RecordError, TemplateError, shorten
 from templatekit.types import Example, Record, RenderedText, TokenizedExample
 
 
@@ -36,7 +36,7 @@ def text_of(record: Record, key: str, *, required: bool = True) -> str:
 class Adapter(ABC):
     """Turns one shape of record into an `Example`.
 
-    An adapter is pure: the record stays as it is, and equal records give equal examples.
+    An adapter is pure: equal records give equal examples. The record it is handed is a copy of its own.
     """
 
     name: ClassVar[str]
@@ -70,11 +70,14 @@ class TemplateFile:
 
 
 def template_files(folder: str | Path) -> list[TemplateFile]:
-    """Every `*.jinja` file of a folder, named by its stem, in order of names."""
-    return [
-        TemplateFile(name=path.stem, source=path.read_text(encoding="utf-8"), path=str(path))
-        for path in sorted(Path(folder).glob("*.jinja"))
-    ]
+    """Every `*.jinja` file of a folder, named by its stem, in order of names; raises `TemplateError`."""
+    files = []
+    for path in sorted(Path(folder).glob("*.jinja"), key=lambda path: path.stem):
+        try:
+            files.append(TemplateFile(name=path.stem, source=path.read_text(encoding="utf-8"), path=str(path)))
+        except (OSError, UnicodeDecodeError) as error:
+            raise TemplateError(f"template file {str(path)!r} cannot be read: {error}") from None
+    return files
 
 
 class Source(ABC):

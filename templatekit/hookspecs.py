@@ -3,7 +3,7 @@
 Each returns values; nothing is registered by side effect, so the host always knows who offered what. Mark an
 implementation with `@templatekit.hookimpl`. All are called once a process, when something of the kind is first needed,
 on every plugin; an empty list means that the plugin has nothing of the kind. An exception leaves out what the plugin
-offers, and is reported under its name.
+offers, and is reported under its name. What a plugin prints goes to standard error.
 """
 
 from __future__ import annotations

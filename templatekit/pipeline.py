@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from templatekit.config import DataOptions
 from templatekit.contracts import Adapter
-from templatekit.errors import ConfigError, RecordError, TemplatekitError
+from templatekit.errors import ConfigError, PluginError, RecordError, TemplatekitError, shorten
 from templatekit.formats.lookup import choose_adapter, find_template
 from templatekit.formats.template import Template
 from templatekit.registry import Registry, create_registry
@@ -20,11 +21,13 @@ from templatekit.tokens.load import find_tokenizer, from_transformers
 from templatekit.tokens.supervision import loss_spans
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.tokens.truncation import check_length
-from templatekit.types import NO_TOKENIZER, Example, LossSpan, Record, RenderedText, TokenizedExample
+from templatekit.types import NO_TOKENIZER, Example, LossSpan, Message, Record, RenderedText, TokenizedExample
 
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
+
+Address: TypeAlias = str | os.PathLike[str]
 
 BATCH = 256
 """Records that go to the encoder in one call."""
@@ -40,6 +43,8 @@ class Counts:
     trained_tokens: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     """Rows by reason code."""
+    dropped_rows: dict[str, list[int]] = field(default_factory=dict)
+    """The numbers of those rows."""
     first_dropped: dict[str, str] = field(default_factory=dict)
     """The first message of each reason."""
     empty_responses: int = 0
@@ -50,6 +55,8 @@ class Counts:
     def drop(self, error: RecordError) -> None:
         """Counts a row that does not come out."""
         self.dropped[error.reason] += 1
+        if error.row is not None:
+            self.dropped_rows.setdefault(error.reason, []).append(error.row)
         self.first_dropped.setdefault(error.reason, str(error))
 
     def as_dict(self) -> dict[str, Any]:
@@ -58,6 +65,8 @@ class Counts:
             "rows_in": self.rows_in,
             "rows_out": self.rows_out,
             "dropped": dict(self.dropped),
+            "dropped_rows": self.dropped_rows,
+            "first_dropped": self.first_dropped,
             "tokens": self.tokens,
             "trained_tokens": self.trained_tokens,
             "empty_responses": self.empty_responses,
@@ -73,6 +82,11 @@ class Prepared:
     rendered: RenderedText
     tokenized: TokenizedExample | None = None
     """None without a tokenizer."""
+
+    @property
+    def result(self) -> TokenizedExample | RenderedText:
+        """What came of the record: with a tokenizer the tokenized example, without one the rendered text."""
+        return self.rendered if self.tokenized is None else self.tokenized
 
 
 class Pipeline:
@@ -93,6 +107,10 @@ class Pipeline:
     ) -> None:
         self.options = options
         self.registry = registry
+        if options.max_length is not None and options.tokenizer is None and tokenizer is None:
+            raise ConfigError(
+                f"max_length={options.max_length} counts tokens; found no tokenizer; expected --tokenizer too"
+            )
         if tokenizer is None and options.tokenizer is not None:
             tokenizer = find_tokenizer(options.tokenizer, registry)
         self.tokenizer = tokenizer
@@ -109,13 +127,15 @@ class Pipeline:
         """The records of the options' data set."""
         return open_source(self.options.dataset, self.registry, columns=self.options.columns, limit=self.options.limit)
 
-    def run(self, records: Iterable[Record | RecordError], *, source: str | None = None) -> Iterator[Prepared]:
-        """Every record's example, in order.
+    def run(
+        self, records: Iterable[Record | RecordError], *, source: str | None = None, first_row: int = 0
+    ) -> Iterator[Prepared]:
+        """Every record's example, in order; rows are counted from `first_row`.
 
         A record that cannot be used raises its `RecordError`, or, with `on_error="skip"`, is counted. `ConfigError`
         at the end where records came in and none came out.
         """
-        numbered = enumerate(records)
+        numbered = enumerate(records, first_row)
         while chunk := list(islice(numbered, BATCH)):
             rendered = [item for row, record in chunk if (item := self._render(row, record, source)) is not None]
             for item in self._encode(rendered, source):
@@ -140,33 +160,53 @@ class Pipeline:
             example = self._adapt(row, record)
             rendered = self.template.render(example, self.special_tokens, row=row)
         except RecordError as error:
-            self._refuse(error.at(source, row))
+            error.at(source, row)
+            if self.options.on_error == "stop":
+                error.message += "; to skip: --on-error skip"
+                raise
+            self.counts.drop(error)
             return None
-        except TemplatekitError:
-            raise
         if any(m.role == "assistant" and not (m.content.strip() or m.tool_calls) for m in example.messages):
             self.counts.empty_responses += 1
         return Prepared(example=example, rendered=rendered)
 
     def _adapt(self, row: int, record: Record) -> Example:
         if self.adapter is None:
-            self.adapter = choose_adapter(record.keys(), self.registry)
+            self.adapter = self._choose_adapter(record)
+        adapter = self.adapter
         try:
-            example = self.adapter.to_example(record)
+            # A copy: whatever a plugin does to its record, the caller's stays as it is.
+            example = adapter.to_example({key: _copied(value) for key, value in record.items()})
         except TemplatekitError:
             raise
-        except Exception as error:  # a plugin's code may raise anything
-            raise RecordError(
-                f"adapter {self.adapter.name!r} raised {type(error).__name__}: {error}", reason="adapter_failed"
-            ) from error
+        except (Exception, SystemExit) as error:  # a plugin's code may raise anything
+            raise self._broken(f"raised {type(error).__name__}: {error}") from error
         if not isinstance(example, Example):
-            raise RecordError(
-                f"adapter {self.adapter.name!r} returned {type(example).__name__}; expected an Example",
-                reason="adapter_failed",
-            )
-        for key in record.keys() - set(self.adapter.keys) - self.counts.unread_keys.keys():
-            self.counts.unread_keys[key] = row
+            raise self._broken(f"returned {shorten(example)}; expected an Example")
+        for index, message in enumerate(example.messages):
+            if not isinstance(message, Message):
+                raise self._broken(f"returned messages[{index}]={shorten(message)}; expected a Message")
+            for name in _TEXTS:
+                if not isinstance(value := getattr(message, name), str):
+                    raise self._broken(f"returned messages[{index}].{name}={shorten(value)}; expected text")
+        for key in record:
+            if key not in adapter.keys:
+                self.counts.unread_keys.setdefault(str(key), row)
         return self._without_placeholders(example) if self._no_context else example
+
+    def _choose_adapter(self, record: Record) -> Adapter:
+        try:
+            return choose_adapter(record.keys(), self.registry)
+        except TemplatekitError:
+            raise
+        except Exception as error:  # a plugin's `matches` may raise anything
+            raise PluginError(
+                f"an adapter's matches() raised {type(error).__name__}: {error}; name the adapter to use (--adapter)"
+            ) from error
+
+    def _broken(self, what: str) -> RecordError:
+        assert self.adapter is not None
+        return RecordError(f"adapter {self.adapter.name!r} {what}", reason="adapter_failed")
 
     def _without_placeholders(self, example: Example) -> Example:
         """Contexts that the options name as meaning none (`<noinput>`) become empty."""
@@ -189,6 +229,7 @@ class Pipeline:
             except RecordError as error:
                 error.at(source, tokenized.row)
                 if self.options.truncation == "error":
+                    error.message += "; to drop: --truncation drop"
                     raise
                 self.counts.drop(error)
                 continue
@@ -196,37 +237,41 @@ class Pipeline:
             self.counts.trained_tokens += tokenized.trained_tokens
             yield replace(item, tokenized=tokenized)
 
-    def _refuse(self, error: RecordError) -> None:
-        if self.options.on_error == "stop":
-            raise error
-        self.counts.drop(error)
+
+_TEXTS = ("role", "content", "context", "reasoning", "name")
+
+
+def _copied(value: Any) -> Any:
+    """A value with objects and lists of its own."""
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
 def render(
-    records: str | Iterable[Record],
+    records: Address | Iterable[Record],
     *,
     adapter: str | Adapter | None = None,
-    template: str | Template = "alpaca",
-    tokenizer: str | Tokenizer | PreTrainedTokenizerBase | None = None,
+    template: Address | Template = "alpaca",
+    tokenizer: Address | Tokenizer | PreTrainedTokenizerBase | None = None,
     registry: Registry | None = None,
     **options: Any,
 ) -> Iterator[TokenizedExample | RenderedText]:
     """Renders records, or the data set at an address, one by one.
 
     Yields `TokenizedExample`s, or `RenderedText`s without a tokenizer. `options` are the other fields of
-    `DataOptions`: `train_on`, `max_length`, `columns`, `on_error`, …
+    `DataOptions`: `train_on`, `max_length`, `columns`, `on_error`, … What is wrong with them is raised at once, what
+    is wrong with a record when its turn comes.
     """
-    pipeline, source = _pipeline(records, adapter, template, tokenizer, registry, options)
-    for item in pipeline.run(source, source=pipeline.options.dataset if isinstance(records, str) else None):
-        yield item.tokenized or item.rendered
+    return (item.result for item in _prepared(records, adapter, template, tokenizer, registry, options))
 
 
 def prepare(
-    records: str | Iterable[Record],
+    records: Address | Iterable[Record],
     *,
-    tokenizer: str | Tokenizer | PreTrainedTokenizerBase,
+    tokenizer: Address | Tokenizer | PreTrainedTokenizerBase,
     adapter: str | Adapter | None = None,
-    template: str | Template = "alpaca",
+    template: Address | Template = "alpaca",
     registry: Registry | None = None,
     **options: Any,
 ) -> datasets.Dataset:
@@ -237,38 +282,38 @@ def prepare(
     import datasets
     import pyarrow as pa
 
-    pipeline, source = _pipeline(records, adapter, template, tokenizer, registry, options)
-    ids: list[Any] = []
-    labels: list[Any] = []
-    weights: list[Any] = []
-    for item in pipeline.run(source, source=pipeline.options.dataset if isinstance(records, str) else None):
-        assert item.tokenized is not None
-        ids.append(item.tokenized.input_ids)
-        labels.append(item.tokenized.labels)
-        weights.append(item.tokenized.loss_weights)
-    columns = {"input_ids": pa.array(ids, pa.list_(pa.int32())), "labels": pa.array(labels, pa.list_(pa.int32()))}
-    if any(weight not in (0, 1) for row in weights for weight in row):
-        columns["loss_weights"] = pa.array(weights, pa.list_(pa.float32()))
-    return datasets.Dataset(pa.table(columns))
+    if tokenizer is None:
+        raise ConfigError("tokenizer: found None; expected a folder, a name or a tokenizer")
+    ids, weights = pa.list_(pa.int32()), pa.list_(pa.float32())
+    schema = pa.schema({"input_ids": ids, "labels": ids, "loss_weights": weights})
+    weighted = False
+    batches = []
+    examples = (item.tokenized for item in _prepared(records, adapter, template, tokenizer, registry, options))
+    while chunk := [example for example in islice(examples, BATCH) if example is not None]:
+        weighted |= any(weight not in (0, 1) for example in chunk for weight in example.loss_weights)
+        columns = [[getattr(example, name) for example in chunk] for name in schema.names]
+        batches.append(pa.record_batch(columns, schema=schema))
+    table = pa.Table.from_batches(batches, schema=schema)
+    return datasets.Dataset(table if weighted else table.drop_columns("loss_weights"))
 
 
-def _pipeline(
-    records: str | Iterable[Record],
-    adapter: str | Adapter | None,
-    template: str | Template,
-    tokenizer: str | Tokenizer | PreTrainedTokenizerBase | None,
-    registry: Registry | None,
-    options: Mapping[str, Any],
-) -> tuple[Pipeline, Iterable[Record | RecordError]]:
-    """The pipeline for what the Python calls take: names, or the things themselves."""
-    named: dict[str, Any] = {
-        "dataset": records if isinstance(records, str) else None,
-        "adapter": adapter if isinstance(adapter, str) else None,
-        "template": template if isinstance(template, str) else None,
-        "tokenizer": tokenizer if isinstance(tokenizer, str) else None,
-    }
-    parsed = DataOptions.parse({**options, **{key: value for key, value in named.items() if value is not None}})
-    if tokenizer is not None and not isinstance(tokenizer, (str, Tokenizer)):
+def _prepared(
+    records: Any, adapter: Any, template: Any, tokenizer: Any, registry: Registry | None, options: Mapping[str, Any]
+) -> Iterator[Prepared]:
+    """What the Python calls yield: they take names and paths, or the things themselves."""
+    named = {"dataset": records, "adapter": adapter, "template": template, "tokenizer": tokenizer}
+    addresses = {key: os.fspath(value) for key, value in named.items() if isinstance(value, (str, os.PathLike))}
+    parsed = DataOptions.parse({**options, **addresses})
+    if isinstance(records, Mapping) or not isinstance(records, (str, os.PathLike, Iterable)):
+        raise ConfigError(
+            f"records: found {type(records).__name__}; expected an address, or a list or another "
+            "iterable of records (of a DatasetDict, one split)"
+        )
+    if not isinstance(adapter, (str, Adapter, type(None))):
+        raise ConfigError(f"adapter: found {shorten(adapter)}; expected a name or an Adapter object")
+    if not isinstance(template, (str, os.PathLike, Template)):
+        raise ConfigError(f"template: found {shorten(template)}; expected a name, a .jinja file or a Template object")
+    if tokenizer is not None and not isinstance(tokenizer, (str, os.PathLike, Tokenizer)):
         tokenizer = from_transformers(tokenizer)
     pipeline = Pipeline(
         parsed,
@@ -277,13 +322,16 @@ def _pipeline(
         template=template if isinstance(template, Template) else None,
         tokenizer=tokenizer if isinstance(tokenizer, Tokenizer) else None,
     )
-    if isinstance(records, str):
-        return pipeline, pipeline.open()
-    return pipeline, _mapped(islice(records, parsed.limit), parsed.columns)
+    if isinstance(records, (str, os.PathLike)):
+        return pipeline.run(pipeline.open(), source=parsed.dataset)
+    return pipeline.run(_mapped(islice(records, parsed.limit), parsed.columns))
 
 
-def _mapped(records: Iterable[Record], columns: Mapping[str, str]) -> Iterator[Record | RecordError]:
+def _mapped(records: Iterable[object], columns: Mapping[str, str]) -> Iterator[Record | RecordError]:
     for record in records:
+        if not isinstance(record, Mapping):
+            yield RecordError(f"found {shorten(record)}; expected a mapping with named fields", reason="not_an_object")
+            continue
         try:
             yield map_columns(record, columns)
         except RecordError as error:

@@ -1,7 +1,8 @@
 """Finds plugins and keeps what they offer, each under its name, with who offered it.
 
 A plugin that fails to import, or whose hook raises, is left out and listed in `Registry.failures`. A plugin that breaks
-a contract in a way that could silently change results (a misspelt hook, a name taken twice) is an error.
+a contract in a way that could silently change results (a misspelt hook, a name taken twice, a value of another kind) is
+an error. What plugins print while they load goes to standard error: standard output is the caller's.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import importlib.util
 import inspect
 import os
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -65,7 +69,7 @@ class Offers(Mapping[str, T], Generic[T]):
         if name in self._items:
             first = self._owners[name]
             raise PluginError(
-                f"two plugins offer a {self.kind} named {name!r}: {first.name} ({first.origin}) and "
+                f"two plugins offer {self.kind} {name!r}: {first.name} ({first.origin}) and "
                 f"{plugin.name} ({plugin.origin}); remove or rename one"
             )
         self._items[name] = item
@@ -103,17 +107,30 @@ class Registry:
 
     def register(self, plugin: Plugin) -> None:
         """Takes a plugin in; raises `PluginError` for hooks that no host would call."""
-        _check_hook_names(plugin, self._manager)
-        if any(plugin.name == known.name for known in self.plugins):
-            known = next(known for known in self.plugins if known.name == plugin.name)
-            raise PluginError(
-                f"two plugins are named {plugin.name!r}: {known.origin} and {plugin.origin}; remove or rename one"
-            )
+        _check_hooks(plugin, self._manager)
+        for known in self.plugins:
+            if known.name == plugin.name:
+                raise PluginError(
+                    f"two plugins are named {plugin.name!r}: {known.origin} and {plugin.origin}; remove or rename one"
+                )
+            if known.module is plugin.module:
+                raise PluginError(
+                    f"plugins {known.name!r} ({known.origin}) and {plugin.name!r} ({plugin.origin}) are one module; "
+                    "keep one of the two names"
+                )
         try:
             self._manager.register(plugin.module, name=plugin.name)
         except (pluggy.PluginValidationError, ValueError) as error:
-            raise PluginError(f"plugin {plugin.name!r} ({plugin.origin}): {error}") from error
+            raise PluginError(f"plugin {plugin.name!r} ({plugin.origin}): {_one_line(error)}") from error
         self.plugins.append(plugin)
+
+    def fail(self, name: str, origin: str, what: str, error: BaseException) -> None:
+        """Notes that a plugin, or what it offers of one kind, is left out."""
+        raised = f"{what} raised {type(error).__name__}"
+        said = _one_line(error)
+        failure = PluginFailure(name=name, origin=origin, reason=f"{raised}: {said}" if said else raised)
+        if failure not in self.failures:
+            self.failures.append(failure)
 
     @cached_property
     def adapters(self) -> Offers[Adapter]:
@@ -143,42 +160,79 @@ class Registry:
     def _collect(self, kind: str, hook: str, of: type[Any], *, built_in_last: bool = False) -> Offers[T]:
         offers: Offers[T] = Offers(kind, self.failures)
         for plugin in sorted(self.plugins, key=lambda plugin: built_in_last and plugin.built_in):
-            others = [other.module for other in self.plugins if other is not plugin]
-            try:
-                answers = self._manager.subset_hook_caller(hook, remove_plugins=others)()
-                items = [item for answer in answers for item in answer]
-            except Exception as error:  # a stranger's code: whatever it raises, the others go on
-                reason = f"{hook} raised {type(error).__name__}: {error}"
-                self.failures.append(PluginFailure(name=plugin.name, origin=plugin.origin, reason=reason))
-                continue
-            for item in items:
-                name = _checked_name(item, of, hook, plugin)
-                offers.add(name, item, plugin)
+            for item in self._ask(plugin, hook, of):
+                offers.add(_checked_name(item, of, hook, plugin), item, plugin)
         return offers
+
+    def _ask(self, plugin: Plugin, hook: str, of: type[Any]) -> list[Any]:
+        """All that one plugin's hook returns; nothing where it raises."""
+        others = [other.module for other in self.plugins if other is not plugin]
+        items: list[Any] = []
+        try:
+            with redirect_stdout(sys.stderr):
+                for answer in self._manager.subset_hook_caller(hook, remove_plugins=others)():
+                    if isinstance(answer, (str, Mapping)) or not isinstance(answer, Iterable):
+                        items.append(answer)  # refused below, by its type
+                    else:
+                        items += answer
+        except (Exception, SystemExit) as error:  # a stranger's code: whatever it raises, the others go on
+            self.fail(plugin.name, plugin.origin, hook, error)
+            return []
+        return items
 
 
 def _checked_name(item: object, of: type[Any], hook: str, plugin: Plugin) -> str:
     where = f"plugin {plugin.name!r} ({plugin.origin}): {hook}"
     if not isinstance(item, of):
-        meant = f"; return an instance: {item.__name__}()" if isinstance(item, type) and issubclass(item, of) else ""
-        raise PluginError(f"{where} returned {shorten(item)}; expected {of.__name__} objects{meant}")
+        meant = f"; return instances: [{item.__name__}()]" if isinstance(item, type) and issubclass(item, of) else ""
+        raise PluginError(f"{where} returned {shorten(item)}; expected a list of {of.__name__} objects{meant}")
     name = getattr(item, "name", None)
     if not isinstance(name, str) or not name:
         raise PluginError(f"{where} returned {type(item).__name__} with name={name!r}; expected a non-empty text")
+    for attribute in ("keys", "required", "suffixes"):
+        value = getattr(item, attribute, ())
+        if isinstance(value, str) or not all(isinstance(part, str) for part in value):
+            # Forgotten parentheses or a comma: ("text") is no tuple.
+            raise PluginError(f"{where}: {name!r} has {attribute}={value!r}; expected a tuple of texts")
     return name
 
 
-def _check_hook_names(plugin: Plugin, manager: pluggy.PluginManager) -> None:
-    known = [name for name in vars(hookspecs) if name.startswith(f"{hookspecs.PROJECT}_")]
+def _check_hooks(plugin: Plugin, manager: pluggy.PluginManager) -> None:
+    """Sees that every hook of a plugin is one that is called, with the arguments it takes."""
+    prefix = f"{hookspecs.PROJECT}_"
+    known = [name for name in vars(hookspecs) if name.startswith(prefix)]
+    where = f"plugin {plugin.name!r} ({plugin.origin})"
     for name in dir(plugin.module):
-        if not callable(getattr(plugin.module, name, None)):
+        function = getattr(plugin.module, name, None)
+        if not inspect.isroutine(function):
             continue
-        marked = manager.parse_hookimpl_opts(plugin.module, name) is not None
-        where = f"plugin {plugin.name!r} ({plugin.origin})"
-        if marked and name not in known:
-            raise PluginError(f"{where}: there is no hook {name!r}; {nearest(name, known)}")
-        if not marked and name.startswith(f"{hookspecs.PROJECT}_") and inspect.isfunction(getattr(plugin.module, name)):
+        options = manager.parse_hookimpl_opts(plugin.module, name)
+        hook = (options and options.get("specname")) or name
+        if hook not in known:
+            if options is not None or name.startswith(prefix):
+                # Without the prefix, which they all have and which makes everything look alike.
+                close = get_close_matches(hook.removeprefix(prefix), [name.removeprefix(prefix) for name in known], 1)
+                near = nearest(prefix + hook.removeprefix(prefix), [prefix + name for name in close] or known)
+                raise PluginError(f"{where}: there is no hook {hook!r}; {near}")
+            continue
+        if options is None:
             raise PluginError(f"{where}: {name} is not marked as a hook; put @templatekit.hookimpl above it")
+        needed = [
+            parameter.name
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        ]
+        passed = list(inspect.signature(getattr(hookspecs, hook)).parameters)
+        extra = [argument for argument in needed if argument not in passed]
+        if extra:
+            raise PluginError(
+                f"{where}: {name} takes {', '.join(map(repr, extra))}; expected def {hook}({', '.join(passed)})"
+            )
+
+
+def _one_line(error: BaseException, limit: int = 300) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def create_registry(
@@ -198,74 +252,90 @@ def create_registry(
     if entry_points:
         _load_entry_points(registry, _selection(select))
     extra = [folder for folder in os.environ.get(PLUGIN_DIR_VARIABLE, "").split(os.pathsep) if folder]
-    for folder in [*extra, *plugin_dirs]:
-        _load_folder(registry, Path(folder))
+    folders = [Path(folder).expanduser() for folder in [*extra, *plugin_dirs]]
+    for folder in {_resolved(folder): folder for folder in folders}.values():  # one named twice is read once
+        _load_folder(registry, folder)
     for plugin in plugins:
         name = getattr(plugin, "__name__", type(plugin).__name__)
         registry.register(Plugin(name=name, origin="given by the caller", module=plugin))
     return registry
 
 
+def _resolved(folder: Path) -> Path:
+    try:
+        return folder.resolve()
+    except (OSError, RuntimeError):  # a loop of links: what is wrong with it is said where it is read
+        return folder
+
+
 def _selection(select: Iterable[str] | None) -> set[str] | None:
     if select is not None:
         return set(select)
-    value = os.environ.get(SELECT_VARIABLE)
-    if value is None:
-        return None
-    return {name.strip() for name in value.split(",") if name.strip()} - {"none"}
+    names = {name.strip() for name in os.environ.get(SELECT_VARIABLE, "").split(",")} - {""}
+    return names - {"none"} if names else None
 
 
 def _load_entry_points(registry: Registry, select: set[str] | None) -> None:
-    seen: dict[str, str] = {}
-    found: set[str] = set()
+    seen: dict[str, tuple[str, str]] = {}
+    every: set[str] = set()
     # Read through distributions: pluggy's own loader skips the second plugin of one name without a word.
     for entry_point in sorted(metadata.entry_points(group=hookspecs.PROJECT), key=_built_in_first):
         name = entry_point.name
-        distribution = entry_point.dist
-        owner = distribution.metadata["Name"] if distribution else "unknown distribution"
-        origin = f"{owner} {distribution.version}" if distribution else owner
+        owner, origin = _distribution(entry_point)
         built_in = owner == BUILT_IN
+        every.add(name)
         if not built_in and select is not None and name not in select:
             continue
-        found.add(name)
-        if name in seen:
-            if seen[name] == origin:  # one distribution seen twice on sys.path, as in an editable install
-                continue
+        found = (origin, entry_point.value)
+        if seen.setdefault(name, found) != found:
             raise PluginError(
-                f"two distributions offer a plugin named {name!r}: {seen[name]} and {origin}; uninstall one"
+                f"two distributions offer a plugin named {name!r}: {seen[name][0]} and {origin}; uninstall one, or "
+                f"choose the plugins to load ({SELECT_VARIABLE}=none|NAME,…)"
             )
-        seen[name] = origin
+        if any(plugin.name == name for plugin in registry.plugins):  # seen twice on sys.path
+            continue
         try:
-            module = entry_point.load()
-        except Exception as error:  # a stranger's module: whatever it raises, the others load
-            reason = f"{entry_point.value} raised {type(error).__name__}: {error}"
-            registry.failures.append(PluginFailure(name=name, origin=origin, reason=reason))
+            with redirect_stdout(sys.stderr):
+                module = entry_point.load()
+        except (Exception, SystemExit) as error:  # a stranger's module: whatever it raises, the others load
+            registry.fail(name, origin, f"importing {entry_point.value}", error)
             continue
         registry.register(Plugin(name=name, origin=origin, module=module, built_in=built_in))
-    missing = (select or set()) - found
+    missing = sorted((select or set()) - every)
     if missing:
-        raise UnknownNameError("plugin", sorted(missing)[0], seen)
+        raise UnknownNameError("installed plugin", missing[0], every, hint=f" ({SELECT_VARIABLE} chooses them)")
+
+
+def _distribution(entry_point: metadata.EntryPoint) -> tuple[str, str]:
+    """The name of the distribution that an entry point belongs to, and the same with its version."""
+    facts = entry_point.dist.metadata if entry_point.dist else None
+    if facts is None or "Name" not in facts:
+        return "", "an unknown distribution"
+    return facts["Name"], f"{facts['Name']} {facts['Version']}" if "Version" in facts else facts["Name"]
 
 
 def _built_in_first(entry_point: metadata.EntryPoint) -> tuple[bool, str]:
-    owner = entry_point.dist.metadata["Name"] if entry_point.dist else ""
-    return owner != BUILT_IN, entry_point.name
+    return _distribution(entry_point)[0] != BUILT_IN, entry_point.name
 
 
 def _load_folder(registry: Registry, folder: Path) -> None:
-    """Every `*.py` of a folder is a plugin, and its `*.jinja` files are templates."""
-    if not folder.is_dir():
-        raise PluginError(f"plugin folder {str(folder)!r} does not exist or is not a folder")
-    for path in sorted(folder.glob("*.py")):
+    """Every `*.py` of a folder is a plugin, but for names that begin with `_` or `.`; its `*.jinja` are templates."""
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise PluginError(
+            f"plugin folder {str(folder)!r} cannot be read: {error.strerror}; expected a folder"
+        ) from None
+    for path in (folder / name for name in names if name.endswith(".py") and not name.startswith(("_", "."))):
         try:
-            module = _import_file(path)
+            with redirect_stdout(sys.stderr):
+                module = _import_file(path)
         except (Exception, SystemExit) as error:
-            reason = f"import raised {type(error).__name__}: {error}"
-            registry.failures.append(PluginFailure(name=path.stem, origin=str(path), reason=reason))
+            registry.fail(path.stem, str(path), "importing it", error)
             continue
         registry.register(Plugin(name=path.stem, origin=str(path), module=module))
-    if any(folder.glob("*.jinja")):
-        registry.register(Plugin(name=f"{folder.name}/*.jinja", origin=str(folder), module=_JinjaFolder(folder)))
+    if any(name.endswith(".jinja") for name in names):
+        registry.register(Plugin(name=f"{folder}/*.jinja", origin=str(folder), module=_JinjaFolder(folder)))
 
 
 class _JinjaFolder:
@@ -283,7 +353,7 @@ class _JinjaFolder:
 
 def _import_file(path: Path) -> ModuleType:
     # The whole path is in the name, so that equally named files of two folders stay apart.
-    name = f"templatekit_plugin_dir.{abs(hash(str(path.resolve()))):x}.{path.stem}"
+    name = f"templatekit_plugin_dir.{zlib.crc32(str(path.resolve()).encode(errors='replace')):x}.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"cannot import {path}")
@@ -292,6 +362,6 @@ def _import_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]
+        sys.modules.pop(name, None)
         raise
     return module

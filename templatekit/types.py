@@ -167,7 +167,7 @@ class RenderedText:
     spans: tuple[Span, ...]
     """Ordered and gap-free over the whole text."""
     target_spans: tuple[TargetSpan, ...] = ()
-    """One an assistant turn, in order; empty for a generation prompt."""
+    """One an assistant turn, or one a `{% generation %}` block of it, in order; empty for a generation prompt."""
     message_weights: tuple[float, ...] = ()
     roles: tuple[str, ...] = ()
     """The roles of the example's messages: `spans` refer to them by index."""

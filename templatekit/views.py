@@ -7,16 +7,19 @@ from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from templatekit.types import LossSpan, RenderedText, TokenizedExample
+from templatekit.tokens.supervision import loss_spans
+from templatekit.types import RenderedText, TokenizedExample, TrainOn
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-LEGEND = (("template", "template"), ("field", "from the data"), ("trained", "trained"))
 _RICH = {"template": "dim", "field": "cyan", "computed": "magenta"}
 _RICH_TRAINED = "bold green"
 _CSS = {"template": "color:#777", "field": "color:#06c", "computed": "color:#a3a"}
 _CSS_TRAINED = "background:#d6f5d6;color:#064"
+PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
+PICTURES |= {0x7F: "␡"} | {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}
+"""Control characters, made visible: a record must not move the cursor or change the colours of a terminal."""
 
 
 class _Run(NamedTuple):
@@ -26,40 +29,51 @@ class _Run(NamedTuple):
     weight: float
 
 
-def _runs(shown: RenderedText | TokenizedExample) -> Iterator[_Run]:
-    """The text in runs of one origin and one weight."""
+def _runs(shown: RenderedText | TokenizedExample, train_on: TrainOn) -> Iterator[_Run]:
+    """The text in runs of one origin and one weight, its control characters as pictures."""
     if isinstance(shown, TokenizedExample):
         rendered, losses = shown.rendered, shown.loss_spans
     else:
-        rendered = shown
-        losses = tuple(
-            LossSpan(start=target.start, end=target.end, weight=shown.message_weights[target.message])
-            for target in shown.target_spans
-        )
-    edges = {0, len(rendered.text)}
-    edges |= {edge for span in rendered.spans for edge in (span.start, span.end)}
+        rendered, losses = shown, loss_spans(shown, train_on)
+    edges = {edge for span in rendered.spans for edge in (span.start, span.end)}
     edges |= {edge for span in losses for edge in (span.start, span.end)}
+    at, loss = 0, 0
     for start, end in pairwise(sorted(edges)):
-        origin = next(span.origin for span in rendered.spans if span.start <= start < span.end)
-        weight = next((span.weight for span in losses if span.start <= start < span.end), 0.0)
-        yield _Run(rendered.text[start:end], origin.kind, str(origin), weight)
+        while rendered.spans[at].end <= start:
+            at += 1
+        while loss < len(losses) and losses[loss].end <= start:
+            loss += 1
+        origin = rendered.spans[at].origin
+        weight = losses[loss].weight if loss < len(losses) else 0.0
+        yield _Run(rendered.text[start:end].translate(PICTURES), origin.kind, str(origin), weight)
 
 
-def to_rich(shown: RenderedText | TokenizedExample) -> Text:
-    """Coloured text for a terminal: dim template, cyan data, green trained."""
+def legend() -> Text:
+    """What the colours of `to_rich` mean."""
+    from rich.text import Text
+
+    parts = (("template", _RICH["template"]), ("data", _RICH["field"]), ("trained", _RICH_TRAINED))
+    return Text("  ").join(Text(name, style) for name, style in parts)
+
+
+def to_rich(shown: RenderedText | TokenizedExample, *, train_on: TrainOn = "response") -> Text:
+    """Coloured text for a terminal: dim template, cyan data, green trained.
+
+    `train_on` is for a `RenderedText`, which does not say what is trained.
+    """
     from rich.text import Text
 
     text = Text()
-    for run in _runs(shown):
+    for run in _runs(shown, train_on):
         text.append(run.text, _RICH_TRAINED if run.weight else _RICH[run.kind])
     return text
 
 
-def to_marked(shown: RenderedText | TokenizedExample) -> str:
+def to_marked(shown: RenderedText | TokenizedExample, *, train_on: TrainOn = "response") -> str:
     """The text with ⟦ ⟧ around what is trained, where there are no colours."""
     parts: list[str] = []
     trained = False
-    for run in _runs(shown):
+    for run in _runs(shown, train_on):
         if bool(run.weight) != trained:
             parts.append("⟧" if trained else "⟦")
             trained = not trained
@@ -67,10 +81,10 @@ def to_marked(shown: RenderedText | TokenizedExample) -> str:
     return "".join(parts) + ("⟧" if trained else "")
 
 
-def to_html(shown: RenderedText | TokenizedExample) -> str:
+def to_html(shown: RenderedText | TokenizedExample, *, train_on: TrainOn = "response") -> str:
     """The same for a notebook; each run's title names its origin and weight."""
     parts = []
-    for run in _runs(shown):
+    for run in _runs(shown, train_on):
         style = _CSS_TRAINED if run.weight else _CSS[run.kind]
         title = f"{run.origin}, weight {run.weight:g}" if run.weight else run.origin
         parts.append(f'<span style="{style}" title="{escape(title)}">{escape(run.text)}</span>')

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import click
 
 from templatekit import __version__
+from templatekit.cli.groups import Group
 from templatekit.errors import TemplatekitError
+
+TRACEBACK_VARIABLE = "TEMPLATEKIT_TRACEBACK"
+"""Set to have errors come with Python's traceback: for authors of plugins, and for reports of bugs."""
 
 
 class _Command(NamedTuple):
@@ -22,6 +29,7 @@ class _Command(NamedTuple):
 _COMMANDS = {
     "render": _Command("render", "Render records to text, ids and labels."),
     "preview": _Command("preview", "Show records as a template renders them, with what is trained."),
+    "audit": _Command("audit", "Report what is wrong with a whole data set."),
     "finetune": _Command("finetune", "Fine-tune a model; with no options the small built-in one."),
     "generate": _Command("generate", "Have a model answer, prompted by a template."),
     "adapters": _Command("listing", "List the shapes of records that can be read."),
@@ -30,7 +38,7 @@ _COMMANDS = {
 }
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(Group):
     """Imports a command's module only to run it or to show its own help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -47,38 +55,85 @@ class _LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, command.help) for name, command in _COMMANDS.items()])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # The reader has gone (`| head`): that is no failure. click would make it one.
+            _discard_stdout()
+            ctx.exit(0)
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+)
 @click.version_option(__version__, package_name="templatekit")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Turn data into training examples, and train on them.
 
     Adapters read records of any shape, templates render them, and the loss falls on exactly what was asked.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(2)
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as an exception, so that unfinished files are removed on the way out."""
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and exits: 0 done, 1 findings or a failed run, 2 bad input, 130 interrupted."""
+    if sys.stdout is None:  # closed by the caller (`>&-`)
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # LANG=C must not turn a text that holds more than ASCII into a traceback.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(_run(args))
 
 
 def _run(args: Sequence[str] | None) -> Any:
     try:
-        return cli.main(args, prog_name="templatekit", standalone_mode=False)
+        return cli.main(args, prog_name="templatekit", standalone_mode=False) or 0
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "templatekit"
+        return _fail(f"{error.format_message().rstrip('.')}; see {where} --help", error.exit_code)
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _fail(error.format_message(), error.exit_code)
     except TemplatekitError as error:
-        click.echo(f"Error: {error}", err=True)
-        return error.exit_code
-    except BrokenPipeError:
-        # The reader has gone (`| head`): that is no failure; keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted.", err=True)
         return 130
+    except _Terminated:
+        return 128 + signal.SIGTERM
+    except OSError as error:
+        # What files can do is said where they are opened; what is left is mostly standard output on a full disk.
+        _discard_stdout()
+        return _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
+    except Exception as error:
+        hint = f"please report this; {TRACEBACK_VARIABLE}=1 shows where it happened"
+        return _fail(f"unexpected {type(error).__name__}: {error}; {hint}", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    """One line, whatever the message holds."""
+    if os.environ.get(TRACEBACK_VARIABLE):
+        traceback.print_exc()
+    click.echo(f"Error: {' '.join(line.strip() for line in message.splitlines())}", err=True)
+    return code
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise _Terminated
+
+
+def _discard_stdout() -> None:
+    """Sends what is still in the buffer nowhere, so that the interpreter does not complain at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -27,7 +27,7 @@ def finetune(config: Path | None, settings: tuple[str, ...], plugin_dirs: tuple[
     An option on the command line goes before --set, and that before the recipe.
     """
     values = {**_recipe(config), **dict(parse_setting(setting) for setting in settings), **given(options)}
-    checked = FinetuneOptions.parse(values, source=str(config) if config and not settings else "options")
+    checked = FinetuneOptions.parse(values, source=str(config) if config and not settings else None)
     registry = load_registry(plugin_dirs)
     from templatekit.training.run import finetune as run_it
 

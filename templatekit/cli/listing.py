@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from templatekit.cli.groups import Noun
 from templatekit.cli.options import PLUGIN_DIR, load_registry
 from templatekit.errors import UnknownNameError
 from templatekit.formats.lookup import find_template
@@ -26,13 +27,19 @@ _EXAMPLE = Example(
 )
 
 
-def _print_table(rows: list[dict[str, str]], *, as_json: bool) -> None:
+def _print_table(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, ensure_ascii=False))
         return
-    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]} if rows else {}
-    for row in rows:
-        click.echo("  ".join(row[key].ljust(width) for key, width in widths.items()).rstrip())
+    cells = [[_cell(value) for value in row.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    """A value on one line: what plugins say of themselves may hold any text."""
+    return " ".join((", ".join(value) if isinstance(value, list) else str(value)).split())
 
 
 def _owner(offers: Offers[Any], name: str) -> str:
@@ -40,16 +47,7 @@ def _owner(offers: Offers[Any], name: str) -> str:
     return f"{plugin.name} ({plugin.origin})"
 
 
-class _Noun(click.Group):
-    """A group whose bare name lists."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        if not ctx._protected_args and not ctx.args:
-            return ctx.invoke(self.commands["list"], as_json=False, plugin_dirs=())
-        return super().invoke(ctx)
-
-
-@click.group(cls=_Noun, invoke_without_command=True)
+@click.group(cls=Noun)
 def adapters() -> None:
     """The shapes of records that can be read."""
 
@@ -82,7 +80,7 @@ def show_adapter(name: str, as_json: bool, plugin_dirs: tuple[Path, ...]) -> Non
     _print_facts(facts, as_json=as_json)
 
 
-@click.group(cls=_Noun, invoke_without_command=True)
+@click.group(cls=Noun)
 def templates() -> None:
     """The prompt templates."""
 
@@ -123,7 +121,7 @@ def show_template(name: str, as_json: bool, plugin_dirs: tuple[Path, ...]) -> No
     _print_facts(facts, as_json=as_json)
 
 
-@click.group(cls=_Noun, invoke_without_command=True)
+@click.group(cls=Noun)
 def plugins() -> None:
     """The plugins and what each offers."""
 
@@ -134,7 +132,8 @@ def plugins() -> None:
 def list_plugins(as_json: bool, plugin_dirs: tuple[Path, ...]) -> None:
     """List the plugins, those that were left out included."""
     registry = load_registry(plugin_dirs)
-    _print_table(_plugin_rows(registry), as_json=as_json)
+    rows = _plugin_rows(registry)
+    _print_table(rows if as_json else [_in_words(row) for row in rows], as_json=as_json)
 
 
 @plugins.command("show")
@@ -149,17 +148,22 @@ def show_plugin(name: str, as_json: bool, plugin_dirs: tuple[Path, ...]) -> None
     _print_facts(rows[name], as_json=as_json)
 
 
-def _plugin_rows(registry: Registry) -> list[dict[str, str]]:
+def _plugin_rows(registry: Registry) -> list[dict[str, Any]]:
+    """A row a plugin, and one for each that failed to import; what failed later stands beside what is offered."""
     kinds = (registry.adapters, registry.templates, registry.sources, registry.models, registry.exporters)
-    rows = []
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     for plugin in registry.plugins:
         offered = [f"{o.kind} {name}" for o in kinds for name in o if o.owner(name) is plugin]
-        rows.append({"name": plugin.name, "from": plugin.origin, "offers": ", ".join(offered) or "nothing"})
-    rows += [
-        {"name": failure.name, "from": failure.origin, "offers": f"left out: {failure.reason}"}
-        for failure in registry.failures
-    ]
-    return rows
+        rows[plugin.name, plugin.origin] = {"name": plugin.name, "from": plugin.origin, "offers": offered, "failed": []}
+    for failure in registry.failures:
+        blank: dict[str, Any] = {"name": failure.name, "from": failure.origin, "offers": [], "failed": []}
+        rows.setdefault((failure.name, failure.origin), blank)["failed"].append(failure.reason)
+    return list(rows.values())
+
+
+def _in_words(row: Mapping[str, Any]) -> dict[str, str]:
+    facts = [*row["offers"], *(f"left out: {reason}" for reason in row["failed"])]
+    return {"name": row["name"], "from": row["from"], "offers": ", ".join(facts) or "nothing"}
 
 
 def _description(name: str, registry: Registry) -> str:

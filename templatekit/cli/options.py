@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from templatekit.config import Options
 from templatekit.errors import ConfigError
-from templatekit.registry import Registry, create_registry
+from templatekit.registry import PluginFailure, Registry, create_registry
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -61,11 +61,18 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def load_registry(plugin_dirs: Iterable[Path]) -> Registry:
-    """The registry, with a line on stderr for each plugin that was left out."""
+    """The registry, with a line on stderr for each plugin that is left out: now, or when the command ends."""
     registry = create_registry(plugin_dirs=plugin_dirs)
-    for failure in registry.failures:
-        click.echo(f"Warning: plugin {failure.name!r} ({failure.origin}) was left out: {failure.reason}", err=True)
+    known = len(registry.failures)
+    _warn(registry.failures)
+    # Hooks are called when something of their kind is first needed, so some fail only later.
+    click.get_current_context().call_on_close(lambda: _warn(registry.failures[known:]))
     return registry
+
+
+def _warn(failures: Iterable[PluginFailure]) -> None:
+    for failure in failures:
+        click.echo(f"Warning: plugin {failure.name!r} ({failure.origin}) was left out: {failure.reason}", err=True)
 
 
 def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
@@ -83,7 +90,7 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
     if get_origin(kind) is tuple:
         return click.option(flag, name, multiple=True, help=help_text)
     if get_origin(kind) is dict:
-        return click.option(flag, name, metavar="NAME=KEY,…", default=None, help=help_text)
+        return click.option(flag, name, metavar="FIELD=COLUMN,…", default=None, help=help_text)
     return click.option(flag, name, type=_CLICK_TYPES.get(kind, click.STRING), default=None, help=help_text)
 
 

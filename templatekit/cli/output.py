@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 
 from templatekit.contracts import Exporter
-from templatekit.errors import ConfigError
+from templatekit.errors import ConfigError, PluginError, RunError, TemplatekitError
 from templatekit.pipeline import Counts, Pipeline
 from templatekit.registry import Registry
 from templatekit.types import RenderedText, TokenizedExample
+
+_ROWS_SHOWN = 5
 
 
 def choose_exporter(registry: Registry, format: str | None, output: Path | None) -> Exporter:
@@ -23,43 +25,73 @@ def choose_exporter(registry: Registry, format: str | None, output: Path | None)
         return registry.exporters[format]
     if output is not None and output.suffix:
         for exporter in registry.exporters.values():
-            if output.suffix in exporter.suffixes:
+            if output.suffix.lower() in exporter.suffixes:
                 return exporter
         known = ", ".join(suffix for exporter in registry.exporters.values() for suffix in exporter.suffixes)
         raise ConfigError(f"--output {str(output)!r}: no format has this ending; known: {known}; or name a --format")
     return registry.exporters["jsonl"]
 
 
-def write_whole(exporter: Exporter, examples: Iterable[RenderedText | TokenizedExample], output: Path) -> int:
-    """Writes beside the file and moves it there once it is complete; on any error nothing is left."""
-    if output.is_dir():
-        raise ConfigError(f"--output {str(output)!r} is a folder; expected a file")
+def write(exporter: Exporter, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> None:
+    """Has an exporter write, and sees that it leaves nothing out."""
+    given = 0
+    ended = False
+
+    def counted() -> Iterator[RenderedText | TokenizedExample]:
+        nonlocal given, ended
+        for example in examples:
+            given += 1
+            yield example
+        ended = True
+
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name[:60]}.")
-        os.close(handle)
-    except OSError as error:
-        raise ConfigError(f"--output {str(output)!r} cannot be written: {error.strerror}") from None
-    temporary = Path(name)
+        written = exporter.write(counted(), file)
+    except (TemplatekitError, OSError):
+        raise
+    except Exception as error:  # a plugin's code may raise anything
+        raise PluginError(f"format {exporter.name!r} raised {type(error).__name__}: {error}") from error
+    if written != given or not ended:
+        more = "" if ended else " and more to come"
+        raise PluginError(f"format {exporter.name!r} wrote {written!r} examples; expected all: {given}{more}")
+
+
+def write_whole(exporter: Exporter, examples: Iterable[RenderedText | TokenizedExample], output: Path) -> None:
+    """Writes beside the file and moves it there once it is complete; on any error nothing is left.
+
+    A device or a pipe is written as it is.
+    """
+    where = f"--output {str(output)!r}"
     try:
-        with temporary.open("wb") as file:
-            count = exporter.write(examples, file)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(output)
+        if output.is_dir():
+            raise ConfigError(f"{where} is a folder; expected a file")
+        special = output.exists() and not output.is_file()
+        target = output if special else output.resolve()  # of a link, the file behind it
+        path = target if special else target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb" if special else "xb")
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        said = "Not a directory" if isinstance(error, FileExistsError) else getattr(error, "strerror", None) or error
+        raise ConfigError(f"{where} cannot be written: {said}") from None
+    try:
+        with file:
+            write(exporter, examples, file)
+        if not special:
+            path.replace(target)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        raise ConfigError(f"--output {str(output)!r} cannot be written: {error.strerror or error}") from error
+        raise RunError(f"{where} cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
-    return count
+        if not special:
+            path.unlink(missing_ok=True)
 
 
 def summarize(pipeline: Pipeline, *, as_json: bool) -> None:
     """What became of the rows, on stderr."""
     counts = pipeline.counts
     if as_json:
-        click.echo(
-            json.dumps({"adapter": pipeline.adapter.name if pipeline.adapter else None, **counts.as_dict()}), err=True
-        )
+        adapter = pipeline.adapter.name if pipeline.adapter else None
+        click.echo(json.dumps({"adapter": adapter, **counts.as_dict()}, ensure_ascii=False), err=True)
         return
     if pipeline.options.adapter is None and pipeline.adapter is not None:
         click.echo(f"adapter: {pipeline.adapter.name} (told by the records' keys)", err=True)
@@ -73,19 +105,13 @@ def summary_lines(counts: Counts, *, tokens: bool) -> list[str]:
     if tokens:
         line += f", tokens: {counts.tokens:,}, trained tokens: {counts.trained_tokens:,}"
     lines = [line]
-    lines += [
-        f"dropped {count:,} × {reason}; the first: {counts.first_dropped[reason]}"
-        for reason, count in counts.dropped.most_common()
-    ]
+    for reason, count in counts.dropped.most_common():
+        rows = counts.dropped_rows.get(reason, [])
+        shown = ", ".join(map(str, rows[:_ROWS_SHOWN])) + (", …" if len(rows) > _ROWS_SHOWN else "")
+        lines.append(f"dropped {count:,} × {reason} (rows {shown}); the first: {counts.first_dropped[reason]}")
     if counts.empty_responses:
-        lines.append(f"note: {counts.empty_responses:,} rows have an empty answer; only the end marker is trained")
+        lines.append(f"note: rows with an empty answer: {counts.empty_responses:,}")
     if counts.unread_keys:
         keys = ", ".join(f"{key} (first in row {row})" for key, row in sorted(counts.unread_keys.items()))
         lines.append(f"note: keys that the adapter does not read: {keys}")
     return lines
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ from templatekit.cli.output import summarize
 from templatekit.config import DataOptions
 from templatekit.errors import ConfigError
 from templatekit.pipeline import Pipeline
-from templatekit.types import RenderedText, TokenizedExample
-from templatekit.views import to_marked, to_rich
+from templatekit.types import RenderedText, TokenizedExample, TrainOn
+from templatekit.views import legend, to_marked, to_rich
 
 
 @click.command()
@@ -26,30 +28,34 @@ from templatekit.views import to_marked, to_rich
 def preview(row: int, limit: int, plugin_dirs: tuple[Path, ...], **options: Any) -> None:
     """Show records as a template renders them: template text dim, data in colour, what is trained in green.
 
-    Without colours (in a file, in a pipe) what is trained stands in ⟦ ⟧.
+    Without colours (in a file, in a pipe) what is trained stands in ⟦ ⟧. Control characters stand as pictures (␛).
     """
     registry = load_registry(plugin_dirs)
     pipeline = Pipeline(DataOptions.parse({**given(options), "limit": row + limit}), registry)
-    shown = [item.tokenized or item.rendered for item in pipeline.run(pipeline.open(), source=pipeline.options.dataset)]
-    wanted = [item for item in shown if item.row >= row]
-    if not wanted:
-        raise ConfigError(f"--row {row}: the data set ends before it; found {pipeline.counts.rows_in} rows")
-    show(islice(wanted, limit))
+    with redirect_stdout(sys.stderr):  # what a plugin prints is no part of the result
+        records = pipeline.open()
+        before = sum(1 for _ in islice(records, row))
+        shown = [item.result for item in pipeline.run(records, source=pipeline.options.dataset, first_row=row)]
+    if not pipeline.counts.rows_in:
+        raise ConfigError(f"--row {row}: the data set ends before it; found {before} rows, 0 to {before - 1}")
+    show(shown, pipeline.options.train_on)
     summarize(pipeline, as_json=False)
 
 
-def show(examples: Iterable[RenderedText | TokenizedExample]) -> None:
+def show(examples: Iterable[RenderedText | TokenizedExample], train_on: TrainOn) -> None:
     """Prints examples in colour, or with marks where there is none."""
     from rich.console import Console
 
     console = Console(soft_wrap=True, highlight=False)
-    coloured = console.is_terminal and not console.no_color
+    coloured = console.is_terminal and console.color_system is not None and not console.no_color
+    if coloured:
+        console.print(legend())
     for example in examples:
         counted = ""
         if isinstance(example, TokenizedExample):
             counted = f", {len(example)} tokens, {example.trained_tokens} trained"
-        console.rule(f"row {example.row}{counted}", align="left")
+        console.rule(f"row {example.row}{counted}", align="left", style="dim")
         if coloured:
-            console.print(to_rich(example))
+            console.print(to_rich(example, train_on=train_on))
         else:
-            click.echo(to_marked(example))
+            click.echo(to_marked(example, train_on=train_on))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import click
 
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
-from templatekit.cli.output import choose_exporter, summarize, write_whole
+from templatekit.cli.output import choose_exporter, summarize, write, write_whole
 from templatekit.config import DataOptions
 from templatekit.pipeline import Pipeline
-from templatekit.types import RenderedText, TokenizedExample
 
 ON_SCREEN = 5
 """Rows shown on a terminal where no limit is given."""
@@ -40,19 +39,17 @@ def render(
         values.setdefault("limit", ON_SCREEN)
     pipeline = Pipeline(DataOptions.parse(values), registry)
     exporter = choose_exporter(registry, format, output)
-    examples = _examples(pipeline)
+    examples = (item.result for item in pipeline.run(pipeline.open(), source=pipeline.options.dataset))
     if on_screen:
         from templatekit.cli.preview import show
 
-        show(examples)
-    elif output is None:
-        exporter.write(examples, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+        show(examples, pipeline.options.train_on)
     else:
-        write_whole(exporter, examples, output)
+        stdout = sys.stdout.buffer
+        with redirect_stdout(sys.stderr):  # what a plugin prints must not get between the rows
+            if output is None:
+                write(exporter, examples, stdout)
+                stdout.flush()
+            else:
+                write_whole(exporter, examples, output)
     summarize(pipeline, as_json=as_json)
-
-
-def _examples(pipeline: Pipeline) -> Iterator[RenderedText | TokenizedExample]:
-    for item in pipeline.run(pipeline.open(), source=pipeline.options.dataset):
-        yield item.tokenized or item.rendered

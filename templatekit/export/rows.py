@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from templatekit.contracts import Exporter
@@ -56,21 +56,18 @@ class ParquetRows(Exporter):
         """In row groups, so that memory stays flat."""
         import pyarrow.parquet
 
+        batches = _batches(examples)
+        first = next(batches)
         count = 0
-        writer = None
-        try:
-            for batch in _batches(examples):
-                writer = writer or pyarrow.parquet.ParquetWriter(file, batch.schema)
+        with pyarrow.parquet.ParquetWriter(file, first.schema) as writer:
+            for batch in chain([first], batches):
                 writer.write_batch(batch)
                 count += batch.num_rows
-        finally:
-            if writer is not None:
-                writer.close()
         return count
 
 
 class ArrowRows(Exporter):
-    """An Arrow IPC file, which datasets and polars memory-map."""
+    """An Arrow IPC file, for pandas, polars and `datasets.load_dataset("arrow", data_files=…)`."""
 
     name = "arrow"
     description = "Arrow IPC file"
@@ -80,21 +77,21 @@ class ArrowRows(Exporter):
         """In record batches, so that memory stays flat."""
         import pyarrow as pa
 
+        batches = _batches(examples)
+        first = next(batches)
         count = 0
-        writer = None
-        try:
-            for batch in _batches(examples):
-                writer = writer or pa.ipc.new_file(file, batch.schema)
+        with pa.ipc.new_file(file, first.schema) as writer:
+            for batch in chain([first], batches):
                 writer.write_batch(batch)
                 count += batch.num_rows
-        finally:
-            if writer is not None:
-                writer.close()
         return count
 
 
 def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa.RecordBatch]:
-    """Columnar batches of one schema, which has `loss_weights` wherever there are ids: a file has one schema."""
+    """Columnar batches of one schema, which has `loss_weights` wherever there are ids: a file has one schema.
+
+    At least one, so that a file without examples has columns too.
+    """
     import pyarrow as pa
 
     ids = pa.list_(pa.int32())
@@ -102,11 +99,14 @@ def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa
     base: dict[str, pa.DataType] = {"row": pa.int64(), "text": pa.large_string(), "spans": pa.list_(span)}
     tokens = {"input_ids": ids, "labels": ids, "loss_weights": pa.list_(pa.float32())}
     source = iter(examples)
-    while chunk := list(islice(source, _BATCH)):
-        tokenized = isinstance(chunk[0], TokenizedExample)
-        schema = pa.schema({**base, **tokens} if tokenized else base)
+    chunk = list(islice(source, _BATCH))
+    schema = pa.schema({**base, **tokens} if chunk and isinstance(chunk[0], TokenizedExample) else base)
+    while True:
         rows = [to_row(example) for example in chunk]
         for row, example in zip(rows, chunk, strict=True):
             if isinstance(example, TokenizedExample):
                 row["loss_weights"] = list(example.loss_weights)
         yield pa.RecordBatch.from_pylist(rows, schema=schema)
+        chunk = list(islice(source, _BATCH))
+        if not chunk:
+            return

@@ -64,7 +64,8 @@ def stops_of(template: Template, tokenizer: Tokenizer) -> Stops:
     special = tokenizer.special_tokens
     probe = Example(messages=(Message(role="user", content="a"), Message(role="assistant", content="b")))
     rendered = template.render(probe, special)
-    marker = rendered.text[rendered.target_spans[0].marker_start : rendered.target_spans[0].end]
+    # None where a template's own `{% generation %}` blocks leave the answer out.
+    marker = "".join(rendered.text[target.marker_start : target.end] for target in rendered.target_spans)
     texts = [text for text in tokenizer.control_tokens if text in marker and tokenizer.control_tokens[text].special]
     texts += [*template.metadata.stop, special.eos]
     ids = {token.id for text in texts if (token := tokenizer.control_tokens.get(text)) is not None}

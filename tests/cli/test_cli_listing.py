@@ -1,0 +1,161 @@
+"""`templatekit adapters|templates|plugins`, with `list` and `show`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import templatekit as package
+
+Templatekit = Callable[..., Any]
+BUILT_IN = f"templatekit {package.__version__}"
+
+QA = """\
+{#- templatekit
+description: Questions and answers.
+stop: ["###"]
+#}
+Q: {{ instruction }}{% if context %} ({{ context }}){% endif %}
+
+A:{{ response }}###
+"""
+SHOWN = """\
+name: qa
+file: plugins/qa.jinja
+plugin: plugins/*.jinja (plugins)
+description: Questions and answers.
+turns: one
+stop: ###
+variables: context, instruction, response
+source:
+{#- templatekit
+description: Questions and answers.
+stop: ["###"]
+#}
+Q: {{ instruction }}{% if context %} ({{ context }}){% endif %}
+
+A:{{ response }}###
+
+example:
+Q: Name the capital. (Country: France)
+A:⟦Paris.###⟧
+
+"""
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> list[str]:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "qa.jinja").write_text(QA)
+    return ["--plugin-dir", "plugins"]
+
+
+def test_adapters_are_listed(templatekit: Templatekit) -> None:
+    result = templatekit("adapters", "list")
+    assert (result.code, result.err) == (0, "")
+    rows = [line.split("  ")[0] for line in result.out.splitlines()]
+    assert rows == sorted(rows)
+    assert {"alpaca", "dolly", "messages", "prompt-completion", "sharegpt"} <= set(rows)
+    assert all(line.endswith(f"({BUILT_IN})") for line in result.out.splitlines())
+    alpaca = result.out.splitlines()[0]
+    assert " ".join(alpaca.split()) == (
+        f"alpaca instruction, optional input, output (or response, or instances[0]) alpaca ({BUILT_IN})"
+    )
+
+
+@pytest.mark.parametrize("noun", ["adapters", "templates", "plugins"])
+def test_a_noun_alone_lists(noun: str, templatekit: Templatekit, plugins: list[str]) -> None:
+    listed = templatekit(noun, "list")
+    assert listed.out.count("\n") > 4
+    assert templatekit(noun).out == listed.out
+    assert templatekit(noun, "--json").out == templatekit(noun, "list", "--json").out
+    assert templatekit(noun, *plugins).out == templatekit(noun, "list", *plugins).out
+    names = [row["name"] for row in json.loads(templatekit(noun, "--json").out)]
+    assert names == [line.split("  ")[0].strip() for line in listed.out.splitlines()]
+
+
+def test_an_adapter_is_shown(templatekit: Templatekit) -> None:
+    result = templatekit("adapters", "show", "dolly")
+    assert (result.code, result.err) == (0, "")
+    assert result.out == (
+        "name: dolly\n"
+        f"plugin: dolly ({BUILT_IN})\n"
+        "description: `instruction`, `context` (missing, null and empty mean none), `response`; `category` is kept as "
+        "metadata.\n"
+        "keys: instruction, context, response, category\n"
+        "known by: instruction, response\n"
+    )
+    facts = json.loads(templatekit("adapters", "show", "dolly", "--json").out)
+    assert facts["keys"] == ["instruction", "context", "response", "category"]
+
+
+def test_a_template_is_shown_with_an_example(templatekit: Templatekit, plugins: list[str]) -> None:
+    result = templatekit("templates", "show", "qa", *plugins)
+    assert (result.code, result.err) == (0, "")
+    assert result.out == SHOWN
+    by_path = templatekit("templates", "show", "plugins/qa.jinja")
+    assert by_path.out == SHOWN.replace("plugin: plugins/*.jinja (plugins)\n", "")
+    facts = json.loads(templatekit("templates", "show", "qa", "--json", *plugins).out)
+    assert facts["source"] == QA
+    assert facts["stop"] == ["###"]
+
+
+def test_every_template_can_be_shown(templatekit: Templatekit) -> None:
+    for row in json.loads(templatekit("templates", "--json").out):
+        result = templatekit("templates", "show", row["name"])
+        assert result.code == 0
+        assert "Paris.⟧" in result.out or "Paris." in result.out.split("⟦")[1]
+        assert row["description"] in result.out
+
+
+def test_a_broken_template_is_listed_with_what_is_wrong(
+    templatekit: Templatekit, plugins: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "plugins" / "bad.jinja").write_text("{{ instruction }\n{{ response }}")
+    result = templatekit("templates", *plugins)
+    assert result.code == 0
+    (line,) = [line for line in result.out.splitlines() if line.startswith("bad ")]
+    assert "broken: " in line
+    shown = templatekit("templates", "show", "bad", *plugins)
+    assert (shown.code, shown.out, len(shown.lines)) == (2, "", 1)
+
+
+def test_plugins_say_who_offers_what(templatekit: Templatekit, plugins: list[str], tmp_path: Path) -> None:
+    (tmp_path / "plugins" / "broken.py").write_text("import no_such_thing")
+    (tmp_path / "plugins" / "half.py").write_text("""
+import templatekit
+
+@templatekit.hookimpl
+def templatekit_templates():
+    return [templatekit.TemplateFile(name="half", source="{{ instruction }}{{ context }}: {{ response }}")]
+
+@templatekit.hookimpl
+def templatekit_models():
+    raise ValueError("no\\n models")
+""")
+    rows = {row["name"]: row for row in json.loads(templatekit("plugins", "--json", *plugins).out)}
+    assert rows["alpaca"] == {"name": "alpaca", "from": BUILT_IN, "offers": ["adapter alpaca"], "failed": []}
+    reason = "importing it raised ModuleNotFoundError: No module named 'no_such_thing'"
+    assert rows["broken"] == {"name": "broken", "from": "plugins/broken.py", "offers": [], "failed": [reason]}
+    assert rows["half"]["offers"] == ["template half"]
+    assert rows["half"]["failed"] == ["templatekit_models raised ValueError: no models"]
+    assert rows["plugins/*.jinja"]["offers"] == ["template qa"]
+
+    result = templatekit("plugins", *plugins)
+    assert result.code == 0
+    lines = [" ".join(line.split()) for line in result.out.splitlines()]
+    assert f"alpaca {BUILT_IN} adapter alpaca" in lines
+    assert f"broken plugins/broken.py left out: {reason}" in lines
+    assert "half plugins/half.py template half, left out: templatekit_models raised ValueError: no models" in lines
+    assert result.lines == [
+        f"Warning: plugin 'broken' (plugins/broken.py) was left out: {reason}",
+        "Warning: plugin 'half' (plugins/half.py) was left out: templatekit_models raised ValueError: no models",
+    ]
+    assert templatekit("plugins", "show", "half", *plugins).out == (
+        "name: half\nfrom: plugins/half.py\noffers: template half\n"
+        "failed: templatekit_models raised ValueError: no models\n"
+    )

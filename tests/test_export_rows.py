@@ -1,0 +1,72 @@
+"""Files of rows, as the exporters write them: whole, of one schema, however many rows there are."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from templatekit import Exporter, Registry, RenderedText, TokenizedExample, render
+from templatekit.export.rows import to_row
+
+
+def table(exporter: Exporter, examples: list[RenderedText | TokenizedExample]) -> list[dict[str, Any]]:
+    """What a file holds, read back."""
+    file = io.BytesIO()
+    assert exporter.write(iter(examples), file) == len(examples)
+    data = file.getvalue()
+    if exporter.name == "jsonl":
+        return [json.loads(line) for line in data.decode().split("\n") if line]
+    read = pq.read_table(pa.BufferReader(data)) if exporter.name == "parquet" else pa.ipc.open_file(data).read_all()
+    rows: list[dict[str, Any]] = read.to_pylist()
+    if not rows:
+        assert read.column_names == ["row", "text", "spans"]
+    return rows
+
+
+def chat(count: int, *, weighted: int | None = None) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": f"n\u2028{row}"}, {"role": "assistant", "content": "ja\x85"}]}
+        for row in range(count)
+    ]
+    if weighted is not None:
+        rows[weighted]["messages"][1]["weight"] = 0.5
+    return rows
+
+
+@pytest.fixture(params=["jsonl", "parquet", "arrow"])
+def exporter(request: pytest.FixtureRequest, builtin: Registry) -> Exporter:
+    return builtin.exporters[request.param]
+
+
+@pytest.mark.parametrize("count", [0, 1, 1024, 1025])
+def test_text_comes_back(exporter: Exporter, count: int) -> None:
+    examples = list(render(chat(count), template="chatml"))
+    assert table(exporter, examples) == [to_row(example) for example in examples]
+
+
+def test_ids_come_back_with_weights_from_any_batch(exporter: Exporter, tokenizer_of: Any) -> None:
+    examples = list(render(chat(1100, weighted=1099), template="chatml", tokenizer=tokenizer_of("bytes")))
+    rows = table(exporter, examples)
+    for row, example in zip(rows, examples, strict=True):
+        assert isinstance(example, TokenizedExample)
+        weights = row.pop("loss_weights", None)
+        if exporter.name != "jsonl" or example.row == 1099:
+            assert weights == list(example.loss_weights)
+        assert row == {key: value for key, value in to_row(example).items() if key != "loss_weights"}
+    assert exporter.name != "jsonl" or [row["row"] for row in rows if "loss_weights" in row] == []
+
+
+def test_spans_cover_the_text(exporter: Exporter) -> None:
+    (row,) = table(exporter, list(render(chat(1), template="chatml")))
+    assert "".join(row["text"][span["start"] : span["end"]] for span in row["spans"]) == row["text"]
+    assert [span["origin"] for span in row["spans"] if span["origin"] != "template"] == [
+        "messages[0].role",
+        "messages[0].content",
+        "messages[1].role",
+        "messages[1].content",
+    ]
