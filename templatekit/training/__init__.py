@@ -1,0 +1,1 @@
+"""The only room that knows torch: from examples to a trained model."""

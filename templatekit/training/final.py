@@ -1,0 +1,101 @@
+"""The trained model as a folder that `transformers` and vLLM load, without PEFT and without us."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel
+
+from templatekit.config import FinetuneOptions
+from templatekit.errors import RunError
+from templatekit.training.checkpoint import sync
+from templatekit.training.model import computes_in_bf16, quiet, unwrap
+
+ADAPTER = "adapter"
+_STAGING = ".model-in-the-making"
+_LAST = "config.json"
+"""Without it `transformers` loads nothing from a folder, so it comes last."""
+
+
+def final_dtype(options: FinetuneOptions, device: torch.device) -> torch.dtype:
+    """The type of saved weights: the one in which training multiplied with them.
+
+    With bf16 products the fp32 weights were rounded to bf16 for every one of them, and the held-out loss was measured
+    so: the folder holds what was measured, in half the space.
+    """
+    return torch.bfloat16 if computes_in_bf16(options.precision, device) else torch.float32
+
+
+def save_model(
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    eos_ids: Sequence[int],
+    pad_id: int | None,
+    stop_strings: Sequence[str] = (),
+    dtype: torch.dtype,
+    extra: Callable[[Path], None] | None = None,
+) -> None:
+    """Puts the model into `folder`, which may hold other things, in such a way that it is never half there.
+
+    Adapters are merged into the weights, and saved apart under `adapter/`; the model that was given is merged too, and
+    is not to be trained on. `generation_config.json` says when to stop: at any of `eos_ids`, at `stop_strings`. `extra`
+    writes what belongs beside the weights, such as the tokenizer, into the folder it is given.
+    """
+    staging = folder / _STAGING
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        if model is not unwrap(model):
+            adapted: Any = model
+            # "auto" would ask the hub whether the embeddings were resized; trained rows are in the adapter anyway.
+            adapted.save_pretrained(staging / ADAPTER, save_embedding_layers=False)
+            (staging / ADAPTER / "README.md").unlink(missing_ok=True)  # a form that nobody filled in
+            model = adapted.merge_and_unload()
+        _write(model, staging, eos_ids, pad_id, stop_strings, dtype)
+        if extra is not None:
+            extra(staging)
+        sync(staging)
+        _move(staging, folder)
+    except OSError as error:
+        raise RunError(f"the model cannot be saved in {str(folder)!r}: {error}") from error
+
+
+def _write(
+    model: PreTrainedModel,
+    staging: Path,
+    eos_ids: Sequence[int],
+    pad_id: int | None,
+    stop_strings: Sequence[str],
+    dtype: torch.dtype,
+) -> None:
+    """Writes weights and settings; those of the model in memory stay as they are."""
+    weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in model.state_dict().items()}
+    config, stops = deepcopy(model.config), cast("Any", deepcopy(model.generation_config))
+    for settings in (config, stops):
+        settings.eos_token_id = eos_ids[0] if len(eos_ids) == 1 else list(eos_ids) or None
+        settings.pad_token_id = pad_id
+    stops.stop_strings = list(stop_strings) or None
+    stops._from_model_config = False
+    config.architectures = [type(model).__name__]
+    config.dtype = dtype
+    with quiet():
+        model.save_pretrained(staging, state_dict=weights)
+        config.save_pretrained(staging)  # over that of the model in memory, which is fp32
+        stops.save_pretrained(staging)
+
+
+def _move(staging: Path, folder: Path) -> None:
+    (folder / _LAST).unlink(missing_ok=True)
+    for path in sorted(staging.iterdir(), key=lambda path: (path.name == _LAST, path.name)):
+        target = folder / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
+    staging.rmdir()
+    sync(folder, deep=False)

@@ -1,0 +1,227 @@
+"""The training loop, from top to bottom. It sees token ids and weights; no format, template or file is known to it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from templatekit.config import FinetuneOptions
+from templatekit.errors import ConfigError, RunError
+from templatekit.training.checkpoint import (
+    check_identity,
+    has_checkpoints,
+    newest_checkpoint,
+    restore,
+    save_checkpoint,
+    trainable,
+)
+from templatekit.training.metrics import Line, MetricsFile
+from templatekit.training.order import StepOrder, total_steps
+from templatekit.training.schedule import learning_rate
+from templatekit.training.step import Computation, evaluate, train_step
+from templatekit.types import TokenizedExample
+
+_FREE_OPTIONS = {
+    "output",
+    "resume",
+    "device",
+    "eval_every",
+    "eval_limit",
+    "save_every",
+    "keep_checkpoints",
+    "samples",
+    "max_new_tokens",
+}
+"""Options that a resumed run may change, since no weight depends on them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """How a training ended."""
+
+    steps: int
+    """Optimizer steps, those of earlier processes among them."""
+    eval_before: float | None
+    eval_after: float | None
+    """Held-out loss: the mean over the targets, by weight; None without held-out examples."""
+    resumed_from: int | None
+    """The step of the checkpoint that this process went on from."""
+
+
+def train(
+    model: PreTrainedModel,
+    examples: Sequence[TokenizedExample],
+    held_out: Sequence[TokenizedExample],
+    options: FinetuneOptions,
+    *,
+    folder: Path,
+    identity: Mapping[str, str] | None = None,
+    report: Callable[[Line], None] = lambda line: None,
+    warn: Callable[[str], None] = warnings.warn,
+) -> TrainResult:
+    """Trains what of the model is trainable, and leaves checkpoints and `metrics.jsonl` in `folder`.
+
+    A step is `options.batch_size` examples, however many passes they take. With `options.resume` it goes on from the
+    newest whole checkpoint, to the same losses as without the stop; `identity` holds fingerprints (data, template,
+    tokenizer) that have to be the same then. `report` gets `{"step", "total_steps"}` and then each line of the metrics.
+    torch's generators are seeded, which only dropout draws from.
+
+    Raises `ConfigError` for options that do not fit the model, the examples or the checkpoint; `RunError` where a loss
+    or gradient is not finite, or the disk is full. The first SIGINT or SIGTERM ends it with a `KeyboardInterrupt` after
+    the step, which is saved; a second one is handled as without us.
+    """
+    order = StepOrder(
+        count=len(examples), batch_size=options.batch_size, seed=options.seed, drop_last=options.drop_last
+    )
+    total = total_steps(options, order.steps_per_epoch)
+    held_out = held_out[: options.eval_limit]
+    computation = Computation.of(model, options)
+    optimizer = _optimizer(model, options)
+    identity = _identity(options, computation, len(examples), identity or {})
+    torch.manual_seed(options.seed)
+    start = _resume(folder, model, optimizer, identity, options.resume, warn)
+
+    with closing(MetricsFile(folder, until=start)) as metrics, _stop_requests() as stop:
+        report({"step": start, "total_steps": total})
+        for step in range(start, total + 1):
+            if held_out and _is_due(step, options.eval_every, total, first=True) and metrics.evaluated(step) is None:
+                began = time.perf_counter()
+                loss = evaluate(computation, held_out)
+                _log({"step": step, "eval_loss": loss, "seconds": time.perf_counter() - began}, metrics, report)
+            if step == total:
+                break
+            began = time.perf_counter()
+            rate = learning_rate(
+                step, total, peak=options.peak_learning_rate, schedule=options.schedule, warmup=options.warmup
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            model.train()
+            try:
+                numbers = train_step(
+                    computation, optimizer, examples, order.documents(step), clip_norm=options.clip_norm
+                )
+            except RunError as error:
+                raise RunError(
+                    f"step {step + 1}: {error}; learning_rate={rate:.3g}; look at these rows, lower the rate, or use "
+                    "--precision fp32"
+                ) from None
+            line = {"step": step + 1, "learning_rate": rate, **asdict(numbers)}
+            _log({**line, "seconds": time.perf_counter() - began}, metrics, report)
+            if stop.is_set() or _is_due(step + 1, options.save_every, total):
+                metrics.sync()
+                save_checkpoint(
+                    folder,
+                    step=step + 1,
+                    model=model,
+                    optimizer=optimizer,
+                    identity=identity,
+                    keep=options.keep_checkpoints,
+                )
+            if stop.is_set():
+                raise KeyboardInterrupt(f"stopped and saved after step {step + 1} of {total}; --resume goes on from it")
+        model.train(False)
+        return TrainResult(
+            steps=total,
+            eval_before=metrics.evaluated(0),
+            eval_after=metrics.evaluated(total),
+            resumed_from=start or None,
+        )
+
+
+def _optimizer(model: PreTrainedModel, options: FinetuneOptions) -> torch.optim.AdamW:
+    """AdamW; biases and norms, which have one dimension, do not decay."""
+    weights = list(trainable(model).values())
+    groups = [
+        {"params": [weight for weight in weights if weight.dim() > 1], "weight_decay": options.weight_decay},
+        {"params": [weight for weight in weights if weight.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=options.peak_learning_rate,
+        betas=(options.beta1, options.beta2),
+        fused=True,
+    )
+
+
+def _identity(
+    options: FinetuneOptions, computation: Computation, examples: int, given: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a checkpoint has to agree with: everything that the weights depend on."""
+    return {
+        **options.model_dump(mode="json", exclude=_FREE_OPTIONS),
+        "precision": "bf16" if computation.bf16 else "fp32",
+        "training examples": examples,
+        **given,
+    }
+
+
+def _resume(
+    folder: Path,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any],
+    resume: bool,
+    warn: Callable[[str], None],
+) -> int:
+    """Restores the newest whole checkpoint; the number of steps it has done, 0 where the run begins here."""
+    if not resume:
+        if has_checkpoints(folder):
+            raise ConfigError(f"output {str(folder)!r} holds checkpoints of a run; use --resume or another --output")
+        return 0
+    checkpoint, damaged = newest_checkpoint(folder)
+    for line in damaged:
+        warn(line)
+    if checkpoint is None:
+        if damaged:
+            raise RunError(f"no checkpoint in {str(folder)!r} is whole; begin anew in another --output")
+        return 0
+    check_identity(checkpoint, identity)
+    restore(checkpoint, model, optimizer)
+    return checkpoint.step
+
+
+def _is_due(step: int, every: int | None, total: int, *, first: bool = False) -> bool:
+    """Whether something done every so many steps, and at the end, is due after `step` of them."""
+    return step == total or (first and step == 0) or (every is not None and step > 0 and step % every == 0)
+
+
+def _log(line: Line, metrics: MetricsFile, report: Callable[[Line], None]) -> None:
+    metrics.write(line)
+    report(line)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; it gives the next one back to whoever handled it before."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only there can Python take signals
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore_handlers() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def request(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        restore_handlers()
+
+    for number in before:
+        signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        restore_handlers()

@@ -1,0 +1,57 @@
+"""Low-rank adapters: PEFT's, on every linear layer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from templatekit.errors import ConfigError
+
+
+def attach_lora(
+    model: PreTrainedModel, *, rank: int, alpha: int, seed: int, new_tokens: Sequence[int] = ()
+) -> PreTrainedModel:
+    """Freezes the model and puts an adapter of `rank`, scaled by `alpha / rank`, on every linear layer but the head.
+
+    Equal seeds give equal adapters, on any device. There is no dropout. The embeddings of `new_tokens`, and where the
+    head is separate their rows in it, are trained whole. Returns PEFT's model around the given one.
+    """
+    if find_spec("peft") is None:
+        raise ConfigError(
+            "LoRA needs the package peft: pip install 'templatekit[lora]', or train all weights with --no-lora"
+        )
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's transposed weights
+        trainable_token_indices=_token_rows(model, new_tokens) if new_tokens else None,
+    )
+    device = model.device
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT 0.21, transformers 5.23
+        torch.manual_seed(seed)
+        adapted = get_peft_model(cast("PreTrainedModel", cast("nn.Module", model).to("cpu")), config)
+    return cast("PreTrainedModel", adapted.to(device))
+
+
+def _token_rows(model: PreTrainedModel, new_tokens: Sequence[int]) -> dict[str, list[int]]:
+    """The tables with rows for the new tokens, by the name of their module. PEFT follows tied weights itself."""
+    embeddings: Any = cast("Any", model).get_input_embeddings()
+    head: Any = cast("Any", model).get_output_embeddings()
+    tables = [embeddings]
+    if head is not None and head.weight is not embeddings.weight:
+        tables.append(head)
+    names = {id(module): name for name, module in model.named_modules()}
+    return {names[id(table)].rpartition(".")[2]: list(new_tokens) for table in tables}

@@ -1,0 +1,58 @@
+"""`metrics.jsonl`: one object a line, for each step and each evaluation."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+METRICS = "metrics.jsonl"
+Line: TypeAlias = Mapping[str, float]
+"""A step's: `step`, `loss`, `learning_rate`, `grad_norm`, `tokens`, `computed_tokens`, `target_tokens`, `seconds`.
+An evaluation's: `step`, `eval_loss`, `seconds`. Steps count from 1; 0 is the model as it came."""
+
+
+def read_metrics(path: Path) -> list[Line]:
+    """The lines of a file, as far as they are whole: a killed process may leave half of one at the end."""
+    lines: list[Line] = []
+    if not path.is_file():
+        return lines
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        lines.append(line)
+    return lines
+
+
+class MetricsFile:
+    """Appends lines to a run's metrics."""
+
+    def __init__(self, folder: Path, *, until: int) -> None:
+        """Begins the file anew, with those of its lines that are of steps up to `until`."""
+        self.lines = [line for line in read_metrics(folder / METRICS) if line["step"] <= until] if until else []
+        staging = folder / f".{METRICS}"
+        staging.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+        staging.replace(folder / METRICS)
+        self._file = (folder / METRICS).open("a", encoding="utf-8")
+
+    def write(self, line: Line) -> None:
+        """Adds a line, readable at once by whoever follows the file."""
+        self.lines.append(line)
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Brings the lines to the disk."""
+        os.fsync(self._file.fileno())
+
+    def evaluated(self, step: int) -> float | None:
+        """The held-out loss after `step` steps, where it is known."""
+        return next((line["eval_loss"] for line in self.lines if "eval_loss" in line and line["step"] == step), None)
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._file.close()

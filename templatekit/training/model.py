@@ -1,0 +1,157 @@
+"""Models from a folder, a .gguf file or a hub, ready to be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from templatekit.errors import ConfigError, RunError
+
+Precision: TypeAlias = Literal["auto", "bf16", "fp32"]
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; `auto` is a GPU where there is one. Raises `ConfigError` for one that is not here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device={name!r}: expected auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise ConfigError(f"device={name!r}: this machine has {count} CUDA devices; use --device auto")
+    elif device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise ConfigError(f"device={name!r}: this machine has none; use --device auto")
+    elif device.type != "cpu":
+        raise ConfigError(f"device={name!r}: expected auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def computes_in_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether matrix products run in bf16; `auto` says yes where the hardware has instructions for it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    return False
+
+
+def load_model(address: str | Path, *, device: torch.device) -> PreTrainedModel:
+    """Loads a causal language model in fp32, whole or not at all.
+
+    `address` is a folder, a `.gguf` file, or a name on the hub. Weights come from safetensors or GGUF, never from a
+    pickle. Raises `ConfigError` for an address that leads nowhere, `RunError` for files that cannot be used.
+    """
+    path = Path(address)
+    place: dict[str, str] = {}
+    if path.is_file() and path.suffix == ".gguf":
+        if find_spec("gguf") is None:
+            raise ConfigError(f"{str(path)!r} needs the package gguf: pip install 'templatekit[gguf]'")
+        place["gguf_file"] = path.name
+        path = path.parent
+    elif path.is_file():
+        raise ConfigError(f"model {str(path)!r} is a file; expected a folder, a .gguf file or a hub name")
+    elif path.is_dir() and not (path / "config.json").is_file():
+        raise ConfigError(f"model {str(path)!r} holds no config.json; expected a folder saved by transformers")
+    name = str(path) if path.exists() else str(address)
+    with quiet():
+        try:
+            model, found = cast("Any", AutoModelForCausalLM).from_pretrained(
+                name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **place
+            )
+        except Exception as error:  # transformers, safetensors and gguf raise whatever they please at broken files
+            reason = " ".join(str(error).split())
+            if not path.exists():
+                raise ConfigError(
+                    f"model {str(address)!r} is no folder, no .gguf file, and the hub: {reason}"
+                ) from error
+            raise RunError(f"model {str(address)!r} cannot be loaded: {type(error).__name__}: {reason}") from error
+    missing = sorted(found["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise RunError(f"model {str(address)!r} lacks weights: {', '.join(missing[:3])}{more}; get the whole model")
+    if "gguf_file" in place:  # the weights were dequantised while they were read, but transformers would refuse to save
+        model.hf_quantizer.remove_quantization_config(model)
+    # transformers keeps the embedding of the padding token as it is. Where that is EOS, its embedding is trained here.
+    model.get_input_embeddings().padding_idx = None
+    return cast("PreTrainedModel", model.to(device))
+
+
+def unwrap(model: PreTrainedModel) -> PreTrainedModel:
+    """The causal language model itself, where PEFT has wrapped it; its adapters stay in it."""
+    inner = getattr(model, "get_base_model", None)
+    return model if inner is None else cast("PreTrainedModel", inner())
+
+
+def check_vocabulary(model: PreTrainedModel, vocabulary: int) -> None:
+    """Raises `ConfigError` where a tokenizer of `vocabulary` ids could give one that the model has no row for."""
+    rows = min(table.shape[0] for table in _tables(unwrap(model)))
+    if vocabulary > rows:
+        raise ConfigError(
+            f"the tokenizer has ids up to {vocabulary - 1}, the model embeddings for {rows} (0 to {rows - 1}); "
+            "use the model's own tokenizer"
+        )
+
+
+def add_token_rows(model: PreTrainedModel, tokens: Sequence[int]) -> tuple[int, ...]:
+    """Gives new tokens embeddings, and where the head is separate, outputs: each the mean of the rows before them.
+
+    `tokens` are ids that the model has not been trained on. The tables grow as far as these need; rows that a model
+    keeps in reserve are used first. Returns the ids.
+    """
+    if not tokens:
+        return ()
+    known = min(tokens)
+    if max(tokens) >= min(table.shape[0] for table in _tables(model)):
+        with quiet():
+            model.resize_token_embeddings(max(tokens) + 1, mean_resizing=False)
+        cast("Any", model).get_input_embeddings().padding_idx = None
+    with torch.no_grad():
+        for table in _tables(model):
+            table[list(tokens)] = table[:known].mean(dim=0)
+    return tuple(tokens)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps transformers' progress bars and reports out of the terminal; what matters in them becomes an error.
+
+    The bar for GGUF files knows no switch, hence the other stderr.
+    """
+    report: Any = logging
+    bars, level = report.is_progress_bar_enabled(), report.get_verbosity()
+    report.disable_progress_bar()
+    report.set_verbosity_error()
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        report.set_verbosity(level)
+        if bars:
+            report.enable_progress_bar()
+
+
+def _tables(model: PreTrainedModel) -> list[Tensor]:
+    """The weights with a row a token: the embeddings, the head, the head's bias; one of them where they are tied."""
+    head: Any = cast("Any", model).get_output_embeddings()
+    tables = [cast("Any", model).get_input_embeddings().weight]
+    if head is not None and head.weight is not tables[0]:
+        tables.append(head.weight)
+    if getattr(head, "bias", None) is not None:
+        tables.append(head.bias)
+    return tables

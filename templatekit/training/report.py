@@ -1,0 +1,108 @@
+"""What a run shows while it goes on, and the picture of its losses at the end."""
+
+from __future__ import annotations
+
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from templatekit.training.metrics import Line, read_metrics
+
+_QUIET_EVERY = 30.0
+"""Seconds between lines where there is no terminal."""
+_SMOOTHING = 0.8
+"""How much of the shown speed is that of the steps before."""
+
+
+class Progress:
+    """Shows a run on stderr: a bar on a terminal, else a line now and then. Call it with each line of the metrics."""
+
+    def __init__(self, total_steps: int | None = None, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._total = total_steps
+        self._speed = 0.0
+        self._shown = {"loss": "", "held-out": "", "tokens/s": ""}
+        self._last_line = float("-inf")
+        self._bar = Bar(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total_steps, numbers="")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, line: Line) -> None:
+        """Takes a line of the metrics, or the loop's first message, which holds `total_steps`."""
+        step = int(line["step"])
+        if "total_steps" in line:
+            self._total = int(line["total_steps"])
+            self._bar.update(self._task, total=self._total)
+        elif "eval_loss" in line:
+            self._shown["held-out"] = f"held-out {line['eval_loss']:.3f}"
+            self._say(f"step {step}: held-out loss {line['eval_loss']:.4f}")
+        else:
+            speed = line["tokens"] / max(line["seconds"], 1e-9)
+            self._speed = _SMOOTHING * self._speed + (1 - _SMOOTHING) * speed if self._speed else speed
+            self._shown |= {"loss": f"loss {line['loss']:.3f}", "tokens/s": f"{self._speed:,.0f} tokens/s"}
+            if time.monotonic() - self._last_line >= _QUIET_EVERY or step == self._total:
+                self._say(f"step {step}/{self._total}: loss {line['loss']:.4f}, {self._speed:,.0f} tokens/s")
+        self._bar.update(self._task, completed=step, numbers="  ".join(filter(None, self._shown.values())))
+
+    def _say(self, text: str) -> None:
+        if not self._console.is_terminal:
+            self._last_line = time.monotonic()
+            self._console.print(text, highlight=False)
+
+
+def plot_losses(metrics: Path, picture: Path) -> str | None:
+    """Draws training and held-out loss over the steps; None, or a line that says why there is no picture."""
+    if find_spec("matplotlib") is None:
+        return "no picture of the losses: pip install 'templatekit[plots]'"
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    lines = read_metrics(metrics)
+    steps = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    held_out = [(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line]
+    if not steps and not held_out:
+        return f"no picture of the losses: {str(metrics)!r} holds none"
+    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    if steps:
+        axes.plot(*zip(*steps, strict=True), color="C0", alpha=0.3, linewidth=1, label="training, each step")
+        axes.plot(*zip(*_running_mean(steps), strict=True), color="C0", linewidth=2, label="training, running mean")
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), color="C1", marker="o", linewidth=2, label="held out")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("mean loss of a trained token (nats)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(picture)
+    return None
+
+
+def _running_mean(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Each value as the mean of those up to it, over a tenth of all."""
+    width = max(1, len(points) // 10)
+    windows = [points[max(0, end - width) : end] for end in range(1, len(points) + 1)]
+    return [(window[-1][0], sum(value for _, value in window) / len(window)) for window in windows]

@@ -1,0 +1,85 @@
+"""An answer from a model, as a server would give it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from templatekit.training.model import unwrap
+
+
+class Answer(NamedTuple):
+    """What a model made of a prompt."""
+
+    text: str
+    """Without the stop token, and cut before the stop string."""
+    ids: tuple[int, ...]
+    """What was generated, without the stop token."""
+    stopped: Literal["token", "string", "length"]
+    """What ended it."""
+
+
+def generate(
+    model: PreTrainedModel,
+    prompt_ids: Sequence[int],
+    *,
+    decode: Callable[[Sequence[int]], str],
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    stop_strings: Collection[str] = (),
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Answer:
+    """Continues the prompt until a stop id, a stop string or `max_new_tokens`.
+
+    Greedy at temperature 0, else sampled, and equal for equal seeds. Nothing of the model's own generation settings
+    (penalties, other stop tokens) takes part. torch's generators are left as they were.
+    """
+    causal: Any = unwrap(model)
+    length = len(prompt_ids)
+
+    def found_stop_string(ids: Tensor, scores: Tensor, **more: Any) -> Tensor:
+        text = decode(ids[0, length:].tolist()) if stop_strings else ""
+        return torch.tensor([any(stop in text for stop in stop_strings)], device=ids.device)
+
+    settings = cast("Any", GenerationConfig)(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        temperature=temperature if temperature > 0 else None,
+        top_k=0 if temperature > 0 else None,
+        eos_token_id=sorted(stop_ids) or None,
+        pad_token_id=min(stop_ids, default=0),  # for rows that end early, of which one prompt has none
+    )
+    prompt = torch.tensor([list(prompt_ids)], device=causal.device)
+    kept, training = causal.generation_config, causal.training
+    causal.generation_config = settings
+    causal.train(False)
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            output = causal.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=settings,
+                stopping_criteria=[found_stop_string],
+            )
+    finally:
+        causal.generation_config = kept
+        causal.train(training)
+    return _answer(output[0, length:].tolist(), decode, stop_ids, stop_strings)
+
+
+def _answer(
+    ids: list[int], decode: Callable[[Sequence[int]], str], stop_ids: Collection[int], stop_strings: Collection[str]
+) -> Answer:
+    ended = bool(ids) and ids[-1] in stop_ids
+    kept = ids[:-1] if ended else ids
+    text = decode(kept)
+    cuts = [text.index(stop) for stop in stop_strings if stop in text]
+    if cuts:
+        return Answer(text[: min(cuts)], tuple(kept), "string")
+    return Answer(text, tuple(kept), "token" if ended else "length")

@@ -1,0 +1,160 @@
+"""The loss is a sum over targets, however it is computed and however a step is cut."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import GraniteConfig, GraniteForCausalLM, PreTrainedModel
+
+from templatekit.config import FinetuneOptions
+from templatekit.training import loss as losses
+from templatekit.training.collate import collate_padded
+from templatekit.training.loss import head_of, weighted_loss
+from templatekit.training.step import Computation, evaluate, train_step
+from templatekit.types import TokenizedExample
+
+CPU = torch.device("cpu")
+MakeModel = Callable[..., PreTrainedModel]
+MakeExample = Callable[..., TokenizedExample]
+
+
+def _gradients(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def test_the_loss_is_the_weighted_cross_entropy_of_the_next_tokens(
+    tiny_model: MakeModel, kind: str, examples: list[TokenizedExample]
+) -> None:
+    model = tiny_model(kind)
+    expected = 0.0
+    for example in examples:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([example.input_ids])).logits[0]
+        each = cross_entropy(logits[:-1].float(), torch.tensor(example.input_ids[1:]), reduction="none")
+        expected += float((each * torch.tensor(example.loss_weights[1:])).sum())
+    batch = collate_padded(examples, range(len(examples)), CPU)
+    head = head_of(model)
+    assert head is not None
+    assert weighted_loss(model, head, batch).item() == pytest.approx(expected, rel=1e-5)
+    assert weighted_loss(model, None, batch).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [64, 64 * 7])
+def test_chunks_change_neither_loss_nor_gradient(
+    tiny_model: MakeModel, examples: list[TokenizedExample], monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    model = tiny_model("gemma2")
+    batch = collate_padded(examples, range(len(examples)), CPU)
+    whole = weighted_loss(model, head_of(model), batch)
+    torch.autograd.backward([whole])
+    expected = _gradients(model)
+    model.zero_grad()
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
+    chunked = weighted_loss(model, head_of(model), batch)
+    torch.autograd.backward([chunked])
+    torch.testing.assert_close(chunked, whole)
+    torch.testing.assert_close(_gradients(model), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_does_more_is_found_out(examples: list[TokenizedExample]) -> None:
+    torch.manual_seed(0)
+    config = GraniteConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, logits_scaling=8.0,
+    )  # fmt: skip
+    model = GraniteForCausalLM(config)
+    assert head_of(model) is None
+    assert torch.isfinite(weighted_loss(model, None, collate_padded(examples, [0, 1], CPU)))
+    assert model.training
+
+
+def test_no_targets_give_zero_with_a_graph(tiny_model: MakeModel, make_example: MakeExample) -> None:
+    model = tiny_model()
+    batch = collate_padded([make_example([1, 2, 3], [0, 0, 0])], [0], CPU)
+    assert batch.weight == 0
+    for head in (head_of(model), None):
+        model.zero_grad()
+        loss = weighted_loss(model, head, batch)
+        assert loss.item() == 0
+        torch.autograd.backward([loss])
+        assert all((gradient == 0).all() for gradient in _gradients(model).values())
+        assert _gradients(model)
+
+
+def test_bf16_is_for_products_only(tiny_model: MakeModel, examples: list[TokenizedExample]) -> None:
+    model = tiny_model()
+    head = head_of(model)
+    assert head is not None
+    batch = collate_padded(examples, range(len(examples)), CPU)
+    exact = weighted_loss(model, head, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = weighted_loss(model, head, batch)
+        assert head(torch.ones(1, 32)).dtype == torch.float32
+    assert rounded.dtype == torch.float32
+    assert rounded.item() != exact.item()
+    assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
+
+
+def _options(**values: object) -> FinetuneOptions:
+    return FinetuneOptions.parse({"precision": "fp32", "clip_norm": None, **values})
+
+
+class _KeepGradients(torch.optim.SGD):
+    """Remembers the gradients that it was given."""
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        self.gradients = [weight.grad.clone() for weight in self.param_groups[0]["params"]]
+
+
+@pytest.mark.parametrize("values", [{"pack_tokens": n} for n in (1, 17, 60, 4096)] + [{"packing": False}])
+def test_any_cut_of_a_step_gives_the_same_gradients(
+    tiny_model: MakeModel, examples: list[TokenizedExample], values: dict[str, object]
+) -> None:
+    model = tiny_model()
+    found = []
+    for options in (_options(packing=True, pack_tokens=10_000), _options(**values)):
+        optimizer = _KeepGradients(model.parameters(), lr=0)
+        documents = list(range(len(examples)))
+        random.Random(1).shuffle(documents)
+        numbers = train_step(Computation.of(model, options), optimizer, examples, documents, clip_norm=None)
+        found.append((numbers, optimizer.gradients))
+    (whole, expected), (cut, gradients) = found
+    assert cut.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert cut.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
+    assert (cut.tokens, cut.target_tokens) == (whole.tokens, whole.target_tokens)
+    assert cut.computed_tokens == cut.tokens or not values.get("packing", True)
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_mean_of_means_would_differ(tiny_model: MakeModel, examples: list[TokenizedExample]) -> None:
+    """The negative control of the test above: micro-batches of few targets would weigh too much."""
+    model = tiny_model()
+    computation = Computation.of(model, _options(pack_tokens=17))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0)
+    whole = train_step(computation, optimizer, examples, range(len(examples)), clip_norm=None).loss
+    parts = [batch for _, batch in computation.micro_batches(examples, range(len(examples)))]
+    means = [weighted_loss(model, computation.head, batch).item() / batch.weight for batch in parts if batch.weight]
+    assert sum(means) / len(means) != pytest.approx(whole, rel=1e-3)
+
+
+def test_a_step_without_targets_changes_nothing(tiny_model: MakeModel, make_example: MakeExample) -> None:
+    model = tiny_model()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.0)
+    examples = [make_example([1, 2], [0, 0]), make_example([3], [1])]
+    numbers = train_step(Computation.of(model, _options()), optimizer, examples, [0, 1], clip_norm=1.0)
+    assert (numbers.loss, numbers.grad_norm, numbers.tokens, numbers.target_tokens) == (0, 0, 1, 0)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_packed_and_padded_evaluation_agree(tiny_model: MakeModel, examples: list[TokenizedExample]) -> None:
+    model = tiny_model()
+    packed = evaluate(Computation.of(model, _options(pack_tokens=50)), examples)
+    padded = evaluate(Computation.of(model, _options(packing=False, batch_size=5)), examples)
+    assert packed == pytest.approx(padded, rel=1e-6)
+    assert not model.training

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from templatekit.errors import ConfigError
+from templatekit.training.split import parse_split, split_rows
+
+CHAPTER7 = "train=0.85,test=0.1,validation=rest"
+
+
+def test_the_split_of_chapter_7() -> None:
+    parts = split_rows(CHAPTER7, 1100, shuffle=False, seed=123)
+    assert parts == {
+        "train": list(range(935)),
+        "test": list(range(935, 1045)),
+        "validation": list(range(1045, 1100)),
+    }
+
+
+@given(count=st.integers(8, 500), seed=st.integers(0, 2**32), shuffle=st.booleans())
+def test_every_row_is_in_one_part(count: int, seed: int, shuffle: bool) -> None:
+    parts = split_rows(CHAPTER7, count, shuffle=shuffle, seed=seed)
+    assert sorted(row for rows in parts.values() for row in rows) == list(range(count))
+    assert [len(rows) for rows in parts.values()] == [
+        int(count * 0.85),
+        int(count * 0.1),
+        count - int(count * 0.85) - int(count * 0.1),
+    ]
+    assert all(rows == sorted(rows) for rows in parts.values())
+    assert split_rows(CHAPTER7, count, shuffle=shuffle, seed=seed) == parts
+
+
+def test_the_seed_decides_a_shuffled_split() -> None:
+    first, second = (split_rows(CHAPTER7, 100, shuffle=True, seed=seed) for seed in (1, 2))
+    assert first != second
+    assert first["train"] != list(range(85))
+
+
+def test_the_order_stated_is_the_order_of_the_rows() -> None:
+    assert split_rows("validation=0.25,train=rest", 8, shuffle=False, seed=0) == {
+        "validation": [0, 1],
+        "train": [2, 3, 4, 5, 6, 7],
+    }
+    assert parse_split(" train = rest , held-out=1e-1") == {"train": None, "held-out": 0.1}
+    assert split_rows("train=rest", 3, shuffle=True, seed=0) == {"train": [0, 1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [
+        ("", "expected NAME=FRACTION"),
+        ("train", "expected NAME=FRACTION"),
+        ("train=0.5,test=0.5", "exactly one part has to be 'rest'"),
+        ("train=rest,test=rest", "exactly one part has to be 'rest'"),
+        ("train=rest,train=0.1", "'train' is there twice"),
+        ("trian=rest,test=0.1", "no part named 'train'; did you mean 'trian'"),
+        ("train=rest,test=0.7,validation=0.4", "add up to 1.1"),
+        ("train=rest,test=-0.1", "found '-0.1'"),
+        ("train=rest,test=nan", "found 'nan'"),
+        ("train=rest,test=ten", "found 'ten'"),
+        ("train=rest,test=1.5", "found '1.5'"),
+        ("train=rest,test=1.0", "leaves none of 10 rows to train on"),
+    ],
+)
+def test_a_wrong_split_says_what_is_wrong(spec: str, found: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        split_rows(spec, 10, shuffle=False, seed=0)
+    assert found in str(caught.value)
