@@ -8,7 +8,7 @@ reach the generated code, and in nothing else, so both give the same text.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -18,10 +18,10 @@ from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, LoopControlExtension
-from jinja2.filters import do_join
+from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Namespace
 
 from templatekit.formats.provenance import Traced, attribute, concat, keeps_provenance, literal, mark_generation
@@ -101,11 +101,28 @@ class _TracingCodeGenerator(CodeGenerator):
         return self._name_of("".join(group))
 
     def visit_Const(self, node: nodes.Const, frame: Frame) -> None:  # noqa: N802
-        value = node.as_const(frame.eval_ctx)
+        self._write_constant(node.as_const(frame.eval_ctx))
+
+    def _write_constant(self, value: Any) -> None:
+        """A constant, with the texts in it traced: Jinja folds `{'user': '<|user|>'}[message.role]` to a mapping."""
         if isinstance(value, str):
             self.write(self._name_of(value))
+        elif isinstance(value, dict):
+            self.write("{")
+            for key, item in value.items():
+                self._write_constant(key)
+                self.write(": ")
+                self._write_constant(item)
+                self.write(", ")
+            self.write("}")
+        elif isinstance(value, (list, tuple)):
+            self.write("[" if isinstance(value, list) else "(")
+            for item in value:
+                self._write_constant(item)
+                self.write(", ")
+            self.write("]" if isinstance(value, list) else ")")
         else:
-            super().visit_Const(node, frame)
+            self.write(repr(value))
 
     def visit_TemplateData(self, node: nodes.TemplateData, frame: Frame) -> None:  # noqa: N802
         self.write(self._name_of(str(node.as_const(frame.eval_ctx))))
@@ -113,9 +130,32 @@ class _TracingCodeGenerator(CodeGenerator):
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
         self.write("environment.concat_operands((")
         for operand in node.nodes:
-            self.visit(operand, frame)
+            if isinstance(operand, nodes.Const):  # a number that the template wrote is its text as well
+                self.write(self._name_of(str(operand.value)))
+            else:
+                self.visit(operand, frame)
             self.write(", ")
         self.write("))")
+
+
+class _TracingFormatter(SandboxedFormatter):
+    """`str.format` whose pieces keep their origins."""
+
+    def vformat(self, format_string: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        pieces: list[str] = []
+        automatic = 0
+        for text, name, spec, conversion in self.parse(format_string):
+            pieces.append(attribute(text, [format_string]))
+            if name is None:
+                continue
+            if not name or name[0] in ".[":
+                name, automatic = f"{automatic}{name}", automatic + 1
+            value, _ = self.get_field(name, args, kwargs)
+            value = self.convert_field(value, conversion)
+            how = self.vformat(spec or "", args, kwargs)
+            asis = isinstance(value, Traced) and not how
+            pieces.append(value if asis else attribute(self.format_field(value, how), [value]))
+        return concat(pieces)
 
 
 class TracingEnvironment(PlainEnvironment):
@@ -136,6 +176,24 @@ class TracingEnvironment(PlainEnvironment):
         """The `~` operator."""
         return concat([str(operand) for operand in operands])
 
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """The sandbox's own `str.format`, with provenance where the format is traced."""
+        wrapper = super().wrap_str_format(value)
+        text = getattr(value, "__self__", None)
+        if wrapper is None or not isinstance(text, Traced):
+            return wrapper
+        formatter = _TracingFormatter(self)
+
+        def traced_format(*args: Any, **kwargs: Any) -> str:
+            return formatter.vformat(text, args, kwargs)
+
+        def traced_format_map(mapping: Mapping[str, Any], /) -> str:
+            return formatter.vformat(text, (), mapping)
+
+        format = traced_format_map if value.__name__ == "format_map" else traced_format
+        vars(format)["__self__"] = text  # where `call` looks for what the text was made from
+        return format
+
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         """Calls from a template; what they return as text is laid to what went in."""
         result = super().call(__context, __obj, *args, **kwargs)
@@ -149,8 +207,9 @@ class TracingEnvironment(PlainEnvironment):
 @jinja2.pass_eval_context
 def _join(context: nodes.EvalContext, value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
     if attribute is not None:
-        return str(do_join(context, value, d, attribute))
-    return (d if isinstance(d, Traced) else literal(str(d))).join([str(item) for item in value])
+        value = map(make_attrgetter(context.environment, attribute), value)
+    # A separator that is not traced (a number, the empty default) stays of computed origin.
+    return (d if isinstance(d, Traced) else Traced(str(d))).join([str(item) for item in value])
 
 
 def _refuse_none(value: Any) -> Any:

@@ -15,7 +15,7 @@ OWN_TEMPLATE = "tokenizer"
 
 
 def find_template(address: str, registry: Registry, *, chat_template: str | None = None) -> Template:
-    """A template by name, by path, or, as `tokenizer`, the chat template given."""
+    """A template by name, by path, or, as `tokenizer`, the chat template given. A name goes before an equal path."""
     if address == OWN_TEMPLATE:
         if chat_template is None:
             raise TemplateError(
@@ -23,9 +23,16 @@ def find_template(address: str, registry: Registry, *, chat_template: str | None
                 f"choose one of {', '.join(sorted(registry.templates))}, or a .jinja file"
             )
         return Template(TemplateFile(name=OWN_TEMPLATE, source=chat_template), strict=False)
-    if address.endswith((".jinja", ".jinja2", ".j2")) or Path(address).is_file():
+    if address.endswith((".jinja", ".jinja2", ".j2")) or (address not in registry.templates and _is_file(address)):
         return load_template(address)
     return Template(registry.templates[address])
+
+
+def _is_file(address: str) -> bool:
+    try:
+        return Path(address).is_file()
+    except OSError:  # longer than a path may be
+        return False
 
 
 def choose_adapter(keys: Set[str], registry: Registry) -> Adapter:

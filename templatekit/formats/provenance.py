@@ -9,10 +9,14 @@ what makes it safe to let template text alone become control tokens.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache, wraps
+from types import ModuleType
 from typing import Any, SupportsIndex, TypeAlias, cast
+
+from jinja2 import Undefined
 
 from templatekit.types import COMPUTED, TEMPLATE, Origin, Span
 
@@ -21,6 +25,9 @@ Runs: TypeAlias = tuple[tuple[int, Origin], ...]
 _NUMBER = Origin(kind="computed", field="number")
 """Stands for a number among the things a text was made from: with one field beside it the text is that field's
 (`content | indent(4)`), with template text alone it is not the template's, since the number may be data."""
+
+_CONVERSION = re.compile(r"%(?:\((?P<key>[^()]*)\))?(?P<how>[-#0 +]*\d*(?:\.\d*)?[hlL]?)(?P<type>[^*])", re.DOTALL)
+"""A conversion of `%` formatting, but for widths and precisions that are arguments."""
 
 
 class Traced(str):
@@ -90,7 +97,27 @@ class Traced(str):
 
     def __mod__(self, values: Any) -> str:
         text = str.__mod__(self, values)
-        return attribute(text, (self, values))
+        pieces = self._formatted(values)
+        # Widths given as arguments are left alone: the whole text is then laid to what went in.
+        return concat(pieces) if pieces and "".join(pieces) == text else attribute(text, (self, values))
+
+    def _formatted(self, values: Any) -> list[str]:
+        """The pieces of `self % values`: this string's own, and each value's."""
+        given = iter(values if isinstance(values, tuple) else (values,))
+        pieces: list[str] = []
+        position = 0
+        for match in _CONVERSION.finditer(self):
+            pieces.append(self._cut(position, match.start()))
+            position = match.end()
+            if match["type"] == "%":
+                pieces.append(self._cut(position - 1, position))
+                continue
+            value = values[match["key"]] if match["key"] is not None else next(given, None)
+            if isinstance(value, Traced) and match["type"] == "s" and not match["how"]:
+                pieces.append(value)
+            else:
+                pieces.append(attribute(f"%{match['how']}{match['type']}" % (value,), (value,)))
+        return [*pieces, self._cut(position, len(self))]
 
     def join(self, pieces: Iterable[str]) -> str:
         joined: list[str] = []
@@ -155,10 +182,14 @@ class Traced(str):
 
     def replace(self, old: str, new: str, count: SupportsIndex = -1) -> str:
         limit = count.__index__()
-        if not old:
-            return attribute(str.replace(self, old, new, limit), (self, new))
         pieces: list[str] = []
         position = 0
+        if not old:
+            # `new` goes before every character, and behind the last.
+            places = len(self) + 1 if limit < 0 else min(limit, len(self) + 1)
+            for position in range(places):
+                pieces += (new, self._cut(position, position + 1))
+            return concat([*pieces, self._cut(places, len(self))]) if places else self
         while limit != 0 and (found := self.find(old, position)) >= 0:
             pieces += (self._cut(position, found), new)
             position = found + len(old)
@@ -248,10 +279,11 @@ def attribute(text: str, sources: Iterable[Any]) -> Traced:
 
 def _common_origin(sources: Iterable[Any]) -> Origin:
     origins = {origin for source in sources for origin in _origins(source)}
-    data = origins - {TEMPLATE, _NUMBER}
+    data = {origin for origin in origins if not origin.is_template and origin != _NUMBER}
     if len(data) == 1:
         return data.pop()
-    return TEMPLATE if origins == {TEMPLATE} else COMPUTED
+    # Template text beside a number is not the template's, since the number may be data.
+    return TEMPLATE if origins and not data and _NUMBER not in origins else COMPUTED
 
 
 def _origins(value: Any) -> Iterator[Origin]:
@@ -271,6 +303,9 @@ def _origins(value: Any) -> Iterator[Origin]:
             yield from _origins(item)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         yield _NUMBER
+    elif not isinstance(value, (bool, Undefined, ModuleType)) and value is not None:
+        # What cannot be looked into (a view of a mapping, bytes, a generator) may hold data.
+        yield COMPUTED
 
 
 @lru_cache(maxsize=4096)

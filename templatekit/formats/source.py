@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from jinja2 import TemplateSyntaxError, meta, nodes
-from jinja2.lexer import TOKEN_NAME, TOKEN_VARIABLE_BEGIN, TOKEN_VARIABLE_END
+from jinja2.lexer import TOKEN_NAME, TOKEN_VARIABLE_BEGIN, TOKEN_VARIABLE_END, TOKEN_WHITESPACE
 
 from templatekit.errors import TemplateError, nearest
 from templatekit.formats.environment import plain_environment
@@ -27,6 +28,8 @@ class TemplateSource:
     kind: Literal["instruction", "chat"]
     variables: frozenset[str]
     """The names it reads from outside."""
+    mentions: frozenset[str]
+    """Every attribute that it reads and every text that it holds: what it mentions nowhere, it cannot print."""
 
 
 def check_source(text: str, name: str, *, strict: bool = True) -> TemplateSource:
@@ -35,8 +38,9 @@ def check_source(text: str, name: str, *, strict: bool = True) -> TemplateSource
     `strict` refuses names that nothing provides, unless the template itself asks whether they are defined. Templates
     that come with a tokenizer are taken as transformers takes them: unknown names print nothing.
     """
-    tree = _parse(text, name)
-    variables = frozenset(meta.find_undeclared_variables(tree)) - {"raise_exception", "strftime_now", "namespace"}
+    tree, read = _parse(text, name)
+    mentions = frozenset(_mentions(tree))
+    variables = read - {"raise_exception", "strftime_now", "namespace"}
     kind: Literal["instruction", "chat"] = "chat" if "messages" in variables else "instruction"
     known = (*(CHAT_VARIABLES if kind == "chat" else INSTRUCTION_VARIABLES), *COMMON_VARIABLES)
     unknown = sorted(variables - set(known) - _asked_for(tree) - set(plain_environment().globals))
@@ -47,7 +51,7 @@ def check_source(text: str, name: str, *, strict: bool = True) -> TemplateSource
             f"{'a chat' if kind == 'chat' else 'an instruction'} template receives {', '.join(known)}"
         )
     if kind == "chat":
-        return TemplateSource(text=text, kind=kind, variables=variables)
+        return TemplateSource(text=text, kind=kind, variables=variables, mentions=mentions)
     if "response" not in variables:
         raise TemplateError(
             f"template {name!r}: nothing to train: it reads neither `response` nor `messages`; "
@@ -55,16 +59,33 @@ def check_source(text: str, name: str, *, strict: bool = True) -> TemplateSource
         )
     if "add_generation_prompt" not in variables:
         text = _guard_response(text, tree, name)
-    return TemplateSource(text=text, kind=kind, variables=variables)
+    return TemplateSource(text=text, kind=kind, variables=variables, mentions=mentions)
 
 
-def _parse(text: str, name: str) -> nodes.Template:
+def _parse(text: str, name: str) -> tuple[nodes.Template, frozenset[str]]:
+    """The tree, and the names it reads from outside: Jinja finds them, and unknown filters, by compiling."""
     try:
-        return plain_environment().parse(text)
-    except TemplateSyntaxError as error:
-        lines = text.splitlines() or [""]
-        excerpt = lines[min(error.lineno, len(lines)) - 1].strip()
-        raise TemplateError(f"template {name!r}, line {error.lineno}: {error.message}; found {excerpt!r}") from None
+        tree = plain_environment().parse(text)
+        return tree, frozenset(meta.find_undeclared_variables(tree))
+    except Exception as error:  # constant expressions are evaluated here
+        raise syntax_error(error, text, name) from None
+
+
+def syntax_error(error: Exception, text: str, name: str) -> TemplateError:
+    """What parser and compiler raise, with the line of the template."""
+    if not isinstance(error, TemplateSyntaxError):
+        return TemplateError(f"template {name!r} cannot be compiled: {type(error).__name__}: {error}")
+    lines = text.splitlines() or [""]
+    excerpt = lines[min(error.lineno, len(lines)) - 1].strip()
+    return TemplateError(f"template {name!r}, line {error.lineno}: {error.message}; found {excerpt!r}")
+
+
+def _mentions(tree: nodes.Template) -> Iterator[str]:
+    for node in tree.find_all((nodes.Getattr, nodes.Const)):
+        if isinstance(node, nodes.Getattr):
+            yield node.attr
+        elif isinstance(node, nodes.Const) and isinstance(node.value, str):
+            yield node.value
 
 
 def _asked_for(tree: nodes.Template) -> set[str]:
@@ -104,15 +125,16 @@ def _guard_response(text: str, tree: nodes.Template, name: str) -> str:
 
 def _offset_of_response(text: str) -> tuple[int, bool]:
     """Where the expression that prints the response begins, and whether it strips the whitespace before it."""
-    position, begin, trims, found = 0, 0, False, False
+    position, begin, trims, found, last = 0, 0, False, False, ""
     for _, kind, value in plain_environment().lex(text):
         # The lexer leaves out whitespace that tags strip; everything else comes in order.
         position = text.index(value, position)
         if kind == TOKEN_VARIABLE_BEGIN:
             begin, trims, found = position, value.endswith("-"), False
-        elif kind == TOKEN_NAME and value == "response":
+        elif kind == TOKEN_NAME and value == "response" and last != ".":
             found = True
         elif kind == TOKEN_VARIABLE_END and found:
             return begin, trims
+        last = value if kind != TOKEN_WHITESPACE else last
         position += len(value)
     raise AssertionError("the parser saw a response that the lexer does not")

@@ -9,13 +9,19 @@ plain to see, their prompt is rendered as well.
 **The end marker** is the text that the template writes behind the turn's last character, up to and including the first
 of: a stop text of the template's metadata, a special token of the tokenizer. A template that writes none of these
 leaves open how the model should stop, and is refused until its metadata says.
+
+**Generation blocks** of the template's own (`{% generation %}`) decide instead where it has any: what stands in them
+behind the boundary is trained. A turn without a block is not.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 from templatekit.errors import RecordError, TemplateError, shorten
@@ -23,11 +29,15 @@ from templatekit.formats.metadata import TemplateMetadata
 from templatekit.types import Example, Span, SpecialTokens, TargetSpan
 
 
-class RenderPrefix(Protocol):
-    """Renders the first `count` messages alone, with or without the generation prompt."""
+class Renderings(Protocol):
+    """Other renderings of the same conversation, made where they are needed."""
 
-    def __call__(self, count: int, *, prompt: bool) -> str:
-        """The text."""
+    def prefix(self, count: int, *, prompt: bool) -> str:
+        """The text of the first `count` messages alone, with or without the generation prompt."""
+        ...
+
+    def filled(self, turn: int) -> tuple[str, Sequence[Span]]:
+        """The text and its spans with a letter as the content of this turn."""
         ...
 
 
@@ -41,10 +51,14 @@ class EndMarkers:
     @classmethod
     def of(cls, metadata: TemplateMetadata, tokens: SpecialTokens) -> EndMarkers:
         """The stop texts of the template and the special tokens of the tokenizer, the longest first."""
-        texts = {*metadata.stop, *tokens.special, tokens.eos} - {""}
-        ordered = sorted(texts, key=lambda text: (-len(text), text))
-        pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
-        return cls(pattern, required=metadata.end_marker == "required" and tokens.known)
+        texts = tokens.special.union(metadata.stop, [tokens.eos]) - {""}
+        return cls(_any_of(texts), required=metadata.end_marker == "required" and tokens.known)
+
+
+@lru_cache(maxsize=64)
+def _any_of(texts: frozenset[str]) -> re.Pattern[str] | None:
+    ordered = sorted(texts, key=lambda text: (-len(text), text))
+    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
 
 
 class _Extent(NamedTuple):
@@ -59,74 +73,93 @@ def find_targets(
     text: str,
     spans: Sequence[Span],
     example: Example,
-    prefix: RenderPrefix,
+    renderings: Renderings,
     markers: EndMarkers,
     *,
     name: str,
 ) -> tuple[TargetSpan, ...]:
-    """One target an assistant message, in order. Raises `RecordError` where a prompt is no prefix of the text."""
+    """The targets in order: one an assistant message, or one a generation block.
+
+    Raises `RecordError` where a prompt is no prefix of the text.
+    """
     turns = [index for index, message in enumerate(example.messages) if message.role == "assistant"]
     if not turns:
         return ()
-    extents = [_extent(spans, index) for index in range(len(example.messages))]
+    extents = _extents(spans, len(example.messages))
+    boundaries = _boundaries(text, turns, extents, renderings, name)
     blocks = [(span.start, span.end) for span in _joined(spans) if span.origin.generation]
-    boundaries = _boundaries(text, turns, extents, prefix, name)
+    if blocks:
+        return tuple(_marked_targets(blocks, turns, boundaries, extents))
+    limits = _next_heads(extents, len(text))
     targets = []
-    for position, turn in enumerate(turns):
-        start = boundaries[position]
-        limit = _next_start(extents, turn, len(text))
-        content_end = max(start, extents[turn].end or start)
-        if blocks:
-            block = next((b for b in blocks if start <= b[0] and b[1] <= limit), None)
-            if block is None:
-                continue  # the template says that this turn is not the assistant's to learn
-            targets.append(
-                TargetSpan(message=turn, start=block[0], marker_start=min(content_end, block[1]), end=block[1])
-            )
-            continue
-        end = _marker_end(text, content_end, limit, markers, name)
+    for turn, start in zip(turns, boundaries, strict=True):
+        content_end = max(start, extents[turn].end or _empty_end(text, turn, renderings) or start)
+        end = _marker_end(text, content_end, limits[turn], markers, name)
         targets.append(TargetSpan(message=turn, start=start, marker_start=content_end, end=end))
     return tuple(targets)
 
 
-def _extent(spans: Sequence[Span], message: int) -> _Extent:
-    head = start = end = None
+def _empty_end(text: str, turn: int, renderings: Renderings) -> int | None:
+    """Where an empty answer stands: what the template writes before it is not its end marker. None where in doubt."""
+    other, spans = renderings.filled(turn)
+    start = next((span.start for span in spans if span.origin.message == turn and not span.origin.in_header), None)
+    return start if start is not None and text.startswith(other[:start]) else None
+
+
+def _marked_targets(
+    blocks: Sequence[tuple[int, int]], turns: Sequence[int], boundaries: Sequence[int], extents: Sequence[_Extent]
+) -> Iterator[TargetSpan]:
+    """What stands in generation blocks. A block belongs to the last turn whose boundary lies before its end."""
+    for first, end in blocks:
+        position = bisect_left(boundaries, end) - 1
+        if position < 0:
+            continue  # all of it comes before the first boundary: a server feeds it
+        start = max(first, boundaries[position])
+        content_end = extents[turns[position]].end or start
+        marker_start = min(max(start, content_end), end)
+        yield TargetSpan(message=turns[position], start=start, marker_start=marker_start, end=end)
+
+
+def _extents(spans: Sequence[Span], count: int) -> list[_Extent]:
+    extents = [_Extent(None, None, None)] * count
     for span in spans:
-        if span.origin.message != message:
+        message = span.origin.message
+        if message is None:
             continue
+        head, start, end = extents[message]
         head = span.start if head is None else head
         if not span.origin.in_header:
-            start = span.start if start is None else start
-            end = span.end
-    return _Extent(head, start, end)
+            start, end = span.start if start is None else start, span.end
+        extents[message] = _Extent(head, start, end)
+    return extents
 
 
 def _boundaries(
-    text: str, turns: Sequence[int], extents: Sequence[_Extent], prefix: RenderPrefix, name: str
+    text: str, turns: Sequence[int], extents: Sequence[_Extent], renderings: Renderings, name: str
 ) -> list[int]:
-    last = _rendered_boundary(text, turns[-1], prefix, name)
+    last = _rendered_boundary(text, turns[-1], renderings, name)
     if len(turns) == 1:
         return [last]
-    closed = prefix(turns[-1], prompt=False)
+    closed = renderings.prefix(turns[-1], prompt=False)
     header = text[len(closed) : last] if text.startswith(closed) else ""
+    # Where the text of the messages before each one ends.
+    ends = list(accumulate((extent.end or 0 for extent in extents), max, initial=0))
     boundaries = []
     for turn in turns[:-1]:
-        found = _header_end(text, header, turn, extents)
-        boundaries.append(found if found is not None else _rendered_boundary(text, turn, prefix, name))
+        found = _header_end(text, header, ends[turn], extents[turn].start)
+        boundaries.append(found if found is not None else _rendered_boundary(text, turn, renderings, name))
     return [*boundaries, last]
 
 
-def _header_end(text: str, header: str, turn: int, extents: Sequence[_Extent]) -> int | None:
+def _header_end(text: str, header: str, before: int, start: int | None) -> int | None:
     """The end of the one header between the text of earlier messages and the turn's own; None where in doubt."""
-    start = extents[turn].start
-    before = max((extent.end or 0 for extent in extents[:turn]), default=0)
     if not header or start is None or text.count(header, before, start) != 1:
         return None
     return text.index(header, before, start) + len(header)
 
 
-def _rendered_boundary(text: str, turn: int, prefix: RenderPrefix, name: str) -> int:
-    prompt = prefix(turn, prompt=True)
+def _rendered_boundary(text: str, turn: int, renderings: Renderings, name: str) -> int:
+    prompt = renderings.prefix(turn, prompt=True)
     if not text.startswith(prompt):
         same = next((i for i, (a, b) in enumerate(zip(text, prompt, strict=False)) if a != b), len(text))
         raise RecordError(
@@ -139,9 +172,10 @@ def _rendered_boundary(text: str, turn: int, prefix: RenderPrefix, name: str) ->
     return len(prompt)
 
 
-def _next_start(extents: Sequence[_Extent], turn: int, length: int) -> int:
-    """Where the next message's first character stands, its header's included."""
-    return min((extent.head for extent in extents[turn + 1 :] if extent.head is not None), default=length)
+def _next_heads(extents: Sequence[_Extent], length: int) -> list[int]:
+    """For each message, where the first character of any later one stands, its header's included."""
+    heads = [extent.head if extent.head is not None else length for extent in extents]
+    return [*accumulate(reversed(heads[1:]), min, initial=length)][::-1]
 
 
 def _marker_end(text: str, content_end: int, limit: int, markers: EndMarkers, name: str) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import traceback
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import jinja2
 
@@ -13,17 +15,14 @@ from templatekit.errors import RecordError, TemplateError, TemplatekitError, sho
 from templatekit.formats.environment import TemplateRefusal, plain_environment, tracing_environment
 from templatekit.formats.metadata import read_metadata
 from templatekit.formats.provenance import Traced, concat, literal, plain_text, spans_of
-from templatekit.formats.source import check_source
+from templatekit.formats.source import check_source, syntax_error
 from templatekit.formats.targets import EndMarkers, find_targets
 from templatekit.formats.variables import Variables, chat_variables, instruction_variables, plain, special_variables
-from templatekit.types import COMPUTED, NO_TOKENIZER, Example, Message, RenderedText, Span, SpecialTokens
+from templatekit.types import NO_TOKENIZER, Example, Message, RenderedText, Span, SpecialTokens
 
-_PROBE = Example(
-    messages=(
-        Message(role="user", content="instruction", context="context"),
-        Message(role="assistant", content="response"),
-    )
-)
+
+_OPTIONAL = {"reasoning": {"reasoning_content", "thinking"}, "name": {"name"}}
+"""Fields that a template may leave out of some turns, with the names under which it may know them."""
 
 
 class Template:
@@ -40,6 +39,9 @@ class Template:
         self.kind = checked.kind
         self.source = checked.text
         self.variables = checked.variables
+        self._mentions = checked.mentions
+        self._traced = _compiled(tracing_environment(), checked.text, file.name)
+        self._plain = _compiled(plain_environment(), checked.text, file.name)
         if self.kind == "instruction":
             self._probe()
 
@@ -57,16 +59,14 @@ class Template:
         messages = example.messages
         text = self._text(messages, example, tokens, prompt=False)
         spans = spans_of(text)
+        _check_encodable(text, spans)
         self._check_complete(example, spans)
-
-        def prefix(count: int, *, prompt: bool) -> str:
-            return plain_text(self._text(messages[:count], example, tokens, prompt=prompt))
-
+        renderings = _Renderings(self, example, tokens)
         return RenderedText(
             text=plain_text(text),
             spans=spans,
             target_spans=find_targets(
-                plain_text(text), spans, example, prefix, EndMarkers.of(self.metadata, tokens), name=self.name
+                plain_text(text), spans, example, renderings, EndMarkers.of(self.metadata, tokens), name=self.name
             ),
             message_weights=tuple(message.weight for message in messages),
             roles=tuple(message.role for message in messages),
@@ -79,8 +79,10 @@ class Template:
         if not messages:
             raise RecordError("no message comes before the answer", field="messages", reason="no_prompt")
         text = self._text(messages, example, tokens, prompt=True)
+        spans = spans_of(text)
+        _check_encodable(text, spans)
         return RenderedText(
-            text=plain_text(text), spans=spans_of(text), roles=tuple(message.role for message in messages), row=row
+            text=plain_text(text), spans=spans, roles=tuple(message.role for message in messages), row=row
         )
 
     def _text(self, messages: tuple[Message, ...], example: Example, tokens: SpecialTokens, *, prompt: bool) -> Traced:
@@ -111,7 +113,8 @@ class Template:
         except Exception as error:  # templates run arbitrary expressions over the data
             line = _template_line(error, self._traced)
             raise RecordError(
-                f"template {self.name!r}{line}: {type(error).__name__}: {error}", reason="template_failed"
+                f"template {self.name!r}{line}: {type(error).__name__}: {_in_plain_words(error)}",
+                reason="template_failed",
             ) from error
         if text != expected:
             raise TemplateError(
@@ -123,7 +126,7 @@ class Template:
     def _check_complete(self, example: Example, spans: tuple[Span, ...]) -> None:
         """Sees that no field is left out: a template that has no place for one must not lose it in silence."""
         printed = {(span.origin.message, span.origin.field) for span in spans}
-        if any(span.origin == COMPUTED for span in spans):
+        if any(span.origin.kind == "computed" for span in spans):
             # Made from several fields at once, any of which may stand there.
             return
         if example.tools and (None, "tools") not in printed:
@@ -132,6 +135,10 @@ class Template:
             for field in ("content", "context", "tool_calls"):
                 value = getattr(message, field)
                 if (value.strip() if isinstance(value, str) else value) and (index, field) not in printed:
+                    raise self._no_place(f"messages[{index}].{field}", f" of the {message.role} message")
+            for field, names in _OPTIONAL.items():
+                # A template may leave these out of some turns (Qwen 3 drops old reasoning), but must know them.
+                if getattr(message, field) and (index, field) not in printed and self._mentions.isdisjoint(names):
                     raise self._no_place(f"messages[{index}].{field}", f" of the {message.role} message")
 
     def _no_place(self, field: str, whose: str = "") -> RecordError:
@@ -143,25 +150,48 @@ class Template:
 
     def _probe(self) -> None:
         """Renders an instruction format once, to see that the response comes last of all fields, and once."""
+        fields = {
+            field: variable if variable in self.variables else ""
+            for field, variable in (("content", "instruction"), ("context", "context"))
+        }
+        probe = Example(messages=(Message(role="user", **fields), Message(role="assistant", content="response")))
         try:
-            spans = self.render(_PROBE).spans
+            spans = self.render(probe).spans
         except RecordError as error:
             raise TemplateError(str(error)) from error
-        fields = [(span.origin.message, span.origin.field) for span in spans if span.origin.kind == "field"]
-        answers = [field for field in fields if field[0] == 1]
-        if not answers or fields[-1][0] != 1 or len(answers) > 1:
-            found = ", ".join("response" if message == 1 else str(field) for message, field in fields) or "nothing"
+        printed = [(span.origin.message, span.origin.field) for span in spans if span.origin.kind == "field"]
+        answers = [field for field in printed if field[0] == 1]
+        if not answers or printed[-1][0] != 1 or len(answers) > 1:
+            names = {(0, "content"): "instruction", (0, "context"): "context", (1, "content"): "response"}
+            found = ", ".join(names.get(field, str(field)) for field in printed) or "nothing"
             raise TemplateError(
                 f"template {self.name!r}: the response must be printed once, behind all other fields; found {found}"
             )
 
-    @cached_property
-    def _traced(self) -> jinja2.Template:
-        return tracing_environment().from_string(self.source)
 
-    @cached_property
-    def _plain(self) -> jinja2.Template:
-        return plain_environment().from_string(self.source)
+class _Renderings(NamedTuple):
+    """Other renderings of an example, for the search for its targets."""
+
+    template: Template
+    example: Example
+    tokens: SpecialTokens
+
+    def prefix(self, count: int, *, prompt: bool) -> str:
+        messages = self.example.messages[:count]
+        return plain_text(self.template._text(messages, self.example, self.tokens, prompt=prompt))
+
+    def filled(self, turn: int) -> tuple[str, tuple[Span, ...]]:
+        messages = list(self.example.messages)
+        messages[turn] = replace(messages[turn], content="x")
+        text = self.template._text(tuple(messages), self.example, self.tokens, prompt=False)
+        return plain_text(text), spans_of(text)
+
+
+def _compiled(environment: jinja2.Environment, text: str, name: str) -> jinja2.Template:
+    try:
+        return environment.from_string(text)
+    except Exception as error:  # Jinja evaluates constant expressions when it compiles
+        raise syntax_error(error, text, name) from None
 
 
 def load_template(address: str) -> Template:
@@ -172,6 +202,30 @@ def load_template(address: str) -> Template:
     except (OSError, UnicodeDecodeError) as error:
         raise TemplateError(f"template file {address!r} cannot be read: {error}") from None
     return Template(TemplateFile(name=path.stem, source=source, path=str(path)))
+
+
+def _check_encodable(text: str, spans: tuple[Span, ...]) -> None:
+    """Half a surrogate pair is no text: JSON can spell it, no tokenizer takes it."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        origin = next(span.origin for span in spans if span.end > error.start)
+        raise RecordError(
+            f"half of a surrogate pair; found {shorten(text[error.start])}; expected Unicode text",
+            field=str(origin),
+            reason="bad_text",
+        ) from None
+
+
+def _in_plain_words(error: Exception) -> str:
+    """An error's message with Jinja's names for traced values as their plain ones."""
+    return re.sub(r"(templatekit\.formats\.provenance\.)?Traced(Dict|List)?\b", _plain_name, str(error))
+
+
+def _plain_name(match: re.Match[str]) -> str:
+    return str(match[2] or "str").lower()
 
 
 def _template_line(error: Exception, template: jinja2.Template) -> str:

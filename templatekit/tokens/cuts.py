@@ -3,19 +3,21 @@
 The text is cut at control tokens and where the loss weight changes or a generation boundary lies, and nowhere else.
 So a prompt is encoded as a server encodes it, no token straddles the mask's edge, and each piece has one weight.
 
-Control ids come from the template's text alone. A control token's text counts where the template wrote all of it; the
-exception is text of the assistant's own, which may use added tokens that are not flagged special (`<think>`), since
-reasoning data needs them. Where a piece holds no other control text, the tokenizer as it is encodes it; where it does,
-the piece is parted at the tokens that count, and the rest is encoded by a copy without control tokens.
+Control ids come from the template's text alone. A control token's text counts where the template wrote all of it, the
+names of standard roles included (`'<|' + message.role + '|>'`). The exception is text of the assistant's own, which may
+use added tokens that are not flagged special (`<think>`), since reasoning data needs them. Where a piece holds no other
+control text, the tokenizer as it is encodes it; where it does, the piece is parted at the tokens that count, and the
+rest is encoded by a copy without control tokens.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import tokenizers
@@ -38,13 +40,13 @@ class Piece(NamedTuple):
 
     start: int
     text: str
-    control: bool = True
-    """Encode with the control tokens, which are known to be the template's."""
+    matches: tuple[Match, ...] = ()
+    """The control tokens that count in it."""
     prefix: bool = True
     """Let the tokenizer put its dummy prefix in front."""
+    control: bool = True
+    """Encode with the control tokens, which are known to be the template's."""
     id: int | None = None
-    expected: tuple[int, ...] = ()
-    """The control ids that must come out, in order."""
 
 
 class Tokens(NamedTuple):
@@ -55,6 +57,13 @@ class Tokens(NamedTuple):
     ids: Sequence[int]
     offsets: Sequence[tuple[int, int]] | None = None
     """The characters of each token, counted from `start`; None where the piece has one weight throughout."""
+
+
+STANDARD_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+"""Roles whose name may be part of a control token that a template puts together around it."""
+
+_WHITESPACE = re.compile(r"[^\S\x1c-\x1f]*")
+"""What control tokens strip: Unicode's whitespace. Python's holds four control characters more."""
 
 
 class Encoder:
@@ -79,7 +88,7 @@ class Encoder:
         position = 0
         examples = []
         for (rendered, spans), parts in zip(batch, pieces, strict=True):
-            tokens = encoded[position : position + len(parts)]
+            tokens = list(chain.from_iterable(encoded[position : position + len(parts)]))
             position += len(parts)
             examples.append(
                 TokenizedExample(
@@ -93,85 +102,88 @@ class Encoder:
 
     def _pieces(self, rendered: RenderedText, spans: Sequence[LossSpan]) -> Iterator[Piece]:
         text = rendered.text
-        counted = self._counted(rendered)
-        cuts = [span.start for span in spans] if self.boundary == "cut" else []
-        cuts = sorted({0, *cuts})
+        counted = deque(self._counted(rendered))
+        ends = {match.end for match in counted}
+        cuts = sorted({0, *(span.start for span in spans)}) if self.boundary == "cut" else [0]
         for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True):
-            inside = [match for match in counted if start <= match.start and match.end <= end]
-            behind_control = any(match.end == start for match in counted)
-            yield from self._segment(text, start, end, inside, behind_control)
+            inside = []
+            while counted and counted[0].start < end:
+                match = counted.popleft()
+                if match.start >= start and match.end <= end:
+                    inside.append(match)
+            if start < end:
+                prefix = self._prefix_at(start, behind_control=start in ends)
+                yield from self._segment(Piece(start, text[start:end], tuple(inside), prefix))
 
-    def _segment(
-        self, text: str, start: int, end: int, matches: Sequence[Match], behind_control: bool
-    ) -> Iterator[Piece]:
-        """The pieces of one segment, parted no more than its control tokens and its dummy prefix ask for."""
-        prefix = self._prefix_at(start, behind_control)
-        if not self._same_controls(text[start:end], start, matches):
-            yield from self._parted(text, start, end, matches, prefix)
+    def _segment(self, piece: Piece) -> Iterator[Piece]:
+        """A piece, parted no more than its control tokens and its dummy prefix ask for."""
+        start, text, matches = piece.start, piece.text, piece.matches
+        if not self._same_controls(piece):
+            yield from self._parted(piece)
             return
-        head = start
-        if not prefix:
+        head = 0
+        if not piece.prefix:
             # Only what comes before the first control token goes on without a prefix.
-            head = matches[0].start if matches else end
-            if head > start:
-                strips = bool(matches) and matches[0].token.strips_left
-                yield Piece(start, text[start:head].rstrip() if strips else text[start:head], prefix=False)
-        if head < end:
-            yield Piece(head, text[head:end], expected=tuple(match.token.id for match in matches))
+            head = matches[0].start - start if matches else len(text)
+            before = _without_end(text[:head]) if matches and matches[0].token.strips_left else text[:head]
+            if before:
+                yield Piece(start, before, prefix=False)
+        if head < len(text):
+            yield Piece(start + head, text[head:], matches)
 
-    def _parted(self, text: str, start: int, end: int, matches: Sequence[Match], prefix: bool) -> Iterator[Piece]:
+    def _parted(self, piece: Piece) -> Iterator[Piece]:
         """Control tokens by id, and what lies between them through the copy that knows none."""
-        position, strips = start, False
-        for match in [*matches, None]:
-            stop = match.start if match else end
-            between = text[position:stop]
+        position, prefix, strips = piece.start, piece.prefix, False
+        for match in (*piece.matches, None):
+            stop = match.start if match else piece.start + len(piece.text)
+            between = piece.text[position - piece.start : stop - piece.start]
             if strips:
-                position += len(between) - len(between.lstrip())
-                between = between.lstrip()
+                between = _without_start(between)
+                position = stop - len(between)
             if match and match.token.strips_left:
-                between = between.rstrip()
+                between = _without_end(between)
             if between:
-                yield Piece(position, between, control=False, prefix=prefix)
+                yield Piece(position, between, prefix=prefix, control=False)
             if match:
-                yield Piece(match.start, text[match.start : match.end], id=match.token.id)
+                yield Piece(match.start, match.token.text, id=match.token.id)
                 position, strips = match.end, match.token.strips_right
                 prefix = self._prefix_at(position, behind_control=True)
 
-    def _prefix_at(self, start: int, behind_control: bool) -> bool:
+    def _prefix_at(self, start: int, *, behind_control: bool) -> bool:
         """Whether the tokenizer, given the whole text, puts its dummy prefix at this place."""
         return start == 0 or (behind_control and self.tokenizer.prefixes == "each")
 
     @cached_property
     def _pattern(self) -> re.Pattern[str] | None:
-        texts = sorted(self.tokenizer.control_tokens, key=lambda text: (-len(text), text))
-        return re.compile("|".join(map(re.escape, texts))) if texts else None
+        return _any_of(self.tokenizer.control_tokens.values())
+
+    @cached_property
+    def _open_pattern(self) -> re.Pattern[str] | None:
+        """Finds the control tokens that an assistant's own text may use."""
+        return _any_of(token for token in self.tokenizer.control_tokens.values() if not token.special)
 
     def _counted(self, rendered: RenderedText) -> list[Match]:
         """The control tokens that count, leftmost and longest first, as the tokenizer finds them."""
         if self._pattern is None or not self._pattern.search(rendered.text):
             return []
-        found: list[Match] = []
-        for start, end in _trusted_regions(rendered):
-            position = start
-            while match := self._pattern.search(rendered.text, position, end):
-                token = self.tokenizer.control_tokens[match[0]]
-                if token.special and not _all_template(rendered, match.start(), match.end()):
-                    position = match.start() + 1
-                    continue
-                found.append(Match(match.start(), match.end(), token))
-                position = match.end()
-        return found
+        return [
+            Match(match.start(), match.end(), self.tokenizer.control_tokens[match[0]])
+            for start, end, own in _trusted_regions(rendered)
+            if (pattern := self._open_pattern if own else self._pattern) is not None
+            for match in pattern.finditer(rendered.text, start, end)
+        ]
 
-    def _same_controls(self, segment: str, offset: int, matches: Sequence[Match]) -> bool:
-        """Whether the segment holds no control text but the tokens that count."""
+    def _same_controls(self, piece: Piece) -> bool:
+        """Whether the piece holds no control text but the tokens that count."""
         if self._pattern is None:
             return True
-        found = [(offset + match.start(), offset + match.end()) for match in self._pattern.finditer(segment)]
-        return found == [(match.start, match.end) for match in matches]
+        start = piece.start
+        found = [(start + match.start(), start + match.end()) for match in self._pattern.finditer(piece.text)]
+        return found == [(match.start, match.end) for match in piece.matches]
 
-    def _run(self, pieces: Sequence[Piece]) -> list[Tokens]:
-        """Each piece's tokens, in order."""
-        results = [Tokens(piece.start, () if piece.id is None else (piece.id,)) for piece in pieces]
+    def _run(self, pieces: Sequence[Piece]) -> list[list[Tokens]]:
+        """Each piece's tokens, in order: one run of them, or several where the piece had to be parted."""
+        results = [[] if piece.id is None else [_known(piece)] for piece in pieces]
         groups: dict[tuple[bool, bool], list[int]] = {}
         for index, piece in enumerate(pieces):
             if piece.id is None:
@@ -189,52 +201,80 @@ class Encoder:
         encodings: list[tokenizers.Encoding] = encode(texts, add_special_tokens=False)
         return encodings
 
-    def _checked(self, piece: Piece, encoding: tokenizers.Encoding) -> Tokens:
+    def _checked(self, piece: Piece, encoding: tokenizers.Encoding) -> list[Tokens]:
         """The piece's tokens, once no control id has come out that should not have."""
-        ids = encoding.ids
+        if self._came_right(piece, encoding.ids):
+            return [Tokens(piece.start, encoding.ids, encoding.offsets if self.boundary == "joint" else None)]
+        # A normalizer or the model itself made a control id of text that is not one.
+        parts = list(self._parted(piece) if piece.control else self._split(piece))
+        return [tokens for several in self._run(parts) for tokens in several]
+
+    def _came_right(self, piece: Piece, ids: Sequence[int]) -> bool:
         control = self.tokenizer.control_ids
-        came = () if control.isdisjoint(ids) else tuple(id for id in ids if id in control)
-        if came != (piece.expected if piece.control else ()):
-            # A normalizer or the model itself made a control id of text that does not look like one.
-            return self._without_control(piece)
-        return Tokens(piece.start, ids, encoding.offsets if self.boundary == "joint" else None)
+        if not piece.matches and control.isdisjoint(ids):
+            return True
+        came = [id for id in ids if id in control]
+        expected = [match.token.id for match in piece.matches]
+        if not piece.control and self._pattern is not None and self._pattern.search(piece.text):
+            return came == expected
+        # What the vocabulary lacks may come out as the unknown token, which is a control token too.
+        return [id for id in came if id != self.tokenizer.unknown_id] == [
+            id for id in expected if id != self.tokenizer.unknown_id
+        ]
 
-    def _without_control(self, piece: Piece) -> Tokens:
-        """Encodes character by character where nothing else keeps control ids out. Slow, and hardly ever needed."""
-        if piece.expected:
-            raise TokenizerError(
-                f"tokenizer {self.tokenizer.name!r}: the control tokens of {shorten(piece.text)} come out as others"
-            )
-        ids: list[int] = []
-        offsets: list[tuple[int, int]] = []
-        for index, character in enumerate(piece.text):
-            prefix = piece.prefix and index == 0
-            part = self._encode_texts([character], control=False, prefix=prefix)[0].ids
-            ids += part
-            offsets += [(index, index + 1)] * len(part)
-        if not self.tokenizer.control_ids.isdisjoint(ids):
-            raise TokenizerError(f"tokenizer {self.tokenizer.name!r} makes control ids of {shorten(piece.text)}")
-        return Tokens(piece.start, ids, offsets)
+    def _split(self, piece: Piece) -> Iterator[Piece]:
+        """The piece in smaller ones, cut behind the first character of control text, else behind every character.
+
+        Hardly ever needed: where the model's own vocabulary holds a control token's text (Unigram), or a normalizer
+        makes it.
+        """
+        if len(piece.text) == 1:
+            raise TokenizerError(f"tokenizer {self.tokenizer.name!r} makes a control token of {shorten(piece.text)}")
+        found = self._pattern.finditer(piece.text) if self._pattern else ()
+        cuts = sorted({match.start() + 1 for match in found} - {len(piece.text)}) or range(1, len(piece.text))
+        for start, end in pairwise([0, *cuts, len(piece.text)]):
+            yield Piece(piece.start + start, piece.text[start:end], prefix=piece.prefix and not start, control=False)
 
 
-def _trusted_regions(rendered: RenderedText) -> Iterator[tuple[int, int]]:
-    """The longest runs of characters that are the template's or an assistant's own text."""
+def _known(piece: Piece) -> Tokens:
+    assert piece.id is not None
+    return Tokens(piece.start, (piece.id,))
+
+
+def _any_of(tokens: Iterable[ControlToken]) -> re.Pattern[str] | None:
+    """Finds any of the tokens, the longest first."""
+    ordered = sorted(tokens, key=lambda token: (-len(token.text), token.text))
+    texts = [
+        rf"(?<!\w){re.escape(token.text)}(?!\w)" if token.whole_word else re.escape(token.text) for token in ordered
+    ]
+    return re.compile("|".join(texts)) if texts else None
+
+
+def _without_start(text: str) -> str:
+    match = _WHITESPACE.match(text)
+    return text[match.end() :] if match else text
+
+
+def _without_end(text: str) -> str:
+    return _without_start(text[::-1])[::-1]
+
+
+def _trusted_regions(rendered: RenderedText) -> Iterator[tuple[int, int, bool]]:
+    """The longest runs of characters that are the template's, or (True) one field of an assistant's own text."""
     start = end = 0
     for span in rendered.spans:
         origin = span.origin
-        own = origin.message is not None and rendered.roles[origin.message] == "assistant" and not origin.in_header
-        if origin.is_template or own:
+        role = rendered.roles[origin.message] if origin.message is not None else None
+        if origin.is_template or (origin.field == "role" and role in STANDARD_ROLES):
             end = span.end
             continue
         if end > start:
-            yield start, end
+            yield start, end, False
         start = end = span.end
+        if role == "assistant" and not origin.in_header:
+            yield span.start, span.end, True
     if end > start:
-        yield start, end
-
-
-def _all_template(rendered: RenderedText, start: int, end: int) -> bool:
-    return all(span.origin.is_template for span in rendered.spans if span.start < end and span.end > start)
+        yield start, end, False
 
 
 def _weights(parts: Sequence[Tokens], spans: Sequence[LossSpan]) -> tuple[float, ...]:

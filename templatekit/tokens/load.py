@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from templatekit.errors import TokenizerError, nearest
 from templatekit.registry import Registry
-from templatekit.tokens.tokenizer import TOKENIZER_FILE, Tokenizer
+from templatekit.tokens.tokenizer import NAMED, TOKENIZER_FILE, Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,8 +66,7 @@ def from_transformers(tokenizer: PreTrainedTokenizerBase, *, name: str | None = 
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise TokenizerError(f"tokenizer {name!r} has no {TOKENIZER_FILE} form; convert it with transformers first")
-    keys = ("bos_token", "eos_token", "pad_token", "unk_token")
-    config = {key: value for key in keys if (value := getattr(tokenizer, key, None)) is not None}
+    config = {key: value for key in NAMED if (value := getattr(tokenizer, key, None)) is not None}
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")

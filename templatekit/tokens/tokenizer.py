@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,22 +16,26 @@ from typing import Any, Literal
 
 import tokenizers
 
-from templatekit.errors import TokenizerError, nearest
+from templatekit.errors import TokenizerError, nearest, shorten
 from templatekit.types import SpecialTokens
 
 TOKENIZER_FILE = "tokenizer.json"
+NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
+"""The keys under which a configuration names the tokens that templates may print."""
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlToken:
-    """An added token that is more than text: flagged special, or not plain whitespace."""
+    """An added token that is more than text: flagged special, or else neither whitespace nor a single character."""
 
     id: int
     text: str
     special: bool
     strips_left: bool
     strips_right: bool
+    whole_word: bool = False
+    """Not found inside a word."""
 
 
 class Tokenizer:
@@ -49,7 +53,7 @@ class Tokenizer:
             raise TokenizerError(f"tokenizer {name!r}: {TOKENIZER_FILE} cannot be read: {error}") from None
         backend.no_truncation()
         backend.no_padding()
-        _add_missing(backend, config)
+        _add_listed(backend, config, name)
         self._backend = backend
         self._config = config
         self._variants: dict[tuple[bool, bool], tokenizers.Tokenizer] = {}
@@ -74,7 +78,7 @@ class Tokenizer:
             raise TokenizerError(f"tokenizer {str(path)!r} cannot be read: {error}") from None
         return cls(definition, config=config, chat_template=_default_template(template), name=str(folder))
 
-    @property
+    @cached_property
     def vocabulary_size(self) -> int:
         """One more than the largest id."""
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -84,16 +88,30 @@ class Tokenizer:
         """The control tokens by their text."""
         return {
             token.content: ControlToken(
-                id=id, text=token.content, special=token.special, strips_left=token.lstrip, strips_right=token.rstrip
+                id=id,
+                text=token.content,
+                special=token.special,
+                strips_left=token.lstrip,
+                strips_right=token.rstrip,
+                whole_word=token.single_word,
             )
             for id, token in self._backend.get_added_tokens_decoder().items()
-            if token.special or token.content.strip()
+            if token.special or len(token.content.strip()) > 1
         }
 
     @cached_property
     def control_ids(self) -> frozenset[int]:
         """The ids of the control tokens."""
         return frozenset(token.id for token in self.control_tokens.values())
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The id that text the vocabulary lacks comes out as; None where it marks a beginning or an end as well."""
+        model = json.loads(self._backend.to_str())["model"]
+        token, id = model.get("unk_token"), model.get("unk_id")
+        id = self.id_of(token) if token is not None else id
+        tokens = self.special_tokens
+        return None if id in {self.id_of(text) for text in (tokens.bos, tokens.eos, tokens.pad)} else id
 
     @cached_property
     def special_tokens(self) -> SpecialTokens:
@@ -177,19 +195,49 @@ def _default_template(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _add_missing(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
-    """Adds tokens that tokenizer_config.json lists and tokenizer.json lacks, as transformers does."""
+def _add_listed(backend: tokenizers.Tokenizer, config: Mapping[str, Any], name: str) -> None:
+    """Adds and flags the tokens that tokenizer_config.json lists beyond tokenizer.json's, as transformers does."""
     known = backend.get_added_tokens_decoder()
-    listed = config.get("added_tokens_decoder")
-    for key, entry in sorted(listed.items() if isinstance(listed, Mapping) else (), key=lambda item: int(item[0])):
-        if int(key) in known or not isinstance(entry, Mapping):
-            continue
-        flags = {name: bool(entry.get(name, False)) for name in ("lstrip", "rstrip", "single_word", "special")}
-        token = tokenizers.AddedToken(entry["content"], normalized=bool(entry.get("normalized", True)), **flags)
-        if entry.get("special"):
-            backend.add_special_tokens([token])
-        else:
-            backend.add_tokens([token])
+    listed = config.get("added_tokens_decoder") or {}
+    try:
+        tokens = [(int(key), _added_token(entry)) for key, entry in listed.items()]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TokenizerError(
+            f"tokenizer {name!r}: added_tokens_decoder must map ids to objects with content; found {shorten(listed)} "
+            f"({type(error).__name__}: {error})"
+        ) from None
+    for id, token in sorted(tokens, key=lambda item: item[0]):
+        if id not in known or token.special > known[id].special:
+            _add(backend, token)
+    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    for text in _named_special(config):
+        if text not in special and backend.token_to_id(text) is not None:
+            _add(backend, tokenizers.AddedToken(text, special=True, normalized=False))
+
+
+def _added_token(entry: Mapping[str, Any]) -> tokenizers.AddedToken:
+    flags = {flag: bool(entry.get(flag, False)) for flag in ("lstrip", "rstrip", "single_word", "special")}
+    return tokenizers.AddedToken(entry["content"], normalized=bool(entry.get("normalized", True)), **flags)
+
+
+def _add(backend: tokenizers.Tokenizer, token: tokenizers.AddedToken) -> None:
+    if token.special:
+        backend.add_special_tokens([token])
+    else:
+        backend.add_tokens([token])
+
+
+def _named_special(config: Mapping[str, Any]) -> Iterator[str]:
+    """The texts that a configuration names as special tokens."""
+    more = [config.get("additional_special_tokens"), config.get("extra_special_tokens")]
+    values = [config.get(key) for key in NAMED]
+    for several in more:
+        if isinstance(several, (list, Mapping)):
+            values += several.values() if isinstance(several, Mapping) else several
+    for value in values:
+        text = value.get("content") if isinstance(value, Mapping) else value
+        if isinstance(text, str) and text:
+            yield text
 
 
 def _parts(stage: Mapping[str, Any] | None) -> list[dict[str, Any]]:

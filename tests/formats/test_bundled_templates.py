@@ -1,0 +1,318 @@
+"""The bundled templates, byte for byte: as their authors' own code writes them, and as golden files.
+
+In `tests/golden/` the text from the generation boundary to the end of the end marker stands between ⟪ and ⟫, and ‖
+stands before the end marker. `pytest --update-golden` writes the files anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from testkit import texts
+
+from templatekit import Example, Message, RecordError, Registry, RenderedText, Template
+from templatekit.formats.lookup import find_template
+from templatekit.types import SpecialTokens
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+TOKENS = SpecialTokens(
+    bos="<s>", eos="</s>", special=frozenset({"<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>"})
+)
+NAMES = ("alpaca", "alpaca-lora", "chapter7", "seed", "dolly", "phi3-chapter7", "chatml", "llama3")
+CHAT = ("chatml", "llama3")
+WITHOUT_EOS = ("dolly", "chatml", "llama3")
+
+
+def user(text: str, context: str = "") -> Message:
+    return Message(role="user", content=text, context=context)
+
+
+def assistant(text: str) -> Message:
+    return Message(role="assistant", content=text)
+
+
+SYSTEM = Message(role="system", content="Answer in one word.")
+EXAMPLES: Mapping[str, Example] = {
+    "plain": Example(messages=(user("Name a colour."), assistant("Red."))),
+    "context": Example(messages=(user("Translate to French.", "Good morning.\n\nHow are you?"), assistant("Bonjour.\n\nÇa va ?"))),
+    "system": Example(messages=(SYSTEM, user("Name a colour."), assistant("Red."))),
+    "turns": Example(messages=(SYSTEM, user("A?"), assistant("B."), user("  C?\n", "D"), assistant(""))),
+}  # fmt: skip
+
+
+@pytest.fixture(params=NAMES)
+def template(request: pytest.FixtureRequest, builtin: Registry) -> Template:
+    return find_template(request.param, builtin)
+
+
+def marked(rendered: RenderedText) -> str:
+    """The text with its targets in brackets."""
+    signs = {}
+    for target in rendered.target_spans:
+        for place, sign in ((target.start, "⟪"), (target.marker_start, "‖"), (target.end, "⟫")):
+            signs[place] = signs.get(place, "") + sign
+    return "".join(signs.get(at, "") + rendered.text[at : at + 1] for at in range(len(rendered.text) + 1))
+
+
+def test_every_bundled_template_is_tried_here(builtin: Registry) -> None:
+    bundled = [name for name in builtin.templates if builtin.templates.owner(name).built_in]
+    assert sorted(bundled) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("case", EXAMPLES)
+def test_golden(template: Template, case: str, update_golden: bool) -> None:
+    try:
+        text = marked(template.render(EXAMPLES[case], TOKENS))
+    except RecordError as error:
+        text = f"refused ({error.reason}): {error}\n"
+    path = GOLDEN / f"{template.name}.{case}.txt"
+    if update_golden:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(text.encode())
+    assert path.is_file(), f"no golden file {path.name}; write it with --update-golden"
+    assert text == path.read_bytes().decode()
+
+
+def test_no_golden_file_is_left_over() -> None:
+    expected = {f"{name}.{case}.txt" for name in NAMES for case in EXAMPLES}
+    assert {path.name for path in GOLDEN.glob("*.txt")} == expected
+
+
+# How the authors' own code writes an entry: (instruction, input, output) to (prompt, whole text without EOS).
+Format = Callable[[str, str, str], tuple[str, str]]
+BLURB = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+PAIRED = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request."
+)
+
+
+def stanford(instruction: str, input: str, output: str) -> tuple[str, str]:
+    """tatsu-lab/stanford_alpaca, train.py: PROMPT_DICT."""
+    prompts = {
+        "prompt_input": (
+            "Below is an instruction that describes a task, paired with an input that provides further context. "
+            "Write a response that appropriately completes the request.\n\n"
+            "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+        ),
+        "prompt_no_input": (
+            "Below is an instruction that describes a task. "
+            "Write a response that appropriately completes the request.\n\n"
+            "### Instruction:\n{instruction}\n\n### Response:"
+        ),
+    }
+    chosen = prompts["prompt_input"] if input != "" else prompts["prompt_no_input"]
+    prompt = chosen.format_map({"instruction": instruction, "input": input})
+    return prompt, prompt + output
+
+
+def alpaca_lora(instruction: str, input: str, output: str) -> tuple[str, str]:
+    """tloen/alpaca-lora, templates/alpaca.json."""
+    if input:
+        prompt = f"{PAIRED}\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+    else:
+        prompt = f"{BLURB}\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+    return prompt, prompt + output
+
+
+def chapter7(instruction: str, input: str, output: str) -> tuple[str, str]:
+    """rasbt/LLMs-from-scratch, ch07: format_input and InstructionDataset."""
+    instruction_text = (
+        f"Below is an instruction that describes a task. "
+        f"Write a response that appropriately completes the request."
+        f"\n\n### Instruction:\n{instruction}"
+    )
+    input_text = f"\n\n### Input:\n{input}" if input else ""
+    prompt = instruction_text + input_text
+    return prompt, prompt + f"\n\n### Response:\n{output}"
+
+
+def seed(instruction: str, input: str, output: str) -> tuple[str, str]:
+    """The first tutorial: a space behind two headers, and an input header that is always there."""
+    prompt = f"{BLURB}\n\n### Instruction: \n{instruction}\n\n###Input: \n{input}\n\n### Response: \n"
+    return prompt, prompt + output
+
+
+def dolly(instruction: str, input: str, output: str) -> tuple[str, str]:
+    """databrickslabs/dolly, training/consts.py: PROMPT_NO_INPUT_FORMAT, PROMPT_WITH_INPUT_FORMAT."""
+    intro, end = BLURB, "### End"
+    if input:
+        prompt = f"{intro}\n\n### Instruction:\n{instruction}\n\nInput:\n{input}\n\n### Response:\n"
+    else:
+        prompt = f"{intro}\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+    return prompt, prompt + f"{output}\n\n{end}"
+
+
+def phi3_chapter7(instruction: str, input: str, output: str) -> tuple[str, str]:
+    """rasbt/LLMs-from-scratch, ch07, exercise 7.1."""
+    instruction_text = f"<|user|>\n{instruction}"
+    input_text = f"\n{input}" if input else ""
+    prompt = instruction_text + input_text + "\n<|assistant|>:\n"
+    return prompt, prompt + output
+
+
+def chatml(instruction: str, input: str, output: str) -> tuple[str, str]:
+    """OpenAI's ChatML, without a system message."""
+    content = f"{instruction}\n\n{input}" if input and instruction else instruction or input
+    prompt = f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+    return prompt, f"{prompt}{output}<|im_end|>\n"
+
+
+def llama3(instruction: str, input: str, output: str) -> tuple[str, str]:
+    """Meta's Llama 3: header ids, and every content trimmed."""
+    content = f"{instruction}\n\n{input}" if input and instruction else instruction or input
+    prompt = (
+        f"<s><|start_header_id|>user<|end_header_id|>\n\n{content.strip()}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    return prompt, f"{prompt}{output.strip()}<|eot_id|>"
+
+
+FORMATS: Mapping[str, Format] = {
+    "alpaca": stanford,
+    "alpaca-lora": alpaca_lora,
+    "chapter7": chapter7,
+    "seed": seed,
+    "dolly": dolly,
+    "phi3-chapter7": phi3_chapter7,
+    "chatml": chatml,
+    "llama3": llama3,
+}
+ENDS = {"dolly": "\n\n### End", "chatml": "<|im_end|>", "llama3": "<|eot_id|>"}
+"""The end marker; the others end in EOS."""
+FIELDS = st.lists(
+    st.one_of(
+        st.sampled_from([*texts.WORDS, *texts.WHITESPACE, *texts.MARKERS, *texts.JINJA, *texts.UNICODE, "</s>"]),
+        st.text(max_size=4),
+    ),
+    max_size=4,
+).map("".join)
+
+
+def check_target(rendered: RenderedText, prompt: str, answer: str, end: str) -> None:
+    """One target: from the end of the prompt to the end of the end marker, which follows the answer at once."""
+    (target,) = rendered.target_spans
+    assert rendered.text[: target.start] == prompt
+    assert rendered.text[target.marker_start : target.end] == end
+    assert rendered.text[target.start : target.marker_start].endswith(answer)
+
+
+@given(FIELDS, FIELDS, FIELDS)
+def test_text_is_what_the_authors_code_writes(
+    template: Template, instruction: str, context: str, response: str
+) -> None:
+    example = Example(messages=(user(instruction, context), assistant(response)))
+    prompt, whole = FORMATS[template.name](instruction, context, response)
+    rendered = template.render(example, TOKENS)
+    eos = "" if template.name in WITHOUT_EOS else "</s>"
+    assert rendered.text == whole + eos
+    assert template.prompt(example, TOKENS).text == prompt
+    answer = response.strip() if template.name == "llama3" else response
+    check_target(rendered, prompt, answer, ENDS.get(template.name, "</s>"))
+
+
+def test_the_target_check_notices_a_shifted_end(template: Template) -> None:
+    example = EXAMPLES["plain"]
+    rendered = template.render(example, TOKENS)
+    prompt, _ = FORMATS[template.name]("Name a colour.", "", "Red.")
+    end = ENDS.get(template.name, "</s>")
+    check_target(rendered, prompt, "Red.", end)
+    (target,) = rendered.target_spans
+    for wrong in (
+        replace(target, end=target.end - 1),
+        replace(target, start=target.start + 1),
+        replace(target, marker_start=target.marker_start - 1),
+    ):
+        with pytest.raises(AssertionError):
+            check_target(replace(rendered, target_spans=(wrong,)), prompt, "Red.", end)
+
+
+@pytest.mark.parametrize("name", CHAT)
+@given(turns=st.lists(st.tuples(FIELDS, FIELDS), min_size=1, max_size=4), system=st.none() | FIELDS)
+def test_targets_begin_at_rendered_prompts_in_every_turn(
+    name: str, turns: list[tuple[str, str]], system: str | None, builtin: Registry
+) -> None:
+    template = find_template(name, builtin)
+    messages = [] if system is None else [Message(role="system", content=system)]
+    messages += [message for question, answer in turns for message in (user(question), assistant(answer))]
+    rendered = template.render(Example(messages=tuple(messages)), TOKENS)
+    assert len(rendered.target_spans) == len(turns)
+    for target in rendered.target_spans:
+        before = Example(messages=tuple(messages[: target.message]))
+        assert rendered.text[: target.start] == template.prompt(before, TOKENS).text
+        content = messages[target.message].content
+        own = content.strip() if name == "llama3" else content
+        assert rendered.text[target.start : target.end] == own + ENDS[name]
+        assert rendered.text[target.marker_start : target.end] == ENDS[name]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in CHAT])
+@pytest.mark.parametrize(
+    ("messages", "reason", "words"),
+    [
+        ((user("a"), assistant("b"), user("c"), assistant("d")), "not_one_turn", "found user, assistant, user, assistant"),
+        ((assistant("b"),), "not_one_turn", "found assistant"),
+        ((Message(role="system", content="s"),), "not_one_turn", "found nothing"),
+        ((user("a"),), "no_response", "needs an answer; found none"),
+        ((SYSTEM, user("a"), assistant("b")), "no_place_for_field", "messages[0].content: template"),
+        ((user("a"), Message(role="assistant", content="b", reasoning="r")), "no_place_for_field", "messages[1].reasoning"),
+        ((Message(role="user", content="a", name="n"), assistant("b")), "no_place_for_field", "messages[0].name"),
+        ((user("a"), Message(role="assistant", content="b", tool_calls=({"x": 1},))), "no_place_for_field", "messages[1].tool_calls"),
+    ],
+)  # fmt: skip
+def test_what_a_one_turn_template_cannot_express(
+    name: str, messages: tuple[Message, ...], reason: str, words: str, builtin: Registry
+) -> None:
+    with pytest.raises(RecordError) as caught:
+        find_template(name, builtin).render(Example(messages=messages), TOKENS)
+    assert caught.value.reason == reason
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", CHAT)
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (Message(role="assistant", content="b", reasoning="because"), "messages[1].reasoning"),
+        (Message(role="assistant", content="b", name="bob"), "messages[1].name"),
+        (Message(role="assistant", content="b", tool_calls=({"x": 1},)), "messages[1].tool_calls"),
+    ],
+)
+def test_a_chat_template_that_loses_a_field(name: str, message: Message, field: str, builtin: Registry) -> None:
+    with pytest.raises(RecordError, match="has no place for this text of the assistant message") as caught:
+        find_template(name, builtin).render(Example(messages=(user("a"), message)), TOKENS)
+    assert (caught.value.field, caught.value.reason) == (field, "no_place_for_field")
+
+
+def test_tools_are_not_lost(builtin: Registry) -> None:
+    for name in NAMES:
+        example = Example(messages=(user("a"), assistant("b")), tools=({"name": "t"},))
+        with pytest.raises(RecordError) as caught:
+            find_template(name, builtin).render(example, TOKENS)
+        assert caught.value.field == "tools"
+
+
+def test_half_a_surrogate_pair_is_named(template: Template) -> None:
+    example = Example(messages=(user("ok", "then \ud83d"), assistant("b")))
+    with pytest.raises(RecordError) as caught:
+        template.render(example, TOKENS)
+    assert caught.value.reason == "bad_text"
+    assert caught.value.field == "messages[0].context"
+    with pytest.raises(RecordError, match="half of a surrogate pair"):
+        template.prompt(example, TOKENS)
+
+
+def test_instruction_formats_leave_bos_to_the_tokenizer(builtin: Registry) -> None:
+    """One that puts BOS before plain text has it put there; one that does not, has not."""
+    template = find_template("alpaca", builtin)
+    example = EXAMPLES["plain"]
+    assert template.render(example, replace(TOKENS, adds_bos=True)).text == "<s>" + template.render(example, TOKENS).text
+    first = template.render(example, replace(TOKENS, adds_bos=True)).spans[0]
+    assert first.origin.is_template
+    chat = find_template("chatml", builtin)
+    assert chat.render(example, replace(TOKENS, adds_bos=True)).text == chat.render(example, TOKENS).text

@@ -1,0 +1,176 @@
+"""Tiny tokenizers of every kind that matters here, made in the test and saved as folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+CORPUS = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\nName three primary colours.\n\n### Input:\nred, blue\n\n### Response:\nRed, blue and yellow.",
+    "user assistant system Hello there! What is the capital of France? The capital of France is Paris.",
+    "def main():\n    return {'a': 1, 'b': [2, 3]}\n\n\n### End\n",
+    "The quick brown fox jumps over the lazy dog; it's 12:30 o'clock, and we'll see what they're doing.",
+) * 3
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPECIAL = ("<|begin_of_text|>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+
+
+def _byte_level() -> tokenizers.Tokenizer:
+    """Byte-level BPE as GPT-2 has it, with the control tokens of ChatML and Llama 3."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=["<|endoftext|>", *SPECIAL],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
+
+
+def _bytes(folder: Path) -> None:
+    _save(_byte_level(), folder, bos_token="<|begin_of_text|>", eos_token="<|endoftext|>")
+
+
+def _dolly(folder: Path) -> None:
+    """With the special tokens that Dolly's authors add, one of which ends in a newline."""
+    tokenizer = _byte_level()
+    tokenizer.add_special_tokens(["### End", "### Instruction:", "### Response:\n"])
+    _save(tokenizer, folder, eos_token="<|endoftext|>")
+
+
+def _nfc(folder: Path) -> None:
+    """As Qwen: NFC, a splitting pattern, and added tokens that are not flagged special."""
+    tokenizer = _byte_level()
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(QWEN_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    open_tokens = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in open_tokens])
+    _save(tokenizer, folder, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+def _llama_like(*, metaspace: str | None) -> tokenizers.Tokenizer:
+    """SentencePiece's BPE with byte fallback: by normalizers as Llama 2 has it, or by Metaspace."""
+    trained = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    trained.train_from_iterator(CORPUS, trainer)
+    definition = json.loads(trained.to_str())
+    pieces = sorted(definition["model"]["vocab"].items(), key=lambda item: item[1])
+    byte_pieces = [f"<0x{value:02X}>" for value in range(256)]
+    ordered = [*(text for text, _ in pieces[:3]), *byte_pieces, *(text for text, _ in pieces[3:])]
+    definition["model"] |= {
+        "vocab": {text: index for index, text in enumerate(ordered)},
+        "byte_fallback": True,
+        "fuse_unk": True,
+    }
+    definition["pre_tokenizer"] = None
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(definition))
+    if metaspace is None:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=metaspace, split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    return tokenizer
+
+
+def _sentencepiece(folder: Path) -> None:
+    """As Llama 2: a dummy prefix behind every control token, and BOS before plain text."""
+    _save(_llama_like(metaspace=None), folder, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def _metaspace(folder: Path) -> None:
+    """As later Llama and Mistral files: a dummy prefix at the very start alone."""
+    _save(_llama_like(metaspace="first"), folder, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def _strips(folder: Path) -> None:
+    """As Phi-3: control tokens that take the whitespace beside them."""
+    tokenizer = _llama_like(metaspace=None)
+    right = [AddedToken(text, special=True, rstrip=True) for text in ("<|user|>", "<|assistant|>", "<|im_start|>")]
+    left = [AddedToken("<|im_end|>", special=True, lstrip=True), AddedToken("<mask>", special=False, lstrip=True)]
+    tokenizer.add_special_tokens([*right, left[0]])
+    tokenizer.add_tokens([left[1]])
+    _save(tokenizer, folder, bos_token="<s>", eos_token="<|im_end|>", unk_token="<unk>")
+
+
+def _unigram(folder: Path) -> None:
+    """Unigram, whose own vocabulary holds the text of a control token: the model may make it of plain text."""
+    characters = sorted({character for text in CORPUS for character in text} - {" ", "\n"})
+    pieces: list[tuple[str, float]] = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -3.0)]
+    pieces += [(f"<0x{value:02X}>", -12.0) for value in range(256)]
+    pieces += [(character, -8.0) for character in characters]
+    pieces += [(f"▁{word}", -5.0) for word in ("the", "is", "a", "instruction", "user", "assistant", "s")]
+    tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    _save(tokenizer, folder, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def _unknowing(folder: Path) -> None:
+    """BPE over a small alphabet: most characters come out as the unknown token."""
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    specials = ["<unk>", "</s>", *SPECIAL]
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=150, special_tokens=specials, show_progress=False)
+    )
+    _save(tokenizer, folder, bos_token="<|begin_of_text|>", eos_token="</s>", unk_token="<unk>")
+
+
+def _folding(folder: Path) -> None:
+    """NFKC and lower case, with control tokens that are matched in normalized text: `＜ＴＨＩＮＫ＞` is `<think>`."""
+    tokenizer = _byte_level()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=True)])
+    tokenizer.add_special_tokens([AddedToken("<halt>", special=True, normalized=True)])
+    _save(tokenizer, folder, eos_token="<|endoftext|>")
+
+
+def _save(tokenizer: tokenizers.Tokenizer, folder: Path, **config: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+MAKERS: Mapping[str, Callable[[Path], None]] = {
+    "bytes": _bytes,
+    "dolly": _dolly,
+    "nfc": _nfc,
+    "sentencepiece": _sentencepiece,
+    "metaspace": _metaspace,
+    "strips": _strips,
+    "unigram": _unigram,
+    "unknowing": _unknowing,
+    "folding": _folding,
+}
+"""Makers by name; each writes `tokenizer.json` and `tokenizer_config.json` into a folder."""
+
+LOSSY = frozenset({"unknowing", "folding"})
+"""Those that do not give every text back, even after a declared normalisation."""
