@@ -73,7 +73,7 @@ def show_adapter(name: str, as_json: bool, plugin_dirs: tuple[Path, ...]) -> Non
     facts = {
         "name": name,
         "plugin": _owner(offers, name),
-        "description": inspect.getdoc(type(adapter)) or adapter.description,
+        "description": inspect.cleandoc(type(adapter).__doc__ or "") or adapter.description,
         "keys": list(adapter.keys),
         "known by": list(adapter.required),
     }

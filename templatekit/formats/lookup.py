@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from difflib import get_close_matches
 from pathlib import Path
 
 from templatekit.contracts import Adapter, TemplateFile
@@ -43,9 +44,11 @@ def choose_adapter(keys: Set[str], registry: Registry) -> Adapter:
     matching = [adapter for adapter in registry.adapters.values() if adapter.matches(keys)]
     if not matching:
         shapes = "; ".join(f"{name}: {', '.join(registry.adapters[name].required)}" for name in registry.adapters)
+        found = ", ".join(sorted(map(str, keys))) or "(none)"
         raise RecordError(
-            f"no adapter reads records of this shape; found keys {', '.join(sorted(keys))}; known shapes: {shapes}; "
-            "map the keys (--columns instruction=…,response=…) or name an adapter (--adapter)",
+            f"no adapter reads records of this shape; found keys {found}; known shapes: {shapes}; "
+            f"{_misspelt(keys, registry) or 'map the keys (--columns instruction=…,response=…)'}, "
+            "or name an adapter (--adapter)",
             reason="no_adapter",
         )
     scores = {adapter.name: len(keys & set(adapter.keys)) for adapter in matching}
@@ -57,3 +60,14 @@ def choose_adapter(keys: Set[str], registry: Registry) -> Adapter:
             reason="no_adapter",
         )
     return best[0]
+
+
+def _misspelt(keys: Set[str], registry: Registry) -> str:
+    """What would map misspelt keys to an adapter's, where a few near misses are all that is wrong; else ""."""
+    for adapter in registry.adapters.values():
+        missing = [key for key in adapter.required if key not in keys]
+        near = {key: get_close_matches(key, map(str, keys - set(adapter.keys)), n=1) for key in missing}
+        if missing and all(near.values()):
+            columns = ",".join(f"{key}={matches[0]}" for key, matches in near.items())
+            return f"is {adapter.name!r} meant? then --columns {columns}"
+    return ""

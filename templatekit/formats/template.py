@@ -150,11 +150,9 @@ class Template:
 
     def _probe(self) -> None:
         """Renders an instruction format once, to see that the response comes last of all fields, and once."""
-        fields = {
-            field: variable if variable in self.variables else ""
-            for field, variable in (("content", "instruction"), ("context", "context"))
-        }
-        probe = Example(messages=(Message(role="user", **fields), Message(role="assistant", content="response")))
+        instruction, context = (name if name in self.variables else "" for name in ("instruction", "context"))
+        user = Message(role="user", content=instruction, context=context)
+        probe = Example(messages=(user, Message(role="assistant", content="response")))
         try:
             spans = self.render(probe).spans
         except RecordError as error:
@@ -162,6 +160,7 @@ class Template:
         printed = [(span.origin.message, span.origin.field) for span in spans if span.origin.kind == "field"]
         answers = [field for field in printed if field[0] == 1]
         if not answers or printed[-1][0] != 1 or len(answers) > 1:
+            names: dict[tuple[int | None, str | None], str]
             names = {(0, "content"): "instruction", (0, "context"): "context", (1, "content"): "response"}
             found = ", ".join(names.get(field, str(field)) for field in printed) or "nothing"
             raise TemplateError(
