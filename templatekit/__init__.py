@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from templatekit.calls import prepare, render
     from templatekit.config import DataOptions, FinetuneOptions
     from templatekit.contracts import Adapter, Exporter, ModelResolver, Source, TemplateFile, template_files, text_of
     from templatekit.errors import (
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     )
     from templatekit.formats import Template, load_template
     from templatekit.hookspecs import hookimpl
-    from templatekit.pipeline import prepare, render
     from templatekit.registry import Registry, create_registry
     from templatekit.tokens.tokenizer import Tokenizer
     from templatekit.training.run import Run, finetune
@@ -61,7 +61,7 @@ _HOMES = {
     ),
     "formats": ("Template", "load_template"),
     "hookspecs": ("hookimpl",),
-    "pipeline": ("prepare", "render"),
+    "calls": ("prepare", "render"),
     "registry": ("Registry", "create_registry"),
     "tokens.tokenizer": ("Tokenizer",),
     "training.run": ("Run", "finetune"),

@@ -2,76 +2,28 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 from templatekit.config import DataOptions
 from templatekit.contracts import Adapter
+from templatekit.counts import Counts
 from templatekit.errors import ConfigError, PluginError, RecordError, TemplatekitError, shorten
 from templatekit.formats.lookup import choose_adapter, find_template
 from templatekit.formats.template import Template
-from templatekit.registry import Registry, create_registry
-from templatekit.sources import map_columns, open_source
+from templatekit.registry import Registry
+from templatekit.sources import open_source
 from templatekit.tokens.cuts import Encoder
-from templatekit.tokens.load import find_tokenizer, from_transformers
+from templatekit.tokens.load import find_tokenizer
 from templatekit.tokens.supervision import loss_spans
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.tokens.truncation import check_length
 from templatekit.types import NO_TOKENIZER, Example, LossSpan, Message, Record, RenderedText, TokenizedExample
 
-if TYPE_CHECKING:
-    import datasets
-    from transformers import PreTrainedTokenizerBase
-
-Address: TypeAlias = str | os.PathLike[str]
-
 BATCH = 256
 """Records that go to the encoder in one call."""
-
-
-@dataclass(kw_only=True)
-class Counts:
-    """What became of the records."""
-
-    rows_in: int = 0
-    rows_out: int = 0
-    tokens: int = 0
-    trained_tokens: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    """Rows by reason code."""
-    dropped_rows: dict[str, list[int]] = field(default_factory=dict)
-    """The numbers of those rows."""
-    first_dropped: dict[str, str] = field(default_factory=dict)
-    """The first message of each reason."""
-    empty_responses: int = 0
-    """Rows whose answer is empty or whitespace: rendered, and worth a look."""
-    unread_keys: dict[str, int] = field(default_factory=dict)
-    """Keys that the adapter does not read, with the first row that has them."""
-
-    def drop(self, error: RecordError) -> None:
-        """Counts a row that does not come out."""
-        self.dropped[error.reason] += 1
-        if error.row is not None:
-            self.dropped_rows.setdefault(error.reason, []).append(error.row)
-        self.first_dropped.setdefault(error.reason, str(error))
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "rows_in": self.rows_in,
-            "rows_out": self.rows_out,
-            "dropped": dict(self.dropped),
-            "dropped_rows": self.dropped_rows,
-            "first_dropped": self.first_dropped,
-            "tokens": self.tokens,
-            "trained_tokens": self.trained_tokens,
-            "empty_responses": self.empty_responses,
-            "unread_keys": self.unread_keys,
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,93 +198,3 @@ def _copied(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copied(item) for key, item in value.items()}
     return [_copied(item) for item in value] if isinstance(value, list) else value
-
-
-def render(
-    records: Address | Iterable[Record],
-    *,
-    adapter: str | Adapter | None = None,
-    template: Address | Template = "alpaca",
-    tokenizer: Address | Tokenizer | PreTrainedTokenizerBase | None = None,
-    registry: Registry | None = None,
-    **options: Any,
-) -> Iterator[TokenizedExample | RenderedText]:
-    """Renders records, or the data set at an address, one by one.
-
-    Yields `TokenizedExample`s, or `RenderedText`s without a tokenizer. `options` are the other fields of
-    `DataOptions`: `train_on`, `max_length`, `columns`, `on_error`, … What is wrong with them is raised at once, what
-    is wrong with a record when its turn comes.
-    """
-    return (item.result for item in _prepared(records, adapter, template, tokenizer, registry, options))
-
-
-def prepare(
-    records: Address | Iterable[Record],
-    *,
-    tokenizer: Address | Tokenizer | PreTrainedTokenizerBase,
-    adapter: str | Adapter | None = None,
-    template: Address | Template = "alpaca",
-    registry: Registry | None = None,
-    **options: Any,
-) -> datasets.Dataset:
-    """Records as a `datasets.Dataset` with `input_ids` and `labels`, which any trainer takes as it is.
-
-    Where a weight is neither 0 nor 1 there is a column `loss_weights` too, for trainers that know it.
-    """
-    import datasets
-    import pyarrow as pa
-
-    if tokenizer is None:
-        raise ConfigError("tokenizer: found None; expected a folder, a name or a tokenizer")
-    ids, weights = pa.list_(pa.int32()), pa.list_(pa.float32())
-    schema = pa.schema({"input_ids": ids, "labels": ids, "loss_weights": weights})
-    weighted = False
-    batches = []
-    examples = (item.tokenized for item in _prepared(records, adapter, template, tokenizer, registry, options))
-    while chunk := [example for example in islice(examples, BATCH) if example is not None]:
-        weighted |= any(weight not in (0, 1) for example in chunk for weight in example.loss_weights)
-        columns = [[getattr(example, name) for example in chunk] for name in schema.names]
-        batches.append(pa.record_batch(columns, schema=schema))
-    table = pa.Table.from_batches(batches, schema=schema)
-    return datasets.Dataset(table if weighted else table.drop_columns("loss_weights"))
-
-
-def _prepared(
-    records: Any, adapter: Any, template: Any, tokenizer: Any, registry: Registry | None, options: Mapping[str, Any]
-) -> Iterator[Prepared]:
-    """What the Python calls yield: they take names and paths, or the things themselves."""
-    named = {"dataset": records, "adapter": adapter, "template": template, "tokenizer": tokenizer}
-    addresses = {key: os.fspath(value) for key, value in named.items() if isinstance(value, (str, os.PathLike))}
-    parsed = DataOptions.parse({**options, **addresses})
-    if isinstance(records, Mapping) or not isinstance(records, (str, os.PathLike, Iterable)):
-        raise ConfigError(
-            f"records: found {type(records).__name__}; expected an address, or a list or another "
-            "iterable of records (of a DatasetDict, one split)"
-        )
-    if not isinstance(adapter, (str, Adapter, type(None))):
-        raise ConfigError(f"adapter: found {shorten(adapter)}; expected a name or an Adapter object")
-    if not isinstance(template, (str, os.PathLike, Template)):
-        raise ConfigError(f"template: found {shorten(template)}; expected a name, a .jinja file or a Template object")
-    if tokenizer is not None and not isinstance(tokenizer, (str, os.PathLike, Tokenizer)):
-        tokenizer = from_transformers(tokenizer)
-    pipeline = Pipeline(
-        parsed,
-        registry or create_registry(),
-        adapter=adapter if isinstance(adapter, Adapter) else None,
-        template=template if isinstance(template, Template) else None,
-        tokenizer=tokenizer if isinstance(tokenizer, Tokenizer) else None,
-    )
-    if isinstance(records, (str, os.PathLike)):
-        return pipeline.run(pipeline.open(), source=parsed.dataset)
-    return pipeline.run(_mapped(islice(records, parsed.limit), parsed.columns))
-
-
-def _mapped(records: Iterable[object], columns: Mapping[str, str]) -> Iterator[Record | RecordError]:
-    for record in records:
-        if not isinstance(record, Mapping):
-            yield RecordError(f"found {shorten(record)}; expected a mapping with named fields", reason="not_an_object")
-            continue
-        try:
-            yield map_columns(record, columns)
-        except RecordError as error:
-            yield error

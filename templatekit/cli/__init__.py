@@ -108,8 +108,9 @@ def _run(args: Sequence[str] | None) -> Any:
         return _fail(error.format_message(), error.exit_code)
     except TemplatekitError as error:
         return _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted.", err=True)
+    except (KeyboardInterrupt, click.Abort) as error:
+        # The training loop says what it has saved.
+        click.echo(f"Interrupted{f': {error}' if str(error) else ''}.", err=True)
         return 130
     except _Terminated:
         return 128 + signal.SIGTERM

@@ -12,11 +12,9 @@ import click
 
 from templatekit.contracts import Exporter
 from templatekit.errors import ConfigError, PluginError, RunError, TemplatekitError
-from templatekit.pipeline import Counts, Pipeline
+from templatekit.pipeline import Pipeline
 from templatekit.registry import Registry
 from templatekit.types import RenderedText, TokenizedExample
-
-_ROWS_SHOWN = 5
 
 
 def choose_exporter(registry: Registry, format: str | None, output: Path | None) -> Exporter:
@@ -95,23 +93,5 @@ def summarize(pipeline: Pipeline, *, as_json: bool) -> None:
         return
     if pipeline.options.adapter is None and pipeline.adapter is not None:
         click.echo(f"adapter: {pipeline.adapter.name} (told by the records' keys)", err=True)
-    for line in summary_lines(counts, tokens=pipeline.tokenizer is not None):
+    for line in counts.lines(tokens=pipeline.tokenizer is not None):
         click.echo(line, err=True)
-
-
-def summary_lines(counts: Counts, *, tokens: bool) -> list[str]:
-    """The counts in words."""
-    line = f"rows in: {counts.rows_in:,}, rows out: {counts.rows_out:,}, dropped: {counts.dropped.total():,}"
-    if tokens:
-        line += f", tokens: {counts.tokens:,}, trained tokens: {counts.trained_tokens:,}"
-    lines = [line]
-    for reason, count in counts.dropped.most_common():
-        rows = counts.dropped_rows.get(reason, [])
-        shown = ", ".join(map(str, rows[:_ROWS_SHOWN])) + (", …" if len(rows) > _ROWS_SHOWN else "")
-        lines.append(f"dropped {count:,} × {reason} (rows {shown}); the first: {counts.first_dropped[reason]}")
-    if counts.empty_responses:
-        lines.append(f"note: rows with an empty answer: {counts.empty_responses:,}")
-    if counts.unread_keys:
-        keys = ", ".join(f"{key} (first in row {row})" for key, row in sorted(counts.unread_keys.items()))
-        lines.append(f"note: keys that the adapter does not read: {keys}")
-    return lines

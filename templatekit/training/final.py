@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from templatekit.config import FinetuneOptions
@@ -75,7 +76,11 @@ def _write(
     dtype: torch.dtype,
 ) -> None:
     """Writes weights and settings; those of the model in memory stay as they are."""
-    weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in model.state_dict().items()}
+    cast_once: dict[tuple[int, torch.Size], Tensor] = {}  # tied weights stay one tensor, and are saved once
+    weights = {}
+    for name, weight in model.state_dict().items():
+        key = weight.data_ptr(), weight.shape
+        weights[name] = cast_once.setdefault(key, weight.to(dtype) if weight.is_floating_point() else weight)
     config, stops = deepcopy(model.config), cast("Any", deepcopy(model.generation_config))
     for settings in (config, stops):
         settings.eos_token_id = eos_ids[0] if len(eos_ids) == 1 else list(eos_ids) or None
@@ -88,6 +93,8 @@ def _write(
         model.save_pretrained(staging, state_dict=weights)
         config.save_pretrained(staging)  # over that of the model in memory, which is fp32
         stops.save_pretrained(staging)
+    for path in staging.rglob("*.safetensors"):  # which come readable to their owner alone
+        path.chmod((staging / _LAST).stat().st_mode)
 
 
 def _move(staging: Path, folder: Path) -> None:

@@ -94,43 +94,42 @@ def train(
 
     with closing(MetricsFile(folder, until=start)) as metrics, _stop_requests() as stop:
         report({"step": start, "total_steps": total})
-        for step in range(start, total + 1):
-            if held_out and _is_due(step, options.eval_every, total, first=True) and metrics.evaluated(step) is None:
+        for step in range(start, total + 1):  # `step` of them are done
+            evaluate_now = held_out and not stop.is_set() and _is_due(step, options.eval_every, total, at_first=True)
+            if evaluate_now and metrics.evaluated(step) is None:
                 began = time.perf_counter()
-                loss = evaluate(computation, held_out)
+                with _place(f"step {step}"):
+                    loss = evaluate(computation, held_out)
                 _log({"step": step, "eval_loss": loss, "seconds": time.perf_counter() - began}, metrics, report)
+            stopping = stop.is_set()
+            if step > start and (stopping or _is_due(step, options.save_every, total)):
+                metrics.sync()
+                save_checkpoint(
+                    folder,
+                    step=step,
+                    model=model,
+                    optimizer=optimizer,
+                    identity=identity,
+                    keep=options.keep_checkpoints,
+                )
+            if stopping:
+                raise KeyboardInterrupt(f"stopped and saved after step {step} of {total}; --resume goes on from it")
             if step == total:
                 break
+
             began = time.perf_counter()
             rate = learning_rate(
                 step, total, peak=options.peak_learning_rate, schedule=options.schedule, warmup=options.warmup
             )
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            model.train()
-            try:
+            model.train(True)
+            with _place(f"step {step + 1}, learning_rate={rate:.3g}"):
                 numbers = train_step(
                     computation, optimizer, examples, order.documents(step), clip_norm=options.clip_norm
                 )
-            except RunError as error:
-                raise RunError(
-                    f"step {step + 1}: {error}; learning_rate={rate:.3g}; look at these rows, lower the rate, or use "
-                    "--precision fp32"
-                ) from None
             line = {"step": step + 1, "learning_rate": rate, **asdict(numbers)}
             _log({**line, "seconds": time.perf_counter() - began}, metrics, report)
-            if stop.is_set() or _is_due(step + 1, options.save_every, total):
-                metrics.sync()
-                save_checkpoint(
-                    folder,
-                    step=step + 1,
-                    model=model,
-                    optimizer=optimizer,
-                    identity=identity,
-                    keep=options.keep_checkpoints,
-                )
-            if stop.is_set():
-                raise KeyboardInterrupt(f"stopped and saved after step {step + 1} of {total}; --resume goes on from it")
         model.train(False)
         return TrainResult(
             steps=total,
@@ -192,9 +191,18 @@ def _resume(
     return checkpoint.step
 
 
-def _is_due(step: int, every: int | None, total: int, *, first: bool = False) -> bool:
+def _is_due(step: int, every: int | None, total: int, *, at_first: bool = False) -> bool:
     """Whether something done every so many steps, and at the end, is due after `step` of them."""
-    return step == total or (first and step == 0) or (every is not None and step > 0 and step % every == 0)
+    return step == total or (at_first and step == 0) or (every is not None and step > 0 and step % every == 0)
+
+
+@contextmanager
+def _place(where: str) -> Iterator[None]:
+    """Says where in the run an error came up."""
+    try:
+        yield
+    except RunError as error:
+        raise RunError(f"{where}: {error}") from None
 
 
 def _log(line: Line, metrics: MetricsFile, report: Callable[[Line], None]) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
+
+from templatekit.errors import RunError
 
 METRICS = "metrics.jsonl"
 Line: TypeAlias = Mapping[str, float]
@@ -33,21 +36,31 @@ class MetricsFile:
 
     def __init__(self, folder: Path, *, until: int) -> None:
         """Begins the file anew, with those of its lines that are of steps up to `until`."""
-        self.lines = [line for line in read_metrics(folder / METRICS) if line["step"] <= until] if until else []
+        self._path = folder / METRICS
+        self.lines = [line for line in read_metrics(self._path) if line["step"] <= until] if until else []
         staging = folder / f".{METRICS}"
-        staging.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
-        staging.replace(folder / METRICS)
-        self._file = (folder / METRICS).open("a", encoding="utf-8")
+        try:
+            staging.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+            staging.replace(self._path)
+            self._file = self._path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise self._failure(error) from error
 
     def write(self, line: Line) -> None:
         """Adds a line, readable at once by whoever follows the file."""
         self.lines.append(line)
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._failure(error) from error
 
     def sync(self) -> None:
         """Brings the lines to the disk."""
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._failure(error) from error
 
     def evaluated(self, step: int) -> float | None:
         """The held-out loss after `step` steps, where it is known."""
@@ -55,4 +68,8 @@ class MetricsFile:
 
     def close(self) -> None:
         """Ends the file."""
-        self._file.close()
+        with suppress(OSError):  # what could not be written has been said
+            self._file.close()
+
+    def _failure(self, error: OSError) -> RunError:
+        return RunError(f"{str(self._path)!r} cannot be written: {error.strerror}")

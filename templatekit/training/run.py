@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from templatekit import __version__
 from templatekit.config import FinetuneOptions
+from templatekit.counts import Counts
 from templatekit.errors import ConfigError, RunError
 from templatekit.export.serving import Stops, chat_template, stops_of
-from templatekit.pipeline import Counts, Pipeline, Prepared
+from templatekit.pipeline import Pipeline, Prepared
 from templatekit.registry import Registry, create_registry
 from templatekit.tokens.load import from_transformers, load_transformers_tokenizer, resolve_model
-from templatekit.training.checkpoint import has_checkpoints, lock_run
+from templatekit.training.checkpoint import lock_run
 from templatekit.training.final import final_dtype, save_model
+from templatekit.training.folder import (
+    METRICS,
+    PICTURE,
+    SUMMARY,
+    Sample,
+    read_samples,
+    run_folder,
+    write_json,
+    write_recipe,
+    write_samples,
+)
 from templatekit.training.loop import train
 from templatekit.training.lora import attach_lora
 from templatekit.training.model import add_token_rows, check_vocabulary, load_model, resolve_device
@@ -34,24 +44,8 @@ from templatekit.types import Example, TokenizedExample
 if TYPE_CHECKING:
     from templatekit.tokens.tokenizer import Tokenizer
 
-RECIPE = "recipe.yaml"
-TEMPLATE = "template.jinja"
-METRICS = "metrics.jsonl"
-PICTURE = "loss.png"
-SAMPLES = "samples.json"
-SUMMARY = "run.json"
 _HELD_OUT = ("validation", "test")
 """Splits that are evaluated on, the first that exists."""
-
-
-@dataclass(kw_only=True)
-class Sample:
-    """One held-out prompt with its reference and the model's answers."""
-
-    prompt: str
-    reference: str
-    before: str = ""
-    after: str = ""
 
 
 @dataclass(kw_only=True)
@@ -102,7 +96,7 @@ def finetune(
     elif more:
         options = FinetuneOptions.parse({**options.model_dump(), **more})
     registry = registry or create_registry()
-    folder = _run_folder(options)
+    folder = run_folder(options)
     with lock_run(folder):
         return _run(options, registry, folder, say)
 
@@ -121,7 +115,12 @@ def _run(options: FinetuneOptions, registry: Registry, folder: Path, say: Callab
     splits = _splits(options, pipeline)
     assert pipeline.adapter is not None
     say(f"adapter {pipeline.adapter.name}, template {pipeline.template.name}, folder {folder}")
+    for line in pipeline.counts.lines(tokens=True):
+        say(line)
     say(", ".join(f"{name}: {len(items):,}" for name, items in splits.items()) + " examples")
+    examples = [item.tokenized for item in splits["train"] if item.tokenized is not None]
+    if not any(example.trained_tokens for example in examples):
+        raise ConfigError(f"nothing to train: no token of {len(examples):,} training examples has a loss weight")
     held_out = next((splits[name] for name in _HELD_OUT if splits.get(name)), [])
     stops = stops_of(pipeline.template, tokenizer)
     served.chat_template = chat_template(pipeline.template, tokenizer.special_tokens)
@@ -136,22 +135,23 @@ def _run(options: FinetuneOptions, registry: Registry, folder: Path, say: Callab
         trained = attach_lora(
             model, rank=options.lora_rank, alpha=options.lora_alpha, seed=options.seed, new_tokens=new_rows
         )
-    _write_recipe(folder, options, pipeline)
+    write_recipe(folder, options, adapter=pipeline.adapter.name, template=pipeline.template.original)
     samples = _samples_before(folder, options, splits.get("test") or held_out, trained, pipeline, stops)
-    identity = _identity(pipeline, [item.tokenized for item in splits["train"] if item.tokenized])
-    with Progress(total_steps=None) as progress:
+    identity = _identity(pipeline, examples)
+    with Progress() as progress:
         result = train(
             trained,
-            [item.tokenized for item in splits["train"] if item.tokenized],
+            examples,
             [item.tokenized for item in held_out if item.tokenized],
             options,
             folder=folder,
             identity=identity,
             report=progress,
+            warn=say,
         )
     for sample, item in zip(samples, splits.get("test") or held_out, strict=False):
         sample.after = _answer(trained, pipeline, item.example, stops, options.max_new_tokens)
-    _write_json(folder / SAMPLES, [asdict(sample) for sample in samples])
+    write_samples(folder, samples)
 
     def save_tokenizer(staging: Path) -> None:
         served.save_pretrained(staging)
@@ -180,33 +180,6 @@ def _run(options: FinetuneOptions, registry: Registry, folder: Path, say: Callab
     )
     _write_summary(folder, run, identity)
     return run
-
-
-def _run_folder(options: FinetuneOptions) -> Path:
-    """The folder of the run, new unless the run is resumed."""
-    folder = options.output
-    if folder is None:
-        if options.resume:
-            raise ConfigError("--resume needs --output: the folder of the run to go on with")
-        name = f"{Path(options.dataset.split(':')[0]).name.split('.')[0]}-{Path(options.template).stem}"
-        folder = Path("runs") / name
-        number = 1
-        while folder.exists():
-            number += 1
-            folder = Path("runs") / f"{name}-{number}"
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output {str(folder)!r} is a file; expected a folder")
-    if folder.is_dir() and (folder / RECIPE).exists() and not options.resume:
-        raise ConfigError(
-            f"output {str(folder)!r} holds another run; go on with it (--resume) or choose another folder (--output)"
-        )
-    if options.resume and not has_checkpoints(folder):
-        raise ConfigError(f"--resume: no checkpoint in {str(folder)!r}; leave --resume out to begin a run there")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output {str(folder)!r} cannot be made: {error.strerror}") from None
-    return folder
 
 
 def _load_tokenizer(options: FinetuneOptions, registry: Registry, model: str | Path) -> PreTrainedTokenizerBase:
@@ -284,15 +257,15 @@ def _samples_before(
     stops: Stops,
 ) -> list[Sample]:
     """Answers to the first held-out prompts before training; those of the first start where the run is resumed."""
-    if options.resume and (folder / SAMPLES).is_file():
-        return [Sample(**sample) for sample in json.loads((folder / SAMPLES).read_text(encoding="utf-8"))]
+    if options.resume and (known := read_samples(folder)) is not None:
+        return known
     samples = []
     for item in items[: options.samples]:
         before, last = item.example.messages[-2], item.example.messages[-1]
         prompt = before.content + (f"\n\n{before.context}" if before.context else "")
         answer = _answer(model, pipeline, item.example, stops, options.max_new_tokens)
         samples.append(Sample(prompt=prompt, reference=last.content, before=answer))
-    _write_json(folder / SAMPLES, [asdict(sample) for sample in samples])
+    write_samples(folder, samples)
     return samples
 
 
@@ -328,14 +301,6 @@ def _identity(pipeline: Pipeline, examples: Sequence[TokenizedExample]) -> dict[
     }
 
 
-def _write_recipe(folder: Path, options: FinetuneOptions, pipeline: Pipeline) -> None:
-    assert pipeline.adapter is not None
-    resolved = options.model_copy(update={"output": folder, "adapter": pipeline.adapter.name, "resume": False})
-    text = yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    (folder / RECIPE).write_text(text, encoding="utf-8")
-    (folder / TEMPLATE).write_text(pipeline.template.original, encoding="utf-8")
-
-
 def _write_summary(folder: Path, run: Run, identity: Mapping[str, str]) -> None:
     summary = {
         "templatekit": __version__,
@@ -348,11 +313,7 @@ def _write_summary(folder: Path, run: Run, identity: Mapping[str, str]) -> None:
         "sha256": dict(identity),
         "seconds": round(run.seconds, 1),
     }
-    _write_json(folder / SUMMARY, summary)
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / SUMMARY, summary)
 
 
 __all__ = ["Run", "Sample", "finetune"]

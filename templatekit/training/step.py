@@ -142,4 +142,6 @@ def _finite(value: Tensor, what: str, examples: Sequence[TokenizedExample], docu
         return number
     rows = sorted(examples[document].row for document in documents)
     shown = ", ".join(map(str, rows[:16])) + (f" and {len(rows) - 16} more" if len(rows) > 16 else "")
-    raise RunError(f"{what} is {number}; rows {shown}")
+    raise RunError(
+        f"{what} is {number}; rows {shown}; look at these rows, lower --learning-rate, or use --precision fp32"
+    )

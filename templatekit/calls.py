@@ -1,0 +1,115 @@
+"""What the command line does, as Python calls: `render` and `prepare`. Training's is `templatekit.training.run`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from templatekit.config import DataOptions
+from templatekit.contracts import Adapter
+from templatekit.errors import ConfigError, RecordError, shorten
+from templatekit.formats.template import Template
+from templatekit.pipeline import BATCH, Pipeline, Prepared
+from templatekit.registry import Registry, create_registry
+from templatekit.sources import map_columns
+from templatekit.tokens.load import from_transformers
+from templatekit.tokens.tokenizer import Tokenizer
+from templatekit.types import Record, RenderedText, TokenizedExample
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
+
+Address: TypeAlias = str | os.PathLike[str]
+
+
+def render(
+    records: Address | Iterable[Record],
+    *,
+    adapter: str | Adapter | None = None,
+    template: Address | Template = "alpaca",
+    tokenizer: Address | Tokenizer | PreTrainedTokenizerBase | None = None,
+    registry: Registry | None = None,
+    **options: Any,
+) -> Iterator[TokenizedExample | RenderedText]:
+    """Renders records, or the data set at an address, one by one.
+
+    Yields `TokenizedExample`s, or `RenderedText`s without a tokenizer. `options` are the other fields of
+    `DataOptions`: `train_on`, `max_length`, `columns`, `on_error`, … What is wrong with them is raised at once, what
+    is wrong with a record when its turn comes.
+    """
+    return (item.result for item in _prepared(records, adapter, template, tokenizer, registry, options))
+
+
+def prepare(
+    records: Address | Iterable[Record],
+    *,
+    tokenizer: Address | Tokenizer | PreTrainedTokenizerBase,
+    adapter: str | Adapter | None = None,
+    template: Address | Template = "alpaca",
+    registry: Registry | None = None,
+    **options: Any,
+) -> datasets.Dataset:
+    """Records as a `datasets.Dataset` with `input_ids` and `labels`, which any trainer takes as it is.
+
+    Where a weight is neither 0 nor 1 there is a column `loss_weights` too, for trainers that know it.
+    """
+    import datasets
+    import pyarrow as pa
+
+    if tokenizer is None:
+        raise ConfigError("tokenizer: found None; expected a folder, a name or a tokenizer")
+    ids, weights = pa.list_(pa.int32()), pa.list_(pa.float32())
+    schema = pa.schema({"input_ids": ids, "labels": ids, "loss_weights": weights})
+    weighted = False
+    batches = []
+    examples = (item.tokenized for item in _prepared(records, adapter, template, tokenizer, registry, options))
+    while chunk := [example for example in islice(examples, BATCH) if example is not None]:
+        weighted |= any(weight not in (0, 1) for example in chunk for weight in example.loss_weights)
+        columns = [[getattr(example, name) for example in chunk] for name in schema.names]
+        batches.append(pa.record_batch(columns, schema=schema))
+    table = pa.Table.from_batches(batches, schema=schema)
+    return datasets.Dataset(table if weighted else table.drop_columns("loss_weights"))
+
+
+def _prepared(
+    records: Any, adapter: Any, template: Any, tokenizer: Any, registry: Registry | None, options: Mapping[str, Any]
+) -> Iterator[Prepared]:
+    """What the Python calls yield: they take names and paths, or the things themselves."""
+    named = {"dataset": records, "adapter": adapter, "template": template, "tokenizer": tokenizer}
+    addresses = {key: os.fspath(value) for key, value in named.items() if isinstance(value, (str, os.PathLike))}
+    parsed = DataOptions.parse({**options, **addresses})
+    if isinstance(records, Mapping) or not isinstance(records, (str, os.PathLike, Iterable)):
+        raise ConfigError(
+            f"records: found {type(records).__name__}; expected an address, or a list or another "
+            "iterable of records (of a DatasetDict, one split)"
+        )
+    if not isinstance(adapter, (str, Adapter, type(None))):
+        raise ConfigError(f"adapter: found {shorten(adapter)}; expected a name or an Adapter object")
+    if not isinstance(template, (str, os.PathLike, Template)):
+        raise ConfigError(f"template: found {shorten(template)}; expected a name, a .jinja file or a Template object")
+    if tokenizer is not None and not isinstance(tokenizer, (str, os.PathLike, Tokenizer)):
+        tokenizer = from_transformers(tokenizer)
+    pipeline = Pipeline(
+        parsed,
+        registry or create_registry(),
+        adapter=adapter if isinstance(adapter, Adapter) else None,
+        template=template if isinstance(template, Template) else None,
+        tokenizer=tokenizer if isinstance(tokenizer, Tokenizer) else None,
+    )
+    if isinstance(records, (str, os.PathLike)):
+        return pipeline.run(pipeline.open(), source=parsed.dataset)
+    return pipeline.run(_mapped(islice(records, parsed.limit), parsed.columns))
+
+
+def _mapped(records: Iterable[object], columns: Mapping[str, str]) -> Iterator[Record | RecordError]:
+    for record in records:
+        if not isinstance(record, Mapping):
+            yield RecordError(f"found {shorten(record)}; expected a mapping with named fields", reason="not_an_object")
+            continue
+        try:
+            yield map_columns(record, columns)
+        except RecordError as error:
+            yield error
