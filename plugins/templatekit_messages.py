@@ -1,5 +1,6 @@
 """Conversations as OpenAI's chat API has them: messages with role and content."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -116,7 +117,7 @@ def _weight(value: Mapping[str, Any], where: str) -> float:
         weight = value.get(key)
         if weight is None:
             continue
-        if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+        if not isinstance(weight, (int, float)) or not 0 <= weight <= sys.float_info.max:
             raise RecordError(
                 f"found {weight!r:.60}; expected a number of at least 0, or true or false",
                 field=f"{where}.{key}",

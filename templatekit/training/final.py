@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from templatekit.config import FinetuneOptions
 from templatekit.errors import RunError
@@ -63,7 +64,8 @@ def save_model(
             extra(staging)
         sync(staging)
         _move(staging, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(staging, ignore_errors=True)
         raise RunError(f"the model cannot be saved in {str(folder)!r}: {error}") from error
 
 
@@ -81,20 +83,38 @@ def _write(
     for name, weight in model.state_dict().items():
         key = weight.data_ptr(), weight.shape
         weights[name] = cast_once.setdefault(key, weight.to(dtype) if weight.is_floating_point() else weight)
-    config, stops = deepcopy(model.config), cast("Any", deepcopy(model.generation_config))
-    for settings in (config, stops):
-        settings.eos_token_id = eos_ids[0] if len(eos_ids) == 1 else list(eos_ids) or None
-        settings.pad_token_id = pad_id
-    stops.stop_strings = list(stop_strings) or None
-    stops._from_model_config = False
+    config = deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = dtype
-    with quiet():
-        model.save_pretrained(staging, state_dict=weights)
-        config.save_pretrained(staging)  # over that of the model in memory, which is fp32
-        stops.save_pretrained(staging)
+    own = model.generation_config
+    model.generation_config = stops = _when_to_stop(own, stop_strings)
+    for settings in cast("list[Any]", [config, stops]):
+        settings.eos_token_id = eos_ids[0] if len(eos_ids) == 1 else list(eos_ids) or None
+        settings.pad_token_id = pad_id
+    try:
+        with quiet():
+            model.save_pretrained(staging, state_dict=weights)
+            config.save_pretrained(staging)  # over that of the model in memory, which is fp32
+    finally:
+        model.generation_config = own
     for path in staging.rglob("*.safetensors"):  # which come readable to their owner alone
         path.chmod((staging / _LAST).stat().st_mode)
+
+
+def _when_to_stop(own: Any, stop_strings: Sequence[str]) -> Any:
+    """The model's own generation settings with our stop strings.
+
+    Published models have settings that transformers no longer saves, such as a temperature without sampling; those of
+    such a model are left behind.
+    """
+    settings = deepcopy(own)
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        settings = cast("Any", GenerationConfig)(bos_token_id=own.bos_token_id)
+    settings.stop_strings = list(stop_strings) or None
+    settings._from_model_config = False  # or they would give way to the model's configuration
+    return settings
 
 
 def _move(staging: Path, folder: Path) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from templatekit.config import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
 from templatekit.training.loop import TrainResult, train
 from templatekit.training.lora import attach_lora
+from templatekit.training.step import evaluate
 from templatekit.types import TokenizedExample
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -177,7 +178,7 @@ def test_a_signal_finishes_the_step_saves_and_leaves(
     tiny_model: MakeModel, examples: list[TokenizedExample], tmp_path: Path, number: signal.Signals
 ) -> None:
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(KeyboardInterrupt, match="stopped and saved after step 4 of 9; --resume goes on"):
+    with pytest.raises(KeyboardInterrupt, match="stopped and saved after step 4 of 9; --resume goes on from it"):
         train(
             tiny_model(),
             examples,
@@ -265,10 +266,47 @@ def test_a_loss_that_is_not_finite_names_step_and_rows(
         model.model.embed_tokens.weight[17] = float("inf")
     order = [example.row for example in examples if 17 in example.input_ids[:-1]]
     assert 0 < len(order) < len(examples)
-    with pytest.raises(RunError, match=r"step \d+: the loss is nan; rows (\d+); learning_rate=") as caught:
+    with pytest.raises(RunError, match=r"step \d+, learning_rate=\S+: the loss is nan; rows \d+; look at") as caught:
         train(model, examples, [], _options(pack_tokens=1), folder=tmp_path)
     assert int(str(caught.value).split("rows ")[1].split(";")[0]) in order
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_held_out_loss_that_is_not_finite_names_its_rows(
+    tiny_model: MakeModel, examples: list[TokenizedExample], tmp_path: Path
+) -> None:
+    model = tiny_model()
+    model.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(RunError, match="step 0: the held-out loss is nan; rows 0, 1; look at these rows"):
+        train(model, examples, examples[:2], _options(), folder=tmp_path)
+
+
+def test_a_signal_during_an_evaluation_is_heeded_after_it(
+    tiny_model: MakeModel, examples: list[TokenizedExample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (0, 2, 9):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        calls = iter([0, 2, 4, 6, 8, 9])
+
+        def interrupted(*arguments: Any, at: int = step, calls: Iterator[int] = calls) -> float:
+            if next(calls) == at:
+                os.kill(os.getpid(), signal.SIGINT)
+            return evaluate(*arguments)
+
+        monkeypatch.setattr("templatekit.training.loop.evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt, match=f"stopped and saved after step {step} of 9"):
+            train(tiny_model(), examples, examples[:2], _options(eval_every=2), folder=folder)
+        assert _lines(folder)[-1]["step"] == step
+        assert (folder / "checkpoints").exists() == (step > 0)
+
+
+def test_a_full_disk_is_an_error_with_its_name(
+    tiny_model: MakeModel, examples: list[TokenizedExample], tmp_path: Path
+) -> None:
+    (tmp_path / ".metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RunError, match=r"metrics.jsonl' cannot be written: No space left on device"):
+        train(tiny_model(), examples, [], _options(), folder=tmp_path)
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight(
@@ -277,7 +315,9 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(
     model = tiny_model()
     model.lm_head.weight.register_hook(lambda gradient: gradient * float("inf"))
     before = _weights(model)
-    with pytest.raises(RunError, match=r"step 1: the gradient is (inf|nan); rows \d+, \d+, \d+, \d+; learning_rate="):
+    with pytest.raises(
+        RunError, match=r"step 1, learning_rate=0.0025: the gradient is (inf|nan); rows \d+, \d+, \d+, \d+; look"
+    ):
         train(model, examples, [], _options(), folder=tmp_path)
     _assert_equal(_weights(model), before)
 

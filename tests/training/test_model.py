@@ -238,6 +238,17 @@ def test_new_rows_are_trained_beside_the_adapters(
         assert (after[64] != before[64]).any()
 
 
+def test_the_folder_is_small_and_readable(tiny_model: MakeModel, tmp_path: Path) -> None:
+    adapted = attach_lora(tiny_model("llama-tied"), rank=2, alpha=4, seed=1)
+    save_model(adapted, tmp_path, eos_ids=[2], pad_id=0, dtype=torch.bfloat16)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert "lm_head.weight" not in weights
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    (tmp_path / "plain").touch()
+    expected = (tmp_path / "plain").stat().st_mode
+    assert all(path.stat().st_mode == expected for path in tmp_path.rglob("*") if path.is_file())
+
+
 def test_the_folder_says_when_to_stop(tiny_model: MakeModel, tmp_path: Path) -> None:
     model = tiny_model()
     own = model.generation_config.eos_token_id
@@ -265,6 +276,16 @@ def test_the_folder_says_when_to_stop(tiny_model: MakeModel, tmp_path: Path) -> 
     assert (model.dtype, model.generation_config.eos_token_id) == (torch.float32, own)
 
 
+def test_settings_that_transformers_would_not_save_are_left_behind(tiny_model: MakeModel, tmp_path: Path) -> None:
+    model: Any = tiny_model()
+    model.generation_config.temperature = 0.9
+    model.generation_config.do_sample = False
+    save_model(model, tmp_path, eos_ids=[2], pad_id=0, dtype=torch.float32)
+    stops = GenerationConfig.from_pretrained(tmp_path)
+    assert (stops.eos_token_id, stops.bos_token_id, stops.temperature) == (2, 1, None)
+    assert model.generation_config.temperature == 0.9
+
+
 @pytest.mark.parametrize("call", ["sync", "_write"])
 def test_a_save_that_fails_leaves_no_half_model(
     tiny_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
@@ -275,8 +296,7 @@ def test_a_save_that_fails_leaves_no_half_model(
     monkeypatch.setattr(final, call, full)
     with pytest.raises(RunError, match=r"the model cannot be saved in .*: .*No space left on device"):
         save_model(tiny_model(), tmp_path, eos_ids=[2], pad_id=0, dtype=torch.float32)
-    assert not (tmp_path / "config.json").exists()
-    assert not (tmp_path / "model.safetensors").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_peft_the_error_says_how_to_get_it(tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
