@@ -1,0 +1,105 @@
+"""Rules about what is trained: too little, without an end, too long, or other tokens than serving has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from templatekit.audit.values import Hit, Row, Sample, Setup
+from templatekit.errors import shorten
+from templatekit.formats.targets import EndMarkers
+from templatekit.tokens.tokenizer import Tokenizer
+from templatekit.types import TargetSpan
+
+
+def nothing_trained(row: Row, setup: Setup) -> Iterator[Hit]:
+    """No token of the text carries loss."""
+    for sample in row.samples:
+        if sample.trained is not None:
+            continue
+        weights = [sample.rendered.message_weights[target.message] for target in sample.rendered.target_spans]
+        if any(weights) and not setup.special.known:
+            continue  # of an empty answer only the end marker is trained, which without a tokenizer may print nothing
+        what = "no text" if any(weights) else "all weights are 0" if weights else "no assistant message"
+        end = len(sample.rendered.text)
+        yield Hit(what=what, sample=sample, start=end, end=end)
+
+
+def end_marker_untrained(row: Row, setup: Setup) -> Iterator[Hit]:
+    """A trained answer whose end marker carries no loss, or that has none."""
+    for sample in row.samples:
+        for target in _last_of_each_turn(sample.rendered.target_spans):
+            if not sample.trains(target.start, target.end):
+                continue
+            if not sample.trains(target.end - 1, target.end):
+                what = "the marker carries no loss"
+            elif target.end == target.marker_start or not _holds_marker(sample, target, setup):
+                what = "no marker in what is trained"
+            else:
+                continue
+            yield Hit(what=what, sample=sample, start=target.marker_start, end=target.end)
+            break
+
+
+def _last_of_each_turn(targets: tuple[TargetSpan, ...]) -> Iterator[TargetSpan]:
+    """A turn may be trained in several blocks; its end is in the last one."""
+    for index, target in enumerate(targets):
+        if index + 1 == len(targets) or targets[index + 1].message != target.message:
+            yield target
+
+
+def _holds_marker(sample: Sample, target: TargetSpan, setup: Setup) -> bool:
+    """Whether a stop text or a special token stands in what is trained behind the answer."""
+    pattern = EndMarkers.of(setup.template.metadata, setup.special).pattern
+    return bool(pattern and pattern.search(sample.rendered.text, target.marker_start, target.end))
+
+
+def too_long(row: Row, setup: Setup) -> Iterator[Hit]:
+    """More tokens than `--max-length`."""
+    limit = setup.options.max_length or 0
+    for sample in row.samples:
+        if sample.length > limit:
+            prompt = sample.trained is None or sample.trained[0] >= limit
+            yield Hit(
+                what="the prompt alone is too long" if prompt else "prompt and answer together",
+                detail=f"{sample.length:,} tokens",
+                sample=sample,
+            )
+
+
+def end_cut_off(row: Row, setup: Setup) -> Iterator[Hit]:
+    """A cut at `--max-length` would leave a part of the answer, and take its end marker."""
+    limit = setup.options.max_length or 0
+    for sample in row.samples:
+        if sample.trained is not None and sample.trained[0] < limit <= sample.trained[1]:
+            end = sample.rendered.target_spans[-1].end if sample.rendered.target_spans else len(sample.rendered.text)
+            yield Hit(
+                detail=f"the last trained token is number {sample.trained[1] + 1:,} of {sample.length:,}",
+                sample=sample,
+                start=end,
+                end=end,
+            )
+
+
+def unstable_boundary(row: Row, setup: Setup) -> Iterator[Hit]:
+    """Encoded as a whole, the text has other ids."""
+    for sample in row.samples:
+        if sample.edge is not None:
+            yield Hit(sample=sample)
+
+
+def explain_boundary(hit: Hit, setup: Setup) -> Hit:
+    """The cut where the ids begin to differ, and the tokens there."""
+    sample, tokenizer = hit.sample, setup.tokenizer
+    assert sample is not None and sample.edge is not None and tokenizer is not None
+    cut, whole = sample.edge
+    first = next((i for i, (a, b) in enumerate(zip(cut, whole, strict=False)) if a != b), min(len(cut), len(whole)))
+    # The decoded length is near enough: a dummy space or a normalised character does not lead to another cut.
+    position = len(tokenizer.decode(cut[: first + 1]))
+    place = min((span.start for span in sample.losses[1:]), key=lambda start: abs(start - position), default=0)
+    shown = slice(max(0, first - 1), first + 3)
+    detail = f"cut: {_tokens(tokenizer, cut[shown])}; whole: {_tokens(tokenizer, whole[shown])}"
+    return hit._replace(detail=detail, start=place, end=place)
+
+
+def _tokens(tokenizer: Tokenizer, ids: tuple[int, ...]) -> str:
+    return " ".join(shorten(tokenizer.decode([id]), 30) for id in ids)

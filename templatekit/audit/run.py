@@ -1,0 +1,100 @@
+"""An audit from beginning to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from templatekit.audit.lengths import LengthCounter
+from templatekit.audit.prepare import setup_of
+from templatekit.audit.rules import chosen
+from templatekit.audit.stream import Stream
+from templatekit.audit.tally import Tally, by_severity
+from templatekit.audit.values import Need, Report, Rule
+from templatekit.config import DataOptions
+from templatekit.errors import RecordError
+from templatekit.pipeline import Pipeline
+from templatekit.registry import Registry, create_registry
+from templatekit.types import Record
+
+ROWS_SHOWN = 10
+_PROGRESS = 10_000
+"""Rows between two reports of progress."""
+
+
+def audit(
+    options: DataOptions,
+    records: Iterable[Record | RecordError] | None = None,
+    *,
+    registry: Registry | None = None,
+    against: Sequence[str] = (),
+    ignored: Iterable[str] = (),
+    shown: int = ROWS_SHOWN,
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """Reads the whole set that `options` name, or the records given, and reports what is wrong with it.
+
+    Every row is read to its end: records that cannot be used are reported, whatever `on_error` says, and texts longer
+    than `max_length` are looked at whole. `against` are addresses of other data sets, `ignored` codes of rules to
+    leave out, `shown` row numbers a finding keeps; `progress` is called with the number of rows, now and then.
+    """
+    # Every row is looked at whole; what --max-length would do to it is for the rules to say.
+    reading = options.model_copy(update={"on_error": "skip", "truncation": "drop", "max_length": None})
+    pipeline = Pipeline(reading, registry or create_registry())
+    rules, not_checked = _applicable(chosen(ignored), options, against)
+    setup = setup_of(pipeline, options)
+    codes = {rule.code for rule in rules}
+    stream = Stream(pipeline, edges="unstable-boundary" in codes, lossy="text-normalized" in codes)
+    compared = tuple(stream.compare_with(dataset) for dataset in against)
+    tallies = [Tally(rule=rule, shown=shown) for rule in rules]
+    lengths = LengthCounter()
+    rows = usable = 0
+    for tally in tallies:
+        if tally.rule.setup is not None:
+            tally.add(tally.rule.setup(setup), None, setup)
+    by_row = [(tally, tally.rule.row) for tally in tallies if tally.rule.row is not None]
+    for row in stream.rows(pipeline.open() if records is None else records):
+        rows += 1
+        usable += bool(row.samples)
+        for sample in row.samples:
+            lengths.add(sample.length, row.number)
+        for tally, check in by_row:
+            tally.add(check(row, setup), row.number, setup)
+        if progress is not None and rows % _PROGRESS == 0:
+            progress(rows)
+    counts = stream.counts
+    return Report(
+        dataset=options.dataset,
+        adapter=pipeline.adapter.name if pipeline.adapter else None,
+        template=pipeline.template.name,
+        tokenizer=pipeline.tokenizer.name if pipeline.tokenizer else None,
+        train_on=options.train_on,
+        max_length=options.max_length,
+        rows=rows,
+        usable=usable,
+        tokens=counts.tokens if pipeline.tokenizer else None,
+        trained_tokens=counts.trained_tokens if pipeline.tokenizer else None,
+        lengths=lengths.result("tokens" if pipeline.tokenizer else "characters"),
+        against=compared,
+        findings=by_severity(tally.finding(rows) for tally in tallies if tally.count),
+        clean=tuple(tally.rule.code for tally in tallies if not tally.count),
+        not_checked=not_checked,
+    )
+
+
+def _applicable(
+    rules: Iterable[Rule], options: DataOptions, against: Sequence[str]
+) -> tuple[tuple[Rule, ...], dict[str, str]]:
+    """The rules that have something to look at, and for the others what they need."""
+    lacking: dict[Need, bool] = {
+        "tokenizer": options.tokenizer is None,
+        "max_length": options.max_length is None,
+        "against": not against,
+    }
+    kept, without = [], {}
+    for rule in rules:
+        missing = [f"--{need.replace('_', '-')}" for need in rule.needs if lacking[need]]
+        if missing:
+            without[rule.code] = " and ".join(missing)
+        else:
+            kept.append(rule)
+    return tuple(kept), without

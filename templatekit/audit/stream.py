@@ -1,0 +1,208 @@
+"""Reads a data set through the pipeline in batches, and knows of each row what only the whole stream can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import compress, islice
+from typing import Any
+
+from templatekit.audit.first_rows import FirstRows, text_key
+from templatekit.audit.roundtrip import RoundTrip
+from templatekit.audit.values import Against, Edge, Elsewhere, Row, Sample
+from templatekit.counts import Counts
+from templatekit.errors import ConfigError, RecordError
+from templatekit.pipeline import BATCH, Pipeline, Prepared
+from templatekit.tokens.cuts import Encoder
+from templatekit.tokens.supervision import loss_spans
+from templatekit.types import Record, RenderedText
+
+
+@dataclass(kw_only=True)
+class Refusals(Counts):
+    """The pipeline's counts, which here keep the errors of the batch at hand and no row numbers of the whole set."""
+
+    errors: dict[int, RecordError] = field(default_factory=dict)
+
+    def drop(self, error: RecordError) -> None:
+        """Keeps a row's error until its batch is done."""
+        self.dropped[error.reason] += 1
+        self.first_dropped.setdefault(error.reason, str(error))
+        if error.row is not None:
+            self.errors[error.row] = error
+
+    def forget(self) -> None:
+        """A batch is done: what grows with the rows goes."""
+        self.errors.clear()
+        self.unread_keys.clear()
+
+
+class Stream:
+    """The rows of a pipeline's data set."""
+
+    def __init__(self, pipeline: Pipeline, *, edges: bool = True, lossy: bool = True) -> None:
+        """`edges` and `lossy` say whether to find out where texts encode otherwise, and which do not come back."""
+        self.pipeline = pipeline
+        self.counts = pipeline.counts = Refusals()
+        self._whole = Encoder(pipeline.tokenizer) if edges and pipeline.tokenizer else None
+        self._round_trip = RoundTrip(pipeline.tokenizer) if lossy and pipeline.tokenizer else None
+        self._texts, self._prompts = FirstRows(), FirstRows()
+        self._others: list[Other] = []
+
+    def compare_with(self, dataset: str) -> Against:
+        """Reads another data set, whose rows are then known as `Elsewhere`."""
+        other = Other(self.pipeline, dataset)
+        self._others.append(other)
+        return other.result
+
+    def rows(self, records: Iterable[Record | RecordError]) -> Iterator[Row]:
+        """Every row, in order."""
+        for numbers, unread, items in batches(self.pipeline, self.counts, records):
+            samples: dict[int, list[Sample]] = {}
+            for sample in self._samples(items):
+                samples.setdefault(sample.rendered.row, []).append(sample)
+            for number in numbers:
+                yield Row(
+                    number=number,
+                    unread=unread.get(number, {}),
+                    samples=tuple(samples.get(number, ())),
+                    error=self.counts.errors.get(number),
+                )
+            self.counts.forget()
+
+    def _samples(self, items: Sequence[Prepared]) -> Iterator[Sample]:
+        rows = [item.rendered.row for item in items]
+        texts = [text_key(item.rendered.text) for item in items]
+        prompts = prompt_keys(items)
+        same_text = self._texts.add(texts, rows)
+        same_prompt = self._prompts.add(prompts, rows)
+        edges = self._edges(items)
+        samples = [
+            replace(
+                _sample(item, self.pipeline),
+                edge=edges.get(index),
+                same_text=same_text[index],
+                same_prompt=same_prompt[index] if same_text[index] is None else None,
+            )
+            for index, item in enumerate(items)
+        ]
+        for other in self._others:
+            samples = [
+                replace(sample, shared_text=sample.shared_text or text, shared_prompt=sample.shared_prompt or prompt)
+                for sample, text, prompt in zip(samples, *other.find(texts, prompts), strict=True)
+            ]
+        if self._round_trip is not None:
+            for index, lossy in self._round_trip.lossy([item.example for item in items]):
+                samples[index] = replace(samples[index], lossy=(*samples[index].lossy, lossy))
+        yield from samples
+
+    def _edges(self, items: Sequence[Prepared]) -> dict[int, Edge]:
+        """The items whose whole text encodes otherwise, by their place."""
+        if self._whole is None:
+            return {}
+        tokenized = [item.tokenized for item in items if item.tokenized is not None]
+        joint = self.pipeline.options.boundary == "joint"
+        others = self._whole.encode_batch([(one.rendered, one.loss_spans if joint else ()) for one in tokenized])
+        pairs = [(one.input_ids, other.input_ids) for one, other in zip(tokenized, others, strict=True)]
+        return {
+            index: Edge(cut=other, whole=own) if joint else Edge(cut=own, whole=other)
+            for index, (own, other) in enumerate(pairs)
+            if own != other
+        }
+
+
+def batches(
+    pipeline: Pipeline, counts: Refusals, records: Iterable[Record | RecordError]
+) -> Iterator[tuple[range, Mapping[int, Mapping[str, Any]], list[Prepared]]]:
+    """Row numbers, what is not read of the rows, and what came of them, a batch at a time."""
+    records = iter(records)
+    first = 0
+    while batch := list(islice(records, BATCH)):
+        items: list[Prepared] = []
+        try:
+            items += pipeline.run(batch, source=pipeline.options.dataset, first_row=first)
+        except ConfigError:
+            # The pipeline refuses a set of which nothing is left; an audit says why.
+            if counts.rows_out:
+                raise
+        known = frozenset(pipeline.adapter.keys if pipeline.adapter else ())
+        unread: dict[int, Mapping[str, Any]] = {
+            row: {str(key): value for key, value in record.items() if key not in known}
+            for row, record in enumerate(batch, first)
+            if pipeline.adapter and not isinstance(record, RecordError) and not known.issuperset(record)
+        }
+        yield range(first, first + len(batch)), unread, items
+        first += len(batch)
+
+
+class Other:
+    """Another data set, as hashes of its texts and prompts."""
+
+    def __init__(self, pipeline: Pipeline, dataset: str) -> None:
+        self._texts, self._prompts = FirstRows(), FirstRows()
+        options = pipeline.options.model_copy(update={"dataset": dataset, "limit": None})
+        reader = Pipeline(options, pipeline.registry, template=pipeline.template, tokenizer=pipeline.tokenizer)
+        reader.encoder = None  # texts are enough
+        counts = reader.counts = Refusals()
+        for _, _, items in batches(reader, counts, reader.open()):
+            rows = [item.rendered.row for item in items]
+            self._texts.add([text_key(item.rendered.text) for item in items], rows)
+            self._prompts.add(prompt_keys(items), rows)
+            counts.forget()
+        if not counts.rows_out:
+            first = next(iter(counts.first_dropped.values()), "it is empty")
+            raise ConfigError(f"--against {dataset!r}: expected rows to compare with; found none; the first: {first}")
+        self.result = Against(dataset=dataset, rows=counts.rows_in, unusable=counts.dropped.total())
+
+    def find(
+        self, texts: Sequence[int], prompts: Sequence[int]
+    ) -> tuple[list[Elsewhere | None], list[Elsewhere | None]]:
+        """Where each text stands there; and each prompt whose text does not."""
+        same_text = self._texts.find(texts)
+        same_prompt = [
+            None if text is not None else prompt
+            for text, prompt in zip(same_text, self._prompts.find(prompts), strict=True)
+        ]
+        return self._elsewhere(same_text), self._elsewhere(same_prompt)
+
+    def _elsewhere(self, rows: Sequence[int | None]) -> list[Elsewhere | None]:
+        return [None if row is None else Elsewhere(self.result.dataset, row) for row in rows]
+
+
+def _sample(item: Prepared, pipeline: Pipeline) -> Sample:
+    tokenized = item.tokenized
+    if tokenized is None:
+        losses = loss_spans(item.rendered, pipeline.options.train_on)
+        trained = [(span.start, span.end) for span in losses if span.weight > 0]
+        ends = (trained[0][0], trained[-1][1] - 1) if trained else None
+        return Sample(
+            example=item.example, rendered=item.rendered, losses=losses, length=len(item.rendered.text), trained=ends
+        )
+    return Sample(
+        example=item.example,
+        rendered=item.rendered,
+        losses=tokenized.loss_spans,
+        length=len(tokenized),
+        trained=_ends(tokenized.loss_weights),
+    )
+
+
+def _ends(weights: Sequence[float]) -> tuple[int, int] | None:
+    """The places of the first and the last weight that is not 0."""
+    first = next(compress(range(len(weights)), weights), None)
+    if first is None:
+        return None
+    return first, next(compress(range(len(weights) - 1, -1, -1), reversed(weights)))
+
+
+def prompt_keys(items: Iterable[Prepared]) -> list[int]:
+    """The hash of each text up to its last answer."""
+    return [text_key(item.rendered.text[: _last_boundary(item.rendered)]) for item in items]
+
+
+def _last_boundary(rendered: RenderedText) -> int | None:
+    """Where the last answer begins; None where there is none."""
+    if not rendered.target_spans:
+        return None
+    last = rendered.target_spans[-1].message
+    return next(target.start for target in rendered.target_spans if target.message == last)

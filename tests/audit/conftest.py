@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+
+from templatekit.audit import Report, audit
+from templatekit.config import DataOptions
+from templatekit.registry import Registry, create_registry
+
+SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+MakeTokenizer = Callable[..., Path]
+RunAudit = Callable[..., Report]
+Row = Mapping[str, Any]
+
+
+@pytest.fixture(scope="session")
+def registry() -> Registry:
+    return create_registry(select=())
+
+
+@pytest.fixture
+def make_tokenizer(tmp_path: Path) -> MakeTokenizer:
+    """Saves a tokenizer of one token a byte, and of `merges`; ChatML's control tokens and `<think>` are added."""
+
+    def make(
+        name: str = "tokenizer",
+        *,
+        special: Sequence[str] = SPECIAL,
+        eos: str = "<|im_end|>",
+        merges: Sequence[tuple[str, str]] = (),
+        nfc: bool = False,
+        stops: object = None,
+    ) -> Path:
+        pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
+        backend = tokenizers.Tokenizer(models.BPE({piece: index for index, piece in enumerate(pieces)}, list(merges)))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.decoder = decoders.ByteLevel()
+        if nfc:
+            backend.normalizer = normalizers.NFC()
+        backend.add_special_tokens(list(special))
+        backend.add_tokens([AddedToken("<think>", special=False, normalized=False)])
+        folder = tmp_path / name
+        folder.mkdir()
+        backend.save(str(folder / "tokenizer.json"))
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        if stops is not None:
+            ids = [backend.token_to_id(stop) for stop in stops] if isinstance(stops, list) else stops
+            (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[[Sequence[object], str], Path]:
+    """Writes rows as JSON Lines."""
+
+    def write(rows: Sequence[object], name: str = "data.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def run_audit(
+    tmp_path: Path, registry: Registry, write_rows: Callable[..., Path], make_tokenizer: MakeTokenizer
+) -> RunAudit:
+    """Audits rows with ChatML, or with a template's source, and with the tokenizer made from `tokenizer`'s options."""
+
+    def run(
+        rows: Sequence[object],
+        *,
+        template: str = "chatml",
+        tokenizer: Mapping[str, Any] | None = {},
+        against: Sequence[object] = (),
+        ignored: Sequence[str] = (),
+        shown: int = 10,
+        **options: Any,
+    ) -> Report:
+        if "{" in template:
+            path = tmp_path / "template.jinja"
+            path.write_text(template, encoding="utf-8")
+            template = str(path)
+        if tokenizer is not None:
+            options["tokenizer"] = str(make_tokenizer(**tokenizer))
+        others = [str(write_rows(against, "against.jsonl"))] if against else []
+        values = {"dataset": str(write_rows(rows)), "template": template, **options}
+        return audit(DataOptions.parse(values), registry=registry, against=others, ignored=ignored, shown=shown)
+
+    return run
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Runs `templatekit audit` as a process."""
+
+    def run(*args: str | Path, **changes: str) -> Result:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("TEMPLATEKIT_", "PYTHON"))}
+        environment = {**kept, "COLUMNS": "100", "NO_COLOR": "1", **changes}
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("templatekit")), "audit", *map(str, args)],
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=60,
+            check=False,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return run
