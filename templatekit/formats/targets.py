@@ -144,18 +144,31 @@ def _boundaries(
     header = text[len(closed) : last] if text.startswith(closed) else ""
     # Where the text of the messages before each one ends.
     ends = list(accumulate((extent.end or 0 for extent in extents), max, initial=0))
+    between = text[ends[turns[-1]] : last] if _follows_text(turns[-1], extents) else ""
     boundaries = []
     for turn in turns[:-1]:
-        found = _header_end(text, header, ends[turn], extents[turn].start)
+        follows = between if _follows_text(turn, extents) else ""
+        found = _header_end(text, header, follows, ends[turn], extents[turn].start)
         boundaries.append(found if found is not None else _rendered_boundary(text, turn, renderings, name))
     return [*boundaries, last]
 
 
-def _header_end(text: str, header: str, before: int, start: int | None) -> int | None:
-    """The end of the one header between the text of earlier messages and the turn's own; None where in doubt."""
-    if not header or start is None or text.count(header, before, start) != 1:
+def _follows_text(turn: int, extents: Sequence[_Extent]) -> bool:
+    """Whether the message right before has text of its own, so that one header alone stands between them."""
+    return turn > 0 and extents[turn - 1].end is not None
+
+
+def _header_end(text: str, header: str, between: str, before: int, start: int | None) -> int | None:
+    """The end of the header between the text of earlier messages (`before`) and the turn's own; None where in doubt.
+
+    That is the one occurrence of `header`; for a template that always ends in a header, it is the end of `between`, all
+    that stands between another turn's boundary and the messages before it.
+    """
+    if start is None:
         return None
-    return text.index(header, before, start) + len(header)
+    if header and text.count(header, before, start) == 1:
+        return text.index(header, before, start) + len(header)
+    return before + len(between) if between and text.startswith(between, before, start) else None
 
 
 def _rendered_boundary(text: str, turn: int, renderings: Renderings, name: str) -> int:

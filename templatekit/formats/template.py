@@ -20,7 +20,6 @@ from templatekit.formats.targets import EndMarkers, find_targets
 from templatekit.formats.variables import Variables, chat_variables, instruction_variables, plain, special_variables
 from templatekit.types import NO_TOKENIZER, Example, Message, RenderedText, Span, SpecialTokens
 
-
 _OPTIONAL = {"reasoning": {"reasoning_content", "thinking"}, "name": {"name"}}
 """Fields that a template may leave out of some turns, with the names under which it may know them."""
 

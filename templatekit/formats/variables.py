@@ -16,13 +16,12 @@ Variables = dict[str, Any]
 
 
 def special_variables(tokens: SpecialTokens) -> Variables:
-    """The tokenizer's texts; they count as the template's own, since it chooses where they stand."""
-    return {
-        "bos_token": literal(tokens.bos),
-        "eos_token": literal(tokens.eos),
-        "pad_token": literal(tokens.pad),
-        "unk_token": literal(tokens.unk),
-    }
+    """The tokenizer's texts; they count as the template's own, since it chooses where they stand.
+
+    What the tokenizer lacks is undefined, as in transformers.
+    """
+    texts = {"bos_token": tokens.bos, "eos_token": tokens.eos, "pad_token": tokens.pad, "unk_token": tokens.unk}
+    return {name: literal(text) for name, text in texts.items() if text or not tokens.known}
 
 
 def instruction_variables(messages: tuple[Message, ...], *, tools: object, name: str) -> Variables:

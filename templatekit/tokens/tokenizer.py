@@ -107,9 +107,11 @@ class Tokenizer:
     @cached_property
     def unknown_id(self) -> int | None:
         """The id that text the vocabulary lacks comes out as; None where it marks a beginning or an end as well."""
-        model = json.loads(self._backend.to_str())["model"]
-        token, id = model.get("unk_token"), model.get("unk_id")
-        id = self.id_of(token) if token is not None else id
+        model = self._backend.model
+        text = getattr(model, "unk_token", None)
+        id = self.id_of(text) if text is not None else None
+        if isinstance(model, tokenizers.models.Unigram):
+            id = _state(model)["unk_id"]
         tokens = self.special_tokens
         return None if id in {self.id_of(text) for text in (tokens.bos, tokens.eos, tokens.pad)} else id
 
@@ -129,8 +131,7 @@ class Tokenizer:
     @cached_property
     def prefixes(self) -> Literal["never", "first", "each"]:
         """Where a dummy space goes before text: SentencePiece puts it at the start, or behind each control token."""
-        definition = json.loads(self._backend.to_str())
-        parts = [*_parts(definition["normalizer"]), *_parts(definition["pre_tokenizer"])]
+        parts = [*_parts(_state(self._backend.normalizer)), *_parts(_state(self._backend.pre_tokenizer))]
         if any(part["type"] == "Prepend" or part.get("add_prefix_space") for part in parts):
             return "each"
         schemes = {part.get("prepend_scheme", "never") for part in parts if part["type"] == "Metaspace"}
@@ -240,9 +241,14 @@ def _named_special(config: Mapping[str, Any]) -> Iterator[str]:
             yield text
 
 
-def _parts(stage: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def _state(component: Any) -> dict[str, Any]:
+    """A component of tokenizer.json as it stands there, without writing the whole file out; {} for none."""
+    return {} if component is None else dict(json.loads(component.__getstate__()))
+
+
+def _parts(stage: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A normalizer or pre-tokenizer of tokenizer.json as a flat list."""
-    if stage is None:
+    if not stage:
         return []
     nested = stage.get("normalizers", stage.get("pretokenizers"))
     return [dict(stage)] if nested is None else [part for inner in nested for part in _parts(inner)]

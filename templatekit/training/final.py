@@ -88,7 +88,7 @@ def _write(
     config.dtype = dtype
     own = model.generation_config
     model.generation_config = stops = _when_to_stop(own, stop_strings)
-    for settings in cast("list[Any]", [config, stops]):
+    for settings in (config, stops):
         settings.eos_token_id = eos_ids[0] if len(eos_ids) == 1 else list(eos_ids) or None
         settings.pad_token_id = pad_id
     try:

@@ -39,10 +39,12 @@ def assistant(text: str) -> Message:
 SYSTEM = Message(role="system", content="Answer in one word.")
 EXAMPLES: Mapping[str, Example] = {
     "plain": Example(messages=(user("Name a colour."), assistant("Red."))),
-    "context": Example(messages=(user("Translate to French.", "Good morning.\n\nHow are you?"), assistant("Bonjour.\n\nÇa va ?"))),
+    "context": Example(
+        messages=(user("Translate to French.", "Good morning.\n\nHow are you?"), assistant("Bonjour.\n\nÇa va ?"))
+    ),
     "system": Example(messages=(SYSTEM, user("Name a colour."), assistant("Red."))),
     "turns": Example(messages=(SYSTEM, user("A?"), assistant("B."), user("  C?\n", "D"), assistant(""))),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(params=NAMES)
@@ -52,7 +54,7 @@ def template(request: pytest.FixtureRequest, builtin: Registry) -> Template:
 
 def marked(rendered: RenderedText) -> str:
     """The text with its targets in brackets."""
-    signs = {}
+    signs: dict[int, str] = {}
     for target in rendered.target_spans:
         for place, sign in ((target.start, "⟪"), (target.marker_start, "‖"), (target.end, "⟫")):
             signs[place] = signs.get(place, "") + sign
@@ -255,16 +257,28 @@ def test_targets_begin_at_rendered_prompts_in_every_turn(
 @pytest.mark.parametrize(
     ("messages", "reason", "words"),
     [
-        ((user("a"), assistant("b"), user("c"), assistant("d")), "not_one_turn", "found user, assistant, user, assistant"),
+        (
+            (user("a"), assistant("b"), user("c"), assistant("d")),
+            "not_one_turn",
+            "found user, assistant, user, assistant",
+        ),
         ((assistant("b"),), "not_one_turn", "found assistant"),
         ((Message(role="system", content="s"),), "not_one_turn", "found nothing"),
         ((user("a"),), "no_response", "needs an answer; found none"),
         ((SYSTEM, user("a"), assistant("b")), "no_place_for_field", "messages[0].content: template"),
-        ((user("a"), Message(role="assistant", content="b", reasoning="r")), "no_place_for_field", "messages[1].reasoning"),
+        (
+            (user("a"), Message(role="assistant", content="b", reasoning="r")),
+            "no_place_for_field",
+            "messages[1].reasoning",
+        ),
         ((Message(role="user", content="a", name="n"), assistant("b")), "no_place_for_field", "messages[0].name"),
-        ((user("a"), Message(role="assistant", content="b", tool_calls=({"x": 1},))), "no_place_for_field", "messages[1].tool_calls"),
+        (
+            (user("a"), Message(role="assistant", content="b", tool_calls=({"x": 1},))),
+            "no_place_for_field",
+            "messages[1].tool_calls",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_a_one_turn_template_cannot_express(
     name: str, messages: tuple[Message, ...], reason: str, words: str, builtin: Registry
 ) -> None:
@@ -311,7 +325,9 @@ def test_instruction_formats_leave_bos_to_the_tokenizer(builtin: Registry) -> No
     """One that puts BOS before plain text has it put there; one that does not, has not."""
     template = find_template("alpaca", builtin)
     example = EXAMPLES["plain"]
-    assert template.render(example, replace(TOKENS, adds_bos=True)).text == "<s>" + template.render(example, TOKENS).text
+    assert (
+        template.render(example, replace(TOKENS, adds_bos=True)).text == "<s>" + template.render(example, TOKENS).text
+    )
     first = template.render(example, replace(TOKENS, adds_bos=True)).spans[0]
     assert first.origin.is_template
     chat = find_template("chatml", builtin)

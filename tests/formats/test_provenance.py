@@ -5,6 +5,7 @@ The model is a list of (character, origin) pairs, on which the same method is do
 
 from __future__ import annotations
 
+import itertools
 import string
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,7 +33,9 @@ ORIGINS = [TEMPLATE, field_origin("content", 0), field_origin("content", 1), fie
 
 alphabet = st.sampled_from([*"ab ,xX\n\t", "ß", "İ", "é", "\u0301", "\x1c", "\u2028", "<", "|"])
 pieces = st.tuples(st.text(alphabet, max_size=4), st.sampled_from(ORIGINS))
-traced_texts = st.lists(pieces, max_size=5).map(lambda parts: concat([Traced(t, ((len(t), o),)) for t, o in parts if t]))
+traced_texts = st.lists(pieces, max_size=5).map(
+    lambda parts: concat([Traced(t, ((len(t), o),)) for t, o in parts if t])
+)
 separators = st.text(alphabet, min_size=1, max_size=2)
 numbers = st.integers(-7, 7)
 
@@ -177,15 +180,13 @@ def test_change_of_case(text: Traced, method: str) -> None:
 def test_percent_formatting(text: Traced, values: list[Traced], number: int) -> None:
     head, tail = literal("<%%>"), literal("|%5s|%d|%(a)s")
     result = (head + literal("%s") + text.replace("%", "") + literal("%s")) % tuple(values)
-    assert pairs(result) == (
-        pairs(literal("<%>")) + pairs(values[0]) + pairs(text.replace("%", "")) + pairs(values[1])
-    )
+    assert pairs(result) == (pairs(literal("<%>")) + pairs(values[0]) + pairs(text.replace("%", "")) + pairs(values[1]))
     plain = {"a": values[0]}
     assert pairs(literal("%(a)s") % plain) == pairs(values[0])
     formatted = literal("%5s|%d") % (values[0], number)
-    assert plain_text(formatted) == "%5s|%d" % (plain_text(values[0]), number)
+    assert plain_text(formatted) == f"{plain_text(values[0]):>5}|{number}"
     assert [origin for _, origin in pairs(formatted)][-len(str(number)) :] == [COMPUTED] * len(str(number))
-    assert plain_text(literal("%*d") % (5, number)) == "%*d" % (5, number)
+    assert plain_text(literal("%*d") % (5, number)) == f"{number:5d}"
     assert all(not origin.is_template for _, origin in pairs(literal("%*d") % (5, number)))
     with pytest.raises(TypeError):
         tail % ()
@@ -257,7 +258,7 @@ def test_spans_are_ordered_gap_free_and_joined(text: Traced) -> None:
     spans = spans_of(text)
     assert [span.start for span in spans] == [0, *(span.end for span in spans)][: len(spans)]
     assert (spans[-1].end if spans else 0) == len(text)
-    assert all(left.origin != right.origin for left, right in zip(spans, spans[1:], strict=False))
+    assert all(left.origin != right.origin for left, right in itertools.pairwise(spans))
     assert [span.origin for span in spans for _ in range(span.start, span.end)] == [o for _, o in pairs(text)]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import jinja2
 import pytest
 from hypothesis import given
@@ -27,7 +29,10 @@ ERRORS = {
     "an unknown tag": ("{% nosuch %}{{ response }}", "line 1: Encountered unknown tag 'nosuch'."),
     "an unclosed block": ("{% if context %}{{ response }}", "line 1: Unexpected end of template."),
     "an unknown filter": ("{{ instruction | uper }}{{ response }}", "line 1: No filter named 'uper'.; found"),
-    "an unknown test": ("{% if context is nosuch %}{% endif %}{{ response }}", "line 1: TemplateRuntimeError: No test named 'nosuch' found."),
+    "an unknown test": (
+        "{% if context is nosuch %}{% endif %}{{ response }}",
+        "line 1: TemplateRuntimeError: No test named 'nosuch' found.",
+    ),
     "a misspelt variable": (
         "{{ instruction }}\n{{ instructoin }}{{ response }}",
         "line 2: unknown variable 'instructoin'; did you mean 'instruction'?; an instruction template receives "
@@ -73,7 +78,7 @@ ERRORS = {
     ),
     "a refusal of everything": ("{{ raise_exception('no') }}{{ response }}", "template 'tried' refuses: no"),
     "a constant that cannot be printed": ("{{ none }}{{ instruction }}{{ response }}", "the template prints None"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ERRORS)
@@ -95,7 +100,10 @@ def test_a_tokenizers_own_template_may_read_anything() -> None:
 
 
 def test_functions_and_globals_are_known_names() -> None:
-    source = "{% set ns = namespace(x=1) %}{% for i in range(2) %}{{ strftime_now('') }}{% endfor %}{{ instruction }}{{ response }}"
+    source = (
+        "{% set ns = namespace(x=1) %}{% for i in range(2) %}{{ strftime_now('') }}{% endfor %}"
+        "{{ instruction }}{{ response }}"
+    )
     assert template(source).variables == {"instruction", "response"}
 
 
@@ -118,10 +126,15 @@ def test_line_endings_do_not_matter() -> None:
 METADATA = {
     "a wrong key": ("stopp: x", "template 'tried', leading comment: unknown option 'stopp'; did you mean 'stop'?"),
     "a wrong type": ("stop: '### End'", "leading comment: stop: found '### End'; expected a valid tuple"),
-    "a wrong choice": ("end_marker: never", "leading comment: end_marker: found 'never'; expected 'required' or 'none'"),
+    "a wrong choice": (
+        "end_marker: never",
+        "leading comment: end_marker: found 'never'; expected 'required' or 'none'",
+    ),
     "not YAML": ("stop: [", "the leading comment is not YAML"),
     "not a mapping": ("- a\n- b", "must hold `key: value` lines; found ['a', 'b']"),
-    "keys that are no text": ("1: x", "leading comment"),
+    "keys that are no names": ("1: x", "leading comment: unknown option '1'"),
+    "aliases, which may stand for gigabytes": ("stop: &a [x]\ndescription: *a", "aliases are not taken here"),
+    "endless nesting": ("[" * 5_000, "the leading comment is not YAML"),
 }
 
 
@@ -141,15 +154,15 @@ def test_metadata_is_read_from_a_leading_comment_alone(opening: str, closing: st
     assert read_metadata("x" + comment, "n") == TemplateMetadata()
     assert read_metadata("{# a comment #}" + comment, "n") == TemplateMetadata()
     assert read_metadata(f"{opening} templatekit {closing}", "n") == TemplateMetadata()
+    dated = read_metadata(f"{opening} templatekit\ndescription: 2024-13-45 {closing}", "n")
+    assert dated.description.strip() == "2024-13-45"
     assert read_metadata(f"{opening} templatekits are nice {closing}", "n") == TemplateMetadata()
 
 
 @given(st.text(max_size=40))
 def test_any_leading_comment_is_read_or_refused(body: str) -> None:
-    try:
+    with contextlib.suppress(TemplateError):
         read_metadata("{# templatekit " + body + " #}x", "n")
-    except TemplateError:
-        pass
 
 
 def plain(source: str, **variables: str) -> str:
@@ -208,8 +221,31 @@ def test_the_guard_check_notices_a_cut_in_the_wrong_place() -> None:
     assert prompt != plain(GUARDED["end"], instruction="i", context="", response="")
 
 
-FRAGMENTS = [*"{}%#-+ \n.'|~(", "{{ ", " }}", "{% ", " %}", "{# ", " #}", "response", "instruction", "messages", "if ",
-             "else", "endif", "for x in ", "endfor", "set x = ", "macro f(x)", "endmacro", "raw", "endraw", "none", "1", "loop"]  # fmt: skip
+FRAGMENTS = [
+    *"{}%#-+ \n.'|~(",
+    "{{ ",
+    " }}",
+    "{% ",
+    " %}",
+    "{# ",
+    " #}",
+    "response",
+    "instruction",
+    "messages",
+    "if ",
+    "else",
+    "endif",
+    "for x in ",
+    "endfor",
+    "set x = ",
+    "macro f(x)",
+    "endmacro",
+    "raw",
+    "endraw",
+    "none",
+    "1",
+    "loop",
+]
 
 
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join), st.booleans())
@@ -230,7 +266,9 @@ EMPTY_END = "{{ instruction }}{% if not add_generation_prompt %}{{ response }}{%
 
 def test_a_template_without_an_end_is_refused_by_name_where_a_tokenizer_is_known() -> None:
     example = Example(messages=(Message(role="user", content="i"), Message(role="assistant", content="r")))
-    with pytest.raises(TemplateError, match="template 'tried': nothing behind the answer tells the model to stop; found ''"):
+    with pytest.raises(
+        TemplateError, match="template 'tried': nothing behind the answer tells the model to stop; found ''"
+    ):
         template(EMPTY_END).render(example, TOKENS)
     assert template(EMPTY_END).render(example).target_spans[0].end == 2
     open_ended = template("{# templatekit\nend_marker: none #}" + EMPTY_END)

@@ -109,9 +109,8 @@ def _strips(folder: Path) -> None:
     """As Phi-3: control tokens that take the whitespace beside them."""
     tokenizer = _llama_like(metaspace=None)
     right = [AddedToken(text, special=True, rstrip=True) for text in ("<|user|>", "<|assistant|>", "<|im_start|>")]
-    left = [AddedToken("<|im_end|>", special=True, lstrip=True), AddedToken("<mask>", special=False, lstrip=True)]
-    tokenizer.add_special_tokens([*right, left[0]])
-    tokenizer.add_tokens([left[1]])
+    tokenizer.add_special_tokens([*right, AddedToken("<|im_end|>", special=True, lstrip=True)])
+    tokenizer.add_tokens([AddedToken("<mask>", special=False, normalized=False, lstrip=True)])
     _save(tokenizer, folder, bos_token="<s>", eos_token="<|im_end|>", unk_token="<unk>")
 
 

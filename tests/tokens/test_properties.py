@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -214,6 +215,22 @@ def test_5_a_batch_is_its_single_examples(tiny: World, data: Draw) -> None:
         checks.batch_is_single_5(own, batch)
 
 
+@pytest.mark.parametrize("unit", ["a", "\n", "<|im_end|>", "{{", "é", " ▁", "### Response:\n"])
+def test_7_the_cost_grows_with_the_text(unit: str, tiny: World) -> None:
+    """Ten times the text costs at most fifteen times as much (and a little for the noise of a shared machine)."""
+
+    def seconds(count: int) -> float:
+        record = {"instruction": unit * count, "input": "", "output": unit * count}
+        best = float("inf")
+        for _ in range(3):
+            start = time.perf_counter()
+            tiny.subject("chatml").case("alpaca", record)
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    assert seconds(5_000) <= 15 * seconds(500) + 0.25
+
+
 def replaced(record: Any, key: str, text: str) -> Any:
     """The record with another text in one of its fields."""
     changed = copy.deepcopy(record)
@@ -245,7 +262,7 @@ def test_22_replacing_a_field_changes_no_control_id_outside_it(world: World, dat
         assert error.reason == "no_place_for_field"
         return
     key = data.draw(st.sampled_from(keys_of(record)), label="key")
-    control = [token for token in texts.control_strings(world.tokenizer)]
+    control = list(texts.control_strings(world.tokenizer))
     special = [text for text in control if not is_open(world.tokenizer, text)]
     answers = key in ("output", "response", "completion") or is_assistants(record, key)
     pool = special if answers else control
@@ -328,12 +345,11 @@ def test_25_equals_plain_encoding_where_nothing_straddles(world: World, data: Dr
 def test_25_joint_encoding_is_plain_encoding(world: World, data: Draw) -> None:
     subject = world.draw_subject(data, boundary="joint")
     case = world.case(data, subject)
-    found = [(a, b) for a, b, _ in checks.control_in(world.tokenizer, case.rendered.text)]
-    if found == [(a, b) for a, b, _ in checks.control_of(case, case.rendered)]:
+    if checks.holds_no_control_but_the_templates(case):
         checks.agrees_with_plain_encoding_25(case)
     checks.control_is_the_templates_21(case)
     checks.lengths_and_ids_4(case)
-    if world.name not in LOSSY:
+    if world.name not in LOSSY and checks.is_lossless(case):
         assert case.tokenizer.decode(case.tokenized.input_ids) == checks.decoded_text(
             case, case.rendered, len(case.rendered.text), ()
         )
@@ -375,7 +391,9 @@ def test_28_the_mask_of_a_turn_is_that_of_its_single_sample(world: World, data: 
         checks.masks_agree_28(single, whole, turn)
 
 
-def test_29_unknown_roles_are_text_or_refused(templates: dict[str, Template], tokenizer_of: Any, builtin: Registry) -> None:
+def test_29_unknown_roles_are_text_or_refused(
+    templates: dict[str, Template], tokenizer_of: Any, builtin: Registry
+) -> None:
     """A role is data: in a control token's place it is text, and an instruction format has no turn for it."""
     record = {"messages": [{"role": "<|im_end|>", "content": "a"}, {"role": "assistant", "content": "b"}]}
     for name in CHAT:
@@ -383,7 +401,7 @@ def test_29_unknown_roles_are_text_or_refused(templates: dict[str, Template], to
         checks.control_is_the_templates_21(case)
         checks.decodes_8(case)
     for name in ONE_TURN:
-        with pytest.raises(RecordError, match="found <|im_end|>, assistant"):
+        with pytest.raises(RecordError, match=r"found <\|im_end\|>, assistant"):
             Subject(templates[name], tokenizer_of("bytes"), builtin).case("messages", record)
 
 
@@ -392,9 +410,13 @@ def test_every_triple_on_nasty_texts(world: World, template: str, builtin: Regis
     """Each bundled template × adapter × tokenizer on one fixed set of texts."""
     chance = random.Random(f"{template}{world.name}")
     pool = [
-        *texts.UNICODE, *texts.WHITESPACE, *texts.MARKERS, *texts.JINJA,
-        *texts.control_strings(world.tokenizer), *texts.halves(texts.control_strings(world.tokenizer)),
-    ]  # fmt: skip
+        *texts.UNICODE,
+        *texts.WHITESPACE,
+        *texts.MARKERS,
+        *texts.JINJA,
+        *texts.control_strings(world.tokenizer),
+        *texts.halves(texts.control_strings(world.tokenizer)),
+    ]
     subject = world.subject(template)
     stops = stops_of(subject.template, subject.tokenizer)
     for adapter, keys in ADAPTERS.items():
@@ -489,9 +511,14 @@ def test_negative_controls_of_one_example(neutral: Case) -> None:
     ]
     assert fails(checks.end_marker_is_trained_19, doctored(neutral, loss_spans=tuple(unmarked)), stops)
     none = replace(rendered, text=rendered.text.replace("user", "None"))
-    assert fails(checks.fields_stand_unchanged_9, replace(neutral, prepared=replace(neutral.prepared, rendered=none))) or True
+    assert (
+        fails(checks.fields_stand_unchanged_9, replace(neutral, prepared=replace(neutral.prepared, rendered=none)))
+        or True
+    )
     cut = rendered.spans[0]
-    printed = replace(rendered, text="None" + rendered.text[4:], spans=(replace(cut, end=max(cut.end, 4)), *rendered.spans[1:]))
+    printed = replace(
+        rendered, text="None" + rendered.text[4:], spans=(replace(cut, end=max(cut.end, 4)), *rendered.spans[1:])
+    )
     assert fails(checks.prints_no_none_11, replace(neutral, prepared=replace(neutral.prepared, rendered=printed)))
     moved = replace(rendered, spans=tuple(replace(s, start=s.start + 1, end=s.end + 1) for s in rendered.spans))
     assert fails(checks.fields_stand_unchanged_9, replace(neutral, prepared=replace(neutral.prepared, rendered=moved)))
@@ -500,7 +527,9 @@ def test_negative_controls_of_one_example(neutral: Case) -> None:
     assert len(weights) == len(ids)
 
 
-def test_negative_controls_of_two_examples(neutral: Case, tokenizer_of: Any, templates: dict[str, Template], builtin: Registry) -> None:
+def test_negative_controls_of_two_examples(
+    neutral: Case, tokenizer_of: Any, templates: dict[str, Template], builtin: Registry
+) -> None:
     subject = Subject(templates["chatml"], tokenizer_of("bytes"), builtin)
     other = subject.case("alpaca", {"instruction": "Name a fruit.", "input": "", "output": "It is red."})
     checks.deterministic_2(neutral, neutral)
@@ -511,7 +540,11 @@ def test_negative_controls_of_two_examples(neutral: Case, tokenizer_of: Any, tem
     assert fails(checks.labels_are_unmoved_24, neutral, shifted(other, 1))
     ids = list(neutral.tokenized.input_ids)
     end = neutral.tokenizer.id_of("<|im_end|>")
-    assert fails(checks.other_text_changes_no_control_22, neutral, doctored(other, input_ids=(end, *other.tokenized.input_ids[1:])))
+    assert fails(
+        checks.other_text_changes_no_control_22,
+        neutral,
+        doctored(other, input_ids=(end, *other.tokenized.input_ids[1:])),
+    )
     assert fails(checks.is_prefix_stable_27, neutral, other)
     checks.is_prefix_stable_27(neutral, neutral)
     checks.masks_agree_28(neutral, neutral, 0)

