@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ from testkit.at_hand import ALL_TOKENIZERS, SHARED, Tokenizers  # noqa: E402
 from testkit.look import Eye  # noqa: E402
 
 from templatekit import Registry, Tokenizer, create_registry  # noqa: E402
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that runs the suite in the background has it ignore SIGINT, and so would every process the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _COMMON: dict[str, Any] = {
     "deadline": None,
