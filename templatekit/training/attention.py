@@ -79,7 +79,7 @@ def supports_isolation(model: PreTrainedModel) -> str | None:
         return f"{name} does not take its attention from transformers' AttentionInterface"
     foreign = sorted(set(getattr(config, "layer_types", None) or ()) - _SUPPORTED_LAYERS)
     if foreign:
-        return f"{name} has layers of kind {', '.join(foreign)}, which carry text from one example to the next"
+        return f"{name} has layers of kind {', '.join(foreign)}; only full and sliding attention can be kept apart"
     lengths = (3, 5)
     ids = torch.arange(1, 1 + sum(lengths), device=model.device)[None] % config.vocab_size
     positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])[None]
@@ -157,13 +157,14 @@ def _attend(
         raise RunError(f"{type(module).__name__} is not plainly causal; use --no-packing")
     if _active is None or query.shape[0] != 1 or query.shape[2] != key.shape[2] or query.shape[2] != _active.length:
         raise RunError(f"attention {NAME!r} computes packs only, within isolate(); got a query of {tuple(query.shape)}")
+    window = getattr(module, "sliding_window", None) if sliding_window is None else sliding_window
     outputs = []
     for group in _active.groups:
         q, k, v = _gather(query, group), _gather(key, group), _gather(value, group)
         if softcap is None:
-            output = _fused(q, k, v, dropout, scaling, sliding_window)
+            output = _fused(q, k, v, dropout, scaling, window)
         else:
-            output = _capped(q, k, v, dropout, scaling, sliding_window, softcap)
+            output = _capped(q, k, v, dropout, scaling, window, softcap)
         outputs.append(output.transpose(1, 2).flatten(0, 1))
     laid = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return laid.index_select(0, _active.places)[None], None

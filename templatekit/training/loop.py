@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -86,6 +87,7 @@ def train(
     )
     total = total_steps(options, order.steps_per_epoch)
     held_out = held_out[: options.eval_limit]
+    _check_lengths([*examples, *held_out], model)
     computation = Computation.of(model, options)
     optimizer = _optimizer(model, options)
     identity = _identity(options, computation, len(examples), identity or {})
@@ -136,6 +138,17 @@ def train(
             eval_before=metrics.evaluated(0),
             eval_after=metrics.evaluated(total),
             resumed_from=start or None,
+        )
+
+
+def _check_lengths(examples: Sequence[TokenizedExample], model: PreTrainedModel) -> None:
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    rows = [example.row for example in examples if len(example) - 1 > longest]
+    if rows and longest > 0:
+        more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+        raise ConfigError(
+            f"rows {', '.join(map(str, rows[:3]))}{more} are longer than the model's {longest} positions; "
+            f"use --max-length {longest}"
         )
 
 

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
 )
 
@@ -42,6 +43,16 @@ _CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama-tied": lambda: LlamaConfig(**_SHAPE, tie_word_embeddings=True),
     "qwen2": lambda: Qwen2Config(**_SHAPE),
     "qwen2-sliding": lambda: Qwen2Config(**_SHAPE, use_sliding_window=True, sliding_window=4, max_window_layers=1),
+    "qwen2-moe-sliding": lambda: Qwen2MoeConfig(
+        **_SHAPE,
+        use_sliding_window=True,
+        sliding_window=4,
+        max_window_layers=1,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    ),
     "qwen3": lambda: Qwen3Config(**_SHAPE, head_dim=8),
     "mistral": lambda: MistralConfig(**_SHAPE, sliding_window=None),
     "mistral-sliding": lambda: MistralConfig(**_SHAPE, sliding_window=5),

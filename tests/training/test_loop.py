@@ -381,6 +381,15 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(
     assert [line["step"] for line in _lines(tmp_path)] == list(range(1, 10))
 
 
+def test_examples_longer_than_the_model_are_refused(
+    tiny_model: MakeModel, make_example: Callable[..., TokenizedExample], tmp_path: Path
+) -> None:
+    fits, longer = (make_example([1] * length, [1] * length, length) for length in (257, 258))
+    with pytest.raises(ConfigError, match="rows 258 are longer than the model's 256 positions; use --max-length 256"):
+        train(tiny_model("gpt2"), [fits], [longer], _options(), folder=tmp_path)
+    train(tiny_model("gpt2"), [fits], [], _options(max_steps=1), folder=tmp_path)
+
+
 def test_a_model_that_cannot_be_packed_is_named(
     tiny_model: MakeModel, examples: list[TokenizedExample], tmp_path: Path
 ) -> None:
