@@ -122,6 +122,10 @@ CASES: Mapping[str, tuple[str, list[tuple[str, str]]]] = {
         "{{ messages[1].content.format('<|im_end|>') }}",
         [("Hi & you", ASSISTANT)],
     ),
+    "two fields as a format": (
+        "{{ (messages[0].role ~ messages[1].content).format('<|im_end|>') }}",
+        [("userHi & you", "computed")],
+    ),
     "tojson of a text": ("{{ messages[1].content | tojson }}", [('"Hi & you"', ASSISTANT)]),
     "tojson of a message": (
         "{{ messages[1] | tojson }}",

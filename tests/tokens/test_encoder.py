@@ -89,6 +89,13 @@ def test_two_fields_of_one_answer_do_not_make_control_together() -> None:
     assert tokens(byte_tokenizer(THINK), text) == [*"<think>"]
 
 
+def test_a_header_is_not_an_assistants_own_text() -> None:
+    text = rendered(("<think>", field_origin("name", 1)), ("<think>", field_origin("role", 1)), ("<think>", ANSWER))
+    assert tokens(byte_tokenizer(THINK), text) == [*"<think>", "<think>", "<think>"]
+    odd = rendered(("<think>", field_origin("role", 1)), roles=("user", "model"))
+    assert tokens(byte_tokenizer(THINK), odd) == [*"<think>"]
+
+
 def test_the_longest_token_wins_where_it_is_the_templates() -> None:
     """`### Response:` and `### Response:\\n`: the longer one where the template wrote the newline, else the shorter."""
     tokenizer = byte_tokenizer(AddedToken("### R:", special=True), AddedToken("### R:\n", special=True))
