@@ -176,8 +176,25 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tiny_model: Path, rows_fil
 
 
 def test_resume_without_a_checkpoint(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no checkpoint"):
+    with pytest.raises(ConfigError, match="no run and no checkpoint"):
         run(tiny_model, rows_file, tmp_path / "run", resume=True)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(
+    tiny_model: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    whole = run(tiny_model, rows_file, tmp_path / "whole", max_steps=2)
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    for name in ("recipe.yaml", "template.jinja", "samples.json", "metrics.jsonl"):
+        shutil.copy(whole.folder / name, killed / name)
+    again = run(tiny_model, rows_file, killed, max_steps=2, resume=True)
+    assert (again.eval_before, again.eval_after) == (whole.eval_before, whole.eval_after)
+    losses = [
+        [json.loads(line).get("loss") for line in (r.folder / "metrics.jsonl").read_text().splitlines()]
+        for r in (whole, again)
+    ]
+    assert losses[0] == losses[1]
 
 
 def test_every_prompt_too_long(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:

@@ -46,8 +46,11 @@ def run_folder(options: FinetuneOptions) -> Path:
         raise ConfigError(
             f"output {str(folder)!r} holds another run; go on with it (--resume) or choose another folder (--output)"
         )
-    if options.resume and not has_checkpoints(folder):
-        raise ConfigError(f"--resume: no checkpoint in {str(folder)!r}; leave --resume out to begin a run there")
+    if options.resume and not has_checkpoints(folder) and not (folder / RECIPE).exists():
+        # A run that was killed before its first checkpoint has a recipe: it begins anew in its own folder.
+        raise ConfigError(
+            f"--resume: no run and no checkpoint in {str(folder)!r}; leave --resume out to begin a run there"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
