@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -56,14 +56,7 @@ class ParquetRows(Exporter):
         """In row groups, so that memory stays flat."""
         import pyarrow.parquet
 
-        batches = _batches(examples)
-        first = next(batches)
-        count = 0
-        with pyarrow.parquet.ParquetWriter(file, first.schema) as writer:
-            for batch in chain([first], batches):
-                writer.write_batch(batch)
-                count += batch.num_rows
-        return count
+        return _write_batches(examples, lambda schema: pyarrow.parquet.ParquetWriter(file, schema))
 
 
 class ArrowRows(Exporter):
@@ -77,14 +70,19 @@ class ArrowRows(Exporter):
         """In record batches, so that memory stays flat."""
         import pyarrow as pa
 
-        batches = _batches(examples)
-        first = next(batches)
-        count = 0
-        with pa.ipc.new_file(file, first.schema) as writer:
-            for batch in chain([first], batches):
-                writer.write_batch(batch)
-                count += batch.num_rows
-        return count
+        return _write_batches(examples, lambda schema: pa.ipc.new_file(file, schema))
+
+
+def _write_batches(examples: Iterable[RenderedText | TokenizedExample], open_writer: Callable[[pa.Schema], Any]) -> int:
+    """Writes the examples batch by batch with the writer that is opened for their schema; returns their number."""
+    batches = _batches(examples)
+    first = next(batches)
+    count = 0
+    with open_writer(first.schema) as writer:
+        for batch in chain([first], batches):
+            writer.write_batch(batch)
+            count += batch.num_rows
+    return count
 
 
 def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa.RecordBatch]:
