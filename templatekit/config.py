@@ -102,6 +102,7 @@ class FinetuneOptions(DataOptions):
     max_steps: Positive | None = Field(None, description="Stop after this many optimizer steps.")
     batch_size: Positive = Field(8, description="Examples in one optimizer step.")
     packing: bool = Field(True, description="Lay examples end to end without padding, or pad them to a rectangle.")
+    share: bool = Field(True, description="Compute what several examples of a pack begin with once, or for each.")
     pack_tokens: Positive = Field(2048, description="Token budget of one forward and backward pass.")
     drop_last: bool = Field(False, description="Leave out an epoch's last batch where it is not full.")
 

@@ -247,32 +247,38 @@ class TokenizedExample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A run of a pack's tokens that belongs to one document."""
+    """A run of a pack's tokens: a document, or a part of one that several documents share."""
 
-    document: int
-    """Index of the example in the order it was given to the packer."""
+    documents: tuple[int, ...]
+    """The examples that end with this segment, as indices in the order they were given to the packer; several where
+    they are equal, none where every document goes on."""
     start: int
     end: int
     parent: int | None = None
-    """The segment whose tokens come before this one's, as a shared prefix; None where the document begins here."""
+    """The segment whose tokens come before this one's, as a shared prefix; None where documents begin here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PackedBatch:
-    """Examples laid end to end in one row, each seeing only itself.
+    """Examples laid end to end in one row, each seeing only itself; what several begin with may be there once.
 
-    The label shift is done: `targets[i]` is what the token at `target_positions[i]` has to predict. A document's last
-    token predicts nothing, so it is not in `input_ids`.
+    Segments lie in the order of a tree walk: what follows a shared prefix stands right behind it, so that the tokens of
+    all its documents are one run. The label shift is done: `targets[i]` is what the token at `target_positions[i]` has
+    to predict. A document's last token predicts nothing, so it is not in `input_ids`.
     """
 
     input_ids: NDArray[np.int64]
     """Shape (tokens,)."""
     position_ids: NDArray[np.int64]
-    """Shape (tokens,); starts anew at 0 with every document."""
+    """Shape (tokens,): each token's place in its documents."""
     segments: tuple[Segment, ...]
     target_positions: NDArray[np.int64]
-    """Shape (targets,): indices into `input_ids`, rising."""
+    """Shape (targets,): indices into `input_ids`, rising; equal where documents that share the token go on from it."""
+    target_documents: NDArray[np.int64]
+    """Shape (targets,): the example whose target it is."""
     targets: NDArray[np.int64]
     """Shape (targets,): token ids."""
     weights: NDArray[np.float32]
     """Shape (targets,): loss weights, all above 0."""
+    tokens: int
+    """Inputs of all documents, those that they share counted for each."""

@@ -1,5 +1,7 @@
-"""Examples laid end to end without padding, each whole."""
+"""Examples laid end to end without padding, each whole; what several begin with may be there once."""
 
-from templatekit.packing.plain import Document, pack, pack_examples, unpack
+from templatekit.packing.layout import Document, pack_examples, unpack
+from templatekit.packing.plain import pack
+from templatekit.packing.tree import pack_sharing, prefix_tree
 
-__all__ = ["Document", "pack", "pack_examples", "unpack"]
+__all__ = ["Document", "pack", "pack_examples", "pack_sharing", "prefix_tree", "unpack"]

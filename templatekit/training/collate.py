@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from templatekit.packing import pack_examples
@@ -23,7 +25,7 @@ class Batch:
     segments: tuple[Segment, ...] | None
     """How the only row is divided between examples; None where each row is one example."""
     target_positions: Tensor
-    """Shape (targets,), int64, rising: indices into the rows laid end to end."""
+    """Shape (targets,), int64, never falling: indices into the rows laid end to end."""
     targets: Tensor
     """Shape (targets,), int64: the ids to predict there."""
     weights: Tensor
@@ -31,7 +33,9 @@ class Batch:
     weight: float
     """Their sum, known without asking the device."""
     tokens: int
-    """Inputs that belong to an example."""
+    """Inputs of the examples, those that several share counted for each."""
+    target_tokens: int
+    """Targets of the examples; equal ones of one position stand once in `targets`, with the sum of their weights."""
 
     @property
     def computed_tokens(self) -> int:
@@ -41,16 +45,28 @@ class Batch:
 
 def collate_packed(packed: PackedBatch, device: torch.device) -> Batch:
     """A pack as one row."""
+    positions, targets, weights = _merged(packed)
     return Batch(
         input_ids=torch.from_numpy(packed.input_ids)[None].to(device),
         position_ids=torch.from_numpy(packed.position_ids)[None].to(device),
         segments=packed.segments,
-        target_positions=torch.from_numpy(packed.target_positions).to(device),
-        targets=torch.from_numpy(packed.targets).to(device),
-        weights=torch.from_numpy(packed.weights).to(device),
+        target_positions=torch.from_numpy(positions).to(device),
+        targets=torch.from_numpy(targets).to(device),
+        weights=torch.from_numpy(weights).to(device),
         weight=float(packed.weights.sum(dtype="float64")),
-        tokens=len(packed.input_ids),
+        tokens=packed.tokens,
+        target_tokens=len(packed.targets),
     )
+
+
+def _merged(packed: PackedBatch) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Positions, targets and weights, where equal targets of one position are one, so that its logits are too."""
+    if np.all(np.diff(packed.target_positions) > 0):
+        return packed.target_positions, packed.targets, packed.weights
+    pairs = np.stack([packed.target_positions, packed.targets])
+    (positions, targets), place = np.unique(pairs, axis=1, return_inverse=True)
+    weights = np.bincount(place, weights=packed.weights, minlength=len(positions))
+    return positions, targets, weights.astype(np.float32)
 
 
 def collate_padded(
@@ -77,5 +93,6 @@ def collate_padded(
         targets=torch.from_numpy(packed.targets).to(device),
         weights=torch.from_numpy(packed.weights).to(device),
         weight=float(packed.weights.sum(dtype="float64")),
-        tokens=len(packed.input_ids),
+        tokens=packed.tokens,
+        target_tokens=len(packed.targets),
     )

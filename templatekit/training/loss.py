@@ -31,8 +31,8 @@ class Head:
     """Gemma's: logits pass through `softcap * tanh(logits / softcap)`."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Logits in fp32, shape (tokens, vocabulary), of hidden states of shape (tokens, width)."""
-        logits: Tensor = self.projection(hidden).float()
+        """Logits in fp32 or wider, shape (tokens, vocabulary), of hidden states of shape (tokens, width)."""
+        logits: Tensor = _wide(self.projection(hidden))
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
@@ -50,7 +50,7 @@ def head_of(model: PreTrainedModel) -> Head | None:
     training = model.training
     model.train(False)
     with torch.no_grad():
-        expected = model(**inputs).logits[0].float()
+        expected = _wide(model(**inputs).logits[0])
         states = getattr(cast("Any", model).get_decoder()(**inputs), "last_hidden_state", None)
         found = None if states is None else head(states[0])
     model.train(training)
@@ -68,8 +68,8 @@ def weighted_loss(model: PreTrainedModel, head: Head | None, batch: Batch) -> Te
     if batch.position_ids is not None:
         inputs["position_ids"] = batch.position_ids
     if head is None:
-        logits = model(**inputs).logits.flatten(0, 1).index_select(0, batch.target_positions).float()
-        return _sum_of(logits, batch.targets, batch.weights)
+        logits = model(**inputs).logits.flatten(0, 1).index_select(0, batch.target_positions)
+        return _sum_of(_wide(logits), batch.targets, batch.weights)
     states = cast("Any", model).get_decoder()(**inputs).last_hidden_state
     hidden = states.flatten(0, 1).index_select(0, batch.target_positions)
     size = max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
@@ -82,6 +82,10 @@ def weighted_loss(model: PreTrainedModel, head: Head | None, batch: Batch) -> Te
 
 def _chunk(head: Head, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return _sum_of(head(hidden), targets, weights)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _sum_of(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

@@ -98,6 +98,12 @@ def unwrap(model: PreTrainedModel) -> PreTrainedModel:
     return model if inner is None else cast("PreTrainedModel", inner())
 
 
+def drops_out(model: PreTrainedModel) -> bool:
+    """Whether the model has dropout: examples that share a prefix would share what is dropped of it."""
+    rates = (getattr(module, name, 0.0) for module in model.modules() for name in ("p", "attention_dropout"))
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+
 def check_vocabulary(model: PreTrainedModel, vocabulary: int) -> None:
     """Raises `ConfigError` where a tokenizer of `vocabulary` ids could give one that the model has no row for."""
     rows = min(table.shape[0] for table in _tables(unwrap(model)))

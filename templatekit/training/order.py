@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,7 +10,6 @@ import torch
 
 from templatekit.config import FinetuneOptions
 from templatekit.errors import ConfigError
-from templatekit.packing import pack
 
 
 @lru_cache(maxsize=2)
@@ -62,14 +60,3 @@ def total_steps(options: FinetuneOptions, steps_per_epoch: int) -> int:
     """The optimizer steps of a run: `epochs` passes, the last perhaps in part, at most `max_steps`."""
     steps = max(1, math.ceil(round(options.epochs * steps_per_epoch, 6)))
     return steps if options.max_steps is None else min(steps, options.max_steps)
-
-
-def cut(documents: Sequence[int], lengths: Sequence[int], *, packing: bool, budget: int) -> list[list[int]]:
-    """One step's examples as micro-batches: packs of at most `budget` inputs, or all of them in one padded batch.
-
-    `lengths` are the numbers of tokens of these examples, whose last token is no input.
-    """
-    if not packing:
-        return [list(documents)]
-    packs = pack([max(0, length - 1) for length in lengths], budget)
-    return [[documents[item] for item in items] for items in packs]

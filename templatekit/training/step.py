@@ -13,12 +13,11 @@ from transformers import PreTrainedModel
 
 from templatekit.config import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
-from templatekit.packing import pack_examples
+from templatekit.packing import pack, pack_examples, pack_sharing
 from templatekit.training.attention import isolate, supports_isolation
 from templatekit.training.collate import Batch, collate_packed, collate_padded
 from templatekit.training.loss import Head, head_of, weighted_loss
-from templatekit.training.model import computes_in_bf16, unwrap
-from templatekit.training.order import cut
+from templatekit.training.model import computes_in_bf16, drops_out, unwrap
 from templatekit.types import TokenizedExample
 
 
@@ -31,9 +30,9 @@ class StepNumbers:
     grad_norm: float
     """Before clipping."""
     tokens: int
-    """Inputs that belong to an example."""
+    """Inputs of the examples, those that several share counted for each."""
     computed_tokens: int
-    """Inputs that the model computed, padding among them."""
+    """Inputs that the model computed: shared ones once, padding among them."""
     target_tokens: int
 
 
@@ -45,6 +44,8 @@ class Computation:
     """The causal language model itself; adapters are in it."""
     head: Head | None
     packing: bool
+    share: bool
+    """Whether what several examples of a pack begin with is computed once."""
     pack_tokens: int
     batch_size: int
     bf16: bool
@@ -60,6 +61,7 @@ class Computation:
             model=causal,
             head=head_of(causal),
             packing=options.packing,
+            share=options.share and not drops_out(causal),
             pack_tokens=options.pack_tokens,
             batch_size=options.batch_size,
             bf16=computes_in_bf16(options.precision, causal.device),
@@ -69,14 +71,21 @@ class Computation:
         self, examples: Sequence[TokenizedExample], documents: Sequence[int]
     ) -> Iterator[tuple[list[int], Batch]]:
         """`examples[d]` for each d of `documents`, as batches, each with the indices that it holds."""
-        lengths = [len(examples[document]) for document in documents]
-        for part in cut(documents, lengths, packing=self.packing, budget=self.pack_tokens):
+        for part in self._cut(examples, documents):
             if self.packing:
-                batch = collate_packed(pack_examples(examples, part), self.model.device)
+                batch = collate_packed(pack_examples(examples, part, share=self.share), self.model.device)
             else:
                 batch = collate_padded(examples, part, self.model.device)
             if batch.tokens:
                 yield part, batch
+
+    def _cut(self, examples: Sequence[TokenizedExample], documents: Sequence[int]) -> list[list[int]]:
+        """One step's examples as micro-batches: packs within the budget, or all of them in one padded batch."""
+        if not self.packing:
+            return [list(documents)]
+        inputs = [examples[document].input_ids[:-1] for document in documents]
+        packs = pack_sharing(inputs, self.pack_tokens) if self.share else pack([*map(len, inputs)], self.pack_tokens)
+        return [[documents[item] for item in items] for items in packs]
 
     @contextmanager
     def loss(self, batch: Batch) -> Iterator[Tensor]:
@@ -116,7 +125,7 @@ def train_step(
         grad_norm=grad_norm,
         tokens=sum(batch.tokens for _, batch in batches),
         computed_tokens=sum(batch.computed_tokens for _, batch in batches),
-        target_tokens=sum(len(batch.targets) for _, batch in batches),
+        target_tokens=sum(batch.target_tokens for _, batch in batches),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -100,6 +101,29 @@ def tiny_model() -> Callable[..., PreTrainedModel]:
         return model
 
     return make
+
+
+@pytest.fixture
+def in_fp64() -> Callable[[PreTrainedModel], PreTrainedModel]:
+    """Turns a model to fp64, norms included, which transformers computes in fp32 whatever the weights are."""
+    return _in_fp64
+
+
+def _in_fp64(model: PreTrainedModel) -> PreTrainedModel:
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+            module.forward = _Norm(module, eps, 1.0 if "Gemma" in type(module).__name__ else 0.0)
+    return model.double()
+
+
+class _Norm:
+    def __init__(self, module: nn.Module, eps: Any, offset: float) -> None:
+        self.module, self.eps, self.offset = module, eps, offset
+
+    def __call__(self, states: Tensor) -> Tensor:
+        scaled = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.eps)
+        return scaled * (self.module.weight + self.offset)
 
 
 Make = Callable[..., TokenizedExample]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from templatekit.config import FinetuneOptions
 from templatekit.errors import ConfigError
 from templatekit.training.collate import collate_padded
-from templatekit.training.order import StepOrder, cut, epoch_order, total_steps
+from templatekit.training.order import StepOrder, epoch_order, total_steps
 from templatekit.training.split import split_rows
 from templatekit.types import RenderedText, TokenizedExample
 
@@ -61,12 +61,6 @@ def test_orders_without_a_step_are_refused() -> None:
 )
 def test_a_run_ends_with_its_epochs_or_its_steps(epochs: float, max_steps: int | None, expected: int) -> None:
     assert total_steps(FinetuneOptions(epochs=epochs, max_steps=max_steps), 10) == expected
-
-
-def test_a_step_is_cut_into_packs_or_stays_a_rectangle() -> None:
-    documents, lengths = [7, 3, 9, 1], [5, 9, 3, 1]
-    assert cut(documents, lengths, packing=False, budget=8) == [[7, 3, 9, 1]]
-    assert cut(documents, lengths, packing=True, budget=8) == [[3], [7, 9]]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs {SHARED}")
