@@ -3,14 +3,105 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 import pydantic
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from templatekit.errors import ConfigError, nearest, shorten
-from templatekit.types import Boundary, TrainOn
+from templatekit.types import STANDARD_ROLES, Boundary, TrainOn
+
+Base = Literal["response", "content", "last", "all"]
+_BASES: tuple[Base, ...] = get_args(Base)
+_FIELDS = ("content", "context", "reasoning", "tool_calls", "name")
+_OF_NO_MESSAGE = ("tools", "documents")
+_ANY = "*"
+
+
+class TrainedParts(NamedTuple):
+    """`train_on`, parsed."""
+
+    base: Base
+    weight: float
+    """Of what the base names."""
+    named: Mapping[tuple[str, str], float]
+    """By role and field; `*` stands for any."""
+
+    def weight_of(self, role: str, field: str) -> float | None:
+        """The weight of a field's text, from the most specific part that names it; None where the base decides.
+
+        A role alone names its messages' texts, not what stands in their headers. What belongs to no message has no
+        role (`""`).
+        """
+        for part in ((role, field), (_ANY, field), (role, _ANY)):
+            if part in self.named and not (part[1] == _ANY and field in ("role", "name")):
+                return self.named[part]
+        return None
+
+
+@lru_cache(maxsize=64)
+def parse_train_on(text: TrainOn) -> TrainedParts:
+    """Reads `part[=weight],…`, a weight being 1 where it is left out; raises `ConfigError`.
+
+    A part is a base, at most one (`response` if none is named); a role (`user`, one that is not standard as
+    `ipython.*`); or a field, of every role (`context`, but `*.content`, since `content` is a base) or of one
+    (`user.context`).
+    """
+    base: Base | None = None
+    weight = 1.0
+    named: dict[tuple[str, str], float] = {}
+    for item in text.split(","):
+        name, equals, number = (word.strip() for word in item.partition("="))
+        if not name:
+            raise ConfigError("a part has no name; expected part=weight, parted by commas: response=1,context=0.1")
+        found = _weight(name, number) if equals else 1.0
+        if name in _BASES:
+            if base is not None:
+                raise ConfigError(
+                    f"{name!r} twice" if name == base else f"two bases, {base!r} and {name!r}; expected one of them"
+                )
+            base, weight = _BASES[_BASES.index(name)], found
+            continue
+        part = _role_and_field(name)
+        if part in named:
+            raise ConfigError(f"{name!r} twice")
+        named[part] = found
+    if not weight and not any(named.values()):
+        raise ConfigError("every weight is 0: nothing would be trained")
+    return TrainedParts(base or "response", weight, named)
+
+
+def _weight(name: str, text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = -1.0
+    if not 0 <= weight < float("inf"):
+        raise ConfigError(f"the weight of {name!r} is {text!r}; expected a number of at least 0")
+    return weight
+
+
+def _role_and_field(name: str) -> tuple[str, str]:
+    role, dot, field = name.rpartition(".")
+    if not dot and name != _ANY:
+        if name in STANDARD_ROLES:
+            return name, _ANY
+        if name in (*_FIELDS, *_OF_NO_MESSAGE):
+            return _ANY, name
+        known = {*_BASES, *STANDARD_ROLES, *_FIELDS, *_OF_NO_MESSAGE}
+        raise ConfigError(f"no part is named {name!r} (a role is written '{name}.*'); {nearest(name, known)}")
+    fields = _FIELDS if role != _ANY else (*_FIELDS, *_OF_NO_MESSAGE)
+    if not role or (field not in fields and (field != _ANY or role == _ANY)):
+        expected = f"ROLE.FIELD, ROLE.* or *.FIELD; {nearest(field, fields)}"
+        raise ConfigError(f"no part is named {name!r}; expected {expected}")
+    return role, field
+
+
+def _checked_train_on(text: TrainOn) -> TrainOn:
+    parse_train_on(text)
+    return text
 
 
 def _no_flag(value: object) -> object:
@@ -67,7 +158,11 @@ class DataOptions(Options):
     )
     template: str = Field("alpaca", description="A template's name, a .jinja file, or `tokenizer` for the model's own.")
     tokenizer: str | None = Field(None, description="A folder with tokenizer.json, or a model's name.")
-    train_on: TrainOn = Field("response", description="Which part is trained.")
+    train_on: Annotated[TrainOn, AfterValidator(_checked_train_on)] = Field(
+        "response",
+        description="What is trained: response, content, last or all, and how much, also of roles and fields: "
+        "`response=1,context=0.1,user=0.2`.",
+    )
     boundary: Boundary = Field(
         "cut", description="Encode prompt and response apart, as serving does, or jointly, as some recipes did."
     )

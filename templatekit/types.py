@@ -26,14 +26,17 @@ IGNORE_INDEX = -100
 
 This is the only place that spells it."""
 
-TrainOn: TypeAlias = Literal["response", "content", "last", "all"]
-"""Which part of a rendered example is trained.
+TrainOn: TypeAlias = str
+"""What is trained, and how much: a base, and weights for roles and fields, as in `response=1,context=0.1`.
 
-`response`: in every assistant turn all that a server would generate, from the generation boundary to the end marker.
-`content`: the assistant's own text and the end marker, without the template's literals between them.
-`last`: `response`, in the last assistant turn alone.
-`all`: every token but the first, which nothing predicts.
+The bases: `response`, in every assistant turn all that a server would generate, from the generation boundary to the end
+marker. `content`, the assistant's own text and the end marker, without the template's literals between them. `last`,
+`response` in the last assistant turn alone. `all`, every token but the first, which nothing predicts.
+`templatekit.config.parse_train_on` knows the rest.
 """
+
+STANDARD_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+"""Roles that every chat knows."""
 
 Boundary: TypeAlias = Literal["cut", "joint"]
 """`cut` encodes prompt and response apart, as serving does. `joint` encodes across the edge, as some recipes did."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _RICH = {"template": "dim", "field": "cyan", "computed": "magenta"}
 _RICH_TRAINED = "bold green"
+_RICH_LESS = "green"
+"""Of weights below 1."""
 _CSS = {"template": "color:#777", "field": "color:#06c", "computed": "color:#a3a"}
 _CSS_TRAINED = "background:#d6f5d6;color:#064"
 PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
@@ -57,7 +59,7 @@ def legend() -> Text:
 
 
 def to_rich(shown: RenderedText | TokenizedExample, *, train_on: TrainOn = "response") -> Text:
-    """Coloured text for a terminal: dim template, cyan data, green trained.
+    """Coloured text for a terminal: dim template, cyan data, green trained, bold where the weight is 1 or more.
 
     `train_on` is for a `RenderedText`, which does not say what is trained.
     """
@@ -65,20 +67,25 @@ def to_rich(shown: RenderedText | TokenizedExample, *, train_on: TrainOn = "resp
 
     text = Text()
     for run in _runs(shown, train_on):
-        text.append(run.text, _RICH_TRAINED if run.weight else _RICH[run.kind])
+        trained = _RICH_TRAINED if run.weight >= 1 else _RICH_LESS
+        text.append(run.text, trained if run.weight else _RICH[run.kind])
     return text
 
 
 def to_marked(shown: RenderedText | TokenizedExample, *, train_on: TrainOn = "response") -> str:
-    """The text with ⟦ ⟧ around what is trained, where there are no colours."""
+    """The text with ⟦ ⟧ around what is trained, where there are no colours; ⟦0.1|…⟧ where the weight is not 1."""
     parts: list[str] = []
-    trained = False
+    weight = 0.0
     for run in _runs(shown, train_on):
-        if bool(run.weight) != trained:
-            parts.append("⟧" if trained else "⟦")
-            trained = not trained
+        if run.weight != weight:
+            parts.append("⟧" * bool(weight) + _opening(run.weight))
+            weight = run.weight
         parts.append(run.text)
-    return "".join(parts) + ("⟧" if trained else "")
+    return "".join(parts) + "⟧" * bool(weight)
+
+
+def _opening(weight: float) -> str:
+    return "" if not weight else "⟦" if weight == 1 else f"⟦{weight:g}|"
 
 
 def to_html(shown: RenderedText | TokenizedExample, *, train_on: TrainOn = "response") -> str:

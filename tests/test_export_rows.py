@@ -61,6 +61,17 @@ def test_ids_come_back_with_weights_from_any_batch(exporter: Exporter, tokenizer
     assert exporter.name != "jsonl" or [row["row"] for row in rows if "loss_weights" in row] == []
 
 
+@pytest.mark.parametrize("train_on", ["response=0.5", "response,user=0.25", "content=2,user.content=0.25,system"])
+def test_weights_of_parts_come_back(train_on: str, exporter: Exporter, tokenizer_of: Any) -> None:
+    examples = list(render(chat(3), template="chatml", tokenizer=tokenizer_of("bytes"), train_on=train_on))
+    for row, example in zip(table(exporter, examples), examples, strict=True):
+        assert isinstance(example, TokenizedExample)
+        assert row["loss_weights"] == list(example.loss_weights)
+        assert [label == -100 for label in row["labels"]] == [not weight for weight in row["loss_weights"]]
+        weights = {"response=0.5": {0.5}, "response,user=0.25": {1, 0.25}}.get(train_on, {2, 0.25})
+        assert {weight for weight in row["loss_weights"] if weight} == weights
+
+
 def test_spans_cover_the_text(exporter: Exporter) -> None:
     (row,) = table(exporter, list(render(chat(1), template="chatml")))
     assert "".join(row["text"][span["start"] : span["end"]] for span in row["spans"]) == row["text"]

@@ -135,6 +135,31 @@ def test_held_out_loss_falls_and_the_run_is_told(lora: bool, tiny_model: Path, r
     assert templatekit.FinetuneOptions.parse(recipe).template == "alpaca"
 
 
+def test_a_run_trains_on_roles_and_fields_by_their_weight(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:
+    """The first step's loss, over all rows, is the weighted mean over the tokens that `render` gives."""
+    train_on = "response=0.5,context=0.1,user.content=0.25"
+    done = run(
+        tiny_model, rows_file, tmp_path / "run", train_on=train_on, max_steps=1, batch_size=24, pack_tokens=64,
+        eval_dataset=str(rows_file),
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
+    (step,) = [line for line in lines if "loss" in line]
+    examples = list(templatekit.render(rows_file, template="alpaca", tokenizer=str(tiny_model), train_on=train_on))
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    total = weight = 0.0
+    for example in examples:
+        assert isinstance(example, templatekit.TokenizedExample)
+        assert set(example.loss_weights) - {0.1} == {0.0, 0.25, 0.5}
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([example.input_ids])).logits[0, :-1]
+        each = torch.nn.functional.cross_entropy(logits, torch.tensor(example.input_ids[1:]), reduction="none")
+        total += float((each * torch.tensor(example.loss_weights[1:])).sum())
+        weight += sum(example.loss_weights)
+    assert step["loss"] == pytest.approx(total / weight, rel=1e-4)
+    assert step["target_tokens"] == sum(example.trained_tokens for example in examples)  # type: ignore[union-attr]
+    assert yaml.safe_load((done.folder / "recipe.yaml").read_text(encoding="utf-8"))["train_on"] == train_on
+
+
 def test_a_recipe_repeats_a_run(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:
     first = run(tiny_model, rows_file, tmp_path / "first", max_steps=3)
     recipe = yaml.safe_load((first.folder / "recipe.yaml").read_text(encoding="utf-8"))

@@ -148,7 +148,7 @@ def test_tokenizers_may_be_anything_that_is_one(tokenizer_of: Any, tokenizer: To
     [
         ({"adapter": "alpacca"}, UnknownNameError, "no adapter named 'alpacca'; did you mean 'alpaca'"),
         ({"template": "alpacca"}, UnknownNameError, "no template named 'alpacca'; did you mean 'alpaca'"),
-        ({"train_on": "x"}, ConfigError, "train_on: found 'x'; expected"),
+        ({"train_on": "x"}, ConfigError, "train_on: found 'x'; no part is named 'x'"),
         ({"maxlength": 5}, ConfigError, "unknown option 'maxlength'; did you mean 'max_length'"),
         ({"adapter": Adapter}, ConfigError, "adapter: found <class .*; expected a name or an Adapter object"),
         ({"template": None}, ConfigError, "template: found None; expected a name, a .jinja file or a Template"),
@@ -295,11 +295,34 @@ def test_a_terminal_shows_colours(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("train_on", "marked"), [("response", "Q: 1\nA:⟦3!⟧"), ("all", "⟦Q: 1\nA:3!⟧"), ("content", "Q: 1\nA:⟦3!⟧")]
+    ("train_on", "marked"),
+    [
+        ("response", "Q: 1\nA:⟦3!⟧"),
+        ("all", "⟦Q: 1\nA:3!⟧"),
+        ("content", "Q: 1\nA:⟦3!⟧"),
+        ("response=2,user=0.25", "Q: ⟦0.25|1⟧\nA:⟦2|3!⟧"),
+        ("assistant=0.5", "Q: 1\nA:⟦0.5|3⟧⟦!⟧"),
+        ("response=0,*.content", "Q: ⟦1⟧\nA:⟦3⟧!"),
+    ],
 )
 def test_the_marks_of_text_and_ids_agree(train_on: Any, marked: str, tokenizer: Tokenizer) -> None:
     assert to_marked(shown("1", "3"), train_on=train_on) == marked
     assert to_marked(shown("1", "3", tokenizer, train_on=train_on)) == marked
+
+
+def test_weights_are_shown(tokenizer: Tokenizer) -> None:
+    """In a notebook as numbers, on a terminal by bold type: less than 1 is green alone."""
+    item = shown("why", "so", tokenizer, train_on="response,user=0.25")
+    assert 'title="messages[0].content, weight 0.25">why</span>' in to_html(item)
+    assert 'title="template, weight 1">!</span>' in to_html(item)
+    styles = {str(span.style): item.rendered.text[span.start : span.end] for span in to_rich(item).spans}
+    assert styles["green"] == "why"
+    assert styles["bold green"] in ("so", "!")
+
+
+def test_what_is_to_be_trained_is_checked_where_it_is_shown() -> None:
+    with pytest.raises(ConfigError, match="no part is named 'respons'"):
+        to_marked(shown("1", "3"), train_on="respons")
 
 
 def test_untrained_turns_are_not_marked() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from templatekit.audit.values import Hit, Row, Sample, Setup
+from templatekit.config import parse_train_on
 from templatekit.errors import shorten
 from templatekit.formats.targets import EndMarkers
 from templatekit.tokens.tokenizer import Tokenizer
@@ -17,7 +18,7 @@ def nothing_trained(row: Row, setup: Setup) -> Iterator[Hit]:
         if sample.trained is not None:
             continue
         weights = [sample.rendered.message_weights[target.message] for target in sample.rendered.target_spans]
-        if any(weights) and not setup.special.known:
+        if any(weights) and parse_train_on(setup.options.train_on).weight and not setup.special.known:
             continue  # of an empty answer only the end marker is trained, which without a tokenizer may print nothing
         what = "no text" if any(weights) else "all weights are 0" if weights else "no assistant message"
         end = len(sample.rendered.text)

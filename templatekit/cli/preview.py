@@ -28,7 +28,8 @@ from templatekit.views import legend, to_marked, to_rich
 def preview(row: int, limit: int, plugin_dirs: tuple[Path, ...], **options: Any) -> None:
     """Show records as a template renders them: template text dim, data in colour, what is trained in green.
 
-    Without colours (in a file, in a pipe) what is trained stands in ⟦ ⟧. Control characters stand as pictures (␛).
+    Without colours (in a file, in a pipe) what is trained stands in ⟦ ⟧, behind its weight where that is not 1. Control
+    characters stand as pictures (␛).
     """
     registry = load_registry(plugin_dirs)
     pipeline = Pipeline(DataOptions.parse({**given(options), "limit": row + limit}), registry)

@@ -24,7 +24,7 @@ import tokenizers
 
 from templatekit.errors import TokenizerError, shorten
 from templatekit.tokens.tokenizer import ControlToken, Tokenizer
-from templatekit.types import Boundary, LossSpan, RenderedText, TokenizedExample
+from templatekit.types import STANDARD_ROLES, Boundary, LossSpan, RenderedText, TokenizedExample
 
 
 class Match(NamedTuple):
@@ -58,9 +58,6 @@ class Tokens(NamedTuple):
     offsets: Sequence[tuple[int, int]] | None = None
     """The characters of each token, counted from `start`; None where the piece has one weight throughout."""
 
-
-STANDARD_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
-"""Roles whose name may be part of a control token that a template puts together around it."""
 
 _WHITESPACE = re.compile(r"[^\S\x1c-\x1f]*")
 """What control tokens strip: Unicode's whitespace. Python's holds four control characters more."""

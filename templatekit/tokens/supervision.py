@@ -2,71 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import NamedTuple
 
-from templatekit.types import LossSpan, RenderedText, TargetSpan, TrainOn
+from templatekit.config import TrainedParts, parse_train_on
+from templatekit.types import LossSpan, Origin, RenderedText, TargetSpan, TrainOn
+
+
+class _Run(NamedTuple):
+    """Characters of one origin that lie in one target, or in none."""
+
+    start: int
+    end: int
+    origin: Origin
+    target: int | None
+    """Index into the target spans."""
 
 
 def loss_spans(rendered: RenderedText, train_on: TrainOn) -> tuple[LossSpan, ...]:
     """The weights over the whole text, gap-free. Neighbours of one weight are parted where a trained turn begins.
 
-    A turn that is not trained is history: it is encoded as a server encodes it, without a cut. A message's `weight`
-    multiplies. `all` trains everything, whatever the weights of the messages say.
+    The most specific part of `train_on` that names a text decides on it: the field, the role, the base. What the
+    template writes itself has the base's weight, end markers included. An assistant's text is trained only where a
+    server would generate it, so that the header is not. A message's `weight` multiplies; the base `all` alone looks at
+    no message. A turn that is not trained is history: it is encoded as a server encodes it, without a cut.
     """
-    length = len(rendered.text)
-    if train_on == "all":
-        trained = [LossSpan(start=0, end=length, weight=1.0)]
-        boundaries = set(rendered.generation_boundaries)
-    else:
-        targets = _trained_targets(rendered, train_on)
-        trained = [span for target in targets for span in _trained(rendered, target, train_on)]
-        boundaries = {target.start for target in targets}
-    edges = sorted({0, length, *boundaries, *(edge for s in trained for edge in (s.start, s.end))})
-    spans: list[LossSpan] = []
-    position = 0
-    for start, end in pairwise(edges):
-        while position < len(trained) and trained[position].end <= start:
-            position += 1
-        inside = position < len(trained) and trained[position].start <= start
-        weight = trained[position].weight if inside else 0.0
-        if spans and spans[-1].weight == weight and start not in boundaries:
-            spans[-1] = LossSpan(start=spans[-1].start, end=end, weight=weight)
-        else:
-            spans.append(LossSpan(start=start, end=end, weight=weight))
-    return tuple(spans)
+    parts = parse_train_on(train_on)
+    turns = _turn_weights(rendered, parts)
+    trained = {index for index, weight in enumerate(turns) if weight or (parts.base == "all" and parts.weight)}
+    weighted: list[tuple[int, float]] = []
+    for run in _runs(rendered, by_origin=bool(parts.named) or parts.base == "content"):
+        weight = _named_weight(rendered, run, parts) if parts.named else None
+        if weight is None:
+            weight = _base_weight(rendered, run, parts, turns)
+        elif weight and run.target is not None:
+            trained.add(run.target)
+        weighted.append((run.start, weight))
+    boundaries = {rendered.target_spans[index].start for index in trained}
+    begun: list[tuple[int, float]] = []
+    for start, weight in weighted:
+        if not begun or begun[-1][1] != weight or start in boundaries:
+            begun.append((start, weight))
+    ends = [*(start for start, _ in begun[1:]), len(rendered.text)]
+    return tuple(LossSpan(start=at, end=end, weight=weight) for (at, weight), end in zip(begun, ends, strict=False))
 
 
-def _trained_targets(rendered: RenderedText, train_on: TrainOn) -> list[TargetSpan]:
+def _runs(rendered: RenderedText, *, by_origin: bool) -> Iterator[_Run]:
+    """The whole text in order; without `by_origin` a run may go on behind its origin."""
     targets = rendered.target_spans
-    if train_on == "last":
-        targets = tuple(target for target in targets if target.message == targets[-1].message)
-    return [target for target in targets if rendered.message_weights[target.message]]
+    edges = {0, len(rendered.text), *(edge for t in targets for edge in (t.start, t.marker_start, t.end))}
+    if by_origin:
+        edges.update(span.end for span in rendered.spans)
+    span, target = 0, 0
+    for start, end in pairwise(sorted(edges)):
+        while rendered.spans[span].end <= start:
+            span += 1
+        while target < len(targets) and targets[target].end <= start:
+            target += 1
+        inside = target < len(targets) and targets[target].start <= start
+        yield _Run(start, end, rendered.spans[span].origin, target if inside else None)
 
 
-def _trained(rendered: RenderedText, target: TargetSpan, train_on: TrainOn) -> Iterator[LossSpan]:
-    """The spans of one target that carry loss, in order and apart."""
-    weight = rendered.message_weights[target.message]
-    if train_on != "content":
-        yield from _whole(target.start, target.end, weight)
-        return
-    for start, end in _own_text(rendered, target.message, target.start, target.marker_start):
-        yield from _whole(start, end, weight)
-    yield from _whole(target.marker_start, target.end, weight)
+def _turn_weights(rendered: RenderedText, parts: TrainedParts) -> list[float]:
+    """The base's weight of each target."""
+    targets = rendered.target_spans
+    weights = (parts.weight * rendered.message_weights[target.message] for target in targets)
+    if parts.base != "last":
+        return list(weights)
+    last = targets[-1].message if targets else None
+    return [weight if target.message == last else 0.0 for weight, target in zip(weights, targets, strict=True)]
 
 
-def _whole(start: int, end: int, weight: float) -> Iterator[LossSpan]:
-    if end > start:
-        yield LossSpan(start=start, end=end, weight=weight)
+def _base_weight(rendered: RenderedText, run: _Run, parts: TrainedParts, turns: list[float]) -> float:
+    if parts.base == "all":
+        return parts.weight
+    if run.target is None:
+        return 0.0
+    if parts.base == "content" and not _is_own(run, rendered.target_spans[run.target]):
+        return 0.0
+    return turns[run.target]
 
 
-def _own_text(rendered: RenderedText, message: int, start: int, end: int) -> Sequence[tuple[int, int]]:
-    """Where the message's own fields stand between two offsets, and what the template computed there."""
-    return [
-        (max(span.start, start), min(span.end, end))
-        for span in rendered.spans
-        if span.end > start
-        and span.start < end
-        and not span.origin.in_header
-        and (span.origin.message == message or span.origin.kind == "computed")
-    ]
+def _is_own(run: _Run, target: TargetSpan) -> bool:
+    """Whether it is the message's own text, or computed by the template, or the end marker."""
+    own = run.origin.message == target.message and not run.origin.in_header
+    return own or run.origin.kind == "computed" or run.start >= target.marker_start
+
+
+def _named_weight(rendered: RenderedText, run: _Run, parts: TrainedParts) -> float | None:
+    """The weight that a role or a field gives; None where none names the text."""
+    message, field = run.origin.message, run.origin.field
+    if field is None:
+        return None
+    if message is None:
+        return parts.weight_of("", field)
+    role = rendered.roles[message]
+    if role == "assistant" and run.target is None:
+        return None
+    weight = parts.weight_of(role, field)
+    # A prompt alone has no weights.
+    return weight and weight * (rendered.message_weights[message] if rendered.message_weights else 1.0)

@@ -31,6 +31,7 @@ TRIMS = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 ALWAYS_PROMPTS = TRIMS.replace("{% if add_generation_prompt %}", "{% if true %}")
+THINKS = TRIMS.replace("m.content | trim", "(m.reasoning_content or '') ~ m.content")
 SHORTENS = TRIMS.replace("m.content | trim", "m.content | replace('really ', '')")
 LAST_THINKS = TRIMS.replace(
     "m.content | trim", "('(thinking) ' if loop.last and m.role == 'assistant' else '') ~ m.content"
@@ -67,6 +68,20 @@ CASES = (
     Case(code="unusable", rows=(PLAIN, [1, 2]), found=[1], parts=["not_an_object"]),  # type: ignore[arg-type]
     Case(code="nothing-trained", rows=(talk("Hi", "Hello", weight=0),), parts=["all weights are 0"]),
     Case(code="nothing-trained", rows=(talk("Hi"),), parts=["no assistant message"]),
+    Case(
+        code="nothing-trained",
+        rows=(PLAIN,),
+        control=(talk("Hi", "Hello", reasoning_content="Hm"),),
+        options={"train_on": "response=0,reasoning", "template": THINKS, "ignored": ["end-untrained"]},
+        parts=["no text"],
+    ),
+    Case(
+        code="end-untrained",
+        rows=(talk("Hi", "Hello", "Hi", "Hello"),),
+        control=(PLAIN,),
+        options={"train_on": "last,assistant=0.5", "ignored": ["turn-dependent"]},
+        parts=["the marker carries no loss"],
+    ),
     Case(
         code="end-untrained",
         rows=(PLAIN,),

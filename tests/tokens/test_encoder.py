@@ -1,25 +1,21 @@
-"""The encoder by hand-made texts: cuts, control tokens of every flag, weights, and what no vocabulary holds."""
+"""The encoder by hand-made texts: cuts, control tokens of every flag, and what no vocabulary holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
 import tokenizers
-from hypothesis import given
-from hypothesis import strategies as st
 from testkit.at_hand import Tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from templatekit import LossSpan, RenderedText, Span, Tokenizer, TokenizerError
 from templatekit.tokens.cuts import Encoder
-from templatekit.tokens.supervision import loss_spans
-from templatekit.types import COMPUTED, TEMPLATE, Origin, TargetSpan, field_origin
+from templatekit.types import COMPUTED, TEMPLATE, Origin, field_origin
 
 ALPHABET = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
 USER, ANSWER = field_origin("content", 0), field_origin("content", 1)
-ROLE = field_origin("role", 0)
 
 
 def byte_tokenizer(*added: AddedToken) -> Tokenizer:
@@ -197,78 +193,3 @@ def test_the_first_token_is_never_a_target(tokenizer_of: Tokenizers) -> None:
         )
         assert example.loss_weights == (0.0, 1.0, 1.0)
         assert example.labels[0] == -100
-
-
-SEGMENTS = st.lists(
-    st.tuples(st.integers(1, 4), st.sampled_from([TEMPLATE, USER, ANSWER, ROLE, COMPUTED, field_origin("role", 1)])),
-    min_size=1,
-    max_size=8,
-)
-
-
-@st.composite
-def texts_with_targets(draw: st.DrawFn) -> RenderedText:
-    parts = [("x" * length, origin) for length, origin in draw(SEGMENTS)]
-    text = rendered(*parts)
-    length = len(text.text)
-    places = sorted(draw(st.lists(st.integers(0, length), min_size=3, max_size=6)))
-    targets = []
-    for index in range(len(places) // 3):
-        start, marker, end = places[3 * index : 3 * index + 3]
-        targets.append(TargetSpan(message=index % 2, start=start, marker_start=marker, end=end))
-    weights = tuple(draw(st.sampled_from([0.0, 0.5, 1.0])) for _ in range(2))
-    return RenderedText(
-        text=text.text, spans=text.spans, target_spans=tuple(targets), message_weights=weights, roles=("assistant",) * 2
-    )
-
-
-def wanted(text: RenderedText, train_on: str) -> Iterator[float]:
-    """Each character's weight, by the definitions."""
-    last = text.target_spans[-1].message
-    for at in range(len(text.text)):
-        weight = 0.0
-        for target in text.target_spans:
-            if not target.start <= at < target.end or (train_on == "last" and target.message != last):
-                continue
-            origin = next(span.origin for span in text.spans if span.start <= at < span.end)
-            own = origin.kind == "computed" or (origin.message == target.message and not origin.in_header)
-            if train_on != "content" or own or at >= target.marker_start:
-                weight = text.message_weights[target.message]
-        yield 1.0 if train_on == "all" else weight
-
-
-@given(texts_with_targets(), st.sampled_from(["response", "content", "last", "all"]))
-def test_loss_spans_are_the_definition(text: RenderedText, train_on: str) -> None:
-    found = loss_spans(text, train_on)  # type: ignore[arg-type]
-    assert [span.start for span in found] == [0, *(span.end for span in found)][: len(found)]
-    assert found[-1].end == len(text.text)
-    assert [span.weight for span in found for _ in range(span.start, span.end)] == list(wanted(text, train_on))
-
-
-@given(texts_with_targets(), st.sampled_from(["response", "content", "last", "all"]))
-def test_cuts_stand_where_the_weight_changes_or_a_trained_turn_begins(text: RenderedText, train_on: str) -> None:
-    found = loss_spans(text, train_on)  # type: ignore[arg-type]
-    last = text.target_spans[-1].message
-    trained = {
-        target.start
-        for target in text.target_spans
-        if train_on == "all"
-        or (text.message_weights[target.message] and (train_on != "last" or target.message == last))
-    }
-    for left, right in pairwise(found):
-        assert left.weight != right.weight or right.start in trained
-    assert trained - {0, len(text.text)} <= {span.start for span in found}
-
-
-def test_the_definition_notices_a_wrong_weight() -> None:
-    text = rendered(("abcd", ANSWER))
-    text = RenderedText(
-        text=text.text,
-        spans=text.spans,
-        target_spans=(TargetSpan(message=1, start=1, marker_start=2, end=3),),
-        message_weights=(1.0, 1.0),
-        roles=("user", "assistant"),
-    )
-    assert list(wanted(text, "response")) == [0.0, 1.0, 1.0, 0.0]
-    assert list(wanted(text, "content")) == [0.0, 1.0, 1.0, 0.0]
-    assert list(wanted(text, "all")) == [1.0] * 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -129,6 +130,34 @@ def test_any_cut_of_a_step_gives_the_same_gradients(
     assert (cut.tokens, cut.target_tokens) == (whole.tokens, whole.target_tokens)
     assert cut.computed_tokens == cut.tokens or not values.get("packing", True)
     torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("values", [{"pack_tokens": n} for n in (1, 17, 4096)] + [{"packing": False}])
+def test_fractional_weights_count_once_in_a_step(
+    tiny_model: MakeModel, examples: list[TokenizedExample], values: dict[str, object]
+) -> None:
+    """However it is cut: the weighted sum over all targets of the step by their weight, worked out in one graph."""
+    draw = random.Random(3)
+    mixed = []
+    for example in examples:
+        weights = [0.0, *(draw.choice([0.0, 0.1, 0.25, 1.0, 2.0]) for _ in example.input_ids[1:])]
+        mixed.append(replace(example, loss_weights=tuple(weights)))
+    model = tiny_model()
+    optimizer = _KeepGradients(model.parameters(), lr=0)
+    numbers = train_step(Computation.of(model, _options(**values)), optimizer, mixed, range(len(mixed)), clip_norm=None)
+    model.zero_grad()
+    total, weight = torch.zeros(()), 0.0
+    for example in mixed:
+        logits = model(input_ids=torch.tensor([example.input_ids])).logits[0]
+        each = cross_entropy(logits[:-1].float(), torch.tensor(example.input_ids[1:]), reduction="none")
+        total = total + (each * torch.tensor(example.loss_weights[1:])).sum()
+        weight += sum(example.loss_weights)
+    torch.autograd.backward([total / weight])
+    assert numbers.loss == pytest.approx(total.item() / weight, rel=1e-5)
+    expected = [parameter.grad for parameter in model.parameters()]
+    torch.testing.assert_close(optimizer.gradients, expected, rtol=1e-4, atol=1e-6)
+    # The negative control: by the number of targets it would be another step.
+    assert numbers.loss != pytest.approx(total.item() / numbers.target_tokens, rel=1e-2)
 
 
 def test_a_mean_of_means_would_differ(tiny_model: MakeModel, examples: list[TokenizedExample]) -> None:
