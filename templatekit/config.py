@@ -11,7 +11,7 @@ import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from templatekit.errors import ConfigError, nearest, shorten
-from templatekit.types import STANDARD_ROLES, Boundary, TrainOn
+from templatekit.types import STANDARD_ROLES, Boundary, ControlTokens, TrainOn
 
 Base = Literal["response", "content", "last", "all"]
 _BASES: tuple[Base, ...] = get_args(Base)
@@ -162,6 +162,9 @@ class DataOptions(Options):
         "response",
         description="What is trained: response, content, last or all, and how much, also of roles and fields: "
         "`response=1,context=0.1,user=0.2`.",
+    )
+    control_tokens: ControlTokens = Field(
+        "template", description="Whose text may become control tokens: the template's alone, or the data's too."
     )
     boundary: Boundary = Field(
         "cut", description="Encode prompt and response apart, as serving does, or jointly, as some recipes did."

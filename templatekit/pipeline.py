@@ -71,7 +71,9 @@ class Pipeline:
             options.template, registry, chat_template=tokenizer.chat_template if tokenizer else None
         )
         self.special_tokens = tokenizer.special_tokens if tokenizer else NO_TOKENIZER
-        self.encoder = Encoder(tokenizer, boundary=options.boundary) if tokenizer else None
+        self.encoder = (
+            Encoder(tokenizer, boundary=options.boundary, control_tokens=options.control_tokens) if tokenizer else None
+        )
         self.counts = Counts()
         self._no_context = {text.strip().casefold() for text in options.empty_context}
 

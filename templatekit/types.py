@@ -41,6 +41,9 @@ STANDARD_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 Boundary: TypeAlias = Literal["cut", "joint"]
 """`cut` encodes prompt and response apart, as serving does. `joint` encodes across the edge, as some recipes did."""
 
+ControlTokens: TypeAlias = Literal["template", "everywhere"]
+"""Whose text may become control tokens: the template's alone, or the data's too, as the tokenizer itself parses it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:

@@ -125,6 +125,7 @@ def test_a_length_counts_tokens_of_something(run: Callable[..., Result]) -> None
         ({"limit": False}, "limit: found False; expected a number"),
         ({"train_on": "answers"}, "train_on: found 'answers'; no part is named 'answers'"),
         ({"train_on": 1}, "train_on: found 1; expected a valid string"),
+        ({"control_tokens": "data"}, "control_tokens: found 'data'; expected 'template' or 'everywhere'"),
         ({"columns": "a=b"}, "columns: found 'a=b'; expected a valid dictionary"),
         ({"columns": {"a": 5}}, "columns.a: found 5; expected a valid string"),
         ({"empty_context": "<noinput>"}, "empty_context: found '<noinput>'; expected a valid tuple"),

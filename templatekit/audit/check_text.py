@@ -21,14 +21,16 @@ def control_text(row: Row, setup: Setup) -> Iterator[Hit]:
     return (hit for hit, acts in _control(row, setup) if not acts)
 
 
-def control_in_answer(row: Row, setup: Setup) -> Iterator[Hit]:
-    """Added tokens that are not flagged special in an assistant's text, where they do act."""
+def control_that_acts(row: Row, setup: Setup) -> Iterator[Hit]:
+    """Control strings that are encoded as such: those not flagged special in an assistant's text, or where data may act
+    all of them."""
     return (hit for hit, acts in _control(row, setup) if acts)
 
 
 def _control(row: Row, setup: Setup) -> Iterator[tuple[Hit, bool]]:
     if setup.tokenizer is None or (pattern := _control_pattern(setup.tokenizer)) is None:
         return
+    everywhere = setup.options.control_tokens == "everywhere"
     for sample in row.samples:
         rendered = sample.rendered
         for region in data_regions(rendered):
@@ -39,7 +41,7 @@ def _control(row: Row, setup: Setup) -> Iterator[tuple[Hit, bool]]:
                     and rendered.roles[origin.message] == "assistant"
                     and not origin.in_header
                 )
-                acts = own and not setup.tokenizer.control_tokens[match[0]].special
+                acts = everywhere or (own and not setup.tokenizer.control_tokens[match[0]].special)
                 what = f"{match[0]} in {field_name(rendered, origin)}"
                 yield Hit(what=what, sample=sample, start=match.start(), end=match.end()), acts
 

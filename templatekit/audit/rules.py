@@ -193,13 +193,13 @@ RULES: tuple[Rule, ...] = (
         explain=check_mask.explain_boundary,
     ),
     Rule(
-        code="control-in-answer",
+        code="control-acts",
         level="note",
-        title="added tokens in assistant text",
+        title="control strings in data that act",
         help="Added tokens that are not flagged special (<think>) act in an assistant's text, as reasoning data needs "
-        "them to: see that these are meant.",
+        "them to, and with --control-tokens everywhere every control string acts: see that these are meant.",
         needs=("tokenizer",),
-        row=check_text.control_in_answer,
+        row=check_text.control_that_acts,
     ),
     Rule(
         code="trailing-text",

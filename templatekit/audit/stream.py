@@ -44,7 +44,8 @@ class Stream:
         """`edges` and `lossy` say whether to find out where texts encode otherwise, and which do not come back."""
         self.pipeline = pipeline
         self.counts = pipeline.counts = Refusals()
-        self._whole = Encoder(pipeline.tokenizer) if edges and pipeline.tokenizer else None
+        control = pipeline.options.control_tokens
+        self._whole = Encoder(pipeline.tokenizer, control_tokens=control) if edges and pipeline.tokenizer else None
         self._round_trip = RoundTrip(pipeline.tokenizer) if lossy and pipeline.tokenizer else None
         self._texts, self._prompts = FirstRows(), FirstRows()
         self._others: list[Other] = []

@@ -8,6 +8,9 @@ names of standard roles included (`'<|' + message.role + '|>'`). The exception i
 use added tokens that are not flagged special (`<think>`), since reasoning data needs them. Where a piece holds no other
 control text, the tokenizer as it is encodes it; where it does, the piece is parted at the tokens that count, and the
 rest is encoded by a copy without control tokens.
+
+With `control_tokens="everywhere"` none of this holds: each piece is what the tokenizer as it is makes of it, and text
+of the data acts as well.
 """
 
 from __future__ import annotations
@@ -24,7 +27,14 @@ import tokenizers
 
 from templatekit.errors import TokenizerError, shorten
 from templatekit.tokens.tokenizer import ControlToken, Tokenizer
-from templatekit.types import STANDARD_ROLES, Boundary, LossSpan, RenderedText, TokenizedExample
+from templatekit.types import (
+    STANDARD_ROLES,
+    Boundary,
+    ControlTokens,
+    LossSpan,
+    RenderedText,
+    TokenizedExample,
+)
 
 
 class Match(NamedTuple):
@@ -66,9 +76,12 @@ _WHITESPACE = re.compile(r"[^\S\x1c-\x1f]*")
 class Encoder:
     """Encodes rendered texts with one tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, *, boundary: Boundary = "cut") -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, boundary: Boundary = "cut", control_tokens: ControlTokens = "template"
+    ) -> None:
         self.tokenizer = tokenizer
         self.boundary = boundary
+        self.control_tokens = control_tokens
 
     def encode(self, rendered: RenderedText, spans: Sequence[LossSpan] = ()) -> TokenizedExample:
         """One text; see `encode_batch`."""
@@ -100,22 +113,23 @@ class Encoder:
     def _pieces(self, rendered: RenderedText, spans: Sequence[LossSpan]) -> Iterator[Piece]:
         text = rendered.text
         counted = deque(self._counted(rendered))
-        ends = {match.end for match in counted}
         cuts = sorted({0, *(span.start for span in spans)}) if self.boundary == "cut" else [0]
+        behind_control = False
         for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True):
-            inside = []
+            inside = self._found(text[start:end], start) if self.control_tokens == "everywhere" else []
             while counted and counted[0].start < end:
                 match = counted.popleft()
                 if match.start >= start and match.end <= end:
                     inside.append(match)
             if start < end:
-                prefix = self._prefix_at(start, behind_control=start in ends)
+                prefix = self._prefix_at(start, behind_control=behind_control)
                 yield from self._segment(Piece(start, text[start:end], tuple(inside), prefix))
+                behind_control = bool(inside) and inside[-1].end == end
 
     def _segment(self, piece: Piece) -> Iterator[Piece]:
         """A piece, parted no more than its control tokens and its dummy prefix ask for."""
         start, text, matches = piece.start, piece.text, piece.matches
-        if not self._same_controls(piece):
+        if self.control_tokens == "template" and not self._same_controls(piece):
             yield from self._parted(piece)
             return
         head = 0
@@ -161,7 +175,7 @@ class Encoder:
 
     def _counted(self, rendered: RenderedText) -> list[Match]:
         """The control tokens that count, leftmost and longest first, as the tokenizer finds them."""
-        if self._pattern is None or not self._pattern.search(rendered.text):
+        if self.control_tokens == "everywhere" or self._pattern is None or not self._pattern.search(rendered.text):
             return []
         return [
             Match(match.start(), match.end(), self.tokenizer.control_tokens[match[0]])
@@ -172,11 +186,13 @@ class Encoder:
 
     def _same_controls(self, piece: Piece) -> bool:
         """Whether the piece holds no control text but the tokens that count."""
-        if self._pattern is None:
-            return True
-        start = piece.start
-        found = [(start + match.start(), start + match.end()) for match in self._pattern.finditer(piece.text)]
+        found = [(match.start, match.end) for match in self._found(piece.text, piece.start)]
         return found == [(match.start, match.end) for match in piece.matches]
+
+    def _found(self, text: str, start: int) -> list[Match]:
+        """Every control token in a text that begins at `start`, whoever wrote it."""
+        tokens, matches = self.tokenizer.control_tokens, self._pattern.finditer(text) if self._pattern else ()
+        return [Match(start + match.start(), start + match.end(), tokens[match[0]]) for match in matches]
 
     def _run(self, pieces: Sequence[Piece]) -> list[list[Tokens]]:
         """Each piece's tokens, in order: one run of them, or several where the piece had to be parted."""
@@ -193,24 +209,32 @@ class Encoder:
 
     def _encode_texts(self, texts: Sequence[str], *, control: bool, prefix: bool) -> list[tokenizers.Encoding]:
         backend = self.tokenizer.backend(control=control, prefix=prefix)
-        # Cut pieces have one weight each, so that only joint ones need the characters of their tokens.
-        encode = backend.encode_batch if self.boundary == "joint" else backend.encode_batch_fast
-        encodings: list[tokenizers.Encoding] = encode(texts, add_special_tokens=False)
+        # Cut pieces have one weight each, so that few need the characters of their tokens, which cost time.
+        placed = self.boundary == "joint" or (control and self.tokenizer.matches_loosely)
+        encode = backend.encode_batch if placed else backend.encode_batch_fast
+        try:
+            encodings: list[tokenizers.Encoding] = encode(texts, add_special_tokens=False)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library's panics are no Exceptions
+            raise TokenizerError(f"tokenizer {self.tokenizer.name!r} cannot encode: {error}") from error
         return encodings
 
     def _checked(self, piece: Piece, encoding: tokenizers.Encoding) -> list[Tokens]:
         """The piece's tokens, once no control id has come out that should not have."""
-        if self._came_right(piece, encoding.ids):
+        if self.control_tokens == "everywhere" or self._came_right(piece, encoding):
             return [Tokens(piece.start, encoding.ids, encoding.offsets if self.boundary == "joint" else None)]
         # A normalizer or the model itself made a control id of text that is not one.
         parts = list(self._parted(piece) if piece.control else self._split(piece))
         return [tokens for several in self._run(parts) for tokens in several]
 
-    def _came_right(self, piece: Piece, ids: Sequence[int]) -> bool:
+    def _came_right(self, piece: Piece, encoding: tokenizers.Encoding) -> bool:
         control = self.tokenizer.control_ids
-        if not piece.matches and control.isdisjoint(ids):
+        if not piece.matches and control.isdisjoint(encoding.ids):
             return True
-        came = [id for id in ids if id in control]
+        if piece.control and self.tokenizer.matches_loosely:
+            return self._came_in_place(piece, encoding)
+        came = [id for id in encoding.ids if id in control]
         expected = [match.token.id for match in piece.matches]
         if not piece.control and self._pattern is not None and self._pattern.search(piece.text):
             return came == expected
@@ -218,6 +242,18 @@ class Encoder:
         return [id for id in came if id != self.tokenizer.unknown_id] == [
             id for id in expected if id != self.tokenizer.unknown_id
         ]
+
+    def _came_in_place(self, piece: Piece, encoding: tokenizers.Encoding) -> bool:
+        """Whether each control id stands for the characters of the token that counts, and there is no other.
+
+        Else the template's own might not be found, for the characters beside it, and text of the data in its stead.
+        """
+        placed = zip(encoding.ids, encoding.offsets, strict=True)
+        came = [(id, place) for id, place in placed if id in self.tokenizer.control_ids]
+        return len(came) == len(piece.matches) and all(
+            id == match.token.id and start + piece.start < match.end and match.start < end + piece.start
+            for (id, (start, end)), match in zip(came, piece.matches, strict=True)
+        )
 
     def _split(self, piece: Piece) -> Iterator[Piece]:
         """The piece in smaller ones, cut behind the first character of control text, else behind every character.

@@ -105,6 +105,17 @@ class Tokenizer:
         return frozenset(token.id for token in self.control_tokens.values())
 
     @cached_property
+    def matches_loosely(self) -> bool:
+        """Whether control tokens are found in normalized text, or as whole words of a text that is normalized after.
+
+        Then a text without them may give their ids, and their ids alone do not prove where they came from.
+        """
+        tokens = self._backend.get_added_tokens_decoder().values()
+        return self._backend.normalizer is not None and any(
+            token.content in self.control_tokens and (token.normalized or token.single_word) for token in tokens
+        )
+
+    @cached_property
     def unknown_id(self) -> int | None:
         """The id that text the vocabulary lacks comes out as; None where it marks a beginning or an end as well."""
         model = self._backend.model
@@ -151,13 +162,24 @@ class Tokenizer:
             definition = json.loads(self._backend.to_str())
             definition["post_processor"] = None
             if not control:
-                kept = [token for token in definition["added_tokens"] if token["content"] not in self.control_tokens]
-                definition["added_tokens"] = kept
+                definition["added_tokens"] = list(self._without_control(definition["added_tokens"]))
             if not prefix:
                 for stage in ("normalizer", "pre_tokenizer"):
                     definition[stage] = _without_prefix(definition[stage])
             self._variants[control, prefix] = tokenizers.Tokenizer.from_str(json.dumps(definition))
         return self._variants[control, prefix]
+
+    def _without_control(self, added: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The added tokens that are text, under the ids they have.
+
+        Ids that the model lacks are dealt out anew, in order, so that a control token among them keeps its place under
+        characters that no text holds; one that holds them all the same gets a control id, which the encoder notices.
+        """
+        for token in added:
+            if token["content"] not in self.control_tokens:
+                yield token
+            elif self._backend.model.id_to_token(token["id"]) is None:
+                yield {**token, "content": f"\ufffe{token['id']}\uffff", "special": True, "normalized": False}
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, control tokens included."""

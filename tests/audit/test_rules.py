@@ -228,7 +228,13 @@ CASES = (
         control=(alpaca("Name one.", "Blue."),),
         options={"template": "alpaca", "tokenizer": {"merges": [(":", "A")]}, "boundary": "joint"},
     ),
-    Case(code="control-in-answer", rows=(talk("Hi", "<think>Hello"),), parts=["<think> in assistant content"]),
+    Case(code="control-acts", rows=(talk("Hi", "<think>Hello"),), parts=["<think> in assistant content"]),
+    Case(
+        code="control-acts",
+        rows=(talk("<|im_end|>", "Hello"),),
+        options={"control_tokens": "everywhere"},
+        parts=["<|im_end|> in user content"],
+    ),
     Case(
         code="trailing-text",
         rows=(PLAIN,),

@@ -369,12 +369,17 @@ def bos_20(case: Case) -> None:
 def control_ids_of(case: Case, ids: Sequence[int]) -> list[int]:
     """The control ids among ids; the unknown token counts where a text could have been encoded without it."""
     control = {token["id"] for token in added_tokens(case.tokenizer).values()}
-    unknown = case.tokenizer.id_of(case.tokenizer.special_tokens.unk)
-    return [id for id in ids if id in control and id != unknown]
+    return [id for id in ids if id in control and id != unknown_of(case)]
+
+
+def unknown_of(case: Case) -> int | None:
+    """The unknown token; None where it is one that means something, as GPT-2's end of text."""
+    tokens = case.tokenizer.special_tokens
+    return None if tokens.unk in (tokens.bos, tokens.eos) else case.tokenizer.id_of(tokens.unk)
 
 
 def control_is_the_templates_21(case: Case) -> None:
-    unknown = case.tokenizer.id_of(case.tokenizer.special_tokens.unk)
+    unknown = unknown_of(case)
     for rendered, ids in ((case.rendered, case.tokenized.input_ids), (case.prompt, case.prompt_ids)):
         expected = [token["id"] for _, _, token in control_of(case, rendered)]
         assert control_ids_of(case, ids) == [id for id in expected if id != unknown]

@@ -8,35 +8,14 @@ from itertools import pairwise
 import pytest
 import tokenizers
 from testkit.at_hand import Tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from testkit.by_hand import byte_tokenizer, rendered
+from tokenizers import AddedToken, models
 
-from templatekit import LossSpan, RenderedText, Span, Tokenizer, TokenizerError
+from templatekit import LossSpan, RenderedText, Tokenizer, TokenizerError
 from templatekit.tokens.cuts import Encoder
-from templatekit.types import COMPUTED, TEMPLATE, Origin, field_origin
+from templatekit.types import COMPUTED, TEMPLATE, field_origin
 
-ALPHABET = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
 USER, ANSWER = field_origin("content", 0), field_origin("content", 1)
-
-
-def byte_tokenizer(*added: AddedToken) -> Tokenizer:
-    """One token a byte, and the added ones."""
-    backend = tokenizers.Tokenizer(models.BPE(vocab=ALPHABET, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    for token in added:
-        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
-    return Tokenizer(backend.to_str(), config={})
-
-
-def rendered(*parts: tuple[str, Origin], roles: Sequence[str] = ("user", "assistant")) -> RenderedText:
-    spans = []
-    position = 0
-    for text, origin in parts:
-        spans.append(Span(start=position, end=position + len(text), origin=origin))
-        position += len(text)
-    return RenderedText(
-        text="".join(text for text, _ in parts), spans=tuple(spans), roles=tuple(roles), message_weights=(1.0, 1.0)
-    )
 
 
 def tokens(tokenizer: Tokenizer, text: RenderedText, spans: Sequence[LossSpan] = (), **options: str) -> list[str]:
@@ -163,6 +142,21 @@ def test_a_character_that_is_a_control_token_is_an_error() -> None:
     assert Encoder(tokenizer).encode(rendered(("§", TEMPLATE))).input_ids == (1,)
     with pytest.raises(TokenizerError, match="makes a control token of '§'"):
         Encoder(tokenizer).encode(rendered(("§", USER)))
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_added_tokens_that_are_text_keep_their_ids_beside_control_strings(special: bool) -> None:
+    """As in Phi-2's and GPT-NeoX's files: runs of blanks are added tokens, behind a control token the model lacks."""
+    blanks = AddedToken("    ", special=False, normalized=False), AddedToken("\t\t", special=False, normalized=False)
+    tokenizer = byte_tokenizer(END, *blanks, AddedToken("<more>", special=special), AddedToken("\n\n", special=False))
+    ids = [tokenizer.id_of(text) for text in ("    ", "\t\t", "\n\n")]
+    assert None not in ids
+    for data in ("<end>", "<more>"):
+        text = rendered(("    ", TEMPLATE), (data, USER), ("\t\t\n\n", USER))
+        found = Encoder(tokenizer).encode(text).input_ids
+        assert [id for id in found if id in ids] == ids
+        assert tokenizer.decode(found) == text.text
+        assert tokenizer.control_ids.isdisjoint(found)
 
 
 def test_no_text_no_ids() -> None:

@@ -1,0 +1,480 @@
+"""Text that cannot act, wherever it comes from and whatever the tokenizer makes of it; and text that may."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import pytest
+import tokenizers
+from hypothesis import assume, event, given
+from hypothesis import strategies as st
+from testkit import checks, texts
+from testkit.by_hand import ALPHABET, byte_tokenizer, rendered, with_tokens
+from testkit.checks import Case, Subject
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers
+
+from templatekit import LossSpan, Registry, RenderedText, TemplateFile, Tokenizer, TokenizerError
+from templatekit.formats.template import Template
+from templatekit.tokens.cuts import Encoder
+from templatekit.types import TEMPLATE, field_origin
+
+USER, OTHER = field_origin("content", 0), field_origin("context", 0)
+Draw = st.DataObject
+
+
+# Fields of every kind, next to each other
+
+
+class Place(NamedTuple):
+    """A text of a record, and how a template prints it."""
+
+    name: str
+    printed: str
+    path: tuple[Any, ...]
+    """Where it lies in the record."""
+
+
+TOOL = (
+    Place("tool name", "{{ tools[0].function.name }}", ("tools", 0, "function", "name")),
+    Place("tool description", "{{ tools[0].function.description }}", ("tools", 0, "function", "description")),
+    Place("tool parameter", "{{ tools[0].function.parameters.p }}", ("tools", 0, "function", "parameters", "p")),
+)
+ASKED = (
+    Place("role", "{{ messages[0].role }}", ("messages", 0, "role")),
+    Place("name", "{{ messages[0].name }}", ("messages", 0, "name")),
+    Place("content", "{{ messages[0].content }}", ("messages", 0, "content")),
+)
+CALL = ("messages", 1, "tool_calls", 0, "function")
+ANSWERED = (
+    Place("reasoning", "{{ messages[1].reasoning_content }}", ("messages", 1, "reasoning_content")),
+    Place("answer", "{{ messages[1].content }}", ("messages", 1, "content")),
+    Place("call", "{{ messages[1].tool_calls[0].function.name }}", (*CALL, "name")),
+    Place("argument", "{{ messages[1].tool_calls[0].function.arguments.a }}", (*CALL, "arguments", "a")),
+)
+
+
+def record(**filled: str) -> dict[str, Any]:
+    """A conversation with a text in every place, the given ones by their place's name."""
+    made: dict[str, Any] = {
+        "messages": [
+            {"role": "user", "name": "n", "content": "c"},
+            {
+                "role": "assistant",
+                "content": "a",
+                "reasoning_content": "r",
+                "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"a": "v"}}}],
+            },
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"p": "q"}}}],
+    }
+    for place in (*TOOL, *ASKED, *ANSWERED):
+        if place.name in filled:
+            at: Any = made
+            for key in place.path[:-1]:
+                at = at[key]
+            at[place.path[-1]] = filled[place.name]
+    return made
+
+
+def template_of(prompt: Sequence[Place], answer: Sequence[Place], between: str = "") -> Template:
+    """A chat template that prints the places in order, with nothing but `between` in between."""
+    asked = between.join(place.printed for place in prompt)
+    answered = between.join(place.printed for place in answer)
+    end = "{% if not add_generation_prompt %}" + answered + "{{ eos_token }}{% endif %}"
+    return Template(TemplateFile(name="adjacent", source=asked + between + end))
+
+
+def case_of(template: Template, tokenizer: Tokenizer, registry: Registry, **filled: str) -> Case:
+    return Subject(template, tokenizer, registry).case("messages", record(**filled))
+
+
+def controls(tokenizer: Tokenizer) -> list[str]:
+    return [text for text in texts.control_strings(tokenizer) if text in tokenizer.control_tokens]
+
+
+def only_the_end(case: Case) -> None:
+    """No control id but that of the end marker, which the template prints once."""
+    end = case.tokenizer.id_of(case.tokenizer.special_tokens.eos)
+    assert checks.control_ids_of(case, case.tokenized.input_ids) == [end]
+    assert checks.control_ids_of(case, case.prompt_ids) == []
+
+
+def halves_in(places: Sequence[Place], text: str, at: int) -> Iterator[dict[str, str]]:
+    """The text cut in two across each pair of neighbouring places; tool calls are one field, whatever is in them."""
+    for left, right in pairwise(places):
+        if left.path[: len(CALL)] != right.path[: len(CALL)]:
+            yield {left.name: f"a{text[:at]}", right.name: f"{text[at:]}b"}
+
+
+@given(data=st.data())
+def test_23_halves_never_join_across_fields(tokenizer: Tokenizer, builtin: Registry, data: Draw) -> None:
+    """Whatever stands beside what: role, name, content, reasoning, tool calls and tool definitions, in any order."""
+    prompt = data.draw(st.permutations([*TOOL, *ASKED]), label="prompt")
+    answer = data.draw(st.permutations(ANSWERED), label="answer")
+    text = data.draw(st.sampled_from([text for text in controls(tokenizer) if len(text) > 1]), label="control")
+    at = data.draw(st.integers(1, len(text) - 1), label="at")
+    filled = data.draw(st.sampled_from(list(halves_in([*prompt, *answer], text, at))), label="filled")
+    case = case_of(template_of(prompt, answer), tokenizer, builtin, **filled)
+    assert text in case.rendered.text
+    checks.control_is_the_templates_21(case)
+    only_the_end(case)
+
+
+def test_23_every_cut_of_every_control_string(tokenizer_of: Any, builtin: Registry) -> None:
+    tokenizer = tokenizer_of("nfc")
+    template = template_of([*TOOL, *ASKED], ANSWERED)
+    for text in tokenizer.control_tokens:
+        for at in range(1, len(text)):
+            for filled in halves_in([*TOOL, *ASKED, *ANSWERED], text, at):
+                only_the_end(case_of(template, tokenizer, builtin, **filled))
+
+
+@given(data=st.data())
+def test_21_22_control_strings_in_any_place(tokenizer: Tokenizer, builtin: Registry, data: Draw) -> None:
+    """They change no control id, alone or several at once; an assistant's own may use what is not flagged special."""
+    between = data.draw(st.sampled_from(["", "\n", " ", ": "]), label="between")
+    template = template_of([*TOOL, *ASKED], ANSWERED, between)
+    special = [text for text in controls(tokenizer) if tokenizer.control_tokens[text].special]
+    filled = {}
+    for place in data.draw(st.lists(st.sampled_from([*TOOL, *ASKED, *ANSWERED]), min_size=1, max_size=4, unique=True)):
+        pool = special if place in ANSWERED else controls(tokenizer)
+        nasty = st.lists(st.sampled_from([*pool, *texts.halves(pool), " ", "\n", "a"]), min_size=1, max_size=4)
+        filled[place.name] = "x" + data.draw(nasty.map("".join), label=place.name)
+    if any(holds_open(tokenizer, filled.get(place.name, "")) for place in ANSWERED):
+        assume(False)
+    case = case_of(template, tokenizer, builtin, **filled)
+    checks.control_is_the_templates_21(case)
+    only_the_end(case)
+
+
+def holds_open(tokenizer: Tokenizer, text: str) -> bool:
+    """Whether a text holds an added token that is not flagged special: two halves may make one."""
+    return any(text.count(token.text) for token in tokenizer.control_tokens.values() if not token.special)
+
+
+AS_JSON = (
+    "{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{{ m.name ~ ':' if m.name else '' }}"
+    "{{ m.reasoning_content or '' }}{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "{{ '\n' ~ c.function.name ~ '(' ~ c.function.arguments | tojson ~ ')' }}"
+    "{% for key, value in c.function.arguments | items %}{{ key }}={{ value }};{% endfor %}{% endfor %}"
+    "{{ '<|im_end|>' }}\n{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@given(data=st.data())
+def test_22_keys_and_values_of_tools(tokenizer_of: Any, builtin: Registry, data: Draw) -> None:
+    """Through `tojson`, concatenation and `items`, as keys and as values, however deep: the control ids of the record
+    with other text there."""
+    tokenizer = tokenizer_of(data.draw(st.sampled_from(["bytes", "nfc", "strips", "folding"]), label="tokenizer"))
+    special = [text for text in controls(tokenizer) if tokenizer.control_tokens[text].special]
+    pools = {"calls": special, "tools": controls(tokenizer)}
+
+    def json_of(pool: list[str]) -> st.SearchStrategy[dict[str, Any]]:
+        text = st.lists(st.sampled_from([*pool, "a", '"', "\\", "é", "</"]), max_size=3).map("".join)
+        leaf = text | st.integers() | st.booleans()  # null prints None, which is refused
+        values = st.recursive(
+            leaf, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(text, inner, max_size=2)
+        )
+        return st.dictionaries(text, values, max_size=3)
+
+    drawn = {name: data.draw(json_of(pool), label=name) for name, pool in pools.items()}
+    assume(not holds_open(tokenizer, json.dumps(drawn["calls"], ensure_ascii=False)))
+    nasty, neutral = record(), record()
+    for made, arguments, parameters in ((nasty, drawn["calls"], drawn["tools"]), (neutral, {"a": 1}, {"p": 1})):
+        made["messages"][1]["tool_calls"][0]["function"]["arguments"] = arguments
+        made["tools"][0]["function"]["parameters"] = parameters
+    template = Template(TemplateFile(name="json", source=AS_JSON), strict=False)
+    subject = Subject(template, tokenizer, builtin)
+    one, other = subject.case("messages", neutral), subject.case("messages", nasty)
+    checks.other_text_changes_no_control_22(one, other)
+    checks.control_is_the_templates_21(other)
+
+
+def test_negative_control_of_places(tokenizer_of: Any, builtin: Registry) -> None:
+    """A tokenizer that parses the whole text finds what was hidden in each place, and across each pair of them."""
+    tokenizer = tokenizer_of("nfc")
+    template = template_of([*TOOL, *ASKED], ANSWERED)
+    subject = Subject(template, tokenizer, builtin, control_tokens="everywhere", boundary="joint")
+    fillings = [{place.name: "x<|im_end|>"} for place in (*TOOL, *ASKED, *ANSWERED)]
+    fillings += halves_in([*TOOL, *ASKED], "<|im_end|>", 4)
+    for filled in fillings:
+        with pytest.raises(AssertionError):
+            only_the_end(subject.case("messages", record(**filled)))
+
+
+# Tokenizers that change text before they look for control tokens, or make them of it themselves
+
+
+CONTROL = ("<halt>", "</s>", "<|a b|>", "stop", "<cafe\u0301>", "<\u00e9>", "fi<")
+NORMALIZERS: dict[str, Callable[[], Any]] = {
+    "NFC": normalizers.NFC,
+    "NFD": normalizers.NFD,
+    "NFKC": normalizers.NFKC,
+    "NFKD": normalizers.NFKD,
+    "Lowercase": normalizers.Lowercase,
+    "StripAccents": normalizers.StripAccents,
+    "Strip": normalizers.Strip,
+    "Nmt": normalizers.Nmt,
+    "Bert": normalizers.BertNormalizer,
+    "Prepend": lambda: normalizers.Prepend("▁"),
+    "blank": lambda: normalizers.Replace(" ", "▁"),
+    "unblank": lambda: normalizers.Replace("▁", " "),
+    "delete": lambda: normalizers.Replace("\u00ad", ""),
+}
+"""What may stand between a text and the search for control tokens."""
+
+
+def byte_model() -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.BPE(vocab=dict(ALPHABET), merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return backend
+
+
+def merging_model() -> tokenizers.Tokenizer:
+    """BPE whose merges make the control tokens of plain characters."""
+    vocab, merges = {"<unk>": 0}, []
+    for text in CONTROL:
+        for at, character in enumerate(text):
+            vocab.setdefault(character, len(vocab))
+            if at:
+                merges.append((text[:at], character))
+                vocab.setdefault(text[: at + 1], len(vocab))
+    for character in "▁ abcxyz\n":
+        vocab.setdefault(character, len(vocab))
+    return tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True))
+
+
+def unigram_model() -> tokenizers.Tokenizer:
+    """Unigram with the control tokens among its pieces."""
+    characters = sorted({character for text in CONTROL for character in text} | set("▁ abcxyz\n"))
+    pieces = [("<unk>", 0.0), *((text, -2.0) for text in CONTROL), *((text, -9.0) for text in characters)]
+    return tokenizers.Tokenizer(models.Unigram(pieces, unk_id=0))
+
+
+def word_model() -> tokenizers.Tokenizer:
+    """Whole words, one of which is a control token."""
+    words = ["<unk>", "stop", "halt", "a", "b", "x", "<", ">", "|", "</", "s"]
+    backend = tokenizers.Tokenizer(models.WordLevel({word: id for id, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return backend
+
+
+MODELS = {"bytes": byte_model, "merging": merging_model, "unigram": unigram_model, "words": word_model}
+
+
+@st.composite
+def odd_tokenizers(draw: st.DrawFn) -> Tokenizer:
+    backend = MODELS[draw(st.sampled_from(sorted(MODELS)), label="model")]()
+    steps = draw(st.lists(st.sampled_from(sorted(NORMALIZERS)), max_size=3), label="normalizers")
+    if steps:
+        backend.normalizer = normalizers.Sequence([NORMALIZERS[step]() for step in steps])
+    added = []
+    for text in draw(st.lists(st.sampled_from(CONTROL), min_size=1, max_size=4, unique=True), label="control"):
+        flags = {flag: draw(st.booleans()) for flag in ("special", "normalized")}
+        flags |= {flag: draw(st.sampled_from([False, False, True])) for flag in ("lstrip", "rstrip", "single_word")}
+        added.append(AddedToken(text, **flags))
+    blanks = draw(st.lists(st.sampled_from(["  ", "\n\n"]), max_size=2, unique=True), label="blanks")
+    return with_tokens(backend, [*added, *(AddedToken(text, special=False) for text in blanks)])
+
+
+def in_full_width(text: str) -> str:
+    return "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text)
+
+
+def disguises(text: str) -> list[str]:
+    """Texts that some normalizer makes the given one of, and texts beside which it is not found."""
+    forms = [text, text.upper(), text.title(), in_full_width(text), in_full_width(text.upper())]
+    forms += [unicodedata.normalize(form, text) for form in ("NFC", "NFD", "NFKC", "NFKD")]
+    forms += [text.replace(" ", "▁"), text.replace("fi", "ﬁ"), text.replace("a", "á"), text.replace("s", "ſ")]
+    forms += [f"{text[:1]}{odd}{text[1:]}" for odd in ("\u00ad", "\x00", "\u200b", "\u0301", "\ufffe")]
+    forms += [f" {text}", f"▁{text}", f"{text}\u0338", f"\u0338{text}", f"{text}a", f"{text} "]
+    return list(dict.fromkeys(forms))
+
+
+PLAIN = ["a", "b ", " x", "\n", "  ", "\u0338", "\u0301", "\u0338 b", "▁", "yz", "\ufffe260\uffff"]
+
+
+@st.composite
+def odd_texts(draw: st.DrawFn) -> RenderedText:
+    """Template and data in turns: the control tokens as the template writes them, and as data may disguise them."""
+    nasty = [form for text in CONTROL for form in disguises(text)]
+    data = st.lists(st.sampled_from(nasty) | st.sampled_from(PLAIN), max_size=3).map("".join)
+    written = st.lists(st.sampled_from([*CONTROL, "a", "Q: ", "\n"]), max_size=2).map("".join)
+    parts = []
+    for _ in range(draw(st.integers(1, 3))):
+        parts += [(draw(written), TEMPLATE), (draw(data), USER), (draw(data), OTHER)]
+    return rendered(*parts, (draw(written), TEMPLATE))
+
+
+def expected_ids(tokenizer: Tokenizer, text: RenderedText) -> list[int]:
+    """The control tokens that stand, as they are, in the runs that the template wrote."""
+    tokens = sorted(tokenizer.control_tokens.values(), key=lambda token: -len(token.text))
+    pattern = re.compile(
+        "|".join(
+            rf"(?<!\w){re.escape(token.text)}(?!\w)" if token.whole_word else re.escape(token.text) for token in tokens
+        )
+    )
+    runs: list[tuple[int, int]] = []
+    for span in text.spans:
+        if span.origin is not TEMPLATE:
+            continue
+        start = runs.pop()[0] if runs and runs[-1][1] == span.start else span.start
+        runs.append((start, span.end))
+    matches = (match for start, end in runs for match in pattern.finditer(text.text, start, end))
+    return [tokenizer.control_tokens[match[0]].id for match in matches]
+
+
+def control_of_odd(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    return [id for id in ids if id in tokenizer.control_ids and id != tokenizer.unknown_id]
+
+
+@given(tokenizer=odd_tokenizers(), text=odd_texts(), data=st.data())
+def test_21_no_disguise_acts(tokenizer: Tokenizer, text: RenderedText, data: Draw) -> None:
+    """Whatever a normalizer or the model itself would make of it."""
+    cut = data.draw(st.integers(0, len(text.text)), label="cut")
+    spans = [LossSpan(start=0, end=cut, weight=0.0), LossSpan(start=cut, end=len(text.text), weight=1.0)]
+    in_one_piece = all(not span.start < cut < span.end for span in text.spans if span.origin is TEMPLATE)
+    try:
+        ids = Encoder(tokenizer).encode(text, spans if cut and in_one_piece else ()).input_ids
+    except TokenizerError as error:
+        event(str(error)[:40])
+        assert re.search("makes a control token of|bad split", str(error))
+        return
+    assert control_of_odd(tokenizer, ids) == expected_ids(tokenizer, text)
+
+
+@given(tokenizer=odd_tokenizers(), text=odd_texts())
+def test_21_no_disguise_acts_in_joint_encoding(tokenizer: Tokenizer, text: RenderedText) -> None:
+    try:
+        example = Encoder(tokenizer, boundary="joint").encode(text)
+    except TokenizerError:
+        return
+    assert control_of_odd(tokenizer, example.input_ids) == expected_ids(tokenizer, text)
+
+
+def test_data_does_not_act_in_the_place_of_a_token_that_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A combining mark behind the template's own token hides it from the tokenizer (`>` and U+0338 become one
+    character), and `<HALT>` in the same text becomes one: as many control ids as there should be, not where."""
+    backend = byte_model()
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer = with_tokens(backend, [AddedToken("<halt>", special=True, normalized=True)])
+    text = rendered(("<halt>", TEMPLATE), ("\u0338 say <HALT>", USER))
+    (halt,) = tokenizer.control_ids
+    ids = Encoder(tokenizer).encode(text).input_ids
+    assert ids[0] == halt and ids.count(halt) == 1
+    # The negative control: counting alone does not see it.
+    monkeypatch.setattr(tokenizer, "matches_loosely", False)
+    counted = Encoder(tokenizer).encode(text).input_ids
+    assert counted.count(halt) == 1 and counted[0] != halt
+
+
+def test_a_tokenizer_that_cannot_encode_is_named() -> None:
+    """An added token that its own normalizer leaves nothing of breaks the library: an error of ours, no traceback."""
+    backend = byte_model()
+    backend.normalizer = normalizers.Strip()
+    tokenizer = with_tokens(backend, [AddedToken("\n\n", special=False, normalized=True)])
+    with pytest.raises(TokenizerError, match="tokenizer 'tokenizer' cannot encode: AddedVocabulary bad split"):
+        Encoder(tokenizer).encode(rendered(("\u0301", USER)))
+
+
+def test_negative_control_of_disguises() -> None:
+    """The tokenizer as it is takes each of these for control, and the encoder with its checks taken away does too."""
+    backend = byte_model()
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer = with_tokens(backend, [AddedToken("<halt>", special=True, normalized=True)])
+    for disguise in ("<HALT>", "＜ｈａｌｔ＞", "<Halt>"):
+        text = rendered(("a", TEMPLATE), (disguise, USER))
+        assert expected_ids(tokenizer, text) == []
+        assert control_of_odd(tokenizer, Encoder(tokenizer).encode(text).input_ids) == []
+        assert control_of_odd(tokenizer, Encoder(tokenizer, control_tokens="everywhere").encode(text).input_ids) != []
+
+
+# Text that may act
+
+
+OWN = "Q{{ instruction }}{{ context }}:{{ response }}{{ eos_token }}"
+
+
+def as_the_tokenizer(tokenizer: Tokenizer, text: str) -> list[int]:
+    ids: list[int] = tokenizer.backend(control=True, prefix=True).encode(text, add_special_tokens=False).ids
+    return ids
+
+
+def nasty_record(data: Draw, tokenizer: Tokenizer) -> dict[str, str]:
+    nasty = texts.nasty_texts(tokenizer)
+    return {key: data.draw(nasty, label=key) for key in ("instruction", "input")} | {
+        "output": "x" + data.draw(nasty, label="output")
+    }
+
+
+@given(data=st.data())
+def test_everywhere_is_what_the_tokenizer_makes_of_it(tokenizer: Tokenizer, builtin: Registry, data: Draw) -> None:
+    """Jointly the whole text's ids; cut, those of each piece, cut where the loss changes and nowhere else."""
+    template = Template(
+        TemplateFile(name="own", source="Q{{ instruction }}{{ context }}:{{ response }}{{ eos_token }}")
+    )
+    train_on = data.draw(st.sampled_from(["response", "content", "all", "response,user=0.5"]), label="train_on")
+    options = {"control_tokens": "everywhere", "train_on": train_on}
+    made = nasty_record(data, tokenizer)
+    joint = Subject(template, tokenizer, builtin, boundary="joint", **options).case("alpaca", made)
+    assert list(joint.tokenized.input_ids) == as_the_tokenizer(tokenizer, joint.rendered.text)
+    cut = Subject(template, tokenizer, builtin, **options).case("alpaca", made)
+    pieces = [cut.rendered.text[span.start : span.end] for span in cut.tokenized.loss_spans]
+    parts = [as_the_tokenizer(tokenizer, piece) for piece in pieces]
+    weights = [span.weight for span, part in zip(cut.tokenized.loss_spans, parts, strict=True) for _ in part]
+    if tokenizer.prefixes == "never":
+        assert list(cut.tokenized.input_ids) == [id for part in parts for id in part]
+        assert cut.tokenized.loss_weights[1:] == tuple(weights[1:])
+    else:  # a piece that goes on where another ended has no dummy prefix
+        found = checks.control_ids_of(cut, cut.tokenized.input_ids)
+        assert found == [id for part in parts for id in checks.control_ids_of(cut, part)]
+    checks.lengths_and_ids_4(cut)
+
+
+@given(data=st.data())
+def test_everywhere_changes_nothing_where_no_text_would_act(
+    tokenizer: Tokenizer, builtin: Registry, data: Draw
+) -> None:
+    template = Template(
+        TemplateFile(name="own", source="Q{{ instruction }}{{ context }}:{{ response }}{{ eos_token }}")
+    )
+    one, other = (
+        Subject(template, tokenizer, builtin, control_tokens=control_tokens)
+        for control_tokens in ("template", "everywhere")
+    )
+    made = nasty_record(data, tokenizer)
+    usual = one.case("alpaca", made)
+    assume(checks.holds_no_control_but_the_templates(usual))
+    checks.deterministic_2(usual, other.case("alpaca", made))
+
+
+def test_negative_control_of_everywhere(tokenizer_of: Any, builtin: Registry) -> None:
+    """With the default the same text does not act, so that the two modes and the two oracles tell each other apart."""
+    template = Template(TemplateFile(name="own", source=OWN))
+    made = {"instruction": "say <|im_end|>", "input": "", "output": "x<|im_end|>y"}
+    for name in ("bytes", "nfc", "qwen3", "smollm2"):
+        tokenizer = tokenizer_of(name)
+        usual = Subject(template, tokenizer, builtin, boundary="joint").case("alpaca", made)
+        acting = Subject(template, tokenizer, builtin, boundary="joint", control_tokens="everywhere").case(
+            "alpaca", made
+        )
+        assert list(usual.tokenized.input_ids) != as_the_tokenizer(tokenizer, usual.rendered.text)
+        checks.control_is_the_templates_21(usual)
+        with pytest.raises(AssertionError):
+            checks.control_is_the_templates_21(acting)
+
+
+def test_a_marker_across_a_cut_stays_text(builtin: Registry) -> None:
+    tokenizer = byte_tokenizer(AddedToken("<end>", special=True))
+    text = rendered(("say <e", USER), ("nd><end>", OTHER))
+    encoder = Encoder(tokenizer, control_tokens="everywhere")
+    spans = [LossSpan(start=0, end=6, weight=0.0), LossSpan(start=6, end=14, weight=1.0)]
+    tokens = [tokenizer.decode([id]) for id in encoder.encode(text, spans).input_ids]
+    assert tokens == [*"say <end>", "<end>"]
+    assert [tokenizer.decode([id]) for id in encoder.encode(text).input_ids] == [*"say ", "<end>", "<end>"]
