@@ -101,7 +101,7 @@ def _prepared(
     )
     if isinstance(records, (str, os.PathLike)):
         return pipeline.run(pipeline.open(), source=parsed.dataset)
-    return pipeline.run(_mapped(islice(records, parsed.limit), parsed.columns))
+    return pipeline.run(pipeline.gathered(_mapped(records, parsed.columns)))
 
 
 def _mapped(records: Iterable[object], columns: Mapping[str, str]) -> Iterator[Record | RecordError]:

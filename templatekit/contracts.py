@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Hashable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -53,6 +53,17 @@ class Adapter(ABC):
     @abstractmethod
     def to_example(self, record: Record) -> Example:
         """The record's conversation; raises `RecordError`, with the field, for what it cannot use."""
+
+    def to_examples(self, record: Record) -> Iterable[Example]:
+        """All conversations of the record, in order: what is rendered. By default the one of `to_example`."""
+        return (self.to_example(record),)
+
+    def group(self, record: Record) -> Hashable:
+        """What records that make one example have in common; None, the default, for a record that is one by itself.
+
+        Records in a row with one value come together, as `{"records": [...]}`.
+        """
+        return None
 
     def to_record(self, example: Example) -> Record:
         """The inverse of `to_example` on this adapter's own keys; optional, and tested where it is given."""

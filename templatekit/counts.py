@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from templatekit.errors import RecordError
+from templatekit.types import Example, PreferenceExample
 
 _ROWS_SHOWN = 5
 
@@ -17,6 +18,8 @@ class Counts:
 
     rows_in: int = 0
     rows_out: int = 0
+    """Rows of which at least one example came out."""
+    examples_out: int = 0
     tokens: int = 0
     trained_tokens: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
@@ -27,6 +30,12 @@ class Counts:
     """The first message of each reason."""
     empty_responses: int = 0
     """Rows whose answer is empty or whitespace: rendered, and worth a look."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Parts of records that the adapter left out, by what they are."""
+    equal_pairs: int = 0
+    """Preference pairs whose two answers are the same."""
+    early_pairs: int = 0
+    """Preference pairs that part before their last message."""
     unread_keys: dict[str, int] = field(default_factory=dict)
     """Keys that the adapter does not read, with the first row that has them."""
 
@@ -37,23 +46,37 @@ class Counts:
             self.dropped_rows.setdefault(error.reason, []).append(error.row)
         self.first_dropped.setdefault(error.reason, str(error))
 
+    def add(self, example: Example) -> None:
+        """Counts what an example leaves out of its record; of a preference pair the chosen answer is used."""
+        self.left_out.update(example.left_out)
+        if isinstance(example, PreferenceExample):
+            self.left_out["rejected answer"] += 1
+            self.equal_pairs += example.chosen == example.rejected
+            self.early_pairs += max(len(example.chosen), len(example.rejected)) > 1
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "rows_in": self.rows_in,
             "rows_out": self.rows_out,
+            "examples_out": self.examples_out,
             "dropped": dict(self.dropped),
             "dropped_rows": self.dropped_rows,
             "first_dropped": self.first_dropped,
             "tokens": self.tokens,
             "trained_tokens": self.trained_tokens,
             "empty_responses": self.empty_responses,
+            "left_out": dict(self.left_out),
+            "equal_pairs": self.equal_pairs,
+            "early_pairs": self.early_pairs,
             "unread_keys": self.unread_keys,
         }
 
     def lines(self, *, tokens: bool) -> list[str]:
         """The counts in words; those of tokens only where there is a tokenizer."""
         line = f"rows in: {self.rows_in:,}, rows out: {self.rows_out:,}, dropped: {self.dropped.total():,}"
+        if self.examples_out != self.rows_out:
+            line += f", examples: {self.examples_out:,}"
         if tokens:
             line += f", tokens: {self.tokens:,}, trained tokens: {self.trained_tokens:,}"
         lines = [line]
@@ -63,6 +86,13 @@ class Counts:
             lines.append(f"dropped {count:,} × {reason} (rows {shown}); the first: {self.first_dropped[reason]}")
         if self.empty_responses:
             lines.append(f"note: rows with an empty answer: {self.empty_responses:,}")
+        if self.left_out:
+            parts = ", ".join(f"{count:,} × {what}" for what, count in self.left_out.most_common())
+            lines.append(f"note: left out of the records: {parts}")
+        if self.equal_pairs:
+            lines.append(f"note: pairs whose chosen and rejected answers are the same: {self.equal_pairs:,}")
+        if self.early_pairs:
+            lines.append(f"note: pairs that part before the last message: {self.early_pairs:,}")
         if self.unread_keys:
             keys = ", ".join(f"{key} (first in row {row})" for key, row in sorted(self.unread_keys.items()))
             lines.append(f"note: keys that the adapter does not read: {keys}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from templatekit.config import DataOptions
@@ -15,12 +15,22 @@ from templatekit.formats.lookup import choose_adapter, find_template
 from templatekit.formats.template import Template
 from templatekit.registry import Registry
 from templatekit.sources import open_source
+from templatekit.sources.gather import columns_of, gather
 from templatekit.tokens.cuts import Encoder
 from templatekit.tokens.load import find_tokenizer
 from templatekit.tokens.supervision import loss_spans
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.tokens.truncation import check_length
-from templatekit.types import NO_TOKENIZER, Example, LossSpan, Message, Record, RenderedText, TokenizedExample
+from templatekit.types import (
+    NO_TOKENIZER,
+    Example,
+    LossSpan,
+    Message,
+    PreferenceExample,
+    Record,
+    RenderedText,
+    TokenizedExample,
+)
 
 BATCH = 256
 """Records that go to the encoder in one call."""
@@ -79,21 +89,28 @@ class Pipeline:
 
     def open(self) -> Iterator[Record | RecordError]:
         """The records of the options' data set."""
-        return open_source(self.options.dataset, self.registry, columns=self.options.columns, limit=self.options.limit)
+        return self.gathered(open_source(self.options.dataset, self.registry, columns=self.options.columns))
+
+    def gathered(self, records: Iterable[Record | RecordError]) -> Iterator[Record | RecordError]:
+        """At most `limit` of the records; those that make one example come together, as the adapter says."""
+        return islice(gather(records, self._group), self.options.limit)
 
     def run(
         self, records: Iterable[Record | RecordError], *, source: str | None = None, first_row: int = 0
     ) -> Iterator[Prepared]:
-        """Every record's example, in order; rows are counted from `first_row`.
+        """Every record's examples, in order; rows are counted from `first_row`.
 
         A record that cannot be used raises its `RecordError`, or, with `on_error="skip"`, is counted. `ConfigError`
         at the end where records came in and none came out.
         """
         numbered = enumerate(records, first_row)
+        last = None
         while chunk := list(islice(numbered, BATCH)):
-            rendered = [item for row, record in chunk if (item := self._render(row, record, source)) is not None]
+            rendered = [item for row, record in chunk for item in self._render(row, record, source)]
             for item in self._encode(rendered, source):
-                self.counts.rows_out += 1
+                self.counts.examples_out += 1
+                self.counts.rows_out += item.rendered.row != last
+                last = item.rendered.row
                 yield item
         if self.counts.rows_in and not self.counts.rows_out:
             reasons = "; ".join(f"{count} {reason}" for reason, count in self.counts.dropped.most_common())
@@ -106,47 +123,82 @@ class Pipeline:
             raise ConfigError("ids need a tokenizer; none was given")
         return self.encoder.encode(self.template.prompt(example, self.special_tokens)).input_ids
 
-    def _render(self, row: int, record: Record | RecordError, source: str | None) -> Prepared | None:
+    def _render(self, row: int, record: Record | RecordError, source: str | None) -> list[Prepared]:
         self.counts.rows_in += 1
         try:
             if isinstance(record, RecordError):
                 raise record
-            example = self._adapt(row, record)
-            rendered = self.template.render(example, self.special_tokens, row=row)
+            found = self._adapt(row, record)
+            items = [self._rendered(example, row) for example in found]
         except RecordError as error:
             error.at(source, row)
             if self.options.on_error == "stop":
                 error.message += "; to skip: --on-error skip"
                 raise
             self.counts.drop(error)
-            return None
-        if any(m.role == "assistant" and not (m.content.strip() or m.tool_calls) for m in example.messages):
+            return []
+        for example in found:
+            self.counts.add(example)
+        messages = chain.from_iterable(item.example.messages for item in items)
+        if any(m.role == "assistant" and not (m.content.strip() or m.tool_calls) for m in messages):
             self.counts.empty_responses += 1
-        return Prepared(example=example, rendered=rendered)
+        return items
 
-    def _adapt(self, row: int, record: Record) -> Example:
+    def _rendered(self, example: Example, row: int) -> Prepared:
+        """One example; of a preference pair the conversation with the chosen answer, as all stages are supervised."""
+        if isinstance(example, PreferenceExample):
+            example = example.conversation("chosen")
+        if self._no_context:
+            example = self._without_placeholders(example)
+        return Prepared(example=example, rendered=self.template.render(example, self.special_tokens, row=row))
+
+    def _adapt(self, row: int, record: Record) -> list[Example]:
         if self.adapter is None:
             self.adapter = self._choose_adapter(record)
         adapter = self.adapter
         try:
             # A copy: whatever a plugin does to its record, the caller's stays as it is.
-            example = adapter.to_example({key: _copied(value) for key, value in record.items()})
+            found = list(adapter.to_examples({key: _copied(value) for key, value in record.items()}))
         except TemplatekitError:
             raise
         except (Exception, SystemExit) as error:  # a plugin's code may raise anything
             raise self._broken(f"raised {type(error).__name__}: {error}") from error
+        if not found:
+            raise self._broken("returned no example; expected one or more, or a RecordError that says why")
+        for example in found:
+            self._check(example)
+        for key in columns_of(record):
+            if key not in adapter.keys:
+                self.counts.unread_keys.setdefault(str(key), row)
+        return found
+
+    def _check(self, example: object) -> None:
         if not isinstance(example, Example):
             raise self._broken(f"returned {shorten(example)}; expected an Example")
+        if isinstance(example, PreferenceExample):
+            self._check(example.conversation("rejected"))
+            example = example.conversation("chosen")
         for index, message in enumerate(example.messages):
             if not isinstance(message, Message):
                 raise self._broken(f"returned messages[{index}]={shorten(message)}; expected a Message")
             for name in _TEXTS:
                 if not isinstance(value := getattr(message, name), str):
                     raise self._broken(f"returned messages[{index}].{name}={shorten(value)}; expected text")
-        for key in record:
-            if key not in adapter.keys:
-                self.counts.unread_keys.setdefault(str(key), row)
-        return self._without_placeholders(example) if self._no_context else example
+
+    def _group(self, record: Record) -> Hashable:
+        try:
+            if self.adapter is None:
+                self.adapter = self._choose_adapter(record)
+            return self.adapter.group(record)
+        except RecordError:
+            return None  # no adapter reads it: said, with its place, when its turn comes
+        except TemplatekitError:
+            raise
+        except Exception as error:  # a plugin's code may raise anything
+            assert self.adapter is not None
+            raise PluginError(
+                f"adapter {self.adapter.name!r}: group() raised {type(error).__name__}: {error}"
+            ) from error
 
     def _choose_adapter(self, record: Record) -> Adapter:
         try:

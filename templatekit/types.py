@@ -10,7 +10,7 @@ Offsets are in characters of `text`, half-open. Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -74,10 +74,33 @@ class Example:
     tools: tuple[Mapping[str, Any], ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What the adapter keeps beside the conversation, such as Dolly's `category`."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """How many parts of the record are not in the example, by what they are; the summary counts them."""
 
     def __post_init__(self) -> None:
         if not self.messages:
             raise ValueError("an example needs at least one message; got messages=()")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceExample(Example):
+    """A prompt with two answers to it, of which one is preferred. `messages` is the prompt."""
+
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+
+    def __post_init__(self) -> None:
+        Example.__post_init__(self)
+        for name in ("chosen", "rejected"):
+            answer = getattr(self, name)
+            if not answer or answer[-1].role != "assistant":
+                found = answer[-1].role if answer else "nothing"
+                raise ValueError(f"an answer ends with an assistant's message; got {found} at the end of {name}")
+
+    def conversation(self, answer: Literal["chosen", "rejected"]) -> Example:
+        """The prompt and one of the answers."""
+        shared = {one.name: getattr(self, one.name) for one in fields(Example)}
+        return Example(**shared | {"messages": self.messages + getattr(self, answer)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,7 +52,7 @@ def audit(
         if tally.rule.setup is not None:
             tally.add(tally.rule.setup(setup), None, setup)
     by_row = [(tally, tally.rule.row) for tally in tallies if tally.rule.row is not None]
-    for row in stream.rows(pipeline.open() if records is None else records):
+    for row in stream.rows(pipeline.open() if records is None else pipeline.gathered(records)):
         rows += 1
         usable += bool(row.samples)
         for sample in row.samples:

@@ -13,6 +13,7 @@ from templatekit.audit.values import Against, Edge, Elsewhere, Row, Sample
 from templatekit.counts import Counts
 from templatekit.errors import ConfigError, RecordError
 from templatekit.pipeline import BATCH, Pipeline, Prepared
+from templatekit.sources.gather import columns_of
 from templatekit.tokens.cuts import Encoder
 from templatekit.tokens.supervision import loss_spans
 from templatekit.types import Record, RenderedText
@@ -128,9 +129,9 @@ def batches(
                 raise
         known = frozenset(pipeline.adapter.keys if pipeline.adapter else ())
         unread: dict[int, Mapping[str, Any]] = {
-            row: {str(key): value for key, value in record.items() if key not in known}
+            row: {str(key): value for key, value in columns_of(record).items() if key not in known}
             for row, record in enumerate(batch, first)
-            if pipeline.adapter and not isinstance(record, RecordError) and not known.issuperset(record)
+            if pipeline.adapter and not isinstance(record, RecordError) and not known.issuperset(columns_of(record))
         }
         yield range(first, first + len(batch)), unread, items
         first += len(batch)

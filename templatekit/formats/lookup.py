@@ -43,7 +43,11 @@ def choose_adapter(keys: Set[str], registry: Registry) -> Adapter:
     """
     matching = [adapter for adapter in registry.adapters.values() if adapter.matches(keys)]
     if not matching:
-        shapes = "; ".join(f"{name}: {', '.join(registry.adapters[name].required)}" for name in registry.adapters)
+        shapes = "; ".join(
+            f"{adapter.name}: {', '.join(adapter.required)}"
+            for adapter in registry.adapters.values()
+            if adapter.required
+        )
         found = ", ".join(sorted(map(str, keys))) or "(none)"
         raise RecordError(
             f"no adapter reads records of this shape; found keys {found}; known shapes: {shapes}; "

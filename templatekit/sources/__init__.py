@@ -12,6 +12,8 @@ address ──Source.accepts──▶ source ──read──▶ Record | Record
 | `folders` | a folder of files of one kind |
 | `starter` | the bundled sets |
 
+`gather` brings together the records that make one example, where an adapter says so.
+
 This is a plugin like any other. Importing it loads none of the libraries that the readers need.
 """
 

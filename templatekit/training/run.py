@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,7 +150,7 @@ def _run(options: FinetuneOptions, registry: Registry, folder: Path, say: Callab
             report=progress,
             warn=say,
         )
-    for sample, item in zip(samples, splits.get("test") or held_out, strict=False):
+    for sample, item in zip(samples, _with_prompt(splits.get("test") or held_out), strict=False):
         sample.after = _answer(trained, pipeline, item.example, stops, options.max_new_tokens)
     write_samples(folder, samples)
 
@@ -213,8 +214,10 @@ def _splits(options: FinetuneOptions, pipeline: Pipeline) -> dict[str, list[Prep
             tokenizer=pipeline.tokenizer,
         )
         return {"train": items, "validation": list(own.run(own.open(), source=options.eval_dataset))}
-    rows = split_rows(options.split, len(items), shuffle=options.split_order == "shuffled", seed=options.seed)
-    splits = {name: [items[index] for index in indices] for name, indices in rows.items()}
+    # The examples of one row stay together: they share text.
+    rows = [list(examples) for _, examples in groupby(items, key=lambda item: item.rendered.row)]
+    parts = split_rows(options.split, len(rows), shuffle=options.split_order == "shuffled", seed=options.seed)
+    splits = {name: [item for index in indices for item in rows[index]] for name, indices in parts.items()}
     if not splits["train"]:
         raise ConfigError(f"split {options.split!r} leaves no training examples of {len(items)}")
     return splits
@@ -260,13 +263,18 @@ def _samples_before(
     if options.resume and (known := read_samples(folder)) is not None:
         return known
     samples = []
-    for item in items[: options.samples]:
+    for item in islice(_with_prompt(items), options.samples):
         before, last = item.example.messages[-2], item.example.messages[-1]
         prompt = before.content + (f"\n\n{before.context}" if before.context else "")
         answer = _answer(model, pipeline, item.example, stops, options.max_new_tokens)
         samples.append(Sample(prompt=prompt, reference=last.content, before=answer))
     write_samples(folder, samples)
     return samples
+
+
+def _with_prompt(items: Iterable[Prepared]) -> Iterator[Prepared]:
+    """Those in which something comes before the last answer."""
+    return (item for item in items if len(item.example.messages) > 1)
 
 
 def _answer(model: PreTrainedModel, pipeline: Pipeline, example: Example, stops: Stops, longest: int) -> str:

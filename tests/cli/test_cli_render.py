@@ -154,12 +154,16 @@ def test_the_summary_can_be_read_by_programs(templatekit: Templatekit, tmp_path:
         "adapter": "alpaca",
         "rows_in": 3,
         "rows_out": 2,
+        "examples_out": 2,
         "dropped": {"missing_output": 1},
         "dropped_rows": {"missing_output": [1]},
         "first_dropped": {"missing_output": "rows.json:1:output: missing; found keys instruction; expected text"},
         "tokens": 0,
         "trained_tokens": 0,
         "empty_responses": 1,
+        "left_out": {},
+        "equal_pairs": 0,
+        "early_pairs": 0,
         "unread_keys": {"id": 0},
     }
 
