@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ _EXAMPLE = Example(
         Message(role="user", content="Name the capital.", context="Country: France"),
         Message(role="assistant", content="Paris."),
     )
+)
+_WITHOUT_CONTEXT = replace(
+    _EXAMPLE, messages=(Message(role="user", content="Name the capital."), *_EXAMPLE.messages[1:])
 )
 
 
@@ -106,7 +110,7 @@ def show_template(name: str, as_json: bool, plugin_dirs: tuple[Path, ...]) -> No
     """Show a template's source and an example, with ⟦ ⟧ around what is trained."""
     registry = load_registry(plugin_dirs)
     template = find_template(name, registry)
-    example = template.render(_EXAMPLE)
+    example = template.render(_EXAMPLE if template.multi_turn or "context" in template.variables else _WITHOUT_CONTEXT)
     facts = {
         "name": template.name,
         "file": template.path,

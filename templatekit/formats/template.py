@@ -41,8 +41,12 @@ class Template:
         self._mentions = checked.mentions
         self._traced = _compiled(tracing_environment(), checked.text, file.name)
         self._plain = _compiled(plain_environment(), checked.text, file.name)
+        self._bare = False
         if self.kind == "instruction":
             self._probe()
+            nothing = Example(messages=(Message(role="user"),))
+            # A format that writes nothing of its own before the answer holds a text without a prompt too.
+            self._bare = not self._text(nothing.messages, nothing, NO_TOKENIZER, prompt=True)
 
     @property
     def multi_turn(self) -> bool:
@@ -88,7 +92,7 @@ class Template:
         if self.kind == "chat":
             variables = chat_variables(messages, example.tools)
         else:
-            variables = instruction_variables(messages, tools=example.tools, name=self.name)
+            variables = instruction_variables(messages, tools=example.tools, name=self.name, bare=self._bare)
             if not prompt and messages[-1].role != "assistant":
                 raise RecordError(
                     f"template {self.name!r} needs an answer; found none", field="messages", reason="no_response"

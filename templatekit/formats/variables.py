@@ -24,15 +24,24 @@ def special_variables(tokens: SpecialTokens) -> Variables:
     return {name: literal(text) for name, text in texts.items() if text or not tokens.known}
 
 
-def instruction_variables(messages: tuple[Message, ...], *, tools: object, name: str) -> Variables:
-    """One turn by field: `system`, `instruction`, `context`, `response` (absent in a prompt)."""
+def instruction_variables(messages: tuple[Message, ...], *, tools: object, name: str, bare: bool = False) -> Variables:
+    """One turn by field: `system`, `instruction`, `context`, `response` (absent in a prompt).
+
+    A `bare` format, which writes nothing around them, holds an answer alone too.
+    """
     system, rest = _leading_system(messages)
     roles = tuple(message.role for message in rest)
-    if roles not in (("user", "assistant"), ("user",)):
+    if bare and roles in (("assistant",), ()):
+        rest = (Message(role="user"), *rest)
+    elif roles not in (("user", "assistant"), ("user",)):
         found = ", ".join(roles) or "nothing"
+        other = (
+            "'text' for texts without a prompt"
+            if roles == ("assistant",)
+            else "a chat template such as 'chatml' for conversations"
+        )
         raise RecordError(
-            f"template {name!r} holds one turn, a user's and an assistant's; found {found}; "
-            "choose a chat template such as 'chatml' for conversations",
+            f"template {name!r} holds one turn, a user's and an assistant's; found {found}; choose {other}",
             field="messages",
             reason="not_one_turn",
         )

@@ -23,7 +23,7 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 TOKENS = SpecialTokens(
     bos="<s>", eos="</s>", special=frozenset({"<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>"})
 )
-NAMES = ("alpaca", "alpaca-lora", "chapter7", "seed", "dolly", "phi3-chapter7", "chatml", "llama3")
+NAMES = ("alpaca", "alpaca-lora", "chapter7", "seed", "dolly", "phi3-chapter7", "text", "chatml", "llama3")
 CHAT = ("chatml", "llama3")
 WITHOUT_EOS = ("dolly", "chatml", "llama3")
 
@@ -175,7 +175,14 @@ def llama3(instruction: str, input: str, output: str) -> tuple[str, str]:
     return prompt, f"{prompt}{output.strip()}<|eot_id|>"
 
 
+def text(instruction: str, input: str, output: str) -> tuple[str, str]:
+    """Nothing of its own."""
+    prompt = f"{instruction}\n\n{input}" if input and instruction else instruction or input
+    return prompt, prompt + output
+
+
 FORMATS: Mapping[str, Format] = {
+    "text": text,
     "alpaca": stanford,
     "alpaca-lora": alpaca_lora,
     "chapter7": chapter7,
@@ -253,7 +260,7 @@ def test_targets_begin_at_rendered_prompts_in_every_turn(
         assert rendered.text[target.marker_start : target.end] == ENDS[name]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in CHAT])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*CHAT, "text")])
 @pytest.mark.parametrize(
     ("messages", "reason", "words"),
     [
