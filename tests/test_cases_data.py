@@ -106,6 +106,37 @@ def test_original_alpacas_empty_outputs_and_placeholders(shared: Path, builtin: 
     assert len(fewer) == sum(row["input"] in placeholders for row in rows) == 16
 
 
+def test_hh_rlhf_pairs_that_part_early_and_empty_replies(eye_of: Eyes) -> None:
+    """Rows made after HH-RLHF: 5 part before the last turn, 4 have an empty chosen reply."""
+    start = "\n\nHuman: A?\n\nAssistant: "
+    early = {
+        "chosen": f"{start}B.\n\nHuman: C?\n\nAssistant: D.",
+        "rejected": f"{start}No.\n\nHuman: C?\n\nAssistant: D.",
+    }
+    empty = {"chosen": start.rstrip(), "rejected": f"{start}B."}
+    plain = {"chosen": f"{start}B.", "rejected": f"{start}No."}
+    pipeline = eye_of("qwen3").pipeline("chatml")
+    texts = [item.rendered.text for item in pipeline.run([early] * 5 + [empty] * 4 + [plain])]
+    counts = pipeline.counts
+    assert (counts.rows_out, counts.early_pairs, counts.empty_responses) == (10, 5, 4)
+    assert counts.left_out == {"rejected answer": 10}
+    assert not any("No." in text for text in texts)
+    turn = "<|im_start|>assistant\n"
+    assert [text.count(turn) for text in texts] == [2] * 5 + [1] * 5
+    assert texts[-1] == f"<|im_start|>user\nA?<|im_end|>\n{turn}B.<|im_end|>\n"
+
+
+def test_chapter7_preference_data(shared: Path, builtin: Registry) -> None:
+    """1,100 pairs, of which 6 have the same answer twice."""
+    path = shared / "data/ch07/instruction-data-with-preference.json"
+    rows: list[dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
+    run = pipeline(builtin, dataset=str(path), template="alpaca")
+    texts = [item.rendered.text for item in run.run(run.open())]
+    assert all(text.endswith(f"### Response:{row['chosen']}") for row, text in zip(rows, texts, strict=True))
+    assert (run.counts.left_out["rejected answer"], run.counts.equal_pairs) == (1_100, 6)
+    assert run.counts.unread_keys == {"output": 0}
+
+
 def test_gpteacher_calls_the_answer_response(eye_of: Eyes) -> None:
     seen = eye_of("gpt2").one({"instruction": "a", "input": "", "response": "b"}, "alpaca")
     assert seen.trained == ["b<|endoftext|>"]

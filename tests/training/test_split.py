@@ -3,8 +3,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from testkit.at_hand import Tokenizers
 
+from templatekit import create_registry
+from templatekit.config import FinetuneOptions
 from templatekit.errors import ConfigError
+from templatekit.pipeline import Pipeline
+from templatekit.training.run import _splits
 from templatekit.training.split import parse_split, split_rows
 
 CHAPTER7 = "train=0.85,test=0.1,validation=rest"
@@ -68,3 +73,19 @@ def test_a_wrong_split_says_what_is_wrong(spec: str, found: str) -> None:
     with pytest.raises(ConfigError) as caught:
         split_rows(spec, 10, shuffle=False, seed=0)
     assert found in str(caught.value)
+
+
+@given(seed=st.integers(0, 2**16))
+def test_the_examples_of_a_row_stay_in_one_part(seed: int, tokenizer_of: Tokenizers) -> None:
+    """They share text: a held-out half would not be held out."""
+    replies = [{"role": "assistant", "text": text} for text in ("b", "c")]
+    rows = [
+        {"message_tree_id": f"t{row}", "prompt": {"role": "prompter", "text": f"a{row}", "replies": replies}}
+        for row in range(10)
+    ]
+    options = FinetuneOptions.parse({"adapter": "oasst-all", "split": "train=0.5,validation=rest", "seed": seed})
+    pipeline = Pipeline(options, create_registry(), tokenizer=tokenizer_of("bytes"))
+    pipeline.open = lambda: iter(rows)  # type: ignore[method-assign]
+    parts = {name: [item.rendered.row for item in items] for name, items in _splits(options, pipeline).items()}
+    assert {name: len(items) for name, items in parts.items()} == {"train": 10, "validation": 10}
+    assert not set(parts["train"]) & set(parts["validation"])
