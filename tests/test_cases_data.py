@@ -173,14 +173,15 @@ def test_null_input_never_prints_none(eye_of: Eyes) -> None:
 
 
 def seconds(eye: Eye, template: str, turns: int) -> float:
+    """Of processor time: what other processes take is no cost of ours."""
     conversation = [("user", "How are you doing today?"), ("assistant", "Quite well, and you?")] * turns
     pipeline = eye.pipeline(template)
     record = {"messages": [{"role": role, "content": content} for role, content in conversation]}
     best = float("inf")
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         list(pipeline.run([record]))
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return best
 
 
