@@ -16,6 +16,7 @@ of the data acts as well.
 from __future__ import annotations
 
 import re
+import unicodedata
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -119,7 +120,7 @@ class Encoder:
             inside = self._found(text[start:end], start) if self.control_tokens == "everywhere" else []
             while counted and counted[0].start < end:
                 match = counted.popleft()
-                if match.start >= start and match.end <= end:
+                if match.start >= start and match.end <= end and _stands_alone(match, text, start, end):
                     inside.append(match)
             if start < end:
                 prefix = self._prefix_at(start, behind_control=behind_control)
@@ -174,7 +175,7 @@ class Encoder:
         return _any_of(token for token in self.tokenizer.control_tokens.values() if not token.special)
 
     def _counted(self, rendered: RenderedText) -> list[Match]:
-        """The control tokens that count, leftmost and longest first, as the tokenizer finds them."""
+        """The control tokens that count, whole words or not, leftmost and longest first, as tokenizers find them."""
         if self.control_tokens == "everywhere" or self._pattern is None or not self._pattern.search(rendered.text):
             return []
         return [
@@ -191,8 +192,13 @@ class Encoder:
 
     def _found(self, text: str, start: int) -> list[Match]:
         """Every control token in a text that begins at `start`, whoever wrote it."""
-        tokens, matches = self.tokenizer.control_tokens, self._pattern.finditer(text) if self._pattern else ()
-        return [Match(start + match.start(), start + match.end(), tokens[match[0]]) for match in matches]
+        tokens, found = self.tokenizer.control_tokens, self._pattern.finditer(text) if self._pattern else ()
+        matches = (Match(match.start(), match.end(), tokens[match[0]]) for match in found)
+        return [
+            Match(start + match.start, start + match.end, match.token)
+            for match in matches
+            if _stands_alone(match, text, 0, len(text))
+        ]
 
     def _run(self, pieces: Sequence[Piece]) -> list[list[Tokens]]:
         """Each piece's tokens, in order: one run of them, or several where the piece had to be parted."""
@@ -212,12 +218,7 @@ class Encoder:
         # Cut pieces have one weight each, so that few need the characters of their tokens, which cost time.
         placed = self.boundary == "joint" or (control and self.tokenizer.matches_loosely)
         encode = backend.encode_batch if placed else backend.encode_batch_fast
-        try:
-            encodings: list[tokenizers.Encoding] = encode(texts, add_special_tokens=False)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # the library's panics are no Exceptions
-            raise TokenizerError(f"tokenizer {self.tokenizer.name!r} cannot encode: {error}") from error
+        encodings: list[tokenizers.Encoding] = encode(texts, add_special_tokens=False)
         return encodings
 
     def _checked(self, piece: Piece, encoding: tokenizers.Encoding) -> list[Tokens]:
@@ -277,10 +278,21 @@ def _known(piece: Piece) -> Tokens:
 def _any_of(tokens: Iterable[ControlToken]) -> re.Pattern[str] | None:
     """Finds any of the tokens, the longest first."""
     ordered = sorted(tokens, key=lambda token: (-len(token.text), token.text))
-    texts = [
-        rf"(?<!\w){re.escape(token.text)}(?!\w)" if token.whole_word else re.escape(token.text) for token in ordered
-    ]
-    return re.compile("|".join(texts)) if texts else None
+    return re.compile("|".join(re.escape(token.text) for token in ordered)) if ordered else None
+
+
+def _stands_alone(match: Match, text: str, start: int, end: int) -> bool:
+    """Whether a token that must be a whole word is one in `text[start:end]`, which is encoded alone."""
+    if not match.token.whole_word:
+        return True
+    before = match.start > start and _is_word(text[match.start - 1])
+    return not before and not (match.end < end and _is_word(text[match.end]))
+
+
+def _is_word(character: str) -> bool:
+    """As the tokenizers library has it: marks and joiners among them, unlike Python's."""
+    kind = unicodedata.category(character)
+    return kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or character in ("\u200c", "\u200d")
 
 
 def _without_start(text: str) -> str:

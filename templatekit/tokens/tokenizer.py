@@ -54,6 +54,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         _add_listed(backend, config, name)
+        _check_added(backend, name)
         self._backend = backend
         self._config = config
         self._variants: dict[tuple[bool, bool], tokenizers.Tokenizer] = {}
@@ -236,6 +237,16 @@ def _add_listed(backend: tokenizers.Tokenizer, config: Mapping[str, Any], name: 
     for text in _named_special(config):
         if text not in special and backend.token_to_id(text) is not None:
             _add(backend, tokenizers.AddedToken(text, special=True, normalized=False))
+
+
+def _check_added(backend: tokenizers.Tokenizer, name: str) -> None:
+    """Refuses a token of which the normalizer leaves nothing: the library then panics, or takes all memory there is."""
+    for id, token in backend.get_added_tokens_decoder().items():
+        if token.normalized and backend.normalizer and not backend.normalizer.normalize_str(token.content):
+            raise TokenizerError(
+                f"tokenizer {name!r}: its normalizer leaves nothing of the added token {token.content!r} ({id}); "
+                "expected a token with normalized=false"
+            )
 
 
 def _added_token(entry: Mapping[str, Any]) -> tokenizers.AddedToken:
