@@ -9,7 +9,7 @@ from templatekit import create_registry
 from templatekit.config import FinetuneOptions
 from templatekit.errors import ConfigError
 from templatekit.pipeline import Pipeline
-from templatekit.training.run import _splits
+from templatekit.training.run import _splits, _with_prompt
 from templatekit.training.split import parse_split, split_rows
 
 CHAPTER7 = "train=0.85,test=0.1,validation=rest"
@@ -89,3 +89,17 @@ def test_the_examples_of_a_row_stay_in_one_part(seed: int, tokenizer_of: Tokeniz
     parts = {name: [item.rendered.row for item in items] for name, items in _splits(options, pipeline).items()}
     assert {name: len(items) for name, items in parts.items()} == {"train": 10, "validation": 10}
     assert not set(parts["train"]) & set(parts["validation"])
+
+
+def test_texts_without_a_prompt_are_not_sampled(tokenizer_of: Tokenizers) -> None:
+    rows = [{"text": "a"}, {"text": "b"}]
+    pipeline = Pipeline(FinetuneOptions.parse({"template": "text"}), create_registry(), tokenizer=tokenizer_of("bytes"))
+    texts = list(pipeline.run(rows))
+    assert len(texts) == 2
+    assert list(_with_prompt(texts)) == []
+    asked = list(
+        Pipeline(pipeline.options, pipeline.registry, tokenizer=pipeline.tokenizer).run(
+            [{"prompt": "a", "completion": "b"}]
+        )
+    )
+    assert list(_with_prompt(asked)) == asked
