@@ -2,9 +2,20 @@
 
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from templatekit import Adapter, Example, Message, Record, RecordError, hookimpl, text_of
+from templatekit import (
+    Adapter,
+    Example,
+    Message,
+    Record,
+    RecordError,
+    as_function,
+    hookimpl,
+    objects_of,
+    text_of,
+    tools_of,
+)
 
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Under which a message may hold the assistant's thinking."""
@@ -13,16 +24,31 @@ WEIGHT_KEYS = ("weight", "loss_weight", "train")
 """Under which a message may say how much of its loss counts: a number, or true and false."""
 
 
-class Messages(Adapter):
-    """`messages`: objects with `role` and `content`, the latter text or a list of text parts; optional `tools`.
+TEXT_PARTS = {"text": ("text", "value"), "input_text": ("text",), "output_text": ("text",), "refusal": ("refusal",)}
+"""Kinds of content parts that are text, with the keys under which it stands."""
 
-    A message may carry reasoning (`reasoning_content`, `reasoning` or `thinking`), `tool_calls`, `name` and a weight
-    (`weight`, `loss_weight` or `train`).
+MESSAGE_KEYS = frozenset(
+    (
+        *("role", "content", "refusal", "tool_calls", "function_call", "tool_call_id", "name"),
+        *REASONING_KEYS,
+        *WEIGHT_KEYS,
+    )
+)
+
+
+class Messages(Adapter):
+    """`messages`: objects with `role` and `content`, the latter text or a list of text parts; optional `tools` and
+    `documents`, as lists or as JSON.
+
+    A message may carry reasoning (`reasoning_content`, `reasoning` or `thinking`), `tool_calls`, `tool_call_id`, `name`
+    and a weight (`weight`, `loss_weight` or `train`). The older `function_call` and the role `function` are read as
+    tool calls and their answers.
     """
 
     name = "messages"
-    description = "messages: role, content; optional tools, tool_calls, reasoning_content, name, weight"
-    keys = ("messages", "tools")
+    description = "messages: role, content; optional tools, documents, tool_calls, reasoning_content, name, weight"
+    keys = ("messages", "tools", "documents")
+    inner_keys: ClassVar[Mapping[str, frozenset[str]]] = {"messages": MESSAGE_KEYS}
     required = ("messages",)
 
     def to_example(self, record: Record) -> Example:
@@ -34,29 +60,30 @@ class Messages(Adapter):
                 field="messages",
                 reason="bad_messages",
             )
-        tools = record.get("tools") or []
-        if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-            raise RecordError(f"found {tools!r:.60}; expected a list of objects", field="tools", reason="bad_tools")
         return Example(
             messages=tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages)),
-            tools=tuple(tools),
+            tools=tools_of(record),
+            documents=objects_of(record, "documents"),
         )
 
     def to_record(self, example: Example) -> Record:
-        """With content as text, and the optional keys where they say something."""
+        """With content as text or parts, and the optional keys where they say something."""
         messages = []
         for message in example.messages:
-            written: dict[str, Any] = {"role": message.role, "content": message.content}
+            content = [dict(part) for part in message.parts] or message.content
+            written: dict[str, Any] = {"role": message.role, "content": content}
             optional = {
                 "reasoning_content": message.reasoning,
                 "tool_calls": list(message.tool_calls),
+                "tool_call_id": message.tool_call_id,
                 "name": message.name,
             }
             written |= {key: value for key, value in optional.items() if value}
             if message.weight != 1:
                 written["weight"] = message.weight
             messages.append(written)
-        return {"messages": messages} | ({"tools": list(example.tools)} if example.tools else {})
+        beside = {"tools": list(example.tools), "documents": list(example.documents)}
+        return {"messages": messages} | {key: value for key, value in beside.items() if value}
 
 
 def _message(value: object, where: str) -> Message:
@@ -64,17 +91,19 @@ def _message(value: object, where: str) -> Message:
         raise RecordError(
             f"found {value!r:.60}; expected an object with role and content", field=where, reason="bad_messages"
         )
-    calls = value.get("tool_calls") or []
-    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
-        raise RecordError(
-            f"found {calls!r:.60}; expected a list of objects", field=f"{where}.tool_calls", reason="bad_tool_calls"
-        )
     try:
+        calls = tuple(as_function(call) for call in objects_of(value, "tool_calls"))
+        if value.get("function_call") is not None:
+            calls = (*calls, _function_call(value["function_call"]))
+        role = text_of(value, "role")
+        parts = _parts(value)
         return Message(
-            role=text_of(value, "role"),
-            content=_content(value, where, required=not calls),
+            role="tool" if role == "function" else role,
+            content="\n".join(part["text"] for part in parts) if parts else _text(value, required=not calls),
+            parts=parts,
             reasoning=_reasoning(value, where),
-            tool_calls=tuple(calls),
+            tool_calls=calls,
+            tool_call_id=text_of(value, "tool_call_id", required=False),
             name=text_of(value, "name", required=False),
             weight=_weight(value, where),
         )
@@ -83,24 +112,55 @@ def _message(value: object, where: str) -> Message:
         raise
 
 
-def _content(value: Mapping[str, Any], where: str, *, required: bool) -> str:
-    parts = value.get("content")
-    if not isinstance(parts, list):
-        return text_of(value, "content", required=required)
-    texts = []
-    for index, part in enumerate(parts):
-        if not isinstance(part, Mapping) or part.get("type", "text") != "text":
-            raise RecordError(
-                f"found {part!r:.60}; expected text parts only",
-                field=f"{where}.content[{index}]",
-                reason="not_text_content",
-            )
-        try:
-            texts.append(text_of(part, "text" if "text" in part else "value"))
-        except RecordError as error:
-            error.field = f"{where}.content[{index}].{error.field}"
-            raise
-    return "".join(texts)
+def _function_call(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise RecordError(
+            f"found {value!r:.60}; expected an object with name and arguments",
+            field="function_call",
+            reason="bad_function_call",
+        )
+    return as_function(value)
+
+
+def _text(value: Mapping[str, Any], *, required: bool) -> str:
+    """The content where it is text; a refusal is one too, and stands in its place."""
+    refusal = text_of(value, "refusal", required=False)
+    if value.get("content") == []:
+        return refusal
+    content = text_of(value, "content", required=required and not refusal)
+    if content and refusal:
+        raise RecordError("found content and a refusal; expected one", field="refusal", reason="bad_refusal")
+    return content or refusal
+
+
+def _parts(value: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The content's parts, as `{"type": "text", "text": …}`; none where it is text."""
+    content = value.get("content")
+    parts = enumerate(content if isinstance(content, list) else ())
+    return tuple(_part(part, f"content[{index}]") for index, part in parts)
+
+
+def _part(part: object, field: str) -> Mapping[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if not isinstance(part, Mapping):
+        raise RecordError(f"found {part!r:.60}; expected a text part", field=field, reason="unsupported_part")
+    kind = part.get("type", "text")
+    if not isinstance(kind, str) or kind not in TEXT_PARTS:
+        raise RecordError(
+            f"found a part of type {kind!r:.60}; expected text: models that take anything else are not trained here",
+            field=field,
+            reason="unsupported_part",
+        )
+    key = next((key for key in TEXT_PARTS[kind] if key in part), TEXT_PARTS[kind][0])
+    try:
+        text = text_of(part, key)
+    except RecordError as error:
+        error.field = f"{field}.{error.field}"
+        raise
+    # Columnar files give every part the keys of all: templates would take a null `image` for an image.
+    beside = {name: item for name, item in part.items() if item is not None and name not in ("type", key)}
+    return {"type": "text", "text": text, **beside}
 
 
 def _reasoning(value: Mapping[str, Any], where: str) -> str:

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from templatekit import Adapter, Example, Message, Record, RecordError, hookimpl, text_of
+from templatekit import Adapter, Example, Message, Record, RecordError, hookimpl, text_of, tools_of
 
 ROLES = {
     "human": "user",
@@ -18,17 +18,20 @@ ROLES = {
 }
 """What a turn's `from` means."""
 
+TURN_KEYS = frozenset(("from", "value"))
+
 
 class ShareGPT(Adapter):
     """`conversations`: turns with `from` and `value`; optional `system` and `tools`.
 
-    A `function_call` turn holds JSON with `name` and `arguments` and becomes an assistant's tool call, an
-    `observation` becomes a tool's answer.
+    A `function_call` turn holds JSON with `name` and `arguments`, or a list of these, and becomes an assistant's tool
+    calls, an `observation` or `tool` turn a tool's answer. `tools` may be JSON text.
     """
 
     name = "sharegpt"
     description = "conversations: from, value; optional system, tools, function_call and observation turns"
     keys = ("conversations", "system", "tools", "id")
+    inner_keys: ClassVar[Mapping[str, frozenset[str]]] = {"conversations": TURN_KEYS}
     required = ("conversations",)
 
     def to_example(self, record: Record) -> Example:
@@ -46,7 +49,7 @@ class ShareGPT(Adapter):
             messages.insert(0, Message(role="system", content=system))
         return Example(
             messages=tuple(messages),
-            tools=_tools(record.get("tools")),
+            tools=tools_of(record),
             metadata={"id": record["id"]} if "id" in record else {},
         )
 
@@ -56,7 +59,8 @@ class ShareGPT(Adapter):
         turns = []
         for message in example.messages:
             if message.tool_calls:
-                value = json.dumps(message.tool_calls[0]["function"], ensure_ascii=False)
+                calls = [call["function"] for call in message.tool_calls]
+                value = json.dumps(calls[0] if len(calls) == 1 else calls, ensure_ascii=False)
                 turns.append({"from": "function_call", "value": value})
             else:
                 turns.append({"from": names.get(message.role, message.role), "value": message.content})
@@ -84,34 +88,20 @@ def _message(turn: object, where: str) -> Message:
         )
     if speaker != "function_call":
         return Message(role=ROLES[speaker], content=value)
-    call = _json(value, f"{where}.value")
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        raise RecordError(
-            f"found {value!r:.60}; expected JSON with name and arguments",
-            field=f"{where}.value",
-            reason="bad_function_call",
-        )
-    return Message(role=ROLES[speaker], tool_calls=({"type": "function", "function": call},))
+    return Message(role=ROLES[speaker], tool_calls=_calls(value, f"{where}.value"))
 
 
-def _tools(value: object) -> tuple[Mapping[str, Any], ...]:
-    if value in (None, "", []):
-        return ()
-    tools = _json(value, "tools") if isinstance(value, str) else value
-    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise RecordError(
-            f"found {value!r:.60}; expected a list of objects, or JSON of one", field="tools", reason="bad_tools"
-        )
-    return tuple(tools)
-
-
-def _json(text: str, where: str) -> Any:
+def _calls(text: str, where: str) -> tuple[Mapping[str, Any], ...]:
     try:
-        return json.loads(text)
+        value, why = json.loads(text), ""
     except (ValueError, RecursionError) as error:
+        value, why = None, f"; not JSON: {error}"
+    calls = value if isinstance(value, list) else [value]
+    if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
         raise RecordError(
-            f"not JSON ({error}); found {text!r:.60}; expected JSON", field=where, reason="bad_json"
-        ) from None
+            f"found {text!r:.60}; expected JSON with name and arguments{why}", field=where, reason="bad_function_call"
+        )
+    return tuple({"type": "function", "function": call} for call in calls)
 
 
 @hookimpl

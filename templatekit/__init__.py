@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from templatekit.calls import prepare, render
     from templatekit.config import DataOptions, FinetuneOptions
-    from templatekit.contracts import Adapter, Exporter, ModelResolver, Source, TemplateFile, template_files, text_of
+    from templatekit.contracts import (
+        Adapter,
+        Exporter,
+        ModelResolver,
+        Source,
+        TemplateFile,
+        as_function,
+        objects_of,
+        template_files,
+        text_of,
+        tools_of,
+    )
     from templatekit.errors import (
         ConfigError,
         PluginError,
@@ -48,7 +59,18 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "config": ("DataOptions", "FinetuneOptions"),
-    "contracts": ("Adapter", "Exporter", "ModelResolver", "Source", "TemplateFile", "template_files", "text_of"),
+    "contracts": (
+        "Adapter",
+        "Exporter",
+        "ModelResolver",
+        "Source",
+        "TemplateFile",
+        "as_function",
+        "objects_of",
+        "template_files",
+        "text_of",
+        "tools_of",
+    ),
     "errors": (
         "ConfigError",
         "PluginError",
@@ -119,14 +141,17 @@ __all__ = [
     "TokenizerError",
     "UnknownNameError",
     "__version__",
+    "as_function",
     "create_registry",
     "finetune",
     "hookimpl",
     "load_template",
+    "objects_of",
     "prepare",
     "render",
     "template_files",
     "text_of",
+    "tools_of",
 ]
 
 

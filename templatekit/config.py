@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -111,8 +112,20 @@ def _no_flag(value: object) -> object:
     return value
 
 
+def _json_like(value: Any) -> Any:
+    """Sees that a value can be written into a template: YAML has dates and NaN, too."""
+    if isinstance(value, dict):
+        return {_json_like(key): _json_like(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_like(item) for item in value]
+    if value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and isfinite(value)):
+        return value
+    raise ValueError(f"expected text, a number, true, false or null; found {shorten(value)}; quote it where it is text")
+
+
 Positive = Annotated[int, BeforeValidator(_no_flag), Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+JsonLike = Annotated[Any, AfterValidator(_json_like)]
 Model = TypeVar("Model", bound="Options")
 
 
@@ -157,6 +170,10 @@ class DataOptions(Options):
         (), description="Inputs that mean none, such as `<noinput>`; may be given several times."
     )
     template: str = Field("alpaca", description="A template's name, a .jinja file, or `tokenizer` for the model's own.")
+    chat_template_kwargs: dict[str, JsonLike] = Field(
+        default_factory=dict,
+        description="Values for variables that the template reads, such as `enable_thinking=false`.",
+    )
     tokenizer: str | None = Field(None, description="A folder with tokenizer.json, or a model's name.")
     train_on: Annotated[TrainOn, AfterValidator(_checked_train_on)] = Field(
         "response",

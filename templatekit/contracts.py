@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Iterator, Set
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 from templatekit.errors import RecordError, TemplateError, shorten
 from templatekit.types import Example, Record, RenderedText, TokenizedExample
@@ -33,6 +34,53 @@ def text_of(record: Record, key: str, *, required: bool = True) -> str:
     return value
 
 
+def objects_of(record: Record, key: str) -> tuple[Mapping[str, Any], ...]:
+    """The list of objects under `key`, which may be JSON text, and so may each object; null and "" are none.
+
+    Files with columns hold such lists as text where their objects have no keys in common.
+    """
+    values = _from_json(record.get(key), key)
+    if values is None or values == "":
+        return ()
+    if isinstance(values, list):
+        values = [_from_json(value, key) for value in values]
+        if all(isinstance(value, Mapping) for value in values):
+            return tuple(values)
+    raise RecordError(
+        f"found {shorten(record[key])}; expected a list of objects, or JSON of one", field=key, reason=f"bad_{key}"
+    )
+
+
+def _from_json(value: object, key: str) -> Any:
+    if not isinstance(value, str) or not value.strip():
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(
+            f"found {shorten(value)}; expected a list of objects, or JSON of one; not JSON: {error}",
+            field=key,
+            reason=f"bad_{key}",
+        ) from None
+
+
+def tools_of(record: Record, key: str = "tools") -> tuple[Mapping[str, Any], ...]:
+    """The tools under `key` as servers are sent them: `{"type": "function", "function": {…}}`.
+
+    Functions that stand there bare are put into that shape. JSON text is read as in `objects_of`.
+    """
+    return tuple(as_function(tool) for tool in objects_of(record, key))
+
+
+def as_function(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A tool, or a call of one, as `{"type": "function", "function": {…}}`, with its `id`; what it is not stays."""
+    if "function" in value or not isinstance(value.get("name"), str) or value.get("type", "function") != "function":
+        return value
+    outside = {key: item for key, item in value.items() if key in ("id", "index")}
+    inside = {key: item for key, item in value.items() if key not in ("id", "index", "type")}
+    return {**outside, "type": "function", "function": inside}
+
+
 class Adapter(ABC):
     """Turns one shape of record into an `Example`.
 
@@ -43,12 +91,27 @@ class Adapter(ABC):
     description: ClassVar[str] = ""
     keys: ClassVar[tuple[str, ...]] = ()
     """Every key this adapter reads. Other keys of a record are reported, once."""
+    inner_keys: ClassVar[Mapping[str, Set[str]]] = {}
+    """Of keys that hold an object or a list of objects, the keys that are read inside. Others are reported as
+    `messages[].name`, unless they hold null."""
     required: ClassVar[tuple[str, ...]] = ()
     """The keys by which a record of this shape is known."""
 
     def matches(self, keys: Set[str]) -> bool:
         """Whether records with these keys are of this shape; used where no adapter is named."""
         return bool(self.required) and keys >= set(self.required)
+
+    def unread(self, record: Record) -> dict[str, Any]:
+        """What a record holds that this adapter does not read, by key."""
+        found = {str(key): value for key, value in record.items() if key not in self.keys}
+        for key, known in self.inner_keys.items():
+            items = record.get(key)
+            for item in items if isinstance(items, list) else (items,):
+                if isinstance(item, Mapping) and not item.keys() <= known:
+                    for name, value in item.items():
+                        if name not in known and value is not None:
+                            found.setdefault(f"{key}[].{name}", value)
+        return found
 
     @abstractmethod
     def to_example(self, record: Record) -> Example:

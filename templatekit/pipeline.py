@@ -77,8 +77,9 @@ class Pipeline:
             tokenizer = find_tokenizer(options.tokenizer, registry)
         self.tokenizer = tokenizer
         self.adapter = adapter or (registry.adapters[options.adapter] if options.adapter else None)
-        self.template = template or find_template(
-            options.template, registry, chat_template=tokenizer.chat_template if tokenizer else None
+        kwargs = options.chat_template_kwargs
+        self.template = (template.with_kwargs(kwargs) if template and kwargs else template) or find_template(
+            options.template, registry, chat_template=tokenizer.chat_template if tokenizer else None, kwargs=kwargs
         )
         self.special_tokens = tokenizer.special_tokens if tokenizer else NO_TOKENIZER
         self.encoder = (
@@ -167,9 +168,8 @@ class Pipeline:
             raise self._broken("returned no example; expected one or more, or a RecordError that says why")
         for example in found:
             self._check(example)
-        for key in columns_of(record):
-            if key not in adapter.keys:
-                self.counts.unread_keys.setdefault(str(key), row)
+        for key in adapter.unread(columns_of(record)):
+            self.counts.unread_keys.setdefault(key, row)
         return found
 
     def _check(self, example: object) -> None:
@@ -244,7 +244,7 @@ class Pipeline:
             yield replace(item, tokenized=tokenized)
 
 
-_TEXTS = ("role", "content", "context", "reasoning", "name")
+_TEXTS = ("role", "content", "context", "reasoning", "name", "tool_call_id")
 
 
 def _copied(value: Any) -> Any:

@@ -52,11 +52,18 @@ class Message:
     role: str
     """`system`, `user`, `assistant`, `tool`, or whatever the template understands."""
     content: str = ""
+    parts: tuple[Mapping[str, Any], ...] = ()
+    """The content as a list of text parts, where the data has one; `content` is then their text joined by newlines.
+
+    Templates that take lists receive it, as long as it says what `content` says."""
     context: str = ""
     """Text that goes with a user's instruction: Alpaca's `input`, Dolly's `context`. The template places it."""
     reasoning: str = ""
     """The assistant's thinking, without the markers a template puts around it."""
     tool_calls: tuple[Mapping[str, Any], ...] = ()
+    """As OpenAI's API has them; a call's `arguments` may be an object or its JSON. The template gets what it takes."""
+    tool_call_id: str = ""
+    """Which call a tool's answer belongs to."""
     name: str = ""
     weight: float = 1.0
     """Multiplies the loss of this message's tokens: 0 leaves it untrained, 1 trains it fully."""
@@ -72,6 +79,8 @@ class Example:
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
+    documents: tuple[Mapping[str, Any], ...] = ()
+    """What the answers may draw on, for templates of retrieval models."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What the adapter keeps beside the conversation, such as Dolly's `category`."""
     left_out: Mapping[str, int] = field(default_factory=dict)
@@ -111,7 +120,7 @@ class Origin:
     """`template`: written in the template. `field`: copied from the data. `computed`: made by the template from
     several fields, or from numbers; it is treated as data."""
     message: int | None = None
-    """Index into `Example.messages`; None for what belongs to no message (`tools`)."""
+    """Index into `Example.messages`; None for what belongs to no message (`tools`, `documents`)."""
     field: str | None = None
     generation: bool = False
     """Written inside the template's own `{% generation %}` block."""

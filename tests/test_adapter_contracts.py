@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from testkit import texts
+from testkit.at_hand import Tokenizers
+from testkit.theirs import as_transformers
 
 from templatekit import (
     Adapter,
@@ -397,6 +399,27 @@ def test_every_file_fits_every_template_or_is_refused_by_reason(shared: Path, bu
                 continue
             assert set(pipeline.counts.dropped) <= {"not_one_turn", "no_place_for_field"}, (name, template)
             assert pipeline.counts.rows_in == min(rows, 60), (name, adapter)
+
+
+def test_every_tool_call_of_the_real_conversations_is_rendered(
+    shared: Path, builtin: Registry, tokenizer_of: Tokenizers
+) -> None:
+    """All 300 rows through Qwen 3's own template: as transformers renders them, every call and answer in its place."""
+    tokenizer = tokenizer_of("qwen3")
+    address = shared / "data/chat/sharegpt_glaive_toolcall_en_300.json"
+    _, prepared = run(address, "tokenizer", builtin, tokenizer=tokenizer.name)
+    rows = json.loads(address.read_text(encoding="utf-8"))
+    kept = {item.rendered.row: item for item in prepared}
+    for row, item in kept.items():
+        for message in item.example.messages:
+            assert message.content in item.rendered.text
+        turns = [turn for turn in rows[row]["conversations"] if turn["from"] == "function_call"]
+        calls = [call for message in item.example.messages for call in message.tool_calls]
+        assert [call["function"] for call in calls] == [json.loads(turn["value"]) for turn in turns]
+        assert tokenizer.chat_template is not None
+        assert item.rendered.text == as_transformers(tokenizer.chat_template, item.example, tokenizer.special_tokens)
+    assert len(kept) > 250
+    assert sum(len(m.tool_calls) for item in kept.values() for m in item.example.messages) > 200
 
 
 def test_loss_weights_of_the_real_messages(shared: Path, builtin: Registry) -> None:

@@ -183,7 +183,7 @@ def test_a_bad_alpaca_row(row: dict[str, Any], message: str, run: Callable[..., 
         (
             "messages",
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
-            "messages[0].content[0]: found {'type': 'image'}; expected text parts only",
+            "messages[0].content[0]: found a part of type 'image'; expected text: ",
         ),
         (
             "messages",
@@ -208,7 +208,7 @@ def test_a_bad_alpaca_row(row: dict[str, Any], message: str, run: Callable[..., 
         (
             "messages",
             {"messages": [{"role": "user", "content": "a"}], "tools": "x"},
-            "tools: found 'x'; expected a list",
+            "tools: found 'x'; expected a list of objects, or JSON of one; not JSON: ",
         ),
         ("sharegpt", {"conversations": {}}, "conversations: found {}; expected a list of at least one turn"),
         (
@@ -224,7 +224,7 @@ def test_a_bad_alpaca_row(row: dict[str, Any], message: str, run: Callable[..., 
         (
             "sharegpt",
             {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "{"}]},
-            "conversations[1].value: not JSON (",
+            "conversations[1].value: found '{'; expected JSON with name and arguments; not JSON: ",
         ),
         (
             "sharegpt",

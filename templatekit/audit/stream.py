@@ -127,11 +127,12 @@ def batches(
             # The pipeline refuses a set of which nothing is left; an audit says why.
             if counts.rows_out:
                 raise
-        known = frozenset(pipeline.adapter.keys if pipeline.adapter else ())
         unread: dict[int, Mapping[str, Any]] = {
-            row: {str(key): value for key, value in columns_of(record).items() if key not in known}
+            row: found
             for row, record in enumerate(batch, first)
-            if pipeline.adapter and not isinstance(record, RecordError) and not known.issuperset(columns_of(record))
+            if pipeline.adapter
+            and not isinstance(record, RecordError)
+            and (found := pipeline.adapter.unread(columns_of(record)))
         }
         yield range(first, first + len(batch)), unread, items
         first += len(batch)

@@ -19,6 +19,8 @@ from templatekit.types import Example, Message
 @click.option("--instruction", required=True, help="What the model is asked.")
 @click.option("--context", default="", help="Text that goes with it: Alpaca's input, Dolly's context.")
 @click.option("--system", default="", help="A system message, where the template has a place for one.")
+@click.option("--prefill", default="", help="How the answer begins; the model goes on from there.")
+@click.option("--chat-template-kwargs", metavar="NAME=VALUE,…", help="Values for variables that the template reads.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest answer.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of sampling.")
@@ -31,6 +33,8 @@ def generate(
     instruction: str,
     context: str,
     system: str,
+    prefill: str,
+    chat_template_kwargs: str | None,
     max_new_tokens: int,
     temperature: float,
     seed: int,
@@ -41,6 +45,7 @@ def generate(
     """Have a model answer an instruction, prompted as in training and stopped where the template says."""
     registry = load_registry(plugin_dirs)
     from templatekit.export.serving import stops_of
+    from templatekit.formats.kwargs import parse_kwargs
     from templatekit.tokens.cuts import Encoder
     from templatekit.tokens.load import from_transformers, load_transformers_tokenizer, resolve_model
     from templatekit.training.model import load_model, resolve_device
@@ -52,12 +57,18 @@ def generate(
     tokenizer = from_transformers(load_transformers_tokenizer(address), name=model)
     own = Path(address) / "template.jinja"
     chosen = find_template(
-        template or (str(own) if own.is_file() else OWN_TEMPLATE), registry, chat_template=tokenizer.chat_template
+        template or (str(own) if own.is_file() else OWN_TEMPLATE),
+        registry,
+        chat_template=tokenizer.chat_template,
+        kwargs=parse_kwargs(chat_template_kwargs or ""),
     )
     messages = [Message(role="user", content=instruction, context=context)]
     if system:
         messages.insert(0, Message(role="system", content=system))
-    prompt = chosen.prompt(Example(messages=tuple(messages)), tokenizer.special_tokens)
+    if prefill:
+        messages.append(Message(role="assistant", content=prefill))
+    example = Example(messages=tuple(messages))
+    prompt = chosen.prompt(example, tokenizer.special_tokens, continue_final=bool(prefill))
     prompt_ids = Encoder(tokenizer).encode(prompt).input_ids
     stops = stops_of(chosen, tokenizer)
     answer = answer_to(
@@ -80,4 +91,4 @@ def generate(
         }
         click.echo(json.dumps(result, ensure_ascii=False))
     else:
-        click.echo(answer.text.strip())
+        click.echo((prefill + answer.text).strip())

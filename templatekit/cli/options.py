@@ -38,12 +38,16 @@ def option_set(options: type[Options], *, only: Iterable[str] | None = None) -> 
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given on the command line, with `--columns` parsed."""
-    from templatekit.sources.columns import parse_columns
-
+    """The options that were given on the command line, with `--columns` and `--chat-template-kwargs` parsed."""
     kept = {name: value for name, value in values.items() if value is not None and value != ()}
     if "columns" in kept:
+        from templatekit.sources.columns import parse_columns
+
         kept["columns"] = parse_columns(kept["columns"])
+    if "chat_template_kwargs" in kept:
+        from templatekit.formats.kwargs import parse_kwargs
+
+        kept["chat_template_kwargs"] = parse_kwargs(kept["chat_template_kwargs"])
     return kept
 
 
@@ -90,7 +94,8 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
     if get_origin(kind) is tuple:
         return click.option(flag, name, multiple=True, help=help_text)
     if get_origin(kind) is dict:
-        return click.option(flag, name, metavar="FIELD=COLUMN,…", default=None, help=help_text)
+        pairs = "FIELD=COLUMN,…" if name == "columns" else "NAME=VALUE,…"
+        return click.option(flag, name, metavar=pairs, default=None, help=help_text)
     return click.option(flag, name, type=_CLICK_TYPES.get(kind, click.STRING), default=None, help=help_text)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from templatekit.contracts import Adapter, TemplateFile
 from templatekit.errors import RecordError, TemplateError
@@ -15,18 +16,23 @@ OWN_TEMPLATE = "tokenizer"
 """The name under which a tokenizer's own chat template is asked for."""
 
 
-def find_template(address: str, registry: Registry, *, chat_template: str | None = None) -> Template:
-    """A template by name, by path, or, as `tokenizer`, the chat template given. A name goes before an equal path."""
+def find_template(
+    address: str, registry: Registry, *, chat_template: str | None = None, kwargs: Mapping[str, Any] | None = None
+) -> Template:
+    """A template by name, by path, or, as `tokenizer`, the chat template given. A name goes before an equal path.
+
+    `kwargs` are values for variables that the template reads beyond those it is always given.
+    """
     if address == OWN_TEMPLATE:
         if chat_template is None:
             raise TemplateError(
                 "template 'tokenizer' is the tokenizer's own chat template; this tokenizer has none; "
                 f"choose one of {', '.join(sorted(registry.templates))}, or a .jinja file"
             )
-        return Template(TemplateFile(name=OWN_TEMPLATE, source=chat_template), strict=False)
+        return Template(TemplateFile(name=OWN_TEMPLATE, source=chat_template), strict=False, kwargs=kwargs)
     if address.endswith((".jinja", ".jinja2", ".j2")) or (address not in registry.templates and _is_file(address)):
-        return load_template(address)
-    return Template(registry.templates[address])
+        return load_template(address, kwargs=kwargs)
+    return Template(registry.templates[address], kwargs=kwargs)
 
 
 def _is_file(address: str) -> bool:

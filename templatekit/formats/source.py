@@ -38,7 +38,7 @@ def check_source(text: str, name: str, *, strict: bool = True) -> TemplateSource
     `strict` refuses names that nothing provides, unless the template itself asks whether they are defined. Templates
     that come with a tokenizer are taken as transformers takes them: unknown names print nothing.
     """
-    tree, read = _parse(text, name)
+    tree, read = parse(text, name)
     mentions = frozenset(_mentions(tree))
     variables = read - {"raise_exception", "strftime_now", "namespace"}
     kind: Literal["instruction", "chat"] = "chat" if "messages" in variables else "instruction"
@@ -62,7 +62,7 @@ def check_source(text: str, name: str, *, strict: bool = True) -> TemplateSource
     return TemplateSource(text=text, kind=kind, variables=variables, mentions=mentions)
 
 
-def _parse(text: str, name: str) -> tuple[nodes.Template, frozenset[str]]:
+def parse(text: str, name: str) -> tuple[nodes.Template, frozenset[str]]:
     """The tree, and the names it reads from outside: Jinja finds them, and unknown filters, by compiling."""
     try:
         tree = plain_environment().parse(text)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 
 from templatekit.contracts import TemplateFile
 from templatekit.errors import RecordError, TemplateError, TemplatekitError, shorten
 from templatekit.formats.environment import TemplateRefusal, plain_environment, tracing_environment
+from templatekit.formats.kwargs import with_defaults
 from templatekit.formats.metadata import read_metadata
 from templatekit.formats.provenance import Traced, concat, literal, plain_text, spans_of
 from templatekit.formats.source import check_source, syntax_error
+from templatekit.formats.takes import Takes, Variables, check_role
 from templatekit.formats.targets import EndMarkers, find_targets
-from templatekit.formats.variables import Variables, chat_variables, instruction_variables, plain, special_variables
+from templatekit.formats.variables import chat_variables, instruction_variables, plain, special_variables
 from templatekit.types import NO_TOKENIZER, Example, Message, RenderedText, Span, SpecialTokens
 
 _OPTIONAL = {"reasoning": {"reasoning_content", "thinking"}, "name": {"name"}}
@@ -27,12 +31,14 @@ _OPTIONAL = {"reasoning": {"reasoning_content", "thinking"}, "name": {"name"}}
 class Template:
     """One Jinja file, for training and for serving."""
 
-    def __init__(self, file: TemplateFile, *, strict: bool = True) -> None:
+    def __init__(self, file: TemplateFile, *, strict: bool = True, kwargs: Mapping[str, Any] | None = None) -> None:
+        self._file, self._strict = file, strict
         self.name = file.name
         self.path = file.path
-        self.original = file.source
         # Jinja reads every line ending as "\n"; offsets into the source must agree with it.
         text = file.source.replace("\r\n", "\n").replace("\r", "\n")
+        text = with_defaults(text, kwargs, file.name) if kwargs else text
+        self.original = text if kwargs else file.source
         self.metadata = read_metadata(text, file.name)
         checked = check_source(text, file.name, strict=strict)
         self.kind = checked.kind
@@ -47,6 +53,10 @@ class Template:
             nothing = Example(messages=(Message(role="user"),))
             # A format that writes nothing of its own before the answer holds a text without a prompt too.
             self._bare = not self._text(nothing.messages, nothing, NO_TOKENIZER, prompt=True)
+
+    def with_kwargs(self, kwargs: Mapping[str, Any]) -> Template:
+        """The same template with these values for variables that it reads beyond those it is always given."""
+        return Template(self._file, strict=self._strict, kwargs=kwargs)
 
     @property
     def multi_turn(self) -> bool:
@@ -76,12 +86,26 @@ class Template:
             row=row,
         )
 
-    def prompt(self, example: Example, tokens: SpecialTokens = NO_TOKENIZER, *, row: int = 0) -> RenderedText:
-        """What a server feeds the model to have it answer: the example's messages, without a last assistant turn."""
-        messages = example.messages[:-1] if example.messages[-1].role == "assistant" else example.messages
-        if not messages:
-            raise RecordError("no message comes before the answer", field="messages", reason="no_prompt")
-        text = self._text(messages, example, tokens, prompt=True)
+    def prompt(
+        self,
+        example: Example,
+        tokens: SpecialTokens = NO_TOKENIZER,
+        *,
+        row: int = 0,
+        continue_final: bool = False,
+    ) -> RenderedText:
+        """What a server feeds the model to have it answer: the example's messages, without a last assistant turn.
+
+        With `continue_final` that turn is kept, and the text ends where its own ends, for the model to go on with it.
+        """
+        messages = example.messages
+        if continue_final:
+            text = self._continued(example, tokens)
+        else:
+            messages = messages[:-1] if messages[-1].role == "assistant" else messages
+            if not messages:
+                raise RecordError("no message comes before the answer", field="messages", reason="no_prompt")
+            text = self._text(messages, example, tokens, prompt=True)
         spans = spans_of(text)
         _check_encodable(text, spans)
         return RenderedText(
@@ -90,9 +114,9 @@ class Template:
 
     def _text(self, messages: tuple[Message, ...], example: Example, tokens: SpecialTokens, *, prompt: bool) -> Traced:
         if self.kind == "chat":
-            variables = chat_variables(messages, example.tools)
+            variables = chat_variables(messages, example, self.takes)
         else:
-            variables = instruction_variables(messages, tools=example.tools, name=self.name, bare=self._bare)
+            variables = instruction_variables(messages, example, name=self.name, bare=self._bare)
             if not prompt and messages[-1].role != "assistant":
                 raise RecordError(
                     f"template {self.name!r} needs an answer; found none", field="messages", reason="no_response"
@@ -104,6 +128,34 @@ class Template:
             # Plain-text formats leave BOS to the tokenizer, as a server that is sent plain text does.
             text = concat([literal(tokens.bos), text])
         return text
+
+    def _continued(self, example: Example, tokens: SpecialTokens) -> Traced:
+        """The text up to the end of the last message's own."""
+        last = len(example.messages) - 1
+        if example.messages[last].role != "assistant":
+            raise RecordError(
+                f"no answer to continue; found a last message of role {example.messages[last].role!r}; expected "
+                "assistant",
+                field=f"messages[{last}].role",
+                reason="no_answer_to_continue",
+            )
+        text = self._text(example.messages, example, tokens, prompt=False)
+        for field in ("content", "reasoning"):
+            ends = [span.end for span in spans_of(text) if (span.origin.message, span.origin.field) == (last, field)]
+            if ends:
+                return concat([text[: ends[-1]]])
+        # Of an empty answer no character tells where it stands; of a letter's in its place one does.
+        messages = (*example.messages[:last], replace(example.messages[last], content="x", parts=()))
+        text = self._text(messages, example, tokens, prompt=False)
+        starts = [s.start for s in spans_of(text) if (s.origin.message, s.origin.field) == (last, "content")]
+        if not starts:
+            raise self._no_place(f"messages[{last}].content", " of the assistant message")
+        return concat([text[: starts[-1]]])
+
+    @cached_property
+    def takes(self) -> Takes:
+        """Which forms of content and tool calls it takes."""
+        return Takes(self._run)
 
     def _run(self, variables: Variables) -> Traced:
         try:
@@ -129,11 +181,14 @@ class Template:
     def _check_complete(self, example: Example, spans: tuple[Span, ...]) -> None:
         """Sees that no field is left out: a template that has no place for one must not lose it in silence."""
         printed = {(span.origin.message, span.origin.field) for span in spans}
+        for index, message in enumerate(example.messages):
+            check_role(message.role, index, self._mentions, printed=(index, "role") in printed, name=self.name)
         if any(span.origin.kind == "computed" for span in spans):
             # Made from several fields at once, any of which may stand there.
             return
-        if example.tools and (None, "tools") not in printed:
-            raise self._no_place("tools")
+        for field in ("tools", "documents"):
+            if getattr(example, field) and (None, field) not in printed:
+                raise self._no_place(field)
         for index, message in enumerate(example.messages):
             for field in ("content", "context", "tool_calls"):
                 value = getattr(message, field)
@@ -196,14 +251,14 @@ def _compiled(environment: jinja2.Environment, text: str, name: str) -> jinja2.T
         raise syntax_error(error, text, name) from None
 
 
-def load_template(address: str) -> Template:
-    """A template from a `.jinja` file."""
+def load_template(address: str, *, kwargs: Mapping[str, Any] | None = None) -> Template:
+    """A template from a `.jinja` file, with values for the variables that it reads beyond the standard ones."""
     path = Path(address)
     try:
         source = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TemplateError(f"template file {address!r} cannot be read: {error}") from None
-    return Template(TemplateFile(name=path.stem, source=source, path=str(path)))
+    return Template(TemplateFile(name=path.stem, source=source, path=str(path)), kwargs=kwargs)
 
 
 def _check_encodable(text: str, spans: tuple[Span, ...]) -> None:

@@ -8,29 +8,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from testkit import texts
-from testkit.theirs import as_transformers, hugging_face
+from testkit.published import OPEN_ENDED, TRL, source_of, tokens_of
+from testkit.theirs import as_transformers, form_of, hugging_face
 from testkit.theirs import rendered as rendered_by_transformers
 
 from templatekit import Example, Message, RecordError, RenderedText, Template, TemplateError, TemplateFile
 from templatekit.types import SpecialTokens
 
-FOLDER = next(iter(getattr(find_spec("trl"), "submodule_search_locations", None) or [""]))
-TRL = sorted(path.stem for path in (Path(FOLDER) / "chat_templates").glob("*.jinja")) if FOLDER else []
 OWN = ["llama3-own", "qwen3-own", "smollm2-own"]
-TOKEN = re.compile(r"<\|[^<>|{}\s]*\|?>|<[a-z_]*\|>|<｜[^｜<>]*｜>|</?[a-z_]+>|<[A-Z_]+>|\[/?[A-Z_]+\]")
-"""What control tokens look like."""
-
-OPEN_ENDED = {"glm4moe"}
-"""Templates that write nothing behind the last answer: they are refused until their metadata names what stops it."""
-
 GET = {
     "type": "function",
     "function": {
@@ -103,9 +94,7 @@ def chat(request: pytest.FixtureRequest, tokenizer_of: Any) -> tuple[str, str, S
     if request.param in OWN:
         tokenizer = tokenizer_of(request.param.removesuffix("-own"))
         return request.param, tokenizer.chat_template, tokenizer.special_tokens
-    source = (Path(FOLDER) / "chat_templates" / f"{request.param}.jinja").read_text(encoding="utf-8")
-    special = frozenset({*TOKEN.findall(source), "<BOS>", "<EOS>"})
-    return request.param, source, SpecialTokens(bos="<BOS>", eos="<EOS>", special=special)
+    return request.param, source_of(request.param), tokens_of(request.param)
 
 
 @cache
@@ -182,14 +171,14 @@ def test_published_templates(chat: tuple[str, str, SpecialTokens], case: str) ->
 
 def rendering(source: str, example: Example, tokens: SpecialTokens) -> tuple[str, list[tuple[int, int]]]:
     """transformers' text, and its extents of `{% generation %}` blocks."""
-    messages = map(hugging_face, example.messages)
+    messages = [hugging_face(message, form_of(source)) for message in example.messages]
     tools = list(example.tools) or None
     return rendered_by_transformers(source, messages, tokens, tools=tools, return_assistant_tokens_mask=True)
 
 
 def prompt(source: str, example: Example, tokens: SpecialTokens, turn: int) -> str:
     before = Example(messages=example.messages[:turn], tools=example.tools)
-    return as_transformers(source, before, tokens, add_generation_prompt=True)
+    return as_transformers(source, before, tokens, form_of(source), add_generation_prompt=True)
 
 
 def confirm(error: RecordError, source: str, example: Example, tokens: SpecialTokens, text: str) -> None:
@@ -198,6 +187,8 @@ def confirm(error: RecordError, source: str, example: Example, tokens: SpecialTo
     if error.reason == "prompt_is_no_prefix":
         turn = int(str(error.field).removeprefix("messages[").removesuffix("]"))
         assert not text.startswith(prompt(source, example, tokens, turn))
+    elif error.reason == "unknown_role":
+        assert "'tool'" in str(error) and "Sunny." not in text
     elif error.reason == "no_place_for_field":
         field = str(error.field)
         if field == "tools":
@@ -224,10 +215,8 @@ def test_most_published_templates_render() -> None:
         pytest.skip("trl is not installed")
     rendered = 0
     for name in TRL:
-        source = (Path(FOLDER) / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
-        tokens = SpecialTokens(bos="<BOS>", eos="<EOS>", special=frozenset({*TOKEN.findall(source), "<EOS>"}))
         try:
-            rendered += bool(template(name, source).render(EXAMPLES["one turn"], tokens).target_spans)
+            rendered += bool(template(name, source_of(name)).render(EXAMPLES["one turn"], tokens_of(name)).target_spans)
         except TemplateError:
             assert name in OPEN_ENDED
         except RecordError as error:

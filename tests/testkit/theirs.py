@@ -2,28 +2,80 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 from templatekit import Example, Message
 from templatekit.types import SpecialTokens
 
 
-def hugging_face(message: Message) -> dict[str, Any]:
+class Form(NamedTuple):
+    """How a user of transformers has to write messages for a template."""
+
+    lists: bool = False
+    """Content as a list of parts, since text is not printed."""
+    arguments_as_text: bool = False
+    """Arguments of tool calls as JSON text, since the template cannot print objects."""
+    without_content: bool = False
+    """Null beside tool calls, since the template prints either content or calls."""
+
+
+AS_IT_IS = Form()
+
+
+@cache
+def form_of(source: str) -> Form:
+    """The first form in which transformers prints all of a small conversation with this template."""
+    tokens = SpecialTokens(bos="<BOS>", eos="<EOS>")
+    question, answer = Message(role="user", content="Alpha?"), Message(role="assistant", content="Beta.")
+    call = {"type": "function", "function": {"name": "find", "arguments": {"place": "Gamma"}}}
+    calling = Message(role="assistant", tool_calls=(call,))
+
+    def prints(form: Form, *messages: Message) -> bool:
+        try:
+            text = rendered(source, [hugging_face(message, form) for message in messages], tokens)[0]
+        except Exception:
+            return False
+        wanted = [*(message.content for message in messages), *(["place", "Gamma"] if messages[-1].tool_calls else [])]
+        return all(text_ in text for text_ in wanted) and "'place'" not in text
+
+    lists = not prints(AS_IT_IS, question, answer) and prints(Form(lists=True), question, answer)
+    forms = [Form(lists, as_text, without) for without in (False, True) for as_text in (False, True)]
+    return next((form for form in forms if prints(form, question, calling)), Form(lists))
+
+
+def hugging_face(message: Message, form: Form = AS_IT_IS) -> dict[str, Any]:
     """A message as Hugging Face's chat templates receive it."""
+    content: Any = [dict(part) for part in message.parts] or message.content
+    if form.lists and isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if form.without_content and message.tool_calls and not message.content:
+        content = None
+    calls: list[Any] = [dict(call) for call in message.tool_calls]
+    if form.arguments_as_text:
+        calls = [call | {"function": call["function"] | _as_text(call["function"]["arguments"])} for call in calls]
     optional = {
         "name": message.name,
         "context": message.context,
         "reasoning_content": message.reasoning,
         "thinking": message.reasoning,
-        "tool_calls": list(message.tool_calls),
+        "tool_calls": calls,
+        "tool_call_id": message.tool_call_id,
     }
-    return {"role": message.role, "content": message.content} | {key: value for key, value in optional.items() if value}
+    return {"role": message.role, "content": content} | {key: value for key, value in optional.items() if value}
 
 
-def as_transformers(source: str, example: Example, tokens: SpecialTokens, **more: Any) -> str:
+def _as_text(arguments: Any) -> dict[str, str]:
+    return {"arguments": arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)}
+
+
+def as_transformers(source: str, example: Example, tokens: SpecialTokens, form: Form = AS_IT_IS, **more: Any) -> str:
     """The text of a conversation."""
-    return rendered(source, map(hugging_face, example.messages), tokens, tools=list(example.tools) or None, **more)[0]
+    messages = [hugging_face(message, form) for message in example.messages]
+    beside: dict[str, Any] = {"tools": list(example.tools) or None, "documents": list(example.documents) or None}
+    return rendered(source, messages, tokens, **beside, **more)[0]
 
 
 def rendered(
