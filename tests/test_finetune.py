@@ -276,6 +276,57 @@ def test_generate_stops_where_the_template_says(tiny_model: Path) -> None:
     assert len(result["answer_ids"]) <= 5
 
 
+THINKING = (
+    "{%- for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{%- if message.role == 'assistant' and enable_thinking is defined and not enable_thinking %}<think></think>"
+    "{% endif %}"
+    "{{ message.content }}<|im_end|>\n{% endfor %}{%- if add_generation_prompt %}<|im_start|>assistant\n"
+    "{%- if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"
+)
+
+
+def test_kwargs_are_served_as_they_were_trained(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:
+    """By the tokenizer of the run's folder, by `generate` on it, and by its recipe again."""
+    path = tmp_path / "thinking.jinja"
+    path.write_text(THINKING, encoding="utf-8")
+    kwargs = {"enable_thinking": False}
+    done = run(tiny_model, rows_file, tmp_path / "run", template=str(path), chat_template_kwargs=kwargs, max_steps=1)
+    served = AutoTokenizer.from_pretrained(done.folder)
+    message = [{"role": "user", "content": "a?"}]
+    prompt = served.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    assert prompt.endswith("<|im_start|>assistant<think></think>")
+    ours = find_template(str(path), create_registry(), kwargs=kwargs)
+    example = templatekit.Example(messages=(templatekit.Message(role="user", content="a?"),))
+    assert ours.prompt(example).text == prompt
+    assert find_template(str(done.folder / "template.jinja"), create_registry()).prompt(example).text == prompt
+    asked = served.apply_chat_template(message, add_generation_prompt=True, tokenize=False, enable_thinking=True)
+    assert asked.endswith("<|im_start|>assistant")
+    recipe = yaml.safe_load((done.folder / "recipe.yaml").read_text(encoding="utf-8"))
+    assert recipe["chat_template_kwargs"] == kwargs
+    answer = command("generate", "--model", str(done.folder), "--instruction", "a?", "--prefill", "It is", "--json",
+                     "--max-new-tokens", "2")  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout)["prompt"] == prompt + "It is"
+    other = command("generate", "--model", str(done.folder), "--instruction", "a?", "--prefill", "It is",
+                    "--chat-template-kwargs", "enable_thinking=true", "--max-new-tokens", "2")  # fmt: skip
+    assert other.returncode == 0, other.stderr
+    assert other.stdout.startswith("It is")
+
+
+def test_a_template_that_takes_lists_is_trained_and_served(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "lists.jinja"
+    path.write_text(
+        "{%- for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}{{ part['text'] }}{% endfor %}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        encoding="utf-8",
+    )
+    data = tmp_path / "chats.jsonl"
+    turns = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "It is b."}]
+    data.write_text(json.dumps({"messages": turns}) + "\n" + json.dumps({"messages": turns}) + "\n", encoding="utf-8")
+    done = run(tiny_model, data, tmp_path / "run", template=str(path), max_steps=1, split="train=rest", samples=0)
+    assert done.steps == 1
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -283,6 +334,7 @@ def test_generate_stops_where_the_template_says(tiny_model: Path) -> None:
         (["--epochs", "0"], "epochs"),
         (["--set", "learning_rat=1"], "did you mean 'learning_rate'?"),
         (["--set", "nonsense"], "key=value"),
+        (["--chat-template-kwargs", "x=1"], "template 'alpaca' does not read 'x'; it reads none"),
         (["--model", "no/such/model/here"], "neither a folder"),
         (["--device", "toaster"], "device"),
         (["--config", "missing.yaml"], "cannot be read"),

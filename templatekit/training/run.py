@@ -18,6 +18,7 @@ from templatekit.config import FinetuneOptions
 from templatekit.counts import Counts
 from templatekit.errors import ConfigError, RunError
 from templatekit.export.serving import Stops, chat_template, stops_of
+from templatekit.formats.variables import chat_variables, plain
 from templatekit.pipeline import Pipeline, Prepared
 from templatekit.registry import Registry, create_registry
 from templatekit.tokens.load import from_transformers, load_transformers_tokenizer, resolve_model
@@ -227,14 +228,18 @@ def _check_serving(served: PreTrainedTokenizerBase, pipeline: Pipeline, items: S
     """Sees, before anything is trained, that transformers prompts the model with the ids it is trained on."""
     for item in items:
         messages = item.example.messages
-        if len(messages) < 2 or any(message.tool_calls for message in messages) or item.example.tools:
+        example = item.example
+        if len(messages) < 2 or any(m.tool_calls for m in messages) or example.tools or example.documents:
             continue
-        chat = [
-            {"role": m.role, "content": m.content} | ({"context": m.context} if m.context else {})
-            for m in messages[:-1]
-        ]
-        if pipeline.template.kind == "chat" and any(message.context for message in messages):
-            continue
+        if pipeline.template.kind == "chat":
+            if any(message.context for message in messages):
+                continue
+            chat = plain(chat_variables(messages[:-1], example, pipeline.template.takes)["messages"])
+        else:
+            chat = [
+                {"role": m.role, "content": m.content} | ({"context": m.context} if m.context else {})
+                for m in messages[:-1]
+            ]
         ids = served.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
         ours = pipeline.prompt_ids(item.example)
         if tuple(ids) != ours and not _holds_control_text(pipeline, item):
