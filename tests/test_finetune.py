@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -291,7 +292,7 @@ def test_kwargs_are_served_as_they_were_trained(tiny_model: Path, rows_file: Pat
     path.write_text(THINKING, encoding="utf-8")
     kwargs = {"enable_thinking": False}
     done = run(tiny_model, rows_file, tmp_path / "run", template=str(path), chat_template_kwargs=kwargs, max_steps=1)
-    served = AutoTokenizer.from_pretrained(done.folder)
+    served: Any = AutoTokenizer.from_pretrained(done.folder)
     message = [{"role": "user", "content": "a?"}]
     prompt = served.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
     assert prompt.endswith("<|im_start|>assistant<think></think>")

@@ -105,14 +105,18 @@ def _content(index: int, message: Message, takes: Takes) -> Any:
     if not message.content and not message.context and message.tool_calls:
         return traced(takes.calls.content, origin)
     form = takes.content(message.role)
-    said = "\n".join(str(part.get("text")) for part in message.parts)
-    if message.parts and said == message.content and not message.context and form in ("either", "list"):
+    if message.parts and not message.context and form in ("either", "list") and _parts_hold(message):
         return traced(list(message.parts), origin)
     text = traced(message.content, origin)
     if message.context:
         context = traced(message.context, field_origin("context", index))
         text = concat([text, literal(CONTEXT_JOINT), context] if text else [context])
     return text if form in ("text", "either") else [{"type": literal("text"), "text": text}]
+
+
+def _parts_hold(message: Message) -> bool:
+    """Whether a message's parts still say what its content says."""
+    return "\n".join(str(part.get("text")) for part in message.parts) == message.content
 
 
 def _call(call: Mapping[str, Any], form: str) -> Mapping[str, Any]:
