@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from templatekit_prompt_completion import conversation, tools_of, untrained, written
+from templatekit_prompt_completion import READ, conversation, untrained, written
 from templatekit_transcript import is_transcript, read_transcript
 
-from templatekit import Adapter, Example, Message, PreferenceExample, Record, RecordError, hookimpl, text_of
+from templatekit import Adapter, Example, Message, PreferenceExample, Record, RecordError, hookimpl, text_of, tools_of
 
 PROMPTS = ("prompt", "conversations", "instruction")
 """Under which a record may hold the prompt."""
@@ -27,6 +27,7 @@ class Preference(Adapter):
     name = "preference"
     description = "chosen, rejected: text or messages; prompt, conversations, instruction, or none; optional system"
     keys = (*PROMPTS, "input", "chosen", "rejected", "system", "tools")
+    inner_keys: ClassVar[Mapping[str, frozenset[str]]] = dict.fromkeys((*PROMPTS, "chosen", "rejected"), READ)
     required = ("chosen", "rejected")
 
     def to_example(self, record: Record) -> PreferenceExample:

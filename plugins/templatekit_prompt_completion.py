@@ -7,7 +7,10 @@ from typing import Any, ClassVar
 from templatekit_messages import Messages
 from templatekit_sharegpt import ShareGPT
 
-from templatekit import Adapter, Example, Message, Record, RecordError, hookimpl, text_of
+from templatekit import Adapter, Example, Message, Record, RecordError, hookimpl, text_of, tools_of
+
+READ = Messages.inner_keys["messages"] | ShareGPT.inner_keys["conversations"]
+"""The keys that are read inside a message of either spelling."""
 
 
 class PromptCompletion(Adapter):
@@ -19,6 +22,7 @@ class PromptCompletion(Adapter):
     name = "prompt-completion"
     description = "prompt, completion: text or messages; optional tools"
     keys: ClassVar[tuple[str, ...]] = ("prompt", "completion", "tools")
+    inner_keys: ClassVar[Mapping[str, frozenset[str]]] = {"prompt": READ, "completion": READ}
     required: ClassVar[tuple[str, ...]] = ("prompt", "completion")
 
     def to_example(self, record: Record) -> Example:
@@ -63,12 +67,6 @@ def conversation(record: Record, key: str, *, role: str) -> tuple[Message, ...]:
         if error.field and error.field.startswith(name):
             error.field = key + error.field.removeprefix(name)
         raise
-
-
-def tools_of(record: Record) -> tuple[Mapping[str, Any], ...]:
-    """The record's `tools`: a list of objects, or JSON of one."""
-    turn = {"from": "human", "value": ""}
-    return ShareGPT().to_example({"conversations": [turn], "tools": record.get("tools")}).tools
 
 
 def untrained(messages: Iterable[Message]) -> tuple[Message, ...]:

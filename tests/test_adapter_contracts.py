@@ -149,6 +149,7 @@ def test_there_and_back_gives_the_same_example(adapter: Adapter) -> None:
 
 TEXT = st.text(max_size=20)
 SOME = st.text(min_size=1, max_size=20)
+PARTS = st.lists(TEXT.map(lambda text: {"type": "text", "text": text}), min_size=1, max_size=3)
 TURNS = st.lists(st.tuples(st.sampled_from(["human", "gpt", "system", "observation"]), TEXT), min_size=1, max_size=4)
 PROMPTS = st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=2).map(
     lambda turns: [
@@ -194,10 +195,11 @@ ROUND_TRIPS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         {
             "messages": st.lists(
                 st.fixed_dictionaries(
-                    {"role": SOME, "content": TEXT},
+                    {"role": SOME.filter(lambda role: role != "function"), "content": TEXT | PARTS},
                     optional={
                         "reasoning_content": SOME,
                         "name": SOME,
+                        "tool_call_id": SOME,
                         "weight": st.floats(0, 10).filter(lambda weight: weight != 1),
                         "tool_calls": st.just([{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]),
                     },
@@ -206,7 +208,7 @@ ROUND_TRIPS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
                 max_size=4,
             )
         },
-        optional={"tools": st.just(TOOLS)},
+        optional={"tools": st.just(TOOLS), "documents": st.just([{"title": "Bees", "text": "Bees fly."}])},
     ),
     "sharegpt": st.builds(
         lambda turns, id: {"conversations": [{"from": who, "value": text} for who, text in turns], **id},

@@ -25,7 +25,9 @@ def special_variables(tokens: SpecialTokens) -> Variables:
     return {name: literal(text) for name, text in texts.items() if text or not tokens.known}
 
 
-def instruction_variables(messages: tuple[Message, ...], example: Example, *, name: str, bare: bool = False) -> Variables:
+def instruction_variables(
+    messages: tuple[Message, ...], example: Example, *, name: str, bare: bool = False
+) -> Variables:
     """One turn by field: `system`, `instruction`, `context`, `response` (absent in a prompt).
 
     A `bare` format, which writes nothing around them, holds an answer alone too.
