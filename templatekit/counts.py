@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from templatekit.errors import RecordError
-from templatekit.types import Example, PreferenceExample
+from templatekit.types import Example, PreferenceExample, TokenizedExample
 
 _ROWS_SHOWN = 5
 
@@ -28,6 +28,11 @@ class Counts:
     """The numbers of those rows."""
     first_dropped: dict[str, str] = field(default_factory=dict)
     """The first message of each reason."""
+    truncated: Counter[str] = field(default_factory=Counter)
+    """Samples that were shortened, by policy."""
+    truncated_rows: dict[str, list[int]] = field(default_factory=dict)
+    first_truncated: dict[str, str] = field(default_factory=dict)
+    """How long the first of each policy was, and is."""
     empty_responses: int = 0
     """Rows whose answer is empty or whitespace: rendered, and worth a look."""
     left_out: Counter[str] = field(default_factory=Counter)
@@ -54,6 +59,15 @@ class Counts:
             self.equal_pairs += example.chosen == example.rejected
             self.early_pairs += max(len(example.chosen), len(example.rejected)) > 1
 
+    def shorten(self, example: TokenizedExample, source: str | None, before: int) -> None:
+        """Counts a sample of `before` tokens that comes out shorter; one that comes out whole is passed over."""
+        if example.truncated is None:
+            return
+        self.truncated[example.truncated] += 1
+        self.truncated_rows.setdefault(example.truncated, []).append(example.row)
+        place = f"{example.row}" if source is None else f"{source}:{example.row}"
+        self.first_truncated.setdefault(example.truncated, f"{place}: {len(example)} of {before} tokens")
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -63,6 +77,9 @@ class Counts:
             "dropped": dict(self.dropped),
             "dropped_rows": self.dropped_rows,
             "first_dropped": self.first_dropped,
+            "truncated": dict(self.truncated),
+            "truncated_rows": self.truncated_rows,
+            "first_truncated": self.first_truncated,
             "tokens": self.tokens,
             "trained_tokens": self.trained_tokens,
             "empty_responses": self.empty_responses,
@@ -81,9 +98,11 @@ class Counts:
             line += f", tokens: {self.tokens:,}, trained tokens: {self.trained_tokens:,}"
         lines = [line]
         for reason, count in self.dropped.most_common():
-            rows = self.dropped_rows.get(reason, [])
-            shown = ", ".join(map(str, rows[:_ROWS_SHOWN])) + (", …" if len(rows) > _ROWS_SHOWN else "")
-            lines.append(f"dropped {count:,} × {reason} (rows {shown}); the first: {self.first_dropped[reason]}")
+            rows = _listed(self.dropped_rows.get(reason, []))
+            lines.append(f"dropped {count:,} × {reason} (rows {rows}); the first: {self.first_dropped[reason]}")
+        for policy, count in self.truncated.most_common():
+            rows = _listed(self.truncated_rows.get(policy, []))
+            lines.append(f"shortened {count:,} × {policy} (rows {rows}); the first: {self.first_truncated[policy]}")
         if self.empty_responses:
             lines.append(f"note: rows with an empty answer: {self.empty_responses:,}")
         if self.left_out:
@@ -97,3 +116,7 @@ class Counts:
             keys = ", ".join(f"{key} (first in row {row})" for key, row in sorted(self.unread_keys.items()))
             lines.append(f"note: keys that the adapter does not read: {keys}")
         return lines
+
+
+def _listed(rows: list[int]) -> str:
+    return ", ".join(map(str, rows[:_ROWS_SHOWN])) + (", …" if len(rows) > _ROWS_SHOWN else "")

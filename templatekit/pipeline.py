@@ -20,7 +20,7 @@ from templatekit.tokens.cuts import Encoder
 from templatekit.tokens.load import find_tokenizer
 from templatekit.tokens.supervision import loss_spans
 from templatekit.tokens.tokenizer import Tokenizer
-from templatekit.tokens.truncation import check_length
+from templatekit.tokens.truncation import Limit
 from templatekit.types import (
     NO_TOKENIZER,
     Example,
@@ -85,8 +85,21 @@ class Pipeline:
         self.encoder = (
             Encoder(tokenizer, boundary=options.boundary, control_tokens=options.control_tokens) if tokenizer else None
         )
+        self.limit = self.limit_of(options)
         self.counts = Counts()
         self._no_context = {text.strip().casefold() for text in options.empty_context}
+
+    def limit_of(self, options: DataOptions) -> Limit | None:
+        """What the options make of samples that are too long; None where they set no length."""
+        if options.max_length is None or self.encoder is None:
+            return None
+        return Limit(
+            options.max_length,
+            options.truncation,
+            render=lambda example, row: self.template.render(example, self.special_tokens, row=row),
+            encoder=self.encoder,
+            train_on=options.train_on,
+        )
 
     def open(self) -> Iterator[Record | RecordError]:
         """The records of the options' data set."""
@@ -230,8 +243,12 @@ class Pipeline:
             (item.rendered, loss_spans(item.rendered, self.options.train_on)) for item in items
         ]
         for item, tokenized in zip(items, self.encoder.encode_batch(texts), strict=True):
+            example = item.example
             try:
-                check_length(tokenized, self.options.max_length)
+                if self.limit is not None:
+                    long = len(tokenized)
+                    example, tokenized = self.limit.fit(example, tokenized)
+                    self.counts.shorten(tokenized, source, long)
             except RecordError as error:
                 error.at(source, tokenized.row)
                 if self.options.truncation == "error":
@@ -241,7 +258,7 @@ class Pipeline:
                 continue
             self.counts.tokens += len(tokenized)
             self.counts.trained_tokens += tokenized.trained_tokens
-            yield replace(item, tokenized=tokenized)
+            yield replace(item, example=example, rendered=tokenized.rendered, tokenized=tokenized)
 
 
 _TEXTS = ("role", "content", "context", "reasoning", "name", "tool_call_id")

@@ -45,6 +45,17 @@ ControlTokens: TypeAlias = Literal["template", "everywhere"]
 """Whose text may become control tokens: the template's alone, or the data's too, as the tokenizer itself parses it."""
 
 
+Truncation: TypeAlias = Literal["drop", "turns", "context", "response", "error"]
+"""What becomes of a sample that is too long.
+
+`drop`: it is dropped and counted. `error`: it stops the run.
+`turns`: its oldest turns go, and the leading system message stays.
+`context`: the end of `Message.context` goes.
+`response`: the end of the last trained answer goes, and with it the end marker.
+What a policy cannot shorten enough is dropped and counted.
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One turn of a conversation."""
@@ -247,6 +258,8 @@ class TokenizedExample:
     rendered: RenderedText
     loss_spans: tuple[LossSpan, ...] = ()
     """The weights in characters of `rendered.text`, gap-free."""
+    truncated: Truncation | None = None
+    """The policy that shortened it: `turns`, `context` or `response`; None where it is whole."""
 
     def __post_init__(self) -> None:
         if len(self.input_ids) != len(self.loss_weights):

@@ -55,30 +55,47 @@ def _holds_marker(sample: Sample, target: TargetSpan, setup: Setup) -> bool:
 
 
 def too_long(row: Row, setup: Setup) -> Iterator[Hit]:
-    """More tokens than `--max-length`."""
+    """More tokens than `--max-length`: what is wrong, or which policy makes the sample fit."""
     limit = setup.options.max_length or 0
     for sample in row.samples:
-        if sample.length > limit:
-            prompt = sample.trained is None or sample.trained[0] >= limit
-            yield Hit(
-                what="the prompt alone is too long" if prompt else "prompt and answer together",
-                detail=f"{sample.length:,} tokens",
-                sample=sample,
-            )
+        if sample.length <= limit:
+            continue
+        detail = f"{sample.length:,} tokens"
+        if sample.fitted is not None:
+            what, detail = f"shortened: {sample.fitted.truncated}", f"{detail}, {len(sample.fitted):,} of them kept"
+        elif sample.trained is None or sample.trained[0] >= limit:
+            what = "the prompt alone is too long"
+        else:
+            what = "prompt and answer together"
+        yield Hit(what=what, detail=detail, sample=sample)
 
 
 def end_cut_off(row: Row, setup: Setup) -> Iterator[Hit]:
-    """A cut at `--max-length` would leave a part of the answer, and take its end marker."""
+    """A cut at `--max-length` would leave a part of the answer, and take its end marker.
+
+    Not where `--truncation` brings the sample down to the limit with the marker in it.
+    """
     limit = setup.options.max_length or 0
     for sample in row.samples:
-        if sample.trained is not None and sample.trained[0] < limit <= sample.trained[1]:
-            end = sample.rendered.target_spans[-1].end if sample.rendered.target_spans else len(sample.rendered.text)
-            yield Hit(
-                detail=f"the last trained token is number {sample.trained[1] + 1:,} of {sample.length:,}",
-                sample=sample,
-                start=end,
-                end=end,
-            )
+        if sample.trained is None or sample.trained[1] < limit:
+            continue
+        end = sample.rendered.target_spans[-1].end if sample.rendered.target_spans else len(sample.rendered.text)
+        if sample.fitted is not None:
+            ends = {target.end for target in sample.rendered.target_spans}
+            if sample.fitted.truncated != "response" or len(sample.fitted.rendered.text) in ends:
+                continue
+            what = "--truncation response takes it"
+        elif sample.trained[0] < limit:
+            what = "a trainer that cuts would take it"
+        else:
+            continue
+        yield Hit(
+            what=what,
+            detail=f"the last trained token is number {sample.trained[1] + 1:,} of {sample.length:,}",
+            sample=sample,
+            start=end,
+            end=end,
+        )
 
 
 def unstable_boundary(row: Row, setup: Setup) -> Iterator[Hit]:

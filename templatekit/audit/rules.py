@@ -64,7 +64,7 @@ RULES: tuple[Rule, ...] = (
         level="warning",
         title="a cut at --max-length would take the end marker",
         help="A trainer that cuts there teaches these answers without their end: drop such rows, which is what "
-        "--truncation drop does, or raise --max-length.",
+        "--truncation drop does, raise --max-length, or accept it (--truncation response).",
         needs=("tokenizer", "max_length"),
         row=check_mask.end_cut_off,
     ),

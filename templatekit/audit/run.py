@@ -43,7 +43,12 @@ def audit(
     rules, not_checked = _applicable(chosen(ignored), options, against)
     setup = setup_of(pipeline, options)
     codes = {rule.code for rule in rules}
-    stream = Stream(pipeline, edges="unstable-boundary" in codes, lossy="text-normalized" in codes)
+    stream = Stream(
+        pipeline,
+        edges="unstable-boundary" in codes,
+        lossy="text-normalized" in codes,
+        limit=pipeline.limit_of(options),
+    )
     compared = tuple(stream.compare_with(dataset) for dataset in against)
     tallies = [Tally(rule=rule, shown=shown) for rule in rules]
     lengths = LengthCounter()

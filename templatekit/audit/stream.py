@@ -16,7 +16,8 @@ from templatekit.pipeline import BATCH, Pipeline, Prepared
 from templatekit.sources.gather import columns_of
 from templatekit.tokens.cuts import Encoder
 from templatekit.tokens.supervision import loss_spans
-from templatekit.types import Record, RenderedText
+from templatekit.tokens.truncation import Limit
+from templatekit.types import Record, RenderedText, TokenizedExample
 
 
 @dataclass(kw_only=True)
@@ -41,9 +42,15 @@ class Refusals(Counts):
 class Stream:
     """The rows of a pipeline's data set."""
 
-    def __init__(self, pipeline: Pipeline, *, edges: bool = True, lossy: bool = True) -> None:
-        """`edges` and `lossy` say whether to find out where texts encode otherwise, and which do not come back."""
+    def __init__(
+        self, pipeline: Pipeline, *, edges: bool = True, lossy: bool = True, limit: Limit | None = None
+    ) -> None:
+        """`edges` and `lossy` say whether to find out where texts encode otherwise, and which do not come back.
+
+        `limit` tells what would become of samples that are too long.
+        """
         self.pipeline = pipeline
+        self._limit = limit
         self.counts = pipeline.counts = Refusals()
         control = pipeline.options.control_tokens
         self._whole = Encoder(pipeline.tokenizer, control_tokens=control) if edges and pipeline.tokenizer else None
@@ -83,6 +90,7 @@ class Stream:
             replace(
                 _sample(item, self.pipeline),
                 edge=edges.get(index),
+                fitted=self._fitted(item),
                 same_text=same_text[index],
                 same_prompt=same_prompt[index] if same_text[index] is None else None,
             )
@@ -97,6 +105,15 @@ class Stream:
             for index, lossy in self._round_trip.lossy([item.example for item in items]):
                 samples[index] = replace(samples[index], lossy=(*samples[index].lossy, lossy))
         yield from samples
+
+    def _fitted(self, item: Prepared) -> TokenizedExample | None:
+        if self._limit is None or item.tokenized is None:
+            return None
+        try:
+            tokenized = self._limit.fit(item.example, item.tokenized).tokenized
+        except RecordError:
+            return None
+        return tokenized if tokenized.truncated else None
 
     def _edges(self, items: Sequence[Prepared]) -> dict[int, Edge]:
         """The items whose whole text encodes otherwise, by their place."""

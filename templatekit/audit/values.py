@@ -16,7 +16,7 @@ from templatekit.config import DataOptions
 from templatekit.errors import RecordError
 from templatekit.formats.template import Template
 from templatekit.tokens.tokenizer import Tokenizer
-from templatekit.types import Example, LossSpan, RenderedText, SpecialTokens
+from templatekit.types import Example, LossSpan, RenderedText, SpecialTokens, TokenizedExample
 
 Level: TypeAlias = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
@@ -63,6 +63,8 @@ class Sample:
     """Positions of the first and the last trained token (without a tokenizer: character); None where none is."""
     edge: Edge | None = None
     lossy: tuple[Lossy, ...] = ()
+    fitted: TokenizedExample | None = None
+    """What `--truncation` makes of it where it is longer than `--max-length`; None where it drops it."""
     same_text: int | None = None
     """The first row with this very text."""
     same_prompt: int | None = None

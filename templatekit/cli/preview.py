@@ -55,6 +55,7 @@ def show(examples: Iterable[RenderedText | TokenizedExample], train_on: TrainOn)
         counted = ""
         if isinstance(example, TokenizedExample):
             counted = f", {len(example)} tokens, {example.trained_tokens} trained"
+            counted += f", shortened: {example.truncated}" if example.truncated else ""
         console.rule(f"row {example.row}{counted}", align="left", style="dim")
         if coloured:
             console.print(to_rich(example, train_on=train_on))

@@ -17,7 +17,10 @@ _BATCH = 1024
 
 
 def to_row(example: RenderedText | TokenizedExample) -> dict[str, Any]:
-    """One example as plain values. `loss_weights` are there only where one is neither 0 nor 1."""
+    """One example as plain values.
+
+    `loss_weights` are there only where one is neither 0 nor 1, `truncated` only where the example was shortened.
+    """
     rendered = example.rendered if isinstance(example, TokenizedExample) else example
     row: dict[str, Any] = {"row": rendered.row, "text": rendered.text}
     if isinstance(example, TokenizedExample):
@@ -25,6 +28,8 @@ def to_row(example: RenderedText | TokenizedExample) -> dict[str, Any]:
         row["labels"] = list(example.labels)
         if any(weight not in (0, 1) for weight in example.loss_weights):
             row["loss_weights"] = list(example.loss_weights)
+        if example.truncated:
+            row["truncated"] = example.truncated
     row["spans"] = [{"start": s.start, "end": s.end, "origin": str(s.origin)} for s in rendered.spans]
     return row
 
@@ -86,7 +91,7 @@ def _write_batches(examples: Iterable[RenderedText | TokenizedExample], open_wri
 
 
 def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa.RecordBatch]:
-    """Columnar batches of one schema, which has `loss_weights` wherever there are ids: a file has one schema.
+    """Columnar batches of one schema: a file has one. With ids there are `loss_weights` and `truncated` in any case.
 
     At least one, so that a file without examples has columns too.
     """
@@ -95,7 +100,7 @@ def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa
     ids = pa.list_(pa.int32())
     span = pa.struct({"start": pa.int64(), "end": pa.int64(), "origin": pa.string()})
     base: dict[str, pa.DataType] = {"row": pa.int64(), "text": pa.large_string(), "spans": pa.list_(span)}
-    tokens = {"input_ids": ids, "labels": ids, "loss_weights": pa.list_(pa.float32())}
+    tokens = {"input_ids": ids, "labels": ids, "loss_weights": pa.list_(pa.float32()), "truncated": pa.string()}
     source = iter(examples)
     chunk = list(islice(source, _BATCH))
     schema = pa.schema({**base, **tokens} if chunk and isinstance(chunk[0], TokenizedExample) else base)
