@@ -180,6 +180,9 @@ class DataOptions(Options):
         description="What is trained: response, content, last or all, and how much, also of roles and fields: "
         "`response=1,context=0.1,user=0.2`.",
     )
+    end_marker: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="The text that ends an answer, or `none`; by default told from the template and tokenizer."
+    )
     control_tokens: ControlTokens = Field(
         "template", description="Whose text may become control tokens: the template's alone, or the data's too."
     )

@@ -18,12 +18,12 @@ class Counts:
 
     rows_in: int = 0
     rows_out: int = 0
-    """Rows of which at least one example came out."""
-    examples_out: int = 0
+    """Rows of which at least one sample came out."""
+    samples: int = 0
     tokens: int = 0
     trained_tokens: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-    """Rows by reason code."""
+    """Rows by reason code; of a row that gives several samples each counts."""
     dropped_rows: dict[str, list[int]] = field(default_factory=dict)
     """The numbers of those rows."""
     first_dropped: dict[str, str] = field(default_factory=dict)
@@ -33,6 +33,9 @@ class Counts:
     truncated_rows: dict[str, list[int]] = field(default_factory=dict)
     first_truncated: dict[str, str] = field(default_factory=dict)
     """How long the first of each policy was, and is."""
+    untrained_turns: int = 0
+    """Assistant turns, in rows that came out, of which nothing is trained: no prompt comes before them, or the template
+    marks nothing in them."""
     empty_responses: int = 0
     """Rows whose answer is empty or whitespace: rendered, and worth a look."""
     left_out: Counter[str] = field(default_factory=Counter)
@@ -47,8 +50,8 @@ class Counts:
     def drop(self, error: RecordError) -> None:
         """Counts a row that does not come out."""
         self.dropped[error.reason] += 1
-        if error.row is not None:
-            self.dropped_rows.setdefault(error.reason, []).append(error.row)
+        if error.row is not None and error.row not in (rows := self.dropped_rows.setdefault(error.reason, []))[-1:]:
+            rows.append(error.row)
         self.first_dropped.setdefault(error.reason, str(error))
 
     def add(self, example: Example) -> None:
@@ -73,7 +76,7 @@ class Counts:
         return {
             "rows_in": self.rows_in,
             "rows_out": self.rows_out,
-            "examples_out": self.examples_out,
+            "samples": self.samples,
             "dropped": dict(self.dropped),
             "dropped_rows": self.dropped_rows,
             "first_dropped": self.first_dropped,
@@ -82,6 +85,7 @@ class Counts:
             "first_truncated": self.first_truncated,
             "tokens": self.tokens,
             "trained_tokens": self.trained_tokens,
+            "untrained_turns": self.untrained_turns,
             "empty_responses": self.empty_responses,
             "left_out": dict(self.left_out),
             "equal_pairs": self.equal_pairs,
@@ -91,9 +95,10 @@ class Counts:
 
     def lines(self, *, tokens: bool) -> list[str]:
         """The counts in words; those of tokens only where there is a tokenizer."""
-        line = f"rows in: {self.rows_in:,}, rows out: {self.rows_out:,}, dropped: {self.dropped.total():,}"
-        if self.examples_out != self.rows_out:
-            line += f", examples: {self.examples_out:,}"
+        line = f"rows in: {self.rows_in:,}, rows out: {self.rows_out:,}"
+        if self.samples != self.rows_out:
+            line += f" as {self.samples:,} samples"
+        line += f", dropped: {self.dropped.total():,}"
         if tokens:
             line += f", tokens: {self.tokens:,}, trained tokens: {self.trained_tokens:,}"
         lines = [line]
@@ -103,6 +108,8 @@ class Counts:
         for policy, count in self.truncated.most_common():
             rows = _listed(self.truncated_rows.get(policy, []))
             lines.append(f"shortened {count:,} × {policy} (rows {rows}); the first: {self.first_truncated[policy]}")
+        if self.untrained_turns:
+            lines.append(f"note: assistant turns without a prompt before them, untrained: {self.untrained_turns:,}")
         if self.empty_responses:
             lines.append(f"note: rows with an empty answer: {self.empty_responses:,}")
         if self.left_out:

@@ -216,12 +216,19 @@ class RenderedText:
     spans: tuple[Span, ...]
     """Ordered and gap-free over the whole text."""
     target_spans: tuple[TargetSpan, ...] = ()
-    """One an assistant turn, or one a `{% generation %}` block of it, in order; empty for a generation prompt."""
+    """One an assistant turn, or one a `{% generation %}` block of it, in order; empty for a generation prompt. Turns
+    that serving would meet otherwise than they stand here have none."""
     message_weights: tuple[float, ...] = ()
     roles: tuple[str, ...] = ()
     """The roles of the example's messages: `spans` refer to them by index."""
     row: int = 0
     """The record's number in its source, counted from 0."""
+    sample: int = 0
+    """The sample's number among the record's, counted from 0."""
+    samples: int = 1
+    """How many samples the record gave."""
+    history: int = 0
+    """How many of its messages an earlier sample begins with: of these, targets alone may be trained here."""
 
     @property
     def generation_boundaries(self) -> tuple[int, ...]:
@@ -237,6 +244,16 @@ class RenderedText:
         from templatekit.views import to_rich
 
         return to_rich(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One of the texts that a record is trained in: as few as hold each of its turns as serving would meet it."""
+
+    example: Example
+    """Its messages end with the turn that the sample was made for, or are all of the record's."""
+    rendered: RenderedText
+    """Its targets are those of no other sample of the record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,9 @@ def table(exporter: Exporter, examples: list[RenderedText | TokenizedExample]) -
     read = pq.read_table(pa.BufferReader(data)) if exporter.name == "parquet" else pa.ipc.open_file(data).read_all()
     rows: list[dict[str, Any]] = read.to_pylist()
     if not rows:
-        assert read.column_names == ["row", "text", "spans"]
+        assert read.column_names == ["row", "sample", "text", "spans"]
+    for row in rows:
+        assert row.pop("sample") == 0  # the rows here give one sample each
     return rows
 
 

@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from templatekit.audit.values import Hit, Row, Sample, Setup
-from templatekit.config import parse_train_on
-from templatekit.errors import shorten
-from templatekit.formats.targets import EndMarkers
+from templatekit.errors import NOTHING_TRAINED, shorten
+from templatekit.formats.endings import EndMarkers
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.types import TargetSpan
 
 
 def nothing_trained(row: Row, setup: Setup) -> Iterator[Hit]:
-    """No token of the text carries loss."""
+    """No token of a text carries loss: the pipeline has dropped it."""
+    if row.error is not None and row.error.reason == NOTHING_TRAINED:
+        yield Hit(what=row.error.message, detail=str(row.error))
+
+
+def turn_dependent(row: Row, setup: Setup) -> Iterator[Hit]:
+    """Turns that the whole conversation does not hold as serving would meet them, so that it takes several samples."""
     for sample in row.samples:
-        if sample.trained is not None:
-            continue
-        weights = [sample.rendered.message_weights[target.message] for target in sample.rendered.target_spans]
-        if any(weights) and parse_train_on(setup.options.train_on).weight and not setup.special.known:
-            continue  # of an empty answer only the end marker is trained, which without a tokenizer may print nothing
-        what = "no text" if any(weights) else "all weights are 0" if weights else "no assistant message"
-        end = len(sample.rendered.text)
-        yield Hit(what=what, sample=sample, start=end, end=end)
+        if sample.goes_on and sample.rendered.target_spans:
+            last = sample.rendered.target_spans[-1]
+            detail = f"sample {sample.rendered.sample + 1} of {sample.rendered.samples} that the record gives"
+            yield Hit(detail=detail, sample=sample, start=last.start, end=last.end)
 
 
 def end_marker_untrained(row: Row, setup: Setup) -> Iterator[Hit]:

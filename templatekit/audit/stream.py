@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress, islice
+from itertools import compress, islice, zip_longest
 from typing import Any
 
 from templatekit.audit.first_rows import FirstRows, text_key
@@ -80,27 +80,30 @@ class Stream:
             self.counts.forget()
 
     def _samples(self, items: Sequence[Prepared]) -> Iterator[Sample]:
-        rows = [item.rendered.row for item in items]
-        texts = [text_key(item.rendered.text) for item in items]
-        prompts = prompt_keys(items)
-        same_text = self._texts.add(texts, rows)
-        same_prompt = self._prompts.add(prompts, rows)
         edges = self._edges(items)
+        on = going_on(items)
         samples = [
             replace(
                 _sample(item, self.pipeline),
-                edge=edges.get(index),
+                edge=edges.get(place),
                 fitted=self._fitted(item),
-                same_text=same_text[index],
-                same_prompt=same_prompt[index] if same_text[index] is None else None,
+                goes_on=on[place],
             )
-            for index, item in enumerate(items)
+            for place, item in enumerate(items)
         ]
+        longest = [place for place, goes_on in enumerate(on) if not goes_on]
+        rows = [items[place].rendered.row for place in longest]
+        texts = [text_key(items[place].rendered.text) for place in longest]
+        prompts = prompt_keys([items[place] for place in longest])
+        same = zip(self._texts.add(texts, rows), self._prompts.add(prompts, rows), strict=True)
+        for place, (text, prompt) in zip(longest, same, strict=True):
+            samples[place] = replace(samples[place], same_text=text, same_prompt=prompt if text is None else None)
         for other in self._others:
-            samples = [
-                replace(sample, shared_text=sample.shared_text or text, shared_prompt=sample.shared_prompt or prompt)
-                for sample, text, prompt in zip(samples, *other.find(texts, prompts), strict=True)
-            ]
+            for place, shared, asked in zip(longest, *other.find(texts, prompts), strict=True):
+                sample = samples[place]
+                samples[place] = replace(
+                    sample, shared_text=sample.shared_text or shared, shared_prompt=sample.shared_prompt or asked
+                )
         if self._round_trip is not None:
             for index, lossy in self._round_trip.lossy([item.example for item in items]):
                 samples[index] = replace(samples[index], lossy=(*samples[index].lossy, lossy))
@@ -164,7 +167,8 @@ class Other:
         reader = Pipeline(options, pipeline.registry, template=pipeline.template, tokenizer=pipeline.tokenizer)
         reader.encoder = None  # texts are enough
         counts = reader.counts = Refusals()
-        for _, _, items in batches(reader, counts, reader.open()):
+        for _, _, prepared in batches(reader, counts, reader.open()):
+            items = [item for item, goes_on in zip(prepared, going_on(prepared), strict=True) if not goes_on]
             rows = [item.rendered.row for item in items]
             self._texts.add([text_key(item.rendered.text) for item in items], rows)
             self._prompts.add(prompt_keys(items), rows)
@@ -187,6 +191,17 @@ class Other:
 
     def _elsewhere(self, rows: Sequence[int | None]) -> list[Elsewhere | None]:
         return [None if row is None else Elsewhere(self.result.dataset, row) for row in rows]
+
+
+def going_on(items: Sequence[Prepared]) -> list[bool]:
+    """Of each item, whether the next is of the same row and holds its messages and more."""
+    pairs = zip_longest(items, items[1:])
+    return [
+        after is not None
+        and after.rendered.row == item.rendered.row
+        and after.example.messages[: len(item.example.messages)] == item.example.messages
+        for item, after in pairs
+    ]
 
 
 def _sample(item: Prepared, pipeline: Pipeline) -> Sample:

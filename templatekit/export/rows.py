@@ -19,10 +19,14 @@ _BATCH = 1024
 def to_row(example: RenderedText | TokenizedExample) -> dict[str, Any]:
     """One example as plain values.
 
-    `loss_weights` are there only where one is neither 0 nor 1, `truncated` only where the example was shortened.
+    `sample` is there only where the record gave several, `loss_weights` only where one is neither 0 nor 1, `truncated`
+    only where the example was shortened.
     """
     rendered = example.rendered if isinstance(example, TokenizedExample) else example
-    row: dict[str, Any] = {"row": rendered.row, "text": rendered.text}
+    row: dict[str, Any] = {"row": rendered.row}
+    if rendered.samples > 1:
+        row["sample"] = rendered.sample
+    row["text"] = rendered.text
     if isinstance(example, TokenizedExample):
         row["input_ids"] = list(example.input_ids)
         row["labels"] = list(example.labels)
@@ -91,7 +95,7 @@ def _write_batches(examples: Iterable[RenderedText | TokenizedExample], open_wri
 
 
 def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa.RecordBatch]:
-    """Columnar batches of one schema: a file has one. With ids there are `loss_weights` and `truncated` in any case.
+    """Columnar batches of one schema: a file has one. There is `sample`, and with ids `loss_weights` and `truncated`.
 
     At least one, so that a file without examples has columns too.
     """
@@ -99,7 +103,12 @@ def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa
 
     ids = pa.list_(pa.int32())
     span = pa.struct({"start": pa.int64(), "end": pa.int64(), "origin": pa.string()})
-    base: dict[str, pa.DataType] = {"row": pa.int64(), "text": pa.large_string(), "spans": pa.list_(span)}
+    base: dict[str, pa.DataType] = {
+        "row": pa.int64(),
+        "sample": pa.int32(),
+        "text": pa.large_string(),
+        "spans": pa.list_(span),
+    }
     tokens = {"input_ids": ids, "labels": ids, "loss_weights": pa.list_(pa.float32()), "truncated": pa.string()}
     source = iter(examples)
     chunk = list(islice(source, _BATCH))
@@ -107,6 +116,8 @@ def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa
     while True:
         rows = [to_row(example) for example in chunk]
         for row, example in zip(rows, chunk, strict=True):
+            rendered = example.rendered if isinstance(example, TokenizedExample) else example
+            row["sample"] = rendered.sample
             if isinstance(example, TokenizedExample):
                 row["loss_weights"] = list(example.loss_weights)
         yield pa.RecordBatch.from_pylist(rows, schema=schema)

@@ -232,6 +232,15 @@ def _raise_exception(message: object) -> None:
     raise TemplateRefusal(str(message))
 
 
+def clock(now: datetime) -> Callable[[str], str]:
+    """`strftime_now` at one instant: all texts of one rendering must agree."""
+
+    def strftime_now(format: str) -> str:
+        return now.strftime(format)
+
+    return strftime_now
+
+
 def _strftime_now(format: str) -> str:
     return datetime.now().strftime(format)
 

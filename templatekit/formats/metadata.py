@@ -38,7 +38,7 @@ class TemplateMetadata(Options):
     description: str = Field("", description="One line for `templatekit templates list`.")
     stop: tuple[str, ...] = Field((), description="Texts that end an answer: trained, and stopped at when generating.")
     end_marker: Literal["required", "none"] = Field(
-        "required", description="`none` where the format truly has no end of an answer; the model then never stops."
+        "required", description="`none` where an answer may end without a marker; the model then need not stop."
     )
     special_tokens: tuple[str, ...] = Field(
         (), description="Texts that the format's authors add to the tokenizer; added with --add-special-tokens."

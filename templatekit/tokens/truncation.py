@@ -173,7 +173,9 @@ class Limit:
         rendered = self._render(example, like.row)
         answers = {target.message - gone for target in like.rendered.target_spans}
         targets = tuple(target for target in rendered.target_spans if target.message in answers)
-        rendered = replace(rendered, target_spans=targets)
+        numbers = {name: getattr(like.rendered, name) for name in ("sample", "samples")}
+        history = max(0, like.rendered.history - gone)
+        rendered = replace(rendered, target_spans=targets, history=history, **numbers)
         return self._encoder.encode(rendered, loss_spans(rendered, self._train_on))
 
     def _is_short(self, tokenized: TokenizedExample) -> bool:

@@ -125,6 +125,7 @@ def test_every_format_holds_the_same_rows(
     path = tmp_path / "out" / "deep" / f"rows.{suffix}"
     table = pq.read_table(path) if suffix == "parquet" else pa.ipc.open_file(path).read_all()
     rows = table.to_pylist()
+    assert [row.pop("sample") for row in rows] == [0] * len(rows)
     for row in rows if ids else ():
         assert row.pop("loss_weights") == [float(label != -100) for label in row["labels"]]
         assert row.pop("truncated") is None
@@ -155,7 +156,7 @@ def test_the_summary_can_be_read_by_programs(templatekit: Templatekit, tmp_path:
         "adapter": "alpaca",
         "rows_in": 3,
         "rows_out": 2,
-        "examples_out": 2,
+        "samples": 2,
         "dropped": {"missing_output": 1},
         "dropped_rows": {"missing_output": [1]},
         "first_dropped": {"missing_output": "rows.json:1:output: missing; found keys instruction; expected text"},
@@ -164,6 +165,7 @@ def test_the_summary_can_be_read_by_programs(templatekit: Templatekit, tmp_path:
         "first_truncated": {},
         "tokens": 0,
         "trained_tokens": 0,
+        "untrained_turns": 0,
         "empty_responses": 1,
         "left_out": {},
         "equal_pairs": 0,
