@@ -26,7 +26,7 @@ from templatekit.types import Example
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
-LONGEST_SOURCE = 1_000_000
+LONGEST_SOURCE = 200_000
 """Characters of a template; published ones have up to 20,000."""
 
 
