@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -18,7 +18,13 @@ import jinja2
 from templatekit.contracts import TemplateFile
 from templatekit.errors import RecordError, TemplateError, TemplatekitError, shorten
 from templatekit.formats.endings import EndMarkers
-from templatekit.formats.environment import TemplateRefusal, clock, plain_environment, tracing_environment
+from templatekit.formats.environment import (
+    TemplateRefusal,
+    TracingEnvironment,
+    clock,
+    plain_environment,
+    tracing_environment,
+)
 from templatekit.formats.kwargs import with_defaults
 from templatekit.formats.metadata import read_metadata
 from templatekit.formats.provenance import Traced, concat, literal, plain_text, spans_of
@@ -53,7 +59,7 @@ class Template:
         self._sought = checked.sought
         self._marked = checked.marked
         self._escapes = checked.escapes
-        self._traced = _compiled(tracing_environment(), checked.text, file.name)
+        self._traced = _compiled(self._tracing(), checked.text, file.name)
         self._plain = _compiled(plain_environment(), checked.text, file.name)
         self._bare = False
         if self.kind == "instruction":
@@ -64,7 +70,10 @@ class Template:
 
     def with_kwargs(self, kwargs: Mapping[str, Any]) -> Template:
         """The same template with these values for variables that it reads beyond those it is always given."""
-        return Template(self._file, strict=self._strict, kwargs=kwargs)
+        return type(self)(self._file, strict=self._strict, kwargs=kwargs)
+
+    def _tracing(self) -> TracingEnvironment:
+        return tracing_environment()
 
     @property
     def _options(self) -> frozenset[str]:
@@ -264,7 +273,7 @@ class Template:
         except TemplateRefusal as error:
             raise RecordError(f"template {self.name!r} refuses: {error}", reason="template_refused") from None
         except Exception as error:  # templates run arbitrary expressions over the data
-            line = _template_line(error, self._traced)
+            line = template_line(error, self._traced)
             raise RecordError(
                 f"template {self.name!r}{line}: {type(error).__name__}: {_in_plain_words(error)}",
                 reason="template_failed",
@@ -334,19 +343,11 @@ class Template:
 
 def _compiled(environment: jinja2.Environment, text: str, name: str) -> jinja2.Template:
     try:
-        return environment.from_string(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # about the generated code
+            return environment.from_string(text)
     except Exception as error:  # Jinja evaluates constant expressions when it compiles
         raise syntax_error(error, text, name) from None
-
-
-def load_template(address: str, *, kwargs: Mapping[str, Any] | None = None) -> Template:
-    """A template from a `.jinja` file, with values for the variables that it reads beyond the standard ones."""
-    path = Path(address)
-    try:
-        source = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TemplateError(f"template file {address!r} cannot be read: {error}") from None
-    return Template(TemplateFile(name=path.stem, source=source, path=str(path)), kwargs=kwargs)
 
 
 def _check_encodable(text: str, spans: tuple[Span, ...]) -> None:
@@ -373,7 +374,8 @@ def _plain_name(match: re.Match[str]) -> str:
     return str(match[2] or "str").lower()
 
 
-def _template_line(error: Exception, template: jinja2.Template) -> str:
+def template_line(error: BaseException, template: jinja2.Template) -> str:
+    """Where in the template an error was raised, for its message."""
     lines = [
         template.get_corresponding_lineno(frame.lineno or 1)
         for frame in traceback.extract_tb(error.__traceback__)
