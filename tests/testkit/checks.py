@@ -163,8 +163,9 @@ def decoded_text(case: Case, rendered: RenderedText, end: int, cuts: Sequence[in
         if "NFC" in kinds:
             piece = unicodedata.normalize("NFC", piece)
         first = start == 0
-        if piece and ("Prepend" in kinds or metaspace):
+        if metaspace or any(part.get("content") == "▁" for part in normalizers):
             piece = piece.replace("▁", " ")
+        if piece and ("Prepend" in kinds or metaspace):
             scheme = metaspace["prepend_scheme"] if metaspace else "always"
             blank = not (metaspace and piece.startswith(" "))
             # The decoder takes the very first blank away again.
