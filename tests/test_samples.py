@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import templatekit
 from templatekit import ConfigError, DataOptions, RecordError, Registry, Template, TemplateFile
 from templatekit.export.rows import to_row
-from templatekit.formats.template import load_template
+from templatekit.formats import load_template
 from templatekit.pipeline import Pipeline, Prepared
 from templatekit.tokens.supervision import loss_spans
 from templatekit.types import RenderedText, TokenizedExample

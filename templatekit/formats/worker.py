@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from datetime import datetime
 from functools import lru_cache
 from importlib import import_module
 from typing import Any, NamedTuple
