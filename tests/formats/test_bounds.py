@@ -19,8 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from templatekit import Example, Message, RecordError, Template, TemplateError, TemplateFile
-from templatekit.errors import TemplatekitError
+from templatekit import ConfigError, Example, Message, RecordError, Template, TemplateError, TemplateFile
 from templatekit.formats import foreign, metadata
 from templatekit.formats.bounds import CountingEnvironment, counting_environment, weight
 from templatekit.formats.foreign import ForeignTemplate, load_template
@@ -41,7 +40,7 @@ def foreign_template(source: str, name: str = "tried") -> ForeignTemplate:
     return ForeignTemplate(TemplateFile(name=name, source=source), strict=False)
 
 
-class Asked(TemplatekitError):
+class Asked(BaseException):
     """A template did not stay in this process."""
 
 
@@ -56,9 +55,9 @@ def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
     worker = Worker(EXACT)
-    before, foreign.WORKER = foreign.WORKER, worker
-    yield worker
-    foreign.WORKER = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(foreign, "WORKER", worker)
+        yield worker
     worker.stop()
 
 
@@ -146,11 +145,12 @@ def test_no_bomb_goes_off_here(name: str) -> None:
 @pytest.mark.parametrize("name", ["nested ranges", "plus doubles", "macros that branch"])
 def test_the_count_is_what_holds_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: where nothing is paid, the loop goes on."""
-    spent: list[int] = []
+    spent = 0
 
     def spend(self: CountingEnvironment, amount: int) -> None:
-        spent.append(amount)
-        if sum(spent) > 5_000_000:
+        nonlocal spent
+        spent += amount
+        if spent > 2_000_000:
             raise InterruptedError
 
     monkeypatch.setattr(CountingEnvironment, "spend", spend)
@@ -166,7 +166,7 @@ VERDICTS = {
     "a list that grows": (BOMBS["lists double"], ", line 2 breaks the memory bound"),
     "too much text": (
         "{% for i in range(9999) %}" + "A" * 500 + "{% endfor %}",
-        " breaks the output bound: found 4,999,527 characters; expected at most 1,014,400 for",
+        " breaks the output bound: found 4,999,5",
     ),
 }
 
@@ -563,8 +563,8 @@ def test_a_value_weighs_what_it_takes_to_print(value: Any) -> None:
 
 
 def test_a_long_source_is_refused() -> None:
-    with pytest.raises(TemplateError, match="found 1,000,001 characters; expected at most 1,000,000"):
-        foreign_template("x" * 1_000_001)
+    with pytest.raises(TemplateError, match="found 200,001 characters; expected at most 200,000"):
+        foreign_template("x" * 200_001)
 
 
 @pytest.mark.parametrize(
@@ -603,3 +603,21 @@ def test_by_path_and_a_tokenizers_own_are_foreign(tmp_path: Path, builtin: Any) 
     assert isinstance(find_template("tokenizer", builtin, chat_template=CHAT), ForeignTemplate)
     for name in builtin.templates:
         assert not isinstance(find_template(name, builtin), ForeignTemplate)
+
+
+@pytest.mark.parametrize("dear", ["", "{{ 'x' * 2 }}"], ids=["here", "in the worker"])
+def test_kwargs_and_forms_are_those_of_an_unbounded_template(dear: str, worker: Worker) -> None:
+    source = "{{ greeting | default('') }}" + dear + CHAT
+    file = TemplateFile(name="greets", source="{#- templatekit\ndescription: Greets.\n#}" + source)
+    template, same = ForeignTemplate(file, strict=False), Template(file, strict=False)
+    for kwargs in ({"greeting": "Hello {{"}, {"greeting": ["a", 1]}):
+        changed, expected = template.with_kwargs(kwargs), same.with_kwargs(kwargs)
+        assert changed.render(EXAMPLE, TOKENS) == expected.render(EXAMPLE, TOKENS)
+        assert (changed.source, changed.metadata) == (expected.source, expected.metadata)
+    prompt = template.prompt(EXAMPLE, TOKENS, continue_final=True)
+    assert prompt == same.prompt(EXAMPLE, TOKENS, continue_final=True)
+    assert [template.takes.content(role) for role in ("user", "system")] == ["text", "text"]
+    assert template.takes.calls == same.takes.calls
+    assert template._here == (not dear)
+    with pytest.raises(ConfigError, match=r"does not read 'greetings'; did you mean 'greeting'\?"):
+        template.with_kwargs({"greetings": 1})
