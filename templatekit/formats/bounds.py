@@ -91,7 +91,7 @@ _CALLABLE = _names(
     "capitalize count cycle endswith find get index isalnum isalpha isascii isdecimal isdigit isidentifier islower "
     "isnumeric isprintable isspace istitle isupper items join keys lower lstrip partition removeprefix removesuffix "
     "replace rfind rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title upper values "
-    "safe_range _raise_exception _strftime_now _Namespace _text"
+    "safe_range _raise_exception _strftime_now strftime_now _Namespace _text"
 )
 """What may be called, by its Python name: methods that give no more than they have (`join` and `replace` are reckoned
 beforehand), and the environment's own functions."""

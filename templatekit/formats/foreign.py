@@ -6,6 +6,7 @@ What chat templates do is counted here, in this process. A template that does an
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -31,16 +32,28 @@ LONGEST_SOURCE = 200_000
 """Characters of a template; published ones have up to 20,000."""
 
 
+class _Thread(threading.local):
+    rendering = False
+
+
+_THREAD = _Thread()
+
+
 def _bounded(method: Method) -> Method:
     """A method that renders: here while that is counted, in the worker from then on."""
 
     @wraps(method)
     def bounded(self: ForeignTemplate, *arguments: Any, **options: Any) -> Any:
+        if self._here and _THREAD.rendering:
+            return method(self, *arguments, **options)  # what is not counted goes to the method that began
         if self._here:
+            _THREAD.rendering = True
             try:
                 return method(self, *arguments, **options)
             except Uncounted:
                 self._here = False
+            finally:
+                _THREAD.rendering = False
         return self._ask(method.__name__, *arguments, **options)
 
     return cast("Method", bounded)
