@@ -137,7 +137,7 @@ class Encoder:
             if start < end:
                 prefix = self._prefix_at(start, behind_control=behind_control)
                 yield from self._segment(Piece(start, text[start:end], tuple(inside), prefix))
-                behind_control = bool(inside) and inside[-1].end == end
+                behind_control = bool(inside) and end in _behind(inside[-1], text)
 
     def _segment(self, piece: Piece) -> Iterator[Piece]:
         """A piece, parted no more than its control tokens and its dummy prefix ask for."""
@@ -286,6 +286,12 @@ class Encoder:
         cuts = sorted({match.start() + 1 for match in found} - {len(piece.text)}) or range(1, len(piece.text))
         for start, end in pairwise([0, *cuts, len(piece.text)]):
             yield Piece(piece.start + start, piece.text[start:end], prefix=piece.prefix and not start, control=False)
+
+
+def _behind(match: Match, text: str) -> range:
+    """The places right behind a control token: several where it takes the whitespace that follows."""
+    whitespace = _WHITESPACE.match(text, match.end) if match.token.strips_right else None
+    return range(match.end, (whitespace.end() if whitespace else match.end) + 1)
 
 
 def _known(piece: Piece) -> Tokens:
