@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from testkit.at_hand import ALL_TOKENIZERS
-from testkit.bundled import CHAT, ONE_TURN, WITHOUT_SYSTEM
+from testkit.bundled import BUNDLED, CHAT, ONE_TURN, WITHOUT_SYSTEM
 from testkit.theirs import as_transformers, hugging_face, rendered
 
 from templatekit import DataOptions, Example, Message, RecordError, Registry, Template, TemplateFile, Tokenizer
@@ -72,7 +72,7 @@ LOADED_OTHERWISE = {
 `finetune` trains with it."""
 
 
-@pytest.mark.parametrize("name", [*ONE_TURN, *CHAT])
+@pytest.mark.parametrize("name", BUNDLED)
 def test_transformers_gives_the_ids_of_training(
     name: str, tokenizer: Tokenizer, served: Any, builtin: Registry
 ) -> None:
@@ -80,7 +80,7 @@ def test_transformers_gives_the_ids_of_training(
     if (name, Path(tokenizer.name).name) in LOADED_OTHERWISE:
         tokenizer = from_transformers(served)
     exported = chat_template(template, tokenizer.special_tokens)
-    cases = PLAIN if name in ONE_TURN else {**{k: v for k, v in PLAIN.items() if k != "context"}, **CHATS}
+    cases = PLAIN if name not in CHAT else {**{k: v for k, v in PLAIN.items() if k != "context"}, **CHATS}
     for case, messages in cases.items():
         if name in CHAT:  # a chat format knows no context
             messages = tuple(Message(role=m.role, content=m.content) for m in messages)

@@ -33,7 +33,7 @@ _COMMANDS = {
     "finetune": _Command("finetune", "Fine-tune a model; with no options the small built-in one."),
     "generate": _Command("generate", "Have a model answer, prompted by a template."),
     "adapters": _Command("listing", "List the shapes of records that can be read."),
-    "templates": _Command("listing", "List the prompt templates, or show one."),
+    "templates": _Command("listing", "List the prompt templates; show or export one."),
     "plugins": _Command("listing", "List the plugins and what each offers."),
 }
 

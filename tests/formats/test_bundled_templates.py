@@ -361,7 +361,7 @@ def test_targets_begin_at_rendered_prompts_in_every_turn(
         assert rendered.text[target.marker_start : target.end] == end
 
 
-@pytest.mark.parametrize("name", [name for name in ONE_TURN if name != "text"])
+@pytest.mark.parametrize("name", ONE_TURN)
 @pytest.mark.parametrize(
     ("messages", "reason", "words"),
     [

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from testkit import texts
 from testkit.bundled import ANY_ORDER
+from testkit.published import source_of
 from testkit.theirs import as_transformers
 
 from templatekit import Example, Message, RecordError, Registry, Template
@@ -84,11 +83,7 @@ def published(name: str, tokenizer_of: Any) -> Original:
     if name == "qwen3":
         config = json.loads((tokenizer_of.folder("qwen3") / "tokenizer_config.json").read_text(encoding="utf-8"))
         return of_jinja(config["chat_template"])
-    folder = next(iter(getattr(find_spec("trl"), "submodule_search_locations", None) or [""]))
-    path = Path(folder) / "chat_templates" / f"{name}.jinja"
-    if not path.is_file():
-        pytest.skip("trl, which carries the published template, is not installed")
-    return of_jinja(path.read_text(encoding="utf-8"))
+    return of_jinja(source_of(name))
 
 
 RESTATED = {"llama2": llama2, "vicuna": vicuna, "zephyr": zephyr}

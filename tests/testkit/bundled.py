@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 
 from templatekit import Message
 
-ONE_TURN = ("alpaca", "alpaca-lora", "chapter7", "seed", "dolly", "phi3-chapter7", "text")
+ONE_TURN = ("alpaca", "alpaca-lora", "chapter7", "seed", "dolly", "phi3-chapter7")
 MISTRAL = ("mistral-v1", "mistral-v3", "mistral-v3-tekken", "mistral-v7", "mistral")
 CHAT = ("chatml", "gemma", "gemma3", "llama2", "llama3", *MISTRAL, "phi3", "qwen3", "vicuna", "zephyr")
-BUNDLED = (*ONE_TURN, *CHAT)
+BUNDLED = (*ONE_TURN, "text", *CHAT)
+"""All of them; `text` is an instruction format without a boundary of its own: an answer alone is a text."""
 
 ANY_ORDER = ("chatml", "llama3", "phi3", "qwen3", "zephyr")
 """Chat templates that print turns as they come; the others take user and assistant in turn, and say so."""
