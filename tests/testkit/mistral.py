@@ -54,7 +54,7 @@ def _later(version: str, tekken: Path, folder: Path) -> Path:
 
     definition = json.loads(tekken.read_text(encoding="utf-8"))
     names = [str(getattr(t["token_str"], "value", t["token_str"])) for t in Tekkenizer.DEPRECATED_SPECIAL_TOKENS]
-    names += ["[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]"]
+    names += ["[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]"] if version == "v13-tekken" else []
     definition["config"]["version"] = version.partition("-")[0]
     definition["special_tokens"] = [
         {"rank": rank, "token_str": name, "is_control": True} for rank, name in enumerate(names)
