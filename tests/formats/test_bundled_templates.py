@@ -87,7 +87,7 @@ def test_golden(template: Template, case: str, update_golden: bool) -> None:
 
 def test_no_golden_file_is_left_over() -> None:
     expected = {f"{name}.{case}.txt" for name in BUNDLED for case in EXAMPLES}
-    assert {path.name for path in GOLDEN.glob("*.txt")} == expected
+    assert {path.name for path in GOLDEN.glob("*.*.txt")} == expected
 
 
 # How the authors' own code writes an entry: (instruction, input, output) to (prompt, whole text without EOS).
