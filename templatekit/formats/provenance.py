@@ -59,7 +59,7 @@ class Traced(str):
         runs = self._runs
         if len(runs) == 1:
             return Traced(text, ((len(text), runs[0][1]),) if text else ())
-        if start == stop:
+        if not text:
             return Traced()
         try:
             ends = self._ends
