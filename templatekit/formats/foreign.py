@@ -104,11 +104,15 @@ class ForeignTemplate(Template):
         return plain_text(self._run(variables))
 
     def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
-        # The other columns of a record may hold anything, and no template reads them.
+        # The other columns of a record may hold anything, and no template reads them: they stay here.
         sent = tuple(replace(value, metadata={}) if isinstance(value, Example) else value for value in arguments)
-        return WORKER.ask(
+        answer = WORKER.ask(
             Request(self._file, self._strict, self._kwargs, self._end_marker, method, sent, options, self._line)
         )
+        if method != "samples":
+            return answer
+        kept = arguments[0].metadata
+        return tuple(replace(sample, example=replace(sample.example, metadata=kept)) for sample in answer)
 
     def _tracing(self) -> TracingEnvironment:
         environment = counting_environment()

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,22 @@ def test_the_worker_renders_as_this_process_does(name: str, worker: Worker) -> N
         assert getattr(template, attribute) == getattr(same, attribute)
 
 
+@pytest.mark.parametrize("dear", ["", "{{ 'x' * 2 }}"], ids=["here", "in the worker"])
+def test_samples_and_end_markers_are_those_of_an_unbounded_template(dear: str, worker: Worker) -> None:
+    """A sample's example keeps what its record held beside the conversation, which the worker never sees."""
+    turns = (
+        "{% for m in messages %}{% if m.role == 'user' %}U:{{ m.content }}\n{% else %}A:{% if loop.last %}"
+        "<{{ m.reasoning_content }}>{% endif %}{{ m.content }}<end>\n{% endif %}{% endfor %}"
+    )
+    file = TemplateFile(name="turns", source=dear + turns + "{{ 'A:' if add_generation_prompt }}")
+    answer = replace(EXAMPLE.messages[1], reasoning="Hm.")
+    example = Example(messages=(EXAMPLE.messages[0], answer) * 2, metadata={"source": threading.Lock()})
+    template, same = (kind(file, strict=False).ended_by("<end>") for kind in (ForeignTemplate, Template))
+    assert template.samples(example, row=4) == same.samples(example, row=4)
+    assert template.samples(example, last_only=True) == same.samples(example, last_only=True)
+    assert len(template.samples(example)) == 2
+
+
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize("dear", ["", "{{ 'x' * 2 }}"], ids=["here", "in the worker"])
 def test_errors_are_the_same_here_and_there(dear: str) -> None:
@@ -355,7 +372,7 @@ CONVERSATIONS = {
 
 def outcome(template: Template, example: Example) -> object:
     found: list[object] = []
-    for method in (template.render, template.prompt):
+    for method in (template.render, template.samples, template.prompt):
         try:
             found.append(method(example, TOKENS))
         except (RecordError, TemplateError) as error:
