@@ -9,13 +9,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from testkit import texts
-from testkit.published import CALL, GET, OPEN_ENDED, OWN, TRL, Published, assistant, published, user
+from testkit.published import CALL, GET, OPEN_ENDED, ORIGINALS, OWN, TRL, Published, assistant, published, user
 from testkit.theirs import as_transformers, form_of, hugging_face
 from testkit.theirs import rendered as rendered_by_transformers
 
@@ -188,6 +189,15 @@ def confirm(error: RecordError, source: str, example: Example, tokens: SpecialTo
         assert "prints None" in str(error) and "None" in text, error
     else:
         raise error
+
+
+def test_the_reference_lists_the_published_templates() -> None:
+    if not TRL:
+        pytest.skip("trl is not installed")
+    reference = (Path(__file__).resolve().parents[2] / "docs" / "reference.md").read_text(encoding="utf-8")
+    section = reference.partition("## Published chat templates")[2].partition("\n## ")[0]
+    names = re.findall(r"`([a-z0-9_]+)`[,.]", section)
+    assert names == ORIGINALS and len(names) >= 40
 
 
 def test_most_published_templates_render(tokenizer_of: Any) -> None:
