@@ -98,7 +98,7 @@ class Pipeline:
         return Limit(
             options.max_length,
             options.truncation,
-            render=lambda example, row: self.template.render(example, self.special_tokens, row=row),
+            render=self._whole_text,
             encoder=self.encoder,
             train_on=options.train_on,
         )
@@ -179,6 +179,13 @@ class Pipeline:
             found = {target.message for sample in samples for target in sample.rendered.target_spans}
             self.counts.untrained_turns += len(turns - found) if found else 0
         return samples
+
+    def _whole_text(self, example: Example, row: int) -> RenderedText:
+        """One text for all messages of a sample; of turns that are not trained nothing is asked."""
+        base, _, named = parse_train_on(self.options.train_on)
+        if base == "last" and not named:
+            return self.template.samples(example, self.special_tokens, row=row, last_only=True)[-1].rendered
+        return self.template.render(example, self.special_tokens, row=row)
 
     def _adapt(self, row: int, record: Record) -> list[Example]:
         if self.adapter is None:

@@ -118,21 +118,19 @@ def test_torchtune_the_last_end_marker_is_trained_wherever_it_is_left(eye_of: Ey
     eye = eye_of("qwen3")
     turns = [("user", f"{WORDS}?"), ("assistant", "A."), ("user", "And now?"), ("assistant", "B.")]
     end = eye.tokenizer.id_of("<|im_end|>")
-    free = eye.chat(turns, "tokenizer")
+    free = eye.samples(turns, "tokenizer")[-1]
     for limit in range(len(free.example) // 2, len(free.example) + 3):
         for policy in ("turns", "response"):
             try:
-                seen = eye.chat(turns, "tokenizer", max_length=limit, truncation=policy)
+                samples = eye.samples(turns, "tokenizer", max_length=limit, truncation=policy)
             except ConfigError:
                 continue
-            last = [label for label in seen.example.labels if label != IGNORE_INDEX][-1]
-            assert (last == end) == seen.trained[-1].endswith("B.<|im_end|>")
-            assert policy == "response" or last == end
-    assert (
-        eye.chat(turns, "tokenizer", max_length=len(free.example) - 1, truncation="turns")
-        .trained[-1]
-        .endswith("B.<|im_end|>")
-    )
+            for seen in samples:
+                last = [label for label in seen.example.labels if label != IGNORE_INDEX][-1]
+                assert (last == end) == seen.trained[-1].endswith(("A.<|im_end|>", "B.<|im_end|>"))
+                assert policy == "response" or last == end
+    shorter = eye.samples(turns, "tokenizer", max_length=len(free.example) - 1, truncation="turns")
+    assert shorter[-1].trained[-1].endswith("B.<|im_end|>")
 
 
 # Rows without a target
@@ -148,6 +146,16 @@ def test_ms_swift_litgpt_trl_axolotl_no_row_is_left_without_a_target(policy: str
     assert [item.rendered.row for item in items] == [1, 2]
     assert pipeline.counts.dropped_rows == {"too_long": [0, 3]}
     assert all(item.tokenized and item.tokenized.trained_tokens for item in items)
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_ms_swift_litgpt_rows_that_are_masked_as_a_whole_are_dropped_and_counted(on_error: str, eye_of: Eyes) -> None:
+    turns = [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "B."}]
+    masked = [turns[0], {**turns[1], "weight": 0}]
+    pipeline = eye_of("bytes").pipeline("chatml", on_error=on_error, max_length=100)
+    items = list(pipeline.run([{"messages": masked}, {"messages": turns}, {"messages": turns[:1]}]))
+    assert [item.rendered.row for item in items] == [1]
+    assert pipeline.counts.dropped_rows == {"nothing_trained": [0, 2]}
 
 
 @pytest.mark.parametrize("packing", [True, False])

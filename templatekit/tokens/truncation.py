@@ -80,7 +80,7 @@ class Limit:
         def fits(start: int) -> bool:
             shorter = replace(example, messages=messages[:head] + messages[start:])
             try:
-                tried[start] = Fitted(shorter, self._encode(shorter, whole, gone=start - head))
+                tried[start] = Fitted(shorter, self._encode(shorter, whole, head=head, gone=start - head))
             except RecordError as error:  # this template cannot express a conversation that begins here
                 refusals.append(error)
                 return False
@@ -168,14 +168,18 @@ class Limit:
             raise self._too_long(whole, "a tool call is never cut (--truncation response)")
         raise self._too_long(whole, f"its prompt has {prompt}, and no text of the answer fits behind it")
 
-    def _encode(self, example: Example, like: TokenizedExample, *, gone: int = 0) -> TokenizedExample:
-        """A shortened example anew, `gone` messages fewer; no other answer is trained than was before."""
+    def _encode(self, example: Example, like: TokenizedExample, *, head: int = 0, gone: int = 0) -> TokenizedExample:
+        """A shortened example anew, `gone` messages fewer behind `head`; no other text is trained than was before."""
         rendered = self._render(example, like.row)
         answers = {target.message - gone for target in like.rendered.target_spans}
         targets = tuple(target for target in rendered.target_spans if target.message in answers)
-        numbers = {name: getattr(like.rendered, name) for name in ("sample", "samples")}
-        history = max(0, like.rendered.history - gone)
-        rendered = replace(rendered, target_spans=targets, history=history, **numbers)
+        rendered = replace(
+            rendered,
+            target_spans=targets,
+            sample=like.rendered.sample,
+            samples=like.rendered.samples,
+            history=max(min(like.rendered.history, head), like.rendered.history - gone),
+        )
         return self._encoder.encode(rendered, loss_spans(rendered, self._train_on))
 
     def _is_short(self, tokenized: TokenizedExample) -> bool:

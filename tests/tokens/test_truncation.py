@@ -30,7 +30,6 @@ from templatekit import (
     Record,
     RecordError,
     Registry,
-    RenderedText,
     TemplateFile,
     TokenizedExample,
     Tokenizer,
@@ -512,17 +511,124 @@ def test_a_response_ends_the_sample(plain_of: Of) -> None:
     assert short is not None and short.rendered.text == whole.rendered.text[: second.end]
 
 
+FORGETS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content and loop.last %}({{ m.reasoning_content }}){% endif %}{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Prints a thought in the last turn alone, so that every turn with one is trained in a sample of its own."""
+
+
+def thoughtful(*thoughts: str) -> dict[str, Any]:
+    messages: list[dict[str, Any]] = [{"role": "system", "content": "Be brief."}]
+    for turn, thought in enumerate(thoughts):
+        answer = {"role": "assistant", "content": f"Answer {turn}.", "reasoning_content": thought}
+        messages += [{"role": "user", "content": f"Question {turn}?"}, answer]
+    return {"messages": messages}
+
+
+@pytest.mark.parametrize("policy", ["turns", "response"])
+def test_samples_of_a_record_are_shortened_each_by_itself(policy: str, plain_of: Of) -> None:
+    """No answer is trained twice, and each as it would have been: behind the prompt that a server would feed."""
+    plain = plain_of("chatml")
+    record = thoughtful("Hm, let me see.", "", "Well, now.", "", "So.")
+    template = Template(TemplateFile(name="forgets", source=FORGETS))
+
+    def samples(**options: Any) -> list[Prepared]:
+        subject = Subject(template, plain.tokenizer, plain.registry, **options)
+        return list(subject.pipeline("messages").run([record]))
+
+    free = samples()
+    lengths = [len(item.tokenized) for item in free if item.tokenized]
+    assert len(free) == 3 and lengths == sorted(lengths)
+    pipeline = plain.pipeline("messages")
+    shortened = 0
+    for limit in range(min(lengths), max(lengths)):
+        items = samples(max_length=limit, truncation=policy)
+        answers = [
+            item.example.messages[target.message].content for item in items for target in item.rendered.target_spans
+        ]
+        assert len(answers) == len(set(answers))
+        for item in items:
+            whole, found = free[item.rendered.sample], item.tokenized
+            assert found is not None and len(found) <= limit and item.rendered.samples == 3
+            shortened += found.truncated is not None
+            last, own = item.rendered.target_spans[-1], whole.rendered.target_spans[-1]
+            answer, all_of_it = item.rendered.text[last.start : last.end], whole.rendered.text[own.start : own.end]
+            assert answer == all_of_it if policy == "turns" else all_of_it.startswith(answer)
+            prompt = template.prompt(item.example, pipeline.special_tokens)
+            assert item.rendered.text[: last.start] == prompt.text
+            if policy == "turns":
+                assert item.example.messages[0].role == "system" and item.example.messages[1].role == "user"
+                assert item.rendered.text == template.render(item.example, pipeline.special_tokens).text
+    assert shortened > 20
+
+
+def test_weights_of_the_history_go_with_it(plain_of: Of) -> None:
+    """A prompt's text that has a weight is trained in the first sample that holds it, shortened or not."""
+    plain = plain_of("chatml")
+    template = Template(TemplateFile(name="forgets", source=FORGETS))
+    train_on = "response,user=0.5,system=0.25"
+
+    def weighted(record: Record, limit: int) -> tuple[list[list[tuple[str, float]]], list[TokenizedExample]]:
+        subject = Subject(
+            template, plain.tokenizer, plain.registry, train_on=train_on, truncation="turns", max_length=limit
+        )
+        found = [item.tokenized for item in subject.pipeline("messages").run([record]) if item.tokenized]
+        return [
+            [(one.rendered.text[s.start : s.end], s.weight) for s in one.loss_spans if 0 < s.weight < 1]
+            for one in found
+        ], found
+
+    first = [("Be brief.", 0.25), ("Question 0?", 0.5)]
+    record = thoughtful("Hm, let me see.", "Well, now.", "So.")
+    seen, whole = weighted(record, 1000)
+    assert seen == [first, [("Question 1?", 0.5)], [("Question 2?", 0.5)]]
+    seen, short = weighted(record, len(whole[-1]) - 1)
+    assert seen == [first, [("Question 1?", 0.5)], [("Question 2?", 0.5)]]
+    assert [one.truncated for one in short] == [None, None, "turns"]
+    record = thoughtful("Hm, let me see.", "", "", "So.")
+    seen, whole = weighted(record, 1000)
+    assert seen == [first, [(f"Question {turn}?", 0.5) for turn in (1, 2, 3)]]
+    seen, short = weighted(record, len(whole[0]))
+    assert seen == [first, [("Question 3?", 0.5)]]
+
+
+def test_of_the_last_turn_alone_no_more_is_asked_once_it_is_shortened(plain_of: Of) -> None:
+    """Earlier turns that this template renders otherwise than serving would meet them stop nothing."""
+    plain = plain_of("chatml")
+    doubts = "{{ '!' if messages[-1].content == 'Question 1?' }}"
+    source = FORGETS.replace("assistant\n{% endif %}", f"assistant\n{doubts}{{% endif %}}")
+    assert source != FORGETS
+    template = Template(TemplateFile(name="t", source=source))
+    record = thoughtful("", "", "")
+    for train_on in ("last", "response"):
+        subject = Subject(template, plain.tokenizer, plain.registry, train_on=train_on)
+        pipeline = subject.pipeline("messages")
+        try:
+            (whole,) = pipeline.run([record])
+        except RecordError:
+            assert train_on == "response"
+            continue
+        assert train_on == "last" and whole.tokenized is not None
+        short, _ = shorten(subject, "messages", record, len(whole.tokenized) - 1, "turns")
+        assert short is not None and [m.content for m in short.example.messages][1] == "Question 1?"
+
+
 def counted_renders(monkeypatch: pytest.MonkeyPatch) -> list[Example]:
     """The examples that are rendered from here on."""
     rendered: list[Example] = []
-    render = Template.render
+    for name in ("render", "samples"):
+        monkeypatch.setattr(Template, name, counting(getattr(Template, name), rendered))
+    return rendered
 
-    def counted(self: Template, example: Example, *more: Any, **named: Any) -> RenderedText:
+
+def counting(render: Callable[..., Any], rendered: list[Example]) -> Callable[..., Any]:
+    def counted(self: Template, example: Example, *more: Any, **named: Any) -> Any:
         rendered.append(example)
         return render(self, example, *more, **named)
 
-    monkeypatch.setattr(Template, "render", counted)
-    return rendered
+    return counted
 
 
 @pytest.mark.parametrize("policy", ["turns", "context", "response"])
