@@ -9,7 +9,6 @@ import pickle
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -119,9 +118,9 @@ class ForeignTemplate(Template):
         environment.refill({})  # for what is worked out when it is compiled
         return environment
 
-    def _run(self, variables: Variables, now: datetime | None = None) -> Traced:
+    def _run(self, variables: Variables) -> Traced:
         counting_environment().refill(variables)
-        return super()._run(variables, now)
+        return super()._run(variables)
 
 
 def load_template(address: str, *, kwargs: Mapping[str, Any] | None = None) -> Template:

@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from functools import lru_cache
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -175,10 +174,10 @@ class _Judged(Template):
 
     limits = Limits()
 
-    def _run(self, variables: Variables, now: datetime | None = None) -> Traced:
+    def _run(self, variables: Variables) -> Traced:
         try:
             with _time_limit(self.limits.seconds):
-                text = super()._run(variables, now)
+                text = super()._run(variables)
         except _Overtime as error:
             raise _out_of_time(self.limits, template_line(error, self._traced)) from None
         except RecordError as error:
