@@ -49,9 +49,21 @@ class Rendering(NamedTuple):
         return self.text[start:end]
 
     def own(self, message: int) -> tuple[int, int] | None:
-        """From the first to the last of a message's own characters, its header aside; None where it has none."""
-        own = [s for s in self.spans if s.origin.message == message and not s.origin.in_header]
-        return (own[0].start, own[-1].end) if own else None
+        """From the first to the last of a message's own characters, its header aside; None where it has none.
+
+        What is computed right behind them, such as a number in a tool call, is its own too.
+        """
+        own: tuple[int, int] | None = None
+        at_hand = False
+        for span in self.spans:
+            if span.origin.message == message and not span.origin.in_header:
+                own = (own[0] if own else span.start, span.end)
+                at_hand = True
+            elif own and at_hand and span.origin.kind == "computed":
+                own = (own[0], span.end)
+            elif not span.origin.is_template:
+                at_hand = False
+        return own
 
 
 Renderer: TypeAlias = Callable[[Messages, bool], Traced]

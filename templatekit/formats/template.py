@@ -228,8 +228,9 @@ class Template:
                 )
         variables |= special_variables(tokens)
         variables["add_generation_prompt"] = prompt
-        variables |= more or {}
-        text = self._run(variables, now)
+        if now is not None:
+            variables["strftime_now"] = clock(now)
+        text = self._run({**variables, **(more or {})})
         if self.kind == "instruction" and tokens.adds_bos and "bos_token" not in self.variables:
             # Plain-text formats leave BOS to the tokenizer, as a server that is sent plain text does.
             text = concat([literal(tokens.bos), text])
@@ -263,8 +264,8 @@ class Template:
         """Which forms of content and tool calls it takes."""
         return Takes(self._run)
 
-    def _run(self, variables: Variables, now: datetime | None = None) -> Traced:
-        variables = variables | {"strftime_now": clock(now or datetime.now())}
+    def _run(self, variables: Variables) -> Traced:
+        variables = {"strftime_now": clock(datetime.now())} | variables
         try:
             text = concat(self._traced.root_render_func(self._traced.new_context(variables)))
             expected = self._plain.render(plain(variables))

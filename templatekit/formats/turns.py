@@ -6,11 +6,11 @@ marker too. Templates that drop old reasoning or end the last turn in another wa
 a turn is trained in a text of its own, that of the conversation up to it.
 
 Rendering every turn alone takes quadratic time. Turns of one *shape* need not be: a shape is what stands between the
-messages before a turn and those behind it (the template's own text and the names of fields), which role comes next,
+messages before a turn and those behind it (the template's own text and the names of fields), the roles on both sides,
 and how the turn's fields were printed. Where the first and the last turn of a shape are sound and have their targets in
-the same places, so have those between; where not, each of them is rendered alone. What a template could tell turns
-apart by, beyond their place in the conversation, is part of the shape: texts that it looks for in fields, whitespace at
-their edges, whether they stand there whole.
+the same places, so have those between; where not, and behind the first turn that is not sound, each turn is rendered
+alone. What a template could tell turns apart by, beyond their place in the conversation, is part of the shape: texts
+that it looks for in fields, whitespace at their edges, whether they stand there whole.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ _FEW = 2
 class _Alone(NamedTuple):
     """A turn as serving meets it."""
 
-    text: str
-    """The conversation up to it, rendered alone, up to the end of its target."""
+    text: str | None
+    """The conversation up to it, rendered alone, up to the end of its target, or of its own text where it has none;
+    None where that fails."""
     targets: Targets
     """Empty where nothing of the turn is trained."""
 
@@ -80,44 +81,59 @@ class Conversation:
             found = self._sound(count, [turn for turn in missing if turn < count])
             if targets := _in_order(found):
                 parts.append(Part(count, targets))
-            # At the least its own last turn is sound in a text.
             missing = [turn for turn in missing if turn not in found]
+            while missing and not self._turn_alone(missing[-1]).targets:
+                missing.pop()
+            # At the least its own last turn is sound in a text.
             count = missing[-1] + 1 if missing else 0
         return parts[::-1] or [Part(len(self._messages), ())]
 
-    def _sound(self, count: int, turns: Sequence[int]) -> dict[int, Targets]:
+    def _sound(self, count: int, wanted: Sequence[int]) -> dict[int, Targets]:
         """Those of the turns that are sound in the text of the first `count` messages, with their targets."""
         rendering = self.rendering(count)
-        if len(turns) <= _FEW:
-            return self._checked(turns, rendering)
+        if len(wanted) <= _FEW:
+            return self._checked(wanted, rendering)
         segments = _Segments(rendering, count)
+        turns = [turn for turn in self._turns if turn < count]
         shapes: dict[Hashable, list[int]] = {}
         for turn in turns:
             shapes.setdefault(self._shape(turn, count, segments), []).append(turn)
-        found: dict[int, Targets] = {}
+        known: dict[int, tuple[_Place, ...]] = {}
         for alike in shapes.values():
             ends = self._checked(dict.fromkeys((alike[0], alike[-1])), rendering)
             places = {segments.places(turn, targets) for turn, targets in ends.items()}
             shared = places.pop() if len(places) == 1 else None
-            found |= ends
             if shared is not None and alike[0] in ends and alike[-1] in ends:
-                found |= {turn: segments.targets(turn, shared) for turn in alike[1:-1]}
-            else:
-                found |= self._checked(alike[1:-1], rendering)
-        return found
+                known |= dict.fromkeys(alike[1:-1], shared)
+        found: dict[int, Targets] = {}
+        intact = True
+        for turn in turns:
+            if intact and turn in known:
+                found[turn] = segments.targets(turn, known[turn])
+            elif intact or turn in wanted:
+                found |= self._checked([turn], rendering)
+                # What an unsound turn does to the text before others, no shape tells.
+                intact = intact and turn in found
+        return {turn: found[turn] for turn in wanted if turn in found}
 
     def _checked(self, turns: Iterable[int], rendering: Rendering) -> dict[int, Targets]:
         """Those of the turns with whose own text this one begins."""
         alone = {turn: self._turn_alone(turn) for turn in turns}
-        return {turn: one.targets for turn, one in alone.items() if rendering.text.startswith(one.text)}
+        return {
+            turn: one.targets
+            for turn, one in alone.items()
+            if one.text is not None and rendering.text.startswith(one.text)
+        }
 
     def _turn_alone(self, turn: int) -> _Alone:
         if turn not in self._alone:
             messages = self._messages[: turn + 1]
-            text = ""
+            text = None
             targets: Targets = ()
             try:
                 rendering = self.rendering(turn + 1)
+                own = rendering.own(turn)
+                text = rendering.text[: own[1]] if own else ""
                 if targets := self._finder.targets(messages, rendering):
                     text = rendering.text[: targets[-1].end]
             except RecordError:
@@ -129,11 +145,11 @@ class Conversation:
 
     def _shape(self, turn: int, count: int, segments: _Segments) -> Hashable:
         message = self._messages[turn]
-        follows = self._messages[turn + 1].role if turn + 1 < count else None
+        around = [self._messages[place].role if 0 <= place < count else None for place in (turn - 1, turn + 1)]
         printed = segments.printed(turn)
         manners = [self._manner(getattr(message, field), printed.get(field, "")) for field in _TEXTS]
         filled = [bool(value) for value in (message.name, message.parts, message.tool_calls)]
-        return segments.outline(turn), follows, *filled, *manners
+        return segments.outline(turn), *around, *filled, *manners
 
     def _manner(self, value: str, printed: str) -> Hashable:
         """How a field's text was printed, and what a template may see in it."""

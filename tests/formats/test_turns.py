@@ -163,6 +163,23 @@ def test_a_turn_that_is_treated_apart_is_noticed(what: str) -> None:
     assert check_turns(template_of(DEPENDENT[what]), with_odd_turn(what), TOKENS) > 1
 
 
+def test_an_unsound_turn_that_changes_what_comes_before_another() -> None:
+    """As GLM 4.5, which drops old thoughts: a second answer behind one saw it, which no shape tells."""
+    source = (
+        "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}"
+        "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}"
+        "{% if m.role == 'user' %}U {{ m.content }}\n{% else %}"
+        "A {{ m.content if loop.index0 > ns.last else m.content.split('#')[-1] }}</s>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}A {% endif %}"
+    )
+    plain = [user("x"), assistant("a"), assistant("b")]
+    thought = [user("x"), assistant("hm#a"), assistant("b")]
+    example = conversation(*plain, *thought, *plain, *plain)
+    for weight in (1.0, 0.0):
+        messages = tuple(replace(m, weight=weight) if m.content == "hm#a" else m for m in example.messages)
+        assert check_turns(made(source), replace(example, messages=messages), TOKENS) == 2
+
+
 @pytest.mark.parametrize("what", ["a text that it looks for", "a text in a variable", "whitespace at the edge"])
 def test_the_property_notices_shapes_that_are_blind(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: without what a template may see in a field, one turn passes for its neighbours."""
@@ -302,7 +319,7 @@ def test_the_cost_is_linear_in_turns(
     try:
         assert cost(80) <= 20 * cost(5)
     except RecordError as error:
-        assert tools and error.reason in ("no_place_for_field", "template_refused")
+        assert tools and error.reason in ("no_place_for_field", "template_refused", "unknown_role")
 
 
 def test_a_conversation_is_rendered_at_one_instant() -> None:
