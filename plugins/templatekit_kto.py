@@ -18,6 +18,10 @@ class KTO(PromptCompletion):
     description = "prompt, completion: text or messages; label: true for a good answer; optional tools"
     keys = (*PromptCompletion.keys, "label")
     required = (*PromptCompletion.required, "label")
+    example_records = (
+        {"prompt": "Name a color.", "completion": "Red.", "label": True},
+        {"prompt": "Name a color.", "completion": "No.", "label": False},
+    )
 
     def to_example(self, record: Record) -> Example:
         """The conversation, with the label in its metadata."""

@@ -23,6 +23,35 @@ class BestReplies(Adapter):
     description = "OpenAssistant's trees, a tree or a message a row: the best-ranked reply at each step"
     keys = (*_KEPT, "prompt", "records", "message_id", "parent_id", "role", "text", "rank", "deleted")
     required: ClassVar[tuple[str, ...]] = ("message_tree_id",)
+    example_records: ClassVar[tuple[Record, ...]] = (
+        {
+            "message_tree_id": "1",
+            "tree_state": "ready_for_export",
+            "prompt": {
+                "message_id": "1",
+                "role": "prompter",
+                "text": "Name a color.",
+                "lang": "en",
+                "replies": [
+                    {"message_id": "2", "role": "assistant", "text": "Red.", "rank": 1, "replies": []},
+                    {"message_id": "3", "role": "assistant", "text": "Blue.", "rank": 0, "replies": []},
+                ],
+            },
+        },
+        {
+            "records": [
+                {"message_tree_id": "1", "message_id": "1", "parent_id": None, "role": "prompter", "text": "Hi."},
+                {
+                    "message_id": "2",
+                    "parent_id": "1",
+                    "role": "assistant",
+                    "text": "Hello.",
+                    "rank": 0,
+                    "deleted": False,
+                },
+            ]
+        },
+    )
 
     def group(self, record: Record) -> Hashable:
         """The tree that a message is of; published files have the messages of a tree one after the other."""

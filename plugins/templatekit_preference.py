@@ -29,6 +29,19 @@ class Preference(Adapter):
     keys = (*PROMPTS, "input", "chosen", "rejected", "system", "tools")
     inner_keys: ClassVar[Mapping[str, frozenset[str]]] = dict.fromkeys((*PROMPTS, "chosen", "rejected"), READ)
     required = ("chosen", "rejected")
+    example_records = (
+        {"prompt": "Name a color.", "chosen": "Red.", "rejected": "No."},
+        {"instruction": "Name it.", "input": "A color.", "chosen": "Red.", "rejected": "No.", "system": "Be brief."},
+        {
+            "conversations": [{"from": "human", "value": "Name a color."}],
+            "chosen": {"from": "gpt", "value": "Red."},
+            "rejected": {"from": "gpt", "value": "No."},
+        },
+        {
+            "chosen": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}],
+            "rejected": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "No."}],
+        },
+    )
 
     def to_example(self, record: Record) -> PreferenceExample:
         """The pair, parted behind the prompt."""

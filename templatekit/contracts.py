@@ -118,6 +118,10 @@ class Adapter(ABC):
     `messages[].name`, unless they hold null."""
     required: ClassVar[tuple[str, ...]] = ()
     """The keys by which a record of this shape is known."""
+    example_records: ClassVar[tuple[Record, ...]] = ()
+    """Records of this shape, one of each kind: `templatekit check` puts other texts in them."""
+    strips_content: ClassVar[bool] = False
+    """Declares that whitespace is taken off the edges of texts; `templatekit check` allows it then."""
 
     def matches(self, keys: Set[str]) -> bool:
         """Whether records with these keys are of this shape; used where no adapter is named."""

@@ -329,7 +329,7 @@ def _load_folder(registry: Registry, folder: Path) -> None:
     for path in (folder / name for name in names if name.endswith(".py") and not name.startswith(("_", "."))):
         try:
             with redirect_stdout(sys.stderr):
-                module = _import_file(path)
+                module = import_file(path)
         except (Exception, SystemExit) as error:
             registry.fail(path.stem, str(path), "importing it", error)
             continue
@@ -351,7 +351,8 @@ class _JinjaFolder:
         return template_files(self._folder)
 
 
-def _import_file(path: Path) -> ModuleType:
+def import_file(path: Path) -> ModuleType:
+    """The module that a file holds, under a name that no other file's has."""
     # The whole path is in the name, so that equally named files of two folders stay apart.
     name = f"templatekit_plugin_dir.{zlib.crc32(str(path.resolve()).encode(errors='replace')):x}.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -13,17 +13,17 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `testkit`: importlib mode leaves sys.path alone
-pytest.register_assert_rewrite("testkit.checks")
+from testkit.at_hand import ALL_TOKENIZERS, GENERATED, SHARED, Tokenizers
+from testkit.look import Eye
 
-from testkit import tiny  # noqa: E402
-from testkit.at_hand import ALL_TOKENIZERS, SHARED, Tokenizers  # noqa: E402
-from testkit.look import Eye  # noqa: E402
-
-from templatekit import Registry, Tokenizer, create_registry  # noqa: E402
+from templatekit import Registry, Tokenizer, create_registry
+from templatekit.testing import TINY
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that runs the suite in the background has it ignore SIGINT, and so would every process the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # small texts: threads cost more than they give
 
 _COMMON: dict[str, Any] = {
     "deadline": None,
@@ -37,6 +37,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/*.txt anew")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if generated := config.stash.get(GENERATED, 0):
+        terminalreporter.write_line(f"conformance: {generated:,} generated examples over everything bundled")
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +69,7 @@ def tokenizer_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tokenizer
     yield Tokenizers(tmp_path_factory.mktemp("tokenizers"))
 
 
-@pytest.fixture(scope="session", params=tiny.MAKERS)
+@pytest.fixture(scope="session", params=TINY)
 def tiny_tokenizer(request: pytest.FixtureRequest, tokenizer_of: Tokenizers) -> Tokenizer:
     """Each tiny tokenizer in turn."""
     return tokenizer_of(request.param)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from testkit.texts import JINJA, WHITESPACE
 
 from templatekit import (
     RecordError,
@@ -22,6 +21,7 @@ from templatekit import (
     render,
 )
 from templatekit.cli import main
+from templatekit.testing.texts import JINJA, WHITESPACE
 from templatekit.types import IGNORE_INDEX
 
 SKIP = "; to skip: --on-error skip"

@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from testkit.look import Eye
-from testkit.texts import plain_texts
 
 from templatekit import Example, Message, RecordError, Registry, Tokenizer
 from templatekit.export.serving import chat_template
 from templatekit.formats.lookup import find_template
 from templatekit.pipeline import Pipeline
+from templatekit.testing import plain_text
 from templatekit.types import SpecialTokens
 
 Eyes = Callable[[str], Eye]
 
 
-@given(text=st.text(max_size=20) | plain_texts())
+@given(text=st.text(max_size=20) | plain_text())
 def test_all_of_it_is_trained_and_eos(text: str, builtin: Registry) -> None:
     template = find_template("text", builtin)
     example = builtin.adapters["text"].to_example({"text": text})

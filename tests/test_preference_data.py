@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from templatekit_transcript import read_transcript, write_transcript
 from testkit.look import Eye
-from testkit.texts import UNICODE, WHITESPACE
 
 from templatekit import Adapter, Example, Message, PreferenceExample, RecordError, Registry, RenderedText, render
 from templatekit.pipeline import Pipeline
+from templatekit.testing.texts import UNICODE, WHITESPACE
 
 Eyes = Callable[[str], Eye]
 NAMES = {"user": "human", "assistant": "gpt", "system": "system"}

@@ -30,6 +30,7 @@ _COMMANDS = {
     "render": _Command("render", "Render records to text, ids and labels."),
     "preview": _Command("preview", "Show records as a template renders them, with what is trained."),
     "audit": _Command("audit", "Report what is wrong with a whole data set."),
+    "check": _Command("check", "Check an adapter, a template or a plugin against what formats promise."),
     "finetune": _Command("finetune", "Fine-tune a model; with no options the small built-in one."),
     "generate": _Command("generate", "Have a model answer, prompted by a template."),
     "adapters": _Command("listing", "List the shapes of records that can be read."),

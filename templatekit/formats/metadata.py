@@ -36,6 +36,17 @@ class _TextLoader(yaml.BaseLoader):
         return super().compose_node(parent, index)
 
 
+class Capabilities(Options):
+    """What a format declares that it does otherwise than most; `templatekit check` holds it to the rest."""
+
+    multi_turn: bool = Field(True, description="Takes conversations of several turns; instruction formats never do.")
+    system: bool = Field(True, description="Takes a system message; of instruction formats the variables tell.")
+    strips_content: bool = Field(False, description="Takes whitespace off the edges of texts.")
+    splits_content: bool = Field(False, description="Looks into texts, and prints them in parts or leaves some out.")
+    prefix_stable: bool = Field(True, description="Renders the first turns of a conversation as it renders them alone.")
+    bos_once: bool = Field(True, description="Writes BOS at the very beginning or never.")
+
+
 class TemplateMetadata(Options):
     """The keys of the leading comment."""
 
@@ -46,6 +57,9 @@ class TemplateMetadata(Options):
     )
     special_tokens: tuple[str, ...] = Field(
         (), description="Texts that the format's authors add to the tokenizer; added with --add-special-tokens."
+    )
+    capabilities: Capabilities = Field(
+        default_factory=Capabilities, description="What the format does otherwise than most, for `templatekit check`."
     )
 
 

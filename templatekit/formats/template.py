@@ -6,7 +6,7 @@ import re
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import replace
 from datetime import datetime
@@ -65,8 +65,10 @@ class Template:
         if self.kind == "instruction":
             self._probe()
             nothing = Example(messages=(Message(role="user"),))
-            # A format that writes nothing of its own before the answer holds a text without a prompt too.
-            self._bare = not self._text(nothing.messages, nothing, NO_TOKENIZER, prompt=True)
+            # A format that writes nothing of its own before the answer holds a text without a prompt too. One that
+            # fails on an empty question is told of when a row has one.
+            with suppress(RecordError):
+                self._bare = not self._text(nothing.messages, nothing, NO_TOKENIZER, prompt=True)
 
     def with_kwargs(self, kwargs: Mapping[str, Any]) -> Template:
         """The same template with these values for variables that it reads beyond those it is always given."""

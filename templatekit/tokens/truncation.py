@@ -161,7 +161,8 @@ class Limit:
                 end = following  # what has no token of its own was composed into this one
             if end == trained[-1].end or (_whole(rendered.text, end) == end and any(a < end <= b for a, b in own)):
                 shorter = _first(whole, count, end)
-                if _is_trained(shorter, start, end):
+                # Nothing predicts the first token: of a text without a prompt it does not count.
+                if shorter.trained_tokens and _is_trained(shorter, start, end):
                     return shorter
         prompt = sum(1 for _, end in offsets if end <= start)
         if example.messages[message].tool_calls:

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from testkit import texts
 from testkit.bundled import BUNDLED, CHAT, ONE_TURN, REWRITES, WITHOUT_SYSTEM, own_answer
 
 from templatekit import Example, Message, RecordError, Registry, RenderedText, Template
 from templatekit.formats.lookup import find_template
+from templatekit.testing import texts
 from templatekit.types import SpecialTokens
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

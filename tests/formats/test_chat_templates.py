@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from testkit import texts
 from testkit.published import CALL, GET, OPEN_ENDED, ORIGINALS, OWN, TRL, Published, assistant, published, user
 from testkit.theirs import as_transformers, form_of, hugging_face
 from testkit.theirs import rendered as rendered_by_transformers
 
 from templatekit import Example, Message, RecordError, RenderedText, TemplateError
+from templatekit.testing import texts
 from templatekit.types import Sample, SpecialTokens
 
 EXAMPLES: Mapping[str, Example] = {

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from testkit import mistral, texts
+from testkit import mistral
 from testkit.theirs import as_transformers
 
 from templatekit import DataOptions, Example, Message, RecordError, Registry, Template, Tokenizer
 from templatekit.formats.lookup import find_template
 from templatekit.pipeline import Pipeline
+from templatekit.testing import texts
 from templatekit.tokens.cuts import Encoder
 from templatekit.tokens.supervision import loss_spans
 from templatekit.types import SpecialTokens

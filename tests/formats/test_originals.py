@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from testkit import texts
 from testkit.bundled import ANY_ORDER
 from testkit.published import source_of
 from testkit.theirs import as_transformers
 
 from templatekit import Example, Message, RecordError, Registry, Template
 from templatekit.formats.lookup import find_template
+from templatekit.testing import texts
 from templatekit.types import SpecialTokens
 
 TOKENS = SpecialTokens(bos="<s>", eos="</s>", special=frozenset({"<s>", "</s>"}))

@@ -1,1 +1,1 @@
-"""What several tests share: tiny tokenizers, nasty texts, records, and the properties as functions."""
+"""What several tests share: tokenizers at hand, what to look at in a record, and transformers' own rendering."""

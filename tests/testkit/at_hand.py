@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from templatekit import Tokenizer, TokenizerError
+from templatekit.testing.tiny import TINY, save_tiny_tokenizer
 from templatekit.tokens.load import load_transformers_tokenizer
-from testkit import tiny
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 """Data and tokenizers that lie beside the project, never inside it."""
@@ -20,7 +20,9 @@ MISTRAL = {
 }
 """Files in the wheel of mistral-common, and the names under which transformers reads them."""
 REAL_TOKENIZERS = ("gpt2", "llama2", "llama3", "qwen3", "smollm2", *MISTRAL)
-ALL_TOKENIZERS = (*tiny.MAKERS, *REAL_TOKENIZERS)
+ALL_TOKENIZERS = (*TINY, *REAL_TOKENIZERS)
+GENERATED = pytest.StashKey[int]()
+"""How many records the conformance checks generated in this run."""
 
 
 class Tokenizers:
@@ -32,11 +34,9 @@ class Tokenizers:
 
     def folder(self, name: str) -> Path:
         """The folder of a tokenizer; skips the test where it is absent."""
-        if name in tiny.MAKERS:
+        if name in TINY:
             path = self._folder / name
-            if not path.exists():
-                tiny.MAKERS[name](path)
-            return path
+            return path if path.exists() else save_tiny_tokenizer(name, path)
         if name == "smollm2":
             return _smollm2(self._folder / name)
         if name in MISTRAL:

@@ -13,13 +13,13 @@ import pytest
 import tokenizers
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
-from testkit import checks, texts
 from testkit.by_hand import ALPHABET, byte_tokenizer, rendered, with_tokens
-from testkit.checks import Case, Subject
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
 from templatekit import LossSpan, Registry, RenderedText, TemplateFile, Tokenizer, TokenizerError
 from templatekit.formats.template import Template
+from templatekit.testing import CHECKS, Subject, adversarial_text, oracle, texts
+from templatekit.testing.subject import Case
 from templatekit.tokens.cuts import Encoder
 from templatekit.types import TEMPLATE, field_origin
 
@@ -92,8 +92,23 @@ def template_of(prompt: Sequence[Place], answer: Sequence[Place], between: str =
     return Template(TemplateFile(name="adjacent", source=asked + between + end))
 
 
+CONTROL_IDS = CHECKS["control_ids_are_the_templates"]
+
+
 def case_of(template: Template, tokenizer: Tokenizer, registry: Registry, **filled: str) -> Case:
-    return Subject(template, tokenizer, registry).case("messages", record(**filled))
+    return made_of(template, tokenizer, registry, "messages", record(**filled))
+
+
+def made_of(
+    template: Template, tokenizer: Tokenizer, registry: Registry, adapter: str, made: Any, **options: Any
+) -> Case:
+    parts: dict[str, Any] = {"adapter": registry.adapters[adapter], "template": template}
+    return Subject(**parts, tokenizer=tokenizer, registry=registry, **options).case(made)
+
+
+def control_ids_of(case: Case, ids: Sequence[int] | None = None) -> list[int]:
+    """Of the case's own ids if none are given."""
+    return oracle.control_ids(case.subject.tokenizer, case.whole.tokenized.input_ids if ids is None else ids)
 
 
 def controls(tokenizer: Tokenizer) -> list[str]:
@@ -102,9 +117,9 @@ def controls(tokenizer: Tokenizer) -> list[str]:
 
 def only_the_end(case: Case) -> None:
     """No control id but that of the end marker, which the template prints once."""
-    end = case.tokenizer.id_of(case.tokenizer.special_tokens.eos)
-    assert checks.control_ids_of(case, case.tokenized.input_ids) == [end]
-    assert checks.control_ids_of(case, case.prompt_ids) == []
+    tokenizer = case.subject.tokenizer
+    assert control_ids_of(case) == [tokenizer.id_of(tokenizer.special_tokens.eos)]
+    assert control_ids_of(case, case.whole.prompt_ids) == []
 
 
 def halves_in(places: Sequence[Place], text: str, at: int) -> Iterator[dict[str, str]]:
@@ -123,8 +138,8 @@ def test_23_halves_never_join_across_fields(tokenizer: Tokenizer, builtin: Regis
     at = data.draw(st.integers(1, len(text) - 1), label="at")
     filled = data.draw(st.sampled_from(list(halves_in([*prompt, *answer], text, at))), label="filled")
     case = case_of(template_of(prompt, answer), tokenizer, builtin, **filled)
-    assert text in case.rendered.text
-    checks.control_is_the_templates_21(case)
+    assert text in case.whole.rendered.text
+    CONTROL_IDS.on(case)
     only_the_end(case)
 
 
@@ -151,7 +166,7 @@ def test_21_22_control_strings_in_any_place(tokenizer: Tokenizer, builtin: Regis
     if any(holds_open(tokenizer, filled.get(place.name, "")) for place in ANSWERED):
         assume(False)
     case = case_of(template, tokenizer, builtin, **filled)
-    checks.control_is_the_templates_21(case)
+    CONTROL_IDS.on(case)
     only_the_end(case)
 
 
@@ -211,22 +226,21 @@ def test_22_keys_and_values_of_tools(tokenizer_of: Any, builtin: Registry, data:
         made["messages"][1]["tool_calls"][0]["function"]["arguments"] = arguments
         made["tools"][0]["function"]["parameters"] = parameters
     template = Template(TemplateFile(name="json", source=AS_JSON), strict=False)
-    subject = Subject(template, tokenizer, builtin)
-    one, other = subject.case("messages", neutral), subject.case("messages", nasty)
-    checks.other_text_changes_no_control_22(one, other)
-    checks.control_is_the_templates_21(other)
+    one, other = (made_of(template, tokenizer, builtin, "messages", made) for made in (neutral, nasty))
+    assert control_ids_of(other) == control_ids_of(one)
+    CONTROL_IDS.on(other)
 
 
 def test_negative_control_of_places(tokenizer_of: Any, builtin: Registry) -> None:
     """A tokenizer that parses the whole text finds what was hidden in each place, and across each pair of them."""
     tokenizer = tokenizer_of("nfc")
     template = template_of([*TOOL, *ASKED], ANSWERED)
-    subject = Subject(template, tokenizer, builtin, control_tokens="everywhere", boundary="joint")
+    options = {"control_tokens": "everywhere", "boundary": "joint"}
     fillings = [{place.name: "nobody<|im_end|>"} for place in (*TOOL, *ASKED, *ANSWERED)]
     fillings += halves_in([*TOOL, *ASKED], "<|im_end|>", 4)
     for filled in fillings:
         with pytest.raises(AssertionError):
-            only_the_end(subject.case("messages", record(**filled)))
+            only_the_end(made_of(template, tokenizer, builtin, "messages", record(**filled), **options))
 
 
 # Tokenizers that change text before they look for control tokens, or make them of it themselves
@@ -443,7 +457,7 @@ def as_the_tokenizer(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def nasty_record(data: Draw, tokenizer: Tokenizer) -> dict[str, str]:
-    nasty = texts.nasty_texts(tokenizer)
+    nasty = adversarial_text(tokenizer)
     return {key: data.draw(nasty, label=key) for key in ("instruction", "input")} | {
         "output": "x" + data.draw(nasty, label="output")
     }
@@ -458,9 +472,10 @@ def test_everywhere_is_what_the_tokenizer_makes_of_it(tokenizer: Tokenizer, buil
     train_on = data.draw(st.sampled_from(["response", "content", "all", "response,user=0.5"]), label="train_on")
     options = {"control_tokens": "everywhere", "train_on": train_on}
     made = nasty_record(data, tokenizer)
-    joint = Subject(template, tokenizer, builtin, boundary="joint", **options).case("alpaca", made)
+    joint = made_of(template, tokenizer, builtin, "alpaca", made, boundary="joint", **options).whole
     assert list(joint.tokenized.input_ids) == as_the_tokenizer(tokenizer, joint.rendered.text)
-    cut = Subject(template, tokenizer, builtin, **options).case("alpaca", made)
+    case = made_of(template, tokenizer, builtin, "alpaca", made, **options)
+    cut = case.whole
     pieces = [cut.rendered.text[span.start : span.end] for span in cut.tokenized.loss_spans]
     parts = [as_the_tokenizer(tokenizer, piece) for piece in pieces]
     weights = [span.weight for span, part in zip(cut.tokenized.loss_spans, parts, strict=True) for _ in part]
@@ -468,9 +483,8 @@ def test_everywhere_is_what_the_tokenizer_makes_of_it(tokenizer: Tokenizer, buil
         assert list(cut.tokenized.input_ids) == [id for part in parts for id in part]
         assert cut.tokenized.loss_weights[1:] == tuple(weights[1:])
     else:  # a piece that goes on where another ended has no dummy prefix
-        found = checks.control_ids_of(cut, cut.tokenized.input_ids)
-        assert found == [id for part in parts for id in checks.control_ids_of(cut, part)]
-    checks.lengths_and_ids_4(cut)
+        assert control_ids_of(case) == [id for part in parts for id in control_ids_of(case, part)]
+    CHECKS["ids_labels_and_weights_agree"].on(case)
 
 
 @given(data=st.data())
@@ -480,14 +494,13 @@ def test_everywhere_changes_nothing_where_no_text_would_act(
     template = Template(
         TemplateFile(name="own", source="Q{{ instruction }}{{ context }}:{{ response }}{{ eos_token }}")
     )
-    one, other = (
-        Subject(template, tokenizer, builtin, control_tokens=control_tokens)
+    made = nasty_record(data, tokenizer)
+    usual, acting = (
+        made_of(template, tokenizer, builtin, "alpaca", made, control_tokens=control_tokens).whole
         for control_tokens in ("template", "everywhere")
     )
-    made = nasty_record(data, tokenizer)
-    usual = one.case("alpaca", made)
-    assume(checks.holds_no_control_but_the_templates(usual))
-    checks.deterministic_2(usual, other.case("alpaca", made))
+    assume(oracle.holds_no_control_but(tokenizer, usual.rendered))
+    assert acting.tokenized == usual.tokenized
 
 
 def test_negative_control_of_everywhere(tokenizer_of: Any, builtin: Registry) -> None:
@@ -496,14 +509,15 @@ def test_negative_control_of_everywhere(tokenizer_of: Any, builtin: Registry) ->
     made = {"instruction": "say <|im_end|>", "input": "", "output": "x<|im_end|>y"}
     for name in ("bytes", "nfc", "qwen3", "smollm2"):
         tokenizer = tokenizer_of(name)
-        usual = Subject(template, tokenizer, builtin, boundary="joint").case("alpaca", made)
-        acting = Subject(template, tokenizer, builtin, boundary="joint", control_tokens="everywhere").case(
-            "alpaca", made
+        usual, acting = (
+            made_of(template, tokenizer, builtin, "alpaca", made, boundary="joint", control_tokens=control_tokens)
+            for control_tokens in ("template", "everywhere")
         )
-        assert list(usual.tokenized.input_ids) != as_the_tokenizer(tokenizer, usual.rendered.text)
-        checks.control_is_the_templates_21(usual)
+        found = list(usual.whole.tokenized.input_ids)
+        assert found != as_the_tokenizer(tokenizer, usual.whole.rendered.text)
+        CONTROL_IDS.on(usual)
         with pytest.raises(AssertionError):
-            checks.control_is_the_templates_21(acting)
+            CONTROL_IDS.on(acting)
 
 
 def test_a_marker_across_a_cut_stays_text(builtin: Registry) -> None:

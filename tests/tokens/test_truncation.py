@@ -18,9 +18,7 @@ import pytest
 import tokenizers
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
-from testkit import checks, texts
-from testkit.checks import Case, Subject
-from testkit.tiny import LOSSY
+from testkit.through import Through, conversation_records, instruction_records
 
 from templatekit import (
     ConfigError,
@@ -38,6 +36,9 @@ from templatekit.export.rows import to_row
 from templatekit.formats.lookup import find_template
 from templatekit.formats.template import Template
 from templatekit.pipeline import Pipeline, Prepared
+from templatekit.testing import adversarial_text, oracle, plain_text
+from templatekit.testing.check_execution import labels_agree
+from templatekit.testing.subject import Sample
 from templatekit.tokens import truncation
 from templatekit.tokens.cuts import Encoder
 from templatekit.tokens.supervision import loss_spans
@@ -62,11 +63,11 @@ def talk(count: int, *, system: str = "") -> list[tuple[str, str]]:
 
 
 def shorten(
-    subject: Subject, adapter: str, record: Record, limit: int, policy: str
+    subject: Through, adapter: str, record: Record, limit: int, policy: str
 ) -> tuple[Prepared | None, Pipeline]:
     """What comes out under a limit; None where the sample is dropped, which then is counted."""
     options = {**subject.options, "max_length": limit, "truncation": policy}
-    pipeline = Subject(subject.template, subject.tokenizer, subject.registry, **options).pipeline(adapter)
+    pipeline = Through(subject.template, subject.tokenizer, subject.registry, **options).pipeline(adapter)
     try:
         (prepared,) = pipeline.run([record])
     except ConfigError:
@@ -80,7 +81,7 @@ def shorten(
 # The property.
 
 
-def shortened_30(subject: Subject, adapter: str, record: Record, short: Prepared, limit: int, policy: str) -> None:
+def shortened_30(subject: Through, adapter: str, record: Record, short: Prepared, limit: int, policy: str) -> None:
     """What holds of a sample that came out under a limit, shortened or not."""
     whole = subject.case(adapter, record)
     found = short.tokenized
@@ -92,7 +93,7 @@ def shortened_30(subject: Subject, adapter: str, record: Record, short: Prepared
         assert found == whole.tokenized
         return
     case = replace(whole, prepared=short)
-    checks.lengths_and_ids_4(case)
+    labels_agree(case)
     if policy == "response":
         response_30(whole, case)
     else:
@@ -100,7 +101,7 @@ def shortened_30(subject: Subject, adapter: str, record: Record, short: Prepared
         left_over_30(policy, whole, case)
 
 
-def response_30(whole: Case, short: Case) -> None:
+def response_30(whole: Sample, short: Sample) -> None:
     """The ids begin the whole's, the prompt is in them, and the end marker is there iff the response is whole."""
     ids, text = short.tokenized.input_ids, short.rendered.text
     before, target = whole.rendered, whole.rendered.target_spans[-1]
@@ -120,12 +121,12 @@ def response_30(whole: Case, short: Case) -> None:
     assert short.tokenized.loss_spans[-1].weight > 0
     assert not unicodedata.combining(before.text[len(text)]) if len(text) < target.marker_start else True
     assert short.prepared.example == whole.prepared.example
-    if Path(short.tokenizer.name).name not in LOSSY and checks.is_lossless(short):
-        decoded = short.tokenizer.decode(ids)
-        assert decoded == checks.decoded_text(short, short.rendered, len(text), checks.edges_of(short))
+    tokenizer = short.subject.tokenizer
+    if oracle.is_lossless(tokenizer, text):
+        assert tokenizer.decode(ids) == oracle.decoded(tokenizer, short.rendered, len(text), short.cuts)
 
 
-def rendered_anew_30(subject: Subject, short: Case) -> None:
+def rendered_anew_30(subject: Through, short: Sample) -> None:
     """The ids are those of the record with the messages that are left."""
     left = [
         {"role": m.role, "content": m.content, "context": m.context}
@@ -146,7 +147,7 @@ def rendered_anew_30(subject: Subject, short: Case) -> None:
     assert short.rendered.target_spans == again.rendered.target_spans
 
 
-def left_over_30(policy: str, whole: Case, short: Case) -> None:
+def left_over_30(policy: str, whole: Sample, short: Sample) -> None:
     """The oldest turns are gone, or the end of the context, and nothing else."""
     before, after = whole.prepared.example.messages, short.prepared.example.messages
     if policy == "turns":
@@ -170,19 +171,19 @@ def templates(builtin: Registry) -> dict[str, Template]:
     return {name: find_template(name, builtin) for name in (*ONE_TURN, *CHAT)}
 
 
-Of = Callable[..., Subject]
+Of = Callable[..., Through]
 
 
 @pytest.fixture
 def subject_of(tokenizer: Tokenizer, templates: dict[str, Template], builtin: Registry) -> Of:
     """Subjects by template, with each tokenizer in turn."""
-    return lambda template, **options: Subject(templates[template], tokenizer, builtin, **options)
+    return lambda template, **options: Through(templates[template], tokenizer, builtin, **options)
 
 
 @pytest.fixture
 def plain_of(tokenizer_of: Callable[[str], Tokenizer], templates: dict[str, Template], builtin: Registry) -> Of:
     """Subjects by template and by the tokenizer's name."""
-    return lambda template, name="bytes", **options: Subject(
+    return lambda template, name="bytes", **options: Through(
         templates[template], tokenizer_of(name), builtin, **options
     )
 
@@ -193,13 +194,13 @@ def test_30_nothing_comes_out_too_long_or_without_a_target(policy: str, subject_
     template = data.draw(st.sampled_from(CHAT if policy == "turns" else (*ONE_TURN, *CHAT)), label="template")
     train_on = data.draw(st.sampled_from(("response", "content", "last")), label="train_on")
     subject = subject_of(template, train_on=train_on)
-    nasty = texts.nasty_texts(subject.tokenizer)
+    nasty = adversarial_text(subject.tokenizer)
     shapes = {
-        "turns": texts.conversations(nasty, min_turns=2),
+        "turns": conversation_records(nasty, subject.registry, min_turns=2),
         "context": st.fixed_dictionaries(
             {"instruction": nasty, "input": nasty.map(lambda text: f"{text}some more"), "output": nasty}
         ).map(lambda record: ("alpaca", record)),
-        "response": texts.instruction_records(nasty),
+        "response": instruction_records(nasty, subject.registry),
     }
     adapter, record = data.draw(shapes[policy], label="record")
     try:
@@ -215,7 +216,7 @@ def test_30_nothing_comes_out_too_long_or_without_a_target(policy: str, subject_
         shortened_30(subject, adapter, record, short, limit, policy)
 
 
-def least_length(policy: str, case: Case) -> int:
+def least_length(policy: str, case: Sample) -> int:
     """Tokens that the policy cannot take: what it cannot shorten, and one more."""
     if policy == "turns":
         return len(case.tokenized) // 3
@@ -243,7 +244,7 @@ def test_30_turns_drops_the_fewest(turns: int, system: str, subject_of: Of, data
         shortened_30(subject, "messages", chat(messages), short, limit, "turns")
 
 
-@given(words=texts.plain_texts(min_size=3), data=st.data())
+@given(words=plain_text(min_size=3), data=st.data())
 def test_30_context_keeps_the_longest_beginning_that_fits(words: str, subject_of: Of, data: st.DataObject) -> None:
     subject = subject_of(data.draw(st.sampled_from(("alpaca", "dolly", "seed", "chatml"))))
     record = {"instruction": "Say it.", "input": words, "output": "It is said."}
@@ -263,7 +264,7 @@ def test_30_context_keeps_the_longest_beginning_that_fits(words: str, subject_of
 def test_30_response_keeps_the_longest_beginning_that_fits(subject_of: Of, data: st.DataObject) -> None:
     """Of plain ASCII with a byte-level tokenizer every limit is met to the token."""
     subject = subject_of(data.draw(st.sampled_from(("alpaca", "dolly", "chatml", "llama3"))))
-    record = {"instruction": "Say it.", "input": "", "output": data.draw(texts.plain_texts(min_size=4))}
+    record = {"instruction": "Say it.", "input": "", "output": data.draw(plain_text(min_size=4))}
     whole = subject.case("alpaca", record)
     target = whole.rendered.target_spans[-1]
     places = subject_offsets(whole)
@@ -280,15 +281,15 @@ def test_30_response_keeps_the_longest_beginning_that_fits(subject_of: Of, data:
         assert len(short.tokenized) == (end if limit >= end else min(limit, own))
 
 
-def subject_offsets(case: Case) -> list[tuple[int, int]]:
-    return Encoder(case.tokenizer).offsets(case.rendered, case.tokenized.loss_spans)
+def subject_offsets(case: Sample) -> list[tuple[int, int]]:
+    return Encoder(case.subject.tokenizer).offsets(case.rendered, case.tokenized.loss_spans)
 
 
 @given(data=st.data())
 def test_offsets_are_those_of_the_tokens(subject_of: Of, data: st.DataObject) -> None:
     """One each, rising, within the text; and what lies between two that part decodes to what stands there."""
     subject = subject_of(data.draw(st.sampled_from((*ONE_TURN, *CHAT))))
-    adapter, record = data.draw(texts.instruction_records(texts.nasty_texts(subject.tokenizer)))
+    adapter, record = data.draw(instruction_records(adversarial_text(subject.tokenizer), subject.registry))
     try:
         case = subject.case(adapter, record)
     except RecordError:
@@ -300,10 +301,10 @@ def test_offsets_are_those_of_the_tokens(subject_of: Of, data: st.DataObject) ->
     assert list(starts) == sorted(starts) and list(ends) == sorted(ends)
     assert starts[0] >= 0 and ends[-1] <= len(case.rendered.text)
     assert all(start <= end for start, end in offsets)
-    control = {token.id: token.text for token in case.tokenizer.control_tokens.values()}
-    unknown = case.tokenizer.unknown_id
+    control = {token.id: token.text for token in case.subject.tokenizer.control_tokens.values()}
+    unknown = case.subject.tokenizer.unknown_id
     for id, (start, end) in zip(case.tokenized.input_ids, offsets, strict=True):
-        if id in control and id != unknown and Path(case.tokenizer.name).name != "folding":
+        if id in control and id != unknown and Path(case.subject.tokenizer.name).name != "folding":
             assert case.rendered.text[start:end].strip() == control[id].strip()
 
 
@@ -323,7 +324,7 @@ def test_a_turn_goes_with_its_tool_results(plain_of: Of) -> None:
     source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls else '' }}"
     source += "<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     plain = plain_of("chatml")
-    subject = Subject(Template(TemplateFile(name="t", source=source)), plain.tokenizer, plain.registry)
+    subject = Through(Template(TemplateFile(name="t", source=source)), plain.tokenizer, plain.registry)
     messages = [
         {"role": "system", "content": "S"},
         {"role": "user", "content": "a"},
@@ -367,7 +368,7 @@ def test_turns_of_a_template_that_refuses_some_beginnings(plain_of: Of) -> None:
     plain = plain_of("chatml")
     source = "{% if messages[0].content == 'b' %}{{ raise_exception('not so') }}{% endif %}{% for m in messages %}"
     source += "[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
-    subject = Subject(Template(TemplateFile(name="t", source=source)), plain.tokenizer, plain.registry)
+    subject = Through(Template(TemplateFile(name="t", source=source)), plain.tokenizer, plain.registry)
     turns = [(role, text) for text in "abc" for role in ("user", "assistant")]
     limit = len(subject.case("messages", chat(turns)).tokenized) - 1
     short, _ = shorten(subject, "messages", chat(turns), limit, "turns")
@@ -460,7 +461,7 @@ def test_a_response_is_cut_in_its_reasoning_too_but_not_in_between(tokenizer_of:
     source = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content %}<think>\n"
     source += "{{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
     source += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    subject = Subject(Template(TemplateFile(name="t", source=source)), plain.tokenizer, plain.registry)
+    subject = Through(Template(TemplateFile(name="t", source=source)), plain.tokenizer, plain.registry)
     record = chat([("user", "Why?"), ("assistant", "So it is.")], reasoning_content="Let me think it over.")
     whole = subject.case("messages", record)
     ends = []
@@ -481,7 +482,7 @@ def test_a_tool_call_is_never_cut(plain_of: Of) -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": "y" * 30}}}
     source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls else '' }}"
     source += "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
-    subject = Subject(Template(TemplateFile(name="t", source=source)), plain.tokenizer, plain.registry)
+    subject = Through(Template(TemplateFile(name="t", source=source)), plain.tokenizer, plain.registry)
     record = chat([("user", "Why?"), ("assistant", "Let me see.")], tool_calls=[call])
     whole = subject.case("messages", record)
     for limit in range(1, len(whole.tokenized)):
@@ -535,7 +536,7 @@ def test_samples_of_a_record_are_shortened_each_by_itself(policy: str, plain_of:
     template = Template(TemplateFile(name="forgets", source=FORGETS))
 
     def samples(**options: Any) -> list[Prepared]:
-        subject = Subject(template, plain.tokenizer, plain.registry, **options)
+        subject = Through(template, plain.tokenizer, plain.registry, **options)
         return list(subject.pipeline("messages").run([record]))
 
     free = samples()
@@ -571,7 +572,7 @@ def test_weights_of_the_history_go_with_it(plain_of: Of) -> None:
     train_on = "response,user=0.5,system=0.25"
 
     def weighted(record: Record, limit: int) -> tuple[list[list[tuple[str, float]]], list[TokenizedExample]]:
-        subject = Subject(
+        subject = Through(
             template, plain.tokenizer, plain.registry, train_on=train_on, truncation="turns", max_length=limit
         )
         found = [item.tokenized for item in subject.pipeline("messages").run([record]) if item.tokenized]
@@ -603,7 +604,7 @@ def test_of_the_last_turn_alone_no_more_is_asked_once_it_is_shortened(plain_of: 
     template = Template(TemplateFile(name="t", source=source))
     record = thoughtful("", "", "")
     for train_on in ("last", "response"):
-        subject = Subject(template, plain.tokenizer, plain.registry, train_on=train_on)
+        subject = Through(template, plain.tokenizer, plain.registry, train_on=train_on)
         pipeline = subject.pipeline("messages")
         try:
             (whole,) = pipeline.run([record])

@@ -1,14 +1,18 @@
-"""Tiny tokenizers of every kind that matters here, made in the test and saved as folders."""
+"""Tiny tokenizers of every kind that matters to formats, made in a few milliseconds when they are asked for."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from templatekit.errors import UnknownNameError
+from templatekit.tokens.tokenizer import TOKENIZER_FILE, Tokenizer
 
 CORPUS = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -21,6 +25,13 @@ QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPECIAL = ("<|begin_of_text|>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+
+
+class _Files(NamedTuple):
+    """What stands in tokenizer.json and tokenizer_config.json."""
+
+    backend: tokenizers.Tokenizer
+    config: dict[str, Any]
 
 
 def _byte_level() -> tokenizers.Tokenizer:
@@ -39,18 +50,18 @@ def _byte_level() -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _bytes(folder: Path) -> None:
-    _save(_byte_level(), folder, bos_token="<|begin_of_text|>", eos_token="<|endoftext|>")
+def _bytes() -> _Files:
+    return _Files(_byte_level(), {"bos_token": "<|begin_of_text|>", "eos_token": "<|endoftext|>"})
 
 
-def _dolly(folder: Path) -> None:
+def _dolly() -> _Files:
     """With the special tokens that Dolly's authors add, one of which ends in a newline."""
     tokenizer = _byte_level()
     tokenizer.add_special_tokens(["### End", "### Instruction:", "### Response:\n"])
-    _save(tokenizer, folder, eos_token="<|endoftext|>")
+    return _Files(tokenizer, {"eos_token": "<|endoftext|>"})
 
 
-def _nfc(folder: Path) -> None:
+def _nfc() -> _Files:
     """As Qwen: NFC, a splitting pattern, and added tokens that are not flagged special."""
     tokenizer = _byte_level()
     tokenizer.normalizer = normalizers.NFC()
@@ -62,7 +73,7 @@ def _nfc(folder: Path) -> None:
     )
     open_tokens = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in open_tokens])
-    _save(tokenizer, folder, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    return _Files(tokenizer, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
 
 
 def _llama_like(*, metaspace: str | None) -> tokenizers.Tokenizer:
@@ -95,26 +106,26 @@ def _llama_like(*, metaspace: str | None) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _sentencepiece(folder: Path) -> None:
+def _sentencepiece() -> _Files:
     """As Llama 2: a dummy prefix behind every control token, and BOS before plain text."""
-    _save(_llama_like(metaspace=None), folder, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return _Files(_llama_like(metaspace=None), {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
 
 
-def _metaspace(folder: Path) -> None:
+def _metaspace() -> _Files:
     """As later Llama and Mistral files: a dummy prefix at the very start alone."""
-    _save(_llama_like(metaspace="first"), folder, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return _Files(_llama_like(metaspace="first"), {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
 
 
-def _strips(folder: Path) -> None:
+def _strips() -> _Files:
     """As Phi-3: control tokens that take the whitespace beside them."""
     tokenizer = _llama_like(metaspace=None)
     right = [AddedToken(text, special=True, rstrip=True) for text in ("<|user|>", "<|assistant|>", "<|im_start|>")]
     tokenizer.add_special_tokens([*right, AddedToken("<|im_end|>", special=True, lstrip=True)])
     tokenizer.add_tokens([AddedToken("<mask>", special=False, normalized=False, lstrip=True)])
-    _save(tokenizer, folder, bos_token="<s>", eos_token="<|im_end|>", unk_token="<unk>")
+    return _Files(tokenizer, {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"})
 
 
-def _unigram(folder: Path) -> None:
+def _unigram() -> _Files:
     """Unigram, whose own vocabulary holds the text of a control token: the model may make it of plain text."""
     characters = sorted({character for text in CORPUS for character in text} - {" ", "\n"})
     pieces: list[tuple[str, float]] = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -3.0)]
@@ -127,10 +138,10 @@ def _unigram(folder: Path) -> None:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
-    _save(tokenizer, folder, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return _Files(tokenizer, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
 
 
-def _unknowing(folder: Path) -> None:
+def _unknowing() -> _Files:
     """BPE over a small alphabet: most characters come out as the unknown token."""
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
@@ -139,37 +150,63 @@ def _unknowing(folder: Path) -> None:
     tokenizer.train_from_iterator(
         CORPUS, trainers.BpeTrainer(vocab_size=150, special_tokens=specials, show_progress=False)
     )
-    _save(tokenizer, folder, bos_token="<|begin_of_text|>", eos_token="</s>", unk_token="<unk>")
+    return _Files(tokenizer, {"bos_token": "<|begin_of_text|>", "eos_token": "</s>", "unk_token": "<unk>"})
 
 
-def _folding(folder: Path) -> None:
+def _folding() -> _Files:
     """NFKC and lower case, with control tokens that are matched in normalized text: `＜ＴＨＩＮＫ＞` is `<think>`."""
     tokenizer = _byte_level()
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=True)])
     tokenizer.add_special_tokens([AddedToken("<halt>", special=True, normalized=True)])
-    _save(tokenizer, folder, eos_token="<|endoftext|>")
+    return _Files(tokenizer, {"eos_token": "<|endoftext|>"})
 
 
-def _save(tokenizer: tokenizers.Tokenizer, folder: Path, **config: Any) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-
-
-MAKERS: Mapping[str, Callable[[Path], None]] = {
+_MAKERS: Mapping[str, Callable[[], _Files]] = {
     "bytes": _bytes,
-    "dolly": _dolly,
     "nfc": _nfc,
     "sentencepiece": _sentencepiece,
     "metaspace": _metaspace,
+    "dolly": _dolly,
     "strips": _strips,
     "unigram": _unigram,
     "unknowing": _unknowing,
     "folding": _folding,
 }
-"""Makers by name; each writes `tokenizer.json` and `tokenizer_config.json` into a folder."""
+
+TINY = tuple(_MAKERS)
+"""Their names."""
+
+MAIN = ("bytes", "nfc", "sentencepiece", "metaspace")
+"""Those that nearly every model's tokenizer resembles: what a format is checked on where nothing else is asked for."""
 
 LOSSY = frozenset({"unknowing", "folding"})
 """Those that do not give every text back, even after a declared normalisation."""
+
+
+@lru_cache(maxsize=64)
+def tiny_tokenizer(name: str, special_tokens: tuple[str, ...] = ()) -> Tokenizer:
+    """One of `TINY` by name, with more special tokens where a format has its own."""
+    backend, config = _made(name)
+    backend.add_special_tokens(list(special_tokens))
+    return Tokenizer(
+        backend.to_str(),
+        config=config,
+        name=name + "+" * bool(special_tokens),
+    )
+
+
+def save_tiny_tokenizer(name: str, folder: Path) -> Path:
+    """The same as a folder, as models have it."""
+    backend, config = _made(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    backend.save(str(folder / TOKENIZER_FILE))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def _made(name: str) -> _Files:
+    if name not in _MAKERS:
+        raise UnknownNameError("tiny tokenizer", name, TINY)
+    return _MAKERS[name]()

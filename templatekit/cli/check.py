@@ -1,0 +1,274 @@
+"""`templatekit check`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from templatekit.cli.options import PLUGIN_DIR, load_registry
+from templatekit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from templatekit.testing import Check, Outcome, Subject
+
+STORAGE = "HYPOTHESIS_STORAGE_DIRECTORY"
+"""Where hypothesis keeps its tables: not in the folder that the command is called in."""
+
+
+@click.command()
+@click.argument("format", metavar="NAME|FILE")
+@click.option(
+    "--tokenizer",
+    "tokenizers",
+    multiple=True,
+    metavar="DIR",
+    help="Try this one too, beside the tiny ones; a folder or a model's name; may be given several times.",
+)
+@click.option(
+    "--examples", type=click.IntRange(min=1), default=50, show_default=True, help="Inputs a check and tokenizer."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed tries the same inputs.")
+@click.option("--time-budget", type=click.FloatRange(min=0, min_open=True), help="End after so many seconds.")
+@click.option(
+    "--expect-failure",
+    "expected",
+    multiple=True,
+    metavar="CHECK=REASON",
+    help="A check that the format may fail, and why; may be given several times.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the outcomes as JSON.")
+@PLUGIN_DIR
+def check(
+    format: str,
+    tokenizers: tuple[str, ...],
+    examples: int,
+    seed: int,
+    time_budget: float | None,
+    expected: tuple[str, ...],
+    as_json: bool,
+    plugin_dirs: tuple[Path, ...],
+) -> None:
+    """Check an adapter, a template or a plugin against what formats promise.
+
+    NAME is one of these or several at once, FILE a .jinja template or a .py plugin. Records are generated, from plain
+    ones to the nastiest, and tried with tiny tokenizers of every common kind. A broken promise is shown with the
+    smallest record that breaks it. Exit code 1 where there is one, 0 where all hold.
+    """
+    os.environ.setdefault(STORAGE, str(Path(tempfile.gettempdir()) / "templatekit-hypothesis"))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # small texts: threads cost more than they give
+    try:
+        from templatekit.testing import MAIN, run_checks, subjects_of
+    except ModuleNotFoundError as error:
+        if error.name != "hypothesis":
+            raise
+        raise ConfigError(
+            "check needs hypothesis, which is not installed: pip install 'templatekit[testing]'"
+        ) from None
+
+    registry = load_registry(plugin_dirs)
+    shown = _Progress(sys.stderr.isatty())
+    with redirect_stdout(sys.stderr):  # what a plugin prints is no part of the result
+        subjects = subjects_of(format, [*(() if format == "tokenizer" else MAIN), *tokenizers], registry)
+        if not subjects:
+            raise ConfigError("the tokenizer's own template needs a tokenizer; expected --tokenizer DIR")
+        ends = None if time_budget is None else time.monotonic() + time_budget
+        outcomes: list[Outcome] = []
+        for left, subject in zip(range(len(subjects), 0, -1), subjects, strict=True):
+            shown.start(subject)
+            outcomes += run_checks(
+                subject,
+                examples=examples,
+                seed=seed,
+                expected_failures=dict(map(_expectation, expected)),
+                time_budget=None if ends is None else max(0.0, ends - time.monotonic()) / left,
+                progress=shown.step,
+            )
+        shown.end()
+    parts = list(_parts(outcomes))
+    if as_json:
+        facts = {"checked": [part.as_dict() for part in parts], "examples": examples, "seed": seed}
+        click.echo(json.dumps(facts, ensure_ascii=False))
+    else:
+        for line in _lines(parts, examples, seed):
+            click.echo(line)
+    if any(row.status in ("failed", "unexpected") for part in parts for row in part.rows):
+        click.get_current_context().exit(1)
+
+
+def _expectation(text: str) -> tuple[str, str]:
+    name, equals, reason = text.partition("=")
+    if not equals or not reason.strip():
+        raise ConfigError(f"--expect-failure: found {text!r}; expected CHECK=REASON")
+    return name.strip(), reason.strip()
+
+
+class _Progress:
+    """Which subject it is, and how many inputs it has been given, on one line of a terminal."""
+
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
+        self.count = 0
+        self.subject = ""
+
+    def start(self, subject: Subject) -> None:
+        """Goes on to a subject."""
+        self.subject = f"{subject.name}, tokenizer {subject.tokenizer.name}"
+
+    def step(self) -> None:
+        """Counts an input."""
+        self.count += 1
+        if self.shown and self.count % 20 == 0:
+            click.echo(f"\r\x1b[K{self.subject}: {self.count:,} inputs", err=True, nl=False)
+
+    def end(self) -> None:
+        """Takes the line away."""
+        if self.shown:
+            click.echo("\r\x1b[K", err=True, nl=False)
+
+
+class _Row(NamedTuple):
+    """One check with all tokenizers."""
+
+    check: Check[Any]
+    status: str
+    tried: int
+    reasons: tuple[str, ...]
+    outcomes: tuple[Outcome, ...]
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome]) -> _Row:
+        """The worst of them; where some hold, the others are only not applicable."""
+        order = ("failed", "unexpected", "expected", "held", "not tried", "not applicable")
+        status = min((outcome.status for outcome in outcomes), key=order.index)
+        reasons = dict.fromkeys(o.reason for o in outcomes if o.status == status and o.reason)
+        return cls(outcomes[0].check, status, sum(o.tried for o in outcomes), tuple(reasons), tuple(outcomes))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "check": self.check.name,
+            "properties": list(self.check.properties),
+            "promise": self.check.promise,
+            "status": self.status,
+            "tried": self.tried,
+            "reason": "; ".join(self.reasons),
+            "failures": [outcome.failure.as_dict() for outcome in self.outcomes if outcome.failure],
+        }
+
+
+class _Part(NamedTuple):
+    """One adapter or template with all tokenizers."""
+
+    subject: Subject
+    tokenizers: tuple[str, ...]
+    rows: tuple[_Row, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.subject.name,
+            "takes": str(self.subject.scope) if self._readable else None,
+            "declares": _declared(self.subject),
+            "tokenizers": list(self.tokenizers),
+            "checks": [row.as_dict() for row in self.rows],
+        }
+
+    @property
+    def _readable(self) -> bool:
+        return any(row.tried for row in self.rows if row.check.name != "valid_records_are_rendered")
+
+    def lines(self) -> Iterator[str]:
+        """A line a check, and those that say nothing by their reasons."""
+        takes = f": {self.subject.scope}" if self._readable else ""
+        beside = "" if self.subject.checked_template else f", with the template {self.subject.template.name}"
+        yield f"{self.subject.name}{beside}{takes}"
+        declared = ", ".join(f"{name}: {str(value).lower()}" for name, value in _declared(self.subject).items())
+        yield f"declares {declared or 'nothing'}; tokenizers {', '.join(self.tokenizers)}"
+        width = max(len(row.check.name) for row in self.rows)
+        for row in self.rows:
+            if row.status in _WORDS:
+                said = f"  {_WORDS[row.status]:8}{row.check.name:{width}}  {_beside(row)}"
+                yield said.rstrip()
+        silent: dict[tuple[str, str], list[str]] = {}
+        for row in self.rows:
+            if row.status not in _WORDS:
+                silent.setdefault((row.status, "; ".join(row.reasons)), []).append(row.check.name)
+        for (status, reason), names in silent.items():
+            yield f"  {status}, since {reason}: {', '.join(names)}"
+
+
+_WORDS = {"held": "ok", "failed": "FAILED", "expected": "failed", "unexpected": "HOLDS"}
+
+
+def _beside(row: _Row) -> str:
+    if row.status == "failed":
+        return f"with {', '.join(_short(o) for o in row.outcomes if o.status == 'failed')}"
+    if row.status == "expected":
+        return f"as expected: {'; '.join(row.reasons)}"
+    if row.status == "unexpected":
+        return f"though a failure was expected ({'; '.join(row.reasons)}): take that back"
+    return f"tried {row.tried:,} times"
+
+
+def _short(outcome: Outcome) -> str:
+    return Path(outcome.subject.tokenizer.name).name
+
+
+def _declared(subject: Subject) -> dict[str, bool]:
+    """What is declared that is not said of every format."""
+    found: dict[str, bool] = {}
+    if subject.checked_template:
+        fields = type(subject.capabilities).model_fields
+        found = {n: v for n in fields if (v := getattr(subject.capabilities, n)) != fields[n].default}
+    if subject.checked_adapter and subject.checked_adapter.strips_content:
+        found["strips_content"] = True
+    return found
+
+
+def _parts(outcomes: Iterable[Outcome]) -> Iterator[_Part]:
+    """The outcomes by what was checked, then by check."""
+    by_name: dict[str, dict[str, list[Outcome]]] = {}
+    for outcome in outcomes:
+        by_name.setdefault(outcome.subject.name, {}).setdefault(outcome.check.name, []).append(outcome)
+    for by_check in by_name.values():
+        first = next(iter(by_check.values()))
+        tokenizers = tuple(_short(outcome) for outcome in first)
+        yield _Part(first[0].subject, tokenizers, tuple(_Row.of(several) for several in by_check.values()))
+
+
+def _lines(parts: Sequence[_Part], examples: int, seed: int) -> Iterator[str]:
+    for part in parts:
+        yield from part.lines()
+        yield ""
+    for part in parts:
+        for row in part.rows:
+            # One failure a check: with the other tokenizers it is most likely the same.
+            failure = next((o.failure for o in row.outcomes if o.status == "failed" and o.failure), None)
+            if failure is not None:
+                yield from f"{failure}".splitlines()
+                yield ""
+    yield _summary(Counter(row.status for part in parts for row in part.rows), parts, examples, seed)
+
+
+def _summary(counts: Mapping[str, int], parts: Sequence[_Part], examples: int, seed: int) -> str:
+    words = {
+        "held": "held",
+        "failed": "failed",
+        "expected": "failed as expected",
+        "unexpected": "held unexpectedly",
+        "not tried": "not tried",
+        "not applicable": "not applicable",
+    }
+    said = ", ".join(f"{counts[status]} {word}" for status, word in words.items() if counts.get(status))
+    tried = sum(row.tried for part in parts for row in part.rows)
+    return f"{sum(counts.values())} checks: {said}; {tried:,} trials (--examples {examples} --seed {seed})"

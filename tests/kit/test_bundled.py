@@ -1,0 +1,104 @@
+"""Every bundled adapter and template keeps every promise, with every tokenizer at hand.
+
+`HYPOTHESIS_PROFILE=long` tries far more; the number is said at the end of the run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import defaultdict
+
+import pytest
+from hypothesis import settings
+from testkit.at_hand import GENERATED, REAL_TOKENIZERS, Tokenizers
+
+from templatekit import Adapter, Registry, Template, Tokenizer
+from templatekit.formats.lookup import find_template
+from templatekit.testing import CHECKS, TINY, Subject, run_checks, tiny_tokenizer
+
+LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
+AT_MOST = 20_000 if LONG else 400
+"""About so many inputs of each kind in all, so that the suite takes no longer with every format that is added."""
+IDLE = {
+    "template llama3": {"agrees_with_plain_encoding"},  # its empty line straddles the boundary with most tokenizers
+    "adapter text": {  # nothing is asked, so that nothing is fed
+        "prompt_is_prefix",
+        "prompt_ids_are_prefix",
+        "labels_begin_behind_the_prompt",
+        "servers_feed_the_same_ids",
+        "markers_change_no_label",
+    },
+    "adapter transcript": {  # its one text holds every message, so that none can be replaced
+        "texts_change_no_control_id",
+        "halves_never_join",
+        "markers_change_no_label",
+    },
+}
+"""Checks that have nothing to say about a format."""
+
+
+def bundled(builtin: Registry) -> list[tuple[str, str]]:
+    offers = (("adapter", builtin.adapters), ("template", builtin.templates))
+    return [(kind, name) for kind, found in offers for name in found if found.owner(name).built_in]  # type: ignore[attr-defined]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "part" in metafunc.fixturenames:
+        from templatekit import create_registry
+
+        names = bundled(create_registry(select=()))
+        metafunc.parametrize("part", names, ids=["-".join(name) for name in names])
+
+
+@pytest.fixture(scope="session")
+def at_hand(tokenizer_of: Tokenizers) -> list[Tokenizer]:
+    """The tiny tokenizers, and the real ones where they are present."""
+    found = [tiny_tokenizer(name) for name in TINY]
+    for name in REAL_TOKENIZERS:
+        try:
+            found.append(tokenizer_of(name))
+        except pytest.skip.Exception:
+            continue
+    return found
+
+
+def test_every_promise_is_kept(
+    part: tuple[str, str], at_hand: list[Tokenizer], builtin: Registry, request: pytest.FixtureRequest
+) -> None:
+    """And no check is idle with every tokenizer, but those of which that is known."""
+    kind, name = part
+    adapter: Adapter | None = builtin.adapters[name] if kind == "adapter" else None
+    template: Template | None = find_template(name, builtin) if kind == "template" else None
+    seed = 0 if settings().derandomize else random.randrange(2**32)
+    examples = max(1, round(AT_MOST / len(bundled(builtin)) / len(at_hand)))
+    generated = 0
+
+    def count() -> None:
+        nonlocal generated
+        generated += 1
+
+    tried: dict[str, int] = defaultdict(int)
+    subject = Subject(adapter=adapter, template=template, tokenizer=at_hand[0], registry=builtin)
+    for tokenizer in at_hand:
+        subject = subject.with_tokenizer(tokenizer)
+        # The time that a format takes is its own: with one tokenizer it is measured, with the others it is not.
+        checks = set(CHECKS) - ({"the_cost_grows_with_the_text"} if tokenizer is not at_hand[0] and not LONG else set())
+        for outcome in run_checks(subject, sorted(checks), examples=examples, seed=seed, progress=count):
+            assert outcome.status != "failed", f"seed {seed}, {outcome.failure}"
+            if outcome.status != "not applicable":
+                tried[outcome.check.name] += outcome.tried
+    request.config.stash[GENERATED] = request.config.stash.get(GENERATED, 0) + generated
+    idle = {check for check, times in tried.items() if not times}
+    assert idle <= IDLE.get(subject.name, set()), "too few inputs, or a check that never looks"
+
+
+def test_special_tokens_of_its_own(builtin: Registry) -> None:
+    """With the special tokens that a template lists, in a tokenizer that lacked them."""
+    from templatekit.testing import subjects_of
+
+    for name in builtin.templates:
+        if builtin.templates.owner(name).built_in:
+            for subject in subjects_of(name, ["bytes"], builtin)[1:]:
+                for outcome in run_checks(subject, examples=6):
+                    assert outcome.status != "failed", str(outcome.failure)
