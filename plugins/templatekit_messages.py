@@ -1,10 +1,10 @@
 """Conversations as OpenAI's chat API has them: messages with role and content."""
 
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from templatekit import (
+    WEIGHT_KEYS,
     Adapter,
     Example,
     Message,
@@ -15,14 +15,11 @@ from templatekit import (
     objects_of,
     text_of,
     tools_of,
+    weight_of,
 )
 
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Under which a message may hold the assistant's thinking."""
-
-WEIGHT_KEYS = ("weight", "loss_weight", "train")
-"""Under which a message may say how much of its loss counts: a number, or true and false."""
-
 
 TEXT_PARTS = {"text": ("text", "value"), "input_text": ("text",), "output_text": ("text",), "refusal": ("refusal",)}
 """Kinds of content parts that are text, with the keys under which it stands."""
@@ -105,7 +102,7 @@ def _message(value: object, where: str) -> Message:
             tool_calls=calls,
             tool_call_id=text_of(value, "tool_call_id", required=False),
             name=text_of(value, "name", required=False),
-            weight=_weight(value, where),
+            weight=weight_of(value),
         )
     except RecordError as error:
         error.field = error.field if error.field and error.field.startswith(where) else f"{where}.{error.field}"
@@ -170,21 +167,6 @@ def _reasoning(value: Mapping[str, Any], where: str) -> str:
             f"found different texts under {', '.join(found)}; expected one", field=where, reason="bad_reasoning"
         )
     return next(iter(found.values()), "")
-
-
-def _weight(value: Mapping[str, Any], where: str) -> float:
-    for key in WEIGHT_KEYS:
-        weight = value.get(key)
-        if weight is None:
-            continue
-        if not isinstance(weight, (int, float)) or not 0 <= weight <= sys.float_info.max:
-            raise RecordError(
-                f"found {weight!r:.60}; expected a number of at least 0, or true or false",
-                field=f"{where}.{key}",
-                reason="bad_weight",
-            )
-        return float(weight)
-    return 1.0
 
 
 @hookimpl

@@ -4,7 +4,18 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from templatekit import Adapter, Example, Message, Record, RecordError, hookimpl, text_of, tools_of
+from templatekit import (
+    WEIGHT_KEYS,
+    Adapter,
+    Example,
+    Message,
+    Record,
+    RecordError,
+    hookimpl,
+    text_of,
+    tools_of,
+    weight_of,
+)
 
 ROLES = {
     "human": "user",
@@ -18,14 +29,15 @@ ROLES = {
 }
 """What a turn's `from` means."""
 
-TURN_KEYS = frozenset(("from", "value"))
+TURN_KEYS = frozenset(("from", "value", *WEIGHT_KEYS))
 
 
 class ShareGPT(Adapter):
     """`conversations`: turns with `from` and `value`; optional `system` and `tools`.
 
     A `function_call` turn holds JSON with `name` and `arguments`, or a list of these, and becomes an assistant's tool
-    calls, an `observation` or `tool` turn a tool's answer. `tools` may be JSON text.
+    calls, an `observation` or `tool` turn a tool's answer. `tools` may be JSON text. A turn may carry a weight
+    (`weight`, `loss_weight` or `train`).
     """
 
     name = "sharegpt"
@@ -56,7 +68,7 @@ class ShareGPT(Adapter):
     def to_record(self, example: Example) -> Record:
         """Turns with `human`, `gpt`, `system`, `function_call` and `observation`."""
         names = {"user": "human", "assistant": "gpt", "tool": "observation"}
-        turns = []
+        turns: list[dict[str, Any]] = []
         for message in example.messages:
             if message.tool_calls:
                 calls = [call["function"] for call in message.tool_calls]
@@ -64,6 +76,8 @@ class ShareGPT(Adapter):
                 turns.append({"from": "function_call", "value": value})
             else:
                 turns.append({"from": names.get(message.role, message.role), "value": message.content})
+            if message.weight != 1:
+                turns[-1]["weight"] = message.weight
         record: dict[str, Any] = {**example.metadata, "conversations": turns}
         if example.tools:
             record["tools"] = json.dumps(list(example.tools), ensure_ascii=False)
@@ -76,7 +90,7 @@ def _message(turn: object, where: str) -> Message:
             f"found {turn!r:.60}; expected an object with from and value", field=where, reason="bad_conversations"
         )
     try:
-        speaker, value = text_of(turn, "from"), text_of(turn, "value")
+        speaker, value, weight = text_of(turn, "from"), text_of(turn, "value"), weight_of(turn)
     except RecordError as error:
         error.field = f"{where}.{error.field}"
         raise
@@ -87,8 +101,8 @@ def _message(turn: object, where: str) -> Message:
             reason="bad_role",
         )
     if speaker != "function_call":
-        return Message(role=ROLES[speaker], content=value)
-    return Message(role=ROLES[speaker], tool_calls=_calls(value, f"{where}.value"))
+        return Message(role=ROLES[speaker], content=value, weight=weight)
+    return Message(role=ROLES[speaker], tool_calls=_calls(value, f"{where}.value"), weight=weight)
 
 
 def _calls(text: str, where: str) -> tuple[Mapping[str, Any], ...]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from templatekit.calls import prepare, render
     from templatekit.config import DataOptions, FinetuneOptions
     from templatekit.contracts import (
+        WEIGHT_KEYS,
         Adapter,
         Exporter,
         ModelResolver,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         template_files,
         text_of,
         tools_of,
+        weight_of,
     )
     from templatekit.errors import (
         ConfigError,
@@ -60,6 +62,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "config": ("DataOptions", "FinetuneOptions"),
     "contracts": (
+        "WEIGHT_KEYS",
         "Adapter",
         "Exporter",
         "ModelResolver",
@@ -70,6 +73,7 @@ _HOMES = {
         "template_files",
         "text_of",
         "tools_of",
+        "weight_of",
     ),
     "errors": (
         "ConfigError",
@@ -108,6 +112,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "IGNORE_INDEX",
+    "WEIGHT_KEYS",
     "Adapter",
     "ConfigError",
     "DataOptions",
@@ -152,6 +157,7 @@ __all__ = [
     "template_files",
     "text_of",
     "tools_of",
+    "weight_of",
 ]
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from templatekit.errors import ConfigError, nearest, shorten
-from templatekit.types import STANDARD_ROLES, Boundary, ControlTokens, TrainOn
+from templatekit.types import STANDARD_ROLES, Boundary, ControlTokens, TrainOn, Truncation
 
 Base = Literal["response", "content", "last", "all"]
 _BASES: tuple[Base, ...] = get_args(Base)
@@ -180,6 +180,9 @@ class DataOptions(Options):
         description="What is trained: response, content, last or all, and how much, also of roles and fields: "
         "`response=1,context=0.1,user=0.2`.",
     )
+    end_marker: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="The text that ends an answer, or `none`; by default told from the template and tokenizer."
+    )
     control_tokens: ControlTokens = Field(
         "template", description="Whose text may become control tokens: the template's alone, or the data's too."
     )
@@ -187,9 +190,20 @@ class DataOptions(Options):
         "cut", description="Encode prompt and response apart, as serving does, or jointly, as some recipes did."
     )
     max_length: Positive | None = Field(None, description="Longest example, in tokens.")
-    truncation: Literal["drop", "error"] = Field("drop", description="What becomes of longer examples.")
+    truncation: Truncation = Field(
+        "drop",
+        description="What becomes of longer examples: dropped, an error, or shortened: without their oldest turns, "
+        "with less of their context, or with less of their last response.",
+    )
     limit: Positive | None = Field(None, description="Read at most this many records.")
     on_error: Literal["stop", "skip"] = Field("stop", description="What a record that cannot be used does.")
+
+    @model_validator(mode="after")
+    def _check_truncation(self) -> DataOptions:
+        if self.truncation != "drop" and self.max_length is None:
+            found = f"truncation={self.truncation!r}"
+            raise ValueError(f"{found} counts tokens; found no max_length; expected --max-length too")
+        return self
 
 
 class FinetuneOptions(DataOptions):

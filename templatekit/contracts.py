@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
@@ -79,6 +80,27 @@ def as_function(value: Mapping[str, Any]) -> Mapping[str, Any]:
     outside = {key: item for key, item in value.items() if key in ("id", "index")}
     inside = {key: item for key, item in value.items() if key not in ("id", "index", "type")}
     return {**outside, "type": "function", "function": inside}
+
+
+WEIGHT_KEYS = ("weight", "loss_weight", "train")
+"""Under which a message may say how much of its loss counts: a number, or true and false."""
+
+
+def weight_of(record: Record) -> float:
+    """The product of what a message holds under `WEIGHT_KEYS`: 1 without any, 0 with `train: false`."""
+    product = 1.0
+    for key in WEIGHT_KEYS:
+        weight = record.get(key)
+        if weight is None:
+            continue
+        if not isinstance(weight, (int, float)) or not 0 <= weight <= sys.float_info.max:
+            raise RecordError(
+                f"found {shorten(weight)}; expected a number of at least 0, or true or false",
+                field=key,
+                reason="bad_weight",
+            )
+        product *= weight
+    return min(product, sys.float_info.max)
 
 
 class Adapter(ABC):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from templatekit.errors import RecordError
-from templatekit.types import Example, PreferenceExample
+from templatekit.types import Example, PreferenceExample, TokenizedExample
 
 _ROWS_SHOWN = 5
 
@@ -18,16 +18,24 @@ class Counts:
 
     rows_in: int = 0
     rows_out: int = 0
-    """Rows of which at least one example came out."""
-    examples_out: int = 0
+    """Rows of which at least one sample came out."""
+    samples: int = 0
     tokens: int = 0
     trained_tokens: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-    """Rows by reason code."""
+    """Rows by reason code; of a row that gives several samples each counts."""
     dropped_rows: dict[str, list[int]] = field(default_factory=dict)
     """The numbers of those rows."""
     first_dropped: dict[str, str] = field(default_factory=dict)
     """The first message of each reason."""
+    truncated: Counter[str] = field(default_factory=Counter)
+    """Samples that were shortened, by policy."""
+    truncated_rows: dict[str, list[int]] = field(default_factory=dict)
+    first_truncated: dict[str, str] = field(default_factory=dict)
+    """How long the first of each policy was, and is."""
+    untrained_turns: int = 0
+    """Assistant turns, in rows that came out, of which nothing is trained: no prompt comes before them, or the template
+    marks nothing in them."""
     empty_responses: int = 0
     """Rows whose answer is empty or whitespace: rendered, and worth a look."""
     left_out: Counter[str] = field(default_factory=Counter)
@@ -42,8 +50,8 @@ class Counts:
     def drop(self, error: RecordError) -> None:
         """Counts a row that does not come out."""
         self.dropped[error.reason] += 1
-        if error.row is not None:
-            self.dropped_rows.setdefault(error.reason, []).append(error.row)
+        if error.row is not None and error.row not in (rows := self.dropped_rows.setdefault(error.reason, []))[-1:]:
+            rows.append(error.row)
         self.first_dropped.setdefault(error.reason, str(error))
 
     def add(self, example: Example) -> None:
@@ -54,17 +62,30 @@ class Counts:
             self.equal_pairs += example.chosen == example.rejected
             self.early_pairs += max(len(example.chosen), len(example.rejected)) > 1
 
+    def shorten(self, example: TokenizedExample, source: str | None, before: int) -> None:
+        """Counts a sample of `before` tokens that comes out shorter; one that comes out whole is passed over."""
+        if example.truncated is None:
+            return
+        self.truncated[example.truncated] += 1
+        self.truncated_rows.setdefault(example.truncated, []).append(example.row)
+        place = f"{example.row}" if source is None else f"{source}:{example.row}"
+        self.first_truncated.setdefault(example.truncated, f"{place}: {len(example)} of {before} tokens")
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "rows_in": self.rows_in,
             "rows_out": self.rows_out,
-            "examples_out": self.examples_out,
+            "samples": self.samples,
             "dropped": dict(self.dropped),
             "dropped_rows": self.dropped_rows,
             "first_dropped": self.first_dropped,
+            "truncated": dict(self.truncated),
+            "truncated_rows": self.truncated_rows,
+            "first_truncated": self.first_truncated,
             "tokens": self.tokens,
             "trained_tokens": self.trained_tokens,
+            "untrained_turns": self.untrained_turns,
             "empty_responses": self.empty_responses,
             "left_out": dict(self.left_out),
             "equal_pairs": self.equal_pairs,
@@ -74,16 +95,21 @@ class Counts:
 
     def lines(self, *, tokens: bool) -> list[str]:
         """The counts in words; those of tokens only where there is a tokenizer."""
-        line = f"rows in: {self.rows_in:,}, rows out: {self.rows_out:,}, dropped: {self.dropped.total():,}"
-        if self.examples_out != self.rows_out:
-            line += f", examples: {self.examples_out:,}"
+        line = f"rows in: {self.rows_in:,}, rows out: {self.rows_out:,}"
+        if self.samples != self.rows_out:
+            line += f" as {self.samples:,} samples"
+        line += f", dropped: {self.dropped.total():,}"
         if tokens:
             line += f", tokens: {self.tokens:,}, trained tokens: {self.trained_tokens:,}"
         lines = [line]
         for reason, count in self.dropped.most_common():
-            rows = self.dropped_rows.get(reason, [])
-            shown = ", ".join(map(str, rows[:_ROWS_SHOWN])) + (", …" if len(rows) > _ROWS_SHOWN else "")
-            lines.append(f"dropped {count:,} × {reason} (rows {shown}); the first: {self.first_dropped[reason]}")
+            rows = _listed(self.dropped_rows.get(reason, []))
+            lines.append(f"dropped {count:,} × {reason} (rows {rows}); the first: {self.first_dropped[reason]}")
+        for policy, count in self.truncated.most_common():
+            rows = _listed(self.truncated_rows.get(policy, []))
+            lines.append(f"shortened {count:,} × {policy} (rows {rows}); the first: {self.first_truncated[policy]}")
+        if self.untrained_turns:
+            lines.append(f"note: assistant turns without a prompt before them, untrained: {self.untrained_turns:,}")
         if self.empty_responses:
             lines.append(f"note: rows with an empty answer: {self.empty_responses:,}")
         if self.left_out:
@@ -97,3 +123,7 @@ class Counts:
             keys = ", ".join(f"{key} (first in row {row})" for key, row in sorted(self.unread_keys.items()))
             lines.append(f"note: keys that the adapter does not read: {keys}")
         return lines
+
+
+def _listed(rows: list[int]) -> str:
+    return ", ".join(map(str, rows[:_ROWS_SHOWN])) + (", …" if len(rows) > _ROWS_SHOWN else "")

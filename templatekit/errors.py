@@ -46,6 +46,10 @@ class SourceError(TemplatekitError, ValueError):
     """A file or data set cannot be read."""
 
 
+NOTHING_TRAINED = "nothing_trained"
+"""The reason of a `RecordError` for a text without a trained token: it never leaves the pipeline."""
+
+
 class RecordError(TemplatekitError, ValueError):
     """One row cannot be used.
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
-from templatekit.config import DataOptions
+from templatekit.config import DataOptions, parse_train_on
 from templatekit.contracts import Adapter
 from templatekit.counts import Counts
-from templatekit.errors import ConfigError, PluginError, RecordError, TemplatekitError, shorten
+from templatekit.errors import NOTHING_TRAINED, ConfigError, PluginError, RecordError, TemplatekitError, shorten
 from templatekit.formats.lookup import choose_adapter, find_template
 from templatekit.formats.template import Template
 from templatekit.registry import Registry
@@ -20,15 +20,15 @@ from templatekit.tokens.cuts import Encoder
 from templatekit.tokens.load import find_tokenizer
 from templatekit.tokens.supervision import loss_spans
 from templatekit.tokens.tokenizer import Tokenizer
-from templatekit.tokens.truncation import check_length
+from templatekit.tokens.truncation import Limit
 from templatekit.types import (
     NO_TOKENIZER,
     Example,
-    LossSpan,
     Message,
     PreferenceExample,
     Record,
     RenderedText,
+    Sample,
     TokenizedExample,
 )
 
@@ -38,7 +38,7 @@ BATCH = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """One record after all stages."""
+    """One sample of a record after all stages; most records give one."""
 
     example: Example
     rendered: RenderedText
@@ -47,7 +47,7 @@ class Prepared:
 
     @property
     def result(self) -> TokenizedExample | RenderedText:
-        """What came of the record: with a tokenizer the tokenized example, without one the rendered text."""
+        """What came of the sample: with a tokenizer the tokenized example, without one the rendered text."""
         return self.rendered if self.tokenized is None else self.tokenized
 
 
@@ -81,12 +81,27 @@ class Pipeline:
         self.template = (template.with_kwargs(kwargs) if template and kwargs else template) or find_template(
             options.template, registry, chat_template=tokenizer.chat_template if tokenizer else None, kwargs=kwargs
         )
+        if options.end_marker is not None:
+            self.template = self.template.ended_by(options.end_marker)
         self.special_tokens = tokenizer.special_tokens if tokenizer else NO_TOKENIZER
         self.encoder = (
             Encoder(tokenizer, boundary=options.boundary, control_tokens=options.control_tokens) if tokenizer else None
         )
+        self.limit = self.limit_of(options)
         self.counts = Counts()
         self._no_context = {text.strip().casefold() for text in options.empty_context}
+
+    def limit_of(self, options: DataOptions) -> Limit | None:
+        """What the options make of samples that are too long; None where they set no length."""
+        if options.max_length is None or self.encoder is None:
+            return None
+        return Limit(
+            options.max_length,
+            options.truncation,
+            render=self._whole_text,
+            encoder=self.encoder,
+            train_on=options.train_on,
+        )
 
     def open(self) -> Iterator[Record | RecordError]:
         """The records of the options' data set."""
@@ -99,19 +114,19 @@ class Pipeline:
     def run(
         self, records: Iterable[Record | RecordError], *, source: str | None = None, first_row: int = 0
     ) -> Iterator[Prepared]:
-        """Every record's examples, in order; rows are counted from `first_row`.
+        """Every record's samples, in order; rows are counted from `first_row`.
 
-        A record that cannot be used raises its `RecordError`, or, with `on_error="skip"`, is counted. `ConfigError`
-        at the end where records came in and none came out.
+        A record that cannot be used raises its `RecordError`, or, with `on_error="skip"`, is counted. What nothing is
+        trained of is counted in any case. `ConfigError` at the end where records came in and none came out.
         """
-        numbered = enumerate(records, first_row)
+        rendered = (item for row, record in enumerate(records, first_row) for item in self._render(row, record, source))
         last = None
-        while chunk := list(islice(numbered, BATCH)):
-            rendered = [item for row, record in chunk for item in self._render(row, record, source)]
-            for item in self._encode(rendered, source):
-                self.counts.examples_out += 1
-                self.counts.rows_out += item.rendered.row != last
-                last = item.rendered.row
+        while chunk := list(islice(rendered, BATCH)):
+            for item in self._encode(chunk, source):
+                self.counts.samples += 1
+                if item.rendered.row != last:
+                    self.counts.rows_out += 1
+                    last = item.rendered.row
                 yield item
         if self.counts.rows_in and not self.counts.rows_out:
             reasons = "; ".join(f"{count} {reason}" for reason, count in self.counts.dropped.most_common())
@@ -130,7 +145,7 @@ class Pipeline:
             if isinstance(record, RecordError):
                 raise record
             found = self._adapt(row, record)
-            items = [self._rendered(example, row) for example in found]
+            samples = [sample for example in found for sample in self._samples(example, row)]
         except RecordError as error:
             error.at(source, row)
             if self.options.on_error == "stop":
@@ -140,18 +155,37 @@ class Pipeline:
             return []
         for example in found:
             self.counts.add(example)
-        messages = chain.from_iterable(item.example.messages for item in items)
+        messages = chain.from_iterable(sample.example.messages for sample in samples)
         if any(m.role == "assistant" and not (m.content.strip() or m.tool_calls) for m in messages):
             self.counts.empty_responses += 1
-        return items
+        return [
+            Prepared(example=sample.example, rendered=replace(sample.rendered, sample=number, samples=len(samples)))
+            for number, sample in enumerate(samples)
+        ]
 
-    def _rendered(self, example: Example, row: int) -> Prepared:
-        """One example; of a preference pair the conversation with the chosen answer, as all stages are supervised."""
+    def _samples(self, example: Example, row: int) -> tuple[Sample, ...]:
+        """One example's; of a preference pair those of the chosen answer, as all stages are supervised."""
         if isinstance(example, PreferenceExample):
             example = example.conversation("chosen")
         if self._no_context:
             example = self._without_placeholders(example)
-        return Prepared(example=example, rendered=self.template.render(example, self.special_tokens, row=row))
+        base, _, named = parse_train_on(self.options.train_on)
+        if base == "all" or (base == "last" and named):  # one text, whatever of earlier turns is trained in it
+            rendered = self.template.render(example, self.special_tokens, row=row)
+            return (Sample(example=example, rendered=rendered),)
+        samples = self.template.samples(example, self.special_tokens, row=row, last_only=base == "last")
+        if base != "last":
+            turns = {index for index, m in enumerate(example.messages) if m.role == "assistant" and m.weight}
+            found = {target.message for sample in samples for target in sample.rendered.target_spans}
+            self.counts.untrained_turns += len(turns - found) if found else 0
+        return samples
+
+    def _whole_text(self, example: Example, row: int) -> RenderedText:
+        """One text for all messages of a sample; of turns that are not trained nothing is asked."""
+        base, _, named = parse_train_on(self.options.train_on)
+        if base == "last" and not named:
+            return self.template.samples(example, self.special_tokens, row=row, last_only=True)[-1].rendered
+        return self.template.render(example, self.special_tokens, row=row)
 
     def _adapt(self, row: int, record: Record) -> list[Example]:
         if self.adapter is None:
@@ -223,25 +257,50 @@ class Pipeline:
         return replace(example, messages=messages)
 
     def _encode(self, items: list[Prepared], source: str | None) -> Iterator[Prepared]:
+        losses = [loss_spans(item.rendered, self.options.train_on) for item in items]
         if self.encoder is None:
-            yield from items
+            weight = parse_train_on(self.options.train_on).weight
+            for item, spans in zip(items, losses, strict=True):
+                # Of an empty answer the end marker alone is trained, which only a tokenizer can tell.
+                if (weight and item.rendered.target_spans) or any(span.weight for span in spans):
+                    yield item
+                else:
+                    self._drop(_untrained(item), item, source)
             return
-        texts: list[tuple[RenderedText, tuple[LossSpan, ...]]] = [
-            (item.rendered, loss_spans(item.rendered, self.options.train_on)) for item in items
-        ]
+        texts = [(item.rendered, spans) for item, spans in zip(items, losses, strict=True)]
         for item, tokenized in zip(items, self.encoder.encode_batch(texts), strict=True):
+            if not tokenized.trained_tokens:
+                self._drop(_untrained(item), item, source)
+                continue
+            example = item.example
             try:
-                check_length(tokenized, self.options.max_length)
+                if self.limit is not None:
+                    long = len(tokenized)
+                    example, tokenized = self.limit.fit(example, tokenized)
+                    self.counts.shorten(tokenized, source, long)
             except RecordError as error:
-                error.at(source, tokenized.row)
                 if self.options.truncation == "error":
-                    error.message += "; to drop: --truncation drop"
+                    error.at(source, tokenized.row).message += "; to drop: --truncation drop"
                     raise
-                self.counts.drop(error)
+                self._drop(error, item, source)
                 continue
             self.counts.tokens += len(tokenized)
             self.counts.trained_tokens += tokenized.trained_tokens
-            yield replace(item, tokenized=tokenized)
+            yield replace(item, example=example, rendered=tokenized.rendered, tokenized=tokenized)
+
+    def _drop(self, error: RecordError, item: Prepared, source: str | None) -> None:
+        self.counts.drop(error.at(source, item.rendered.row))
+
+
+def _untrained(item: Prepared) -> RecordError:
+    weights = [message.weight for message in item.example.messages if message.role == "assistant"]
+    if not weights:
+        why = "no assistant message"
+    elif not any(weights):
+        why = "all weights are 0"
+    else:
+        why = "no text" if item.rendered.target_spans else "no turn that a server could be prompted for"
+    return RecordError(why, reason=NOTHING_TRAINED)
 
 
 _TEXTS = ("role", "content", "context", "reasoning", "name", "tool_call_id")

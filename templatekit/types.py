@@ -45,6 +45,17 @@ ControlTokens: TypeAlias = Literal["template", "everywhere"]
 """Whose text may become control tokens: the template's alone, or the data's too, as the tokenizer itself parses it."""
 
 
+Truncation: TypeAlias = Literal["drop", "turns", "context", "response", "error"]
+"""What becomes of a sample that is too long.
+
+`drop`: it is dropped and counted. `error`: it stops the run.
+`turns`: its oldest turns go, and the leading system message stays.
+`context`: the end of `Message.context` goes.
+`response`: the end of the last trained answer goes, and with it the end marker.
+What a policy cannot shorten enough is dropped and counted.
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One turn of a conversation."""
@@ -205,12 +216,19 @@ class RenderedText:
     spans: tuple[Span, ...]
     """Ordered and gap-free over the whole text."""
     target_spans: tuple[TargetSpan, ...] = ()
-    """One an assistant turn, or one a `{% generation %}` block of it, in order; empty for a generation prompt."""
+    """One an assistant turn, or one a `{% generation %}` block of it, in order; empty for a generation prompt. Turns
+    that serving would meet otherwise than they stand here have none."""
     message_weights: tuple[float, ...] = ()
     roles: tuple[str, ...] = ()
     """The roles of the example's messages: `spans` refer to them by index."""
     row: int = 0
     """The record's number in its source, counted from 0."""
+    sample: int = 0
+    """The sample's number among the record's, counted from 0."""
+    samples: int = 1
+    """How many samples the record gave."""
+    history: int = 0
+    """How many of its messages an earlier sample begins with: of these, targets alone may be trained here."""
 
     @property
     def generation_boundaries(self) -> tuple[int, ...]:
@@ -226,6 +244,16 @@ class RenderedText:
         from templatekit.views import to_rich
 
         return to_rich(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One of the texts that a record is trained in: as few as hold each of its turns as serving would meet it."""
+
+    example: Example
+    """Its messages end with the turn that the sample was made for, or are all of the record's."""
+    rendered: RenderedText
+    """Its targets are those of no other sample of the record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,6 +275,8 @@ class TokenizedExample:
     rendered: RenderedText
     loss_spans: tuple[LossSpan, ...] = ()
     """The weights in characters of `rendered.text`, gap-free."""
+    truncated: Truncation | None = None
+    """The policy that shortened it: `turns`, `context` or `response`; None where it is whole."""
 
     def __post_init__(self) -> None:
         if len(self.input_ids) != len(self.loss_weights):

@@ -97,5 +97,6 @@ def to_html(shown: RenderedText | TokenizedExample, *, train_on: TrainOn = "resp
         parts.append(f'<span style="{style}" title="{escape(title)}">{escape(run.text)}</span>')
     caption = ""
     if isinstance(shown, TokenizedExample):
-        caption = f'<div style="color:#777">{len(shown)} tokens, {shown.trained_tokens} trained</div>'
+        cut = f", shortened: {shown.truncated}" if shown.truncated else ""
+        caption = f'<div style="color:#777">{len(shown)} tokens, {shown.trained_tokens} trained{cut}</div>'
     return f'<pre style="white-space:pre-wrap">{"".join(parts)}</pre>{caption}'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -264,10 +265,48 @@ def test_good_records_with_anything_in_one_place_are_read_or_refused(adapter: Ad
     assert example is None or check_reads_or_refuses(adapter, record) == example
 
 
+WEIGHTS: list[tuple[dict[str, Any], float]] = [
+    ({}, 1.0),
+    ({"weight": 0.5}, 0.5),
+    ({"loss_weight": 0}, 0.0),
+    ({"train": True, "weight": None}, 1.0),
+    ({"train": False}, 0.0),
+    ({"train": False, "weight": 3}, 0.0),
+    ({"weight": 0.5, "loss_weight": 0.5, "train": 2}, 0.5),
+    ({"weight": 1e308, "loss_weight": 1e308}, sys.float_info.max),
+]
+BAD_WEIGHTS: list[object] = [-1, "1", "no", float("nan"), float("inf"), 10**400, [1], {}]
+
+
+def weighted(adapter: str, **keys: object) -> dict[str, Any]:
+    """A conversation whose answer holds these keys."""
+    if adapter == "messages":
+        return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", **keys}]}
+    return {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", **keys}]}
+
+
+@pytest.mark.parametrize("name", ["messages", "sharegpt"])
+@pytest.mark.parametrize(("keys", "weight"), WEIGHTS)
+def test_weights_that_a_message_holds_multiply(
+    name: str, keys: dict[str, Any], weight: float, builtin: Registry
+) -> None:
+    adapter = builtin.adapters[name]
+    example = adapter.to_example(weighted(name, **keys))
+    assert [message.weight for message in example.messages] == [1.0, weight]
+    assert adapter.unread(weighted(name, **keys)) == {}
+    assert adapter.to_example(adapter.to_record(example)) == example
+
+
+@pytest.mark.parametrize("name", ["messages", "sharegpt"])
 @pytest.mark.parametrize("key", ["weight", "loss_weight", "train"])
-def test_a_weight_that_no_float_can_hold(key: str, builtin: Registry) -> None:
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", key: 10**400}]
-    assert check_reads_or_refuses(builtin.adapters["messages"], {"messages": messages}) is None
+@pytest.mark.parametrize("value", BAD_WEIGHTS, ids=repr)
+def test_a_weight_that_is_none_is_refused_by_name(name: str, key: str, value: object, builtin: Registry) -> None:
+    record = weighted(name, **{key: value})
+    assert check_reads_or_refuses(builtin.adapters[name], record) is None
+    with pytest.raises(RecordError, match="expected a number of at least 0, or true or false") as raised:
+        builtin.adapters[name].to_example(record)
+    assert raised.value.field == f"{next(iter(record))}[1].{key}"
+    assert raised.value.reason == "bad_weight"
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

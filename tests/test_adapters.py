@@ -223,8 +223,8 @@ def test_keys_inside_messages_are_reported_once(builtin: Registry) -> None:
         "messages[].mood": "glad",
         "messages[].audio": {"id": 1},
     }
-    turns = [{"from": "human", "value": "a", "weight": 0}]
-    assert builtin.adapters["sharegpt"].unread({"conversations": turns, "id": 7}) == {"conversations[].weight": 0}
+    turns = [{"from": "human", "value": "a", "mood": "glad"}]
+    assert builtin.adapters["sharegpt"].unread({"conversations": turns, "id": 7}) == {"conversations[].mood": "glad"}
     options = DataOptions.parse({"dataset": "none", "template": "chatml"})
     pipeline = Pipeline(options, builtin)
     list(pipeline.run([{"messages": [{"role": "assistant", "content": "b"}]}, {"messages": messages}]))

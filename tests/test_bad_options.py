@@ -109,6 +109,13 @@ def test_a_length_counts_tokens_of_something(run: Callable[..., Result]) -> None
     )
 
 
+@pytest.mark.parametrize("policy", ["turns", "context", "response", "error"])
+def test_a_policy_needs_a_length(policy: str, run: Callable[..., Result], folder: Path) -> None:
+    assert refused(run("render", "--tokenizer", folder, "--truncation", policy)) == (
+        f"Error: truncation='{policy}' counts tokens; found no max_length; expected --max-length too"
+    )
+
+
 # Names and types
 
 

@@ -16,13 +16,13 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 
 @pytest.mark.parametrize("tokenizer", ["qwen3", "nfc"])
 def test_axolotl_qwen3_two_plain_turns(tokenizer: str, eye_of: Eyes) -> None:
-    """Qwen 3 prints the last turn differently (an empty `<think>`): each turn's answer is trained, no header is."""
+    """Qwen 3 prints the last turn differently (an empty `<think>`): each turn is trained as it is printed when last."""
     eye = Eye(eye_of(tokenizer).tokenizer, eye_of("qwen3").registry)
     source = eye_of("qwen3").tokenizer.chat_template
     assert source is not None
     turns = [("user", "A?"), ("assistant", "B."), ("user", "C?"), ("assistant", "D.")]
-    seen = eye.chat(turns, source)
-    assert seen.trained == ["B.<|im_end|>", "<think>\n\n</think>\n\nD.<|im_end|>"]
+    seen = eye.samples(turns, source)
+    assert [one.trained for one in seen] == [[f"<think>\n\n</think>\n\n{text}<|im_end|>"] for text in ("B.", "D.")]
 
 
 @pytest.mark.parametrize("answer", ["[[yes", "no]]", "[[both]]", "[[", "]]", "[[]]", "[[dummy_message]]"])
@@ -52,7 +52,8 @@ def test_axolotl_an_empty_answer_keeps_its_end_marker(tokenizer: str, template: 
     assert seen.trained[-1].endswith(end)
     if eye.template(template).multi_turn:
         turns = [("user", "Q?"), ("assistant", ""), ("user", "R?"), ("assistant", "")]
-        assert [text[-len(end) :] for text in eye.chat(turns, template).trained] == [end, end]
+        trained = [text for seen in eye.samples(turns, template) for text in seen.trained]
+        assert [text[-len(end) :] for text in trained] == [end, end]
 
 
 GPT_OSS = (
@@ -95,22 +96,23 @@ def test_unsloth_tool_output_and_the_next_header_are_not_trained(eye_of: Eyes) -
         ],
         "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
     }
-    seen = eye_of("qwen3").one(record, "tokenizer")
     call = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call><|im_end|>'
-    assert seen.trained == [call, "<think>\n\n</think>\n\nDone.<|im_end|>"]
+    seen = eye_of("qwen3").all([record], "tokenizer")
+    assert [one.trained for one in seen] == [[f"<think>\n\n</think>\n\n{text}"] for text in (call, "Done.<|im_end|>")]
     for train_on in ("content", "last"):
-        trained = eye_of("qwen3").one(record, "tokenizer", train_on=train_on).trained
-        assert not any("secret" in text or "<|im_start|>" in text for text in trained)
+        seen = eye_of("qwen3").all([record], "tokenizer", train_on=train_on)
+        assert not any("secret" in text or "<|im_start|>" in text for one in seen for text in one.trained)
 
 
 @pytest.mark.parametrize(
     ("tokenizer", "template"), [("qwen3", "chatml"), ("qwen3", "tokenizer"), ("smollm2", "tokenizer")]
 )
 def test_unsloth_the_newline_behind_the_end_marker_is_not_trained(tokenizer: str, template: str, eye_of: Eyes) -> None:
-    seen = eye_of(tokenizer).chat([("user", "Q?"), ("assistant", "A."), ("user", "R?"), ("assistant", "B.")], template)
-    assert seen.text.endswith("<|im_end|>\n")
-    assert all(text.endswith("<|im_end|>") for text in seen.trained)
-    assert seen.example.labels[-1] == -100
+    turns = [("user", "Q?"), ("assistant", "A."), ("user", "R?"), ("assistant", "B.")]
+    for seen in eye_of(tokenizer).samples(turns, template):
+        assert seen.text.endswith("<|im_end|>\n")
+        assert all(text.endswith("<|im_end|>") for text in seen.trained)
+        assert seen.example.labels[-1] == -100
 
 
 def test_unsloth_llama3s_end_marker_is_trained_in_every_turn(eye_of: Eyes) -> None:
@@ -127,14 +129,14 @@ def test_unsloth_llama3s_end_marker_is_trained_in_every_turn(eye_of: Eyes) -> No
 
 
 def test_open_instruct_qwen3_with_think_in_two_turns(eye_of: Eyes) -> None:
-    """Qwen 3 drops the earlier turn's `<think>` block: neither is the user's text trained, nor is the row dropped."""
+    """Qwen 3 drops an earlier turn's `<think>` block: each is trained where it is last, and no user's text is."""
     for first, second in (("<think>\nHm.\n</think>\n\nB.", "<think>\nWell.\n</think>\n\nD."), ("B.", "D.")):
-        seen = eye_of("qwen3").chat(
+        seen = eye_of("qwen3").samples(
             [("user", "A?"), ("assistant", first), ("user", "C?"), ("assistant", second)], "tokenizer"
         )
-        thought = "<think>\nWell.\n</think>" if "Well" in second else "<think>\n\n</think>"
-        assert seen.trained == ["B.<|im_end|>", f"{thought}\n\nD.<|im_end|>"]
-        assert "Hm." not in seen.text
+        empty = "" if "think" in first else "<think>\n\n</think>\n\n"
+        assert [one.trained for one in seen] == [[f"{empty}{text}<|im_end|>"] for text in (first, second)]
+        assert "Hm." not in seen[-1].text
 
 
 MARKED = (
@@ -287,6 +289,9 @@ def test_dollys_collator_a_context_that_holds_the_response_key(eye_of: Eyes) -> 
         assert eye_of(tokenizer).one(record, "dolly").trained == ["This.\n\n### End"]
 
 
+OTHER = {"messages": [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "B."}]}
+
+
 @pytest.mark.parametrize("weights", [(0, 1), (1, 0), (0.5, 2.0), (0, 0)])
 def test_weights_of_messages(weights: tuple[float, float], eye_of: Eyes) -> None:
     record = {
@@ -298,14 +303,14 @@ def test_weights_of_messages(weights: tuple[float, float], eye_of: Eyes) -> None
         ]
     }
     for boundary in ("cut", "joint"):
-        seen = eye_of("qwen3").one(record, "chatml", boundary=boundary)
         expected = [f"{text}<|im_end|>" for text, weight in zip(("B.", "D."), weights, strict=True) if weight]
-        assert seen.trained == expected
-        assert set(seen.example.loss_weights) == {0.0, *map(float, weights)}
+        seen = eye_of("qwen3").all([record, OTHER], "chatml", boundary=boundary)[:-1]
+        assert [one.trained for one in seen] == ([expected] if expected else [])
+        assert all(set(one.example.loss_weights) == {0.0, *map(float, weights)} for one in seen)
     everything = eye_of("qwen3").one(record, "chatml", train_on="all").example
     assert everything.loss_weights == (0.0, *[1.0] * (len(everything) - 1))
-    last = eye_of("qwen3").one(record, "chatml", train_on="last")
-    assert last.trained == (["D.<|im_end|>"] if weights[1] else [])
+    last = eye_of("qwen3").all([record, OTHER], "chatml", train_on="last")[:-1]
+    assert [one.trained for one in last] == ([["D.<|im_end|>"]] if weights[1] else [])
 
 
 def test_train_on_content_leaves_out_what_the_template_writes(eye_of: Eyes) -> None:

@@ -129,7 +129,8 @@ def test_names_and_tool_arguments_are_text_too(eye_of: Eyes) -> None:
         "tools": [{"type": "function", "function": {"name": evil, "description": evil, "parameters": {evil: evil}}}],
     }
     eye = eye_of("qwen3")
-    seen = eye.one(record, "tokenizer")
+    call_alone, seen = eye.all([record], "tokenizer")  # as the last turn, a call has an empty thought before it
+    assert "<tool_response>" not in call_alone.text
     found = control_ids(eye.tokenizer, seen.example.input_ids)
     assert [text for text in found if text.startswith("<|im")] == ["<|im_start|>", "<|im_end|>"] * 5
     assert found.count("</tool_response>") == found.count("<tool_response>") == 1

@@ -24,7 +24,9 @@ def table(exporter: Exporter, examples: list[RenderedText | TokenizedExample]) -
     read = pq.read_table(pa.BufferReader(data)) if exporter.name == "parquet" else pa.ipc.open_file(data).read_all()
     rows: list[dict[str, Any]] = read.to_pylist()
     if not rows:
-        assert read.column_names == ["row", "text", "spans"]
+        assert read.column_names == ["row", "sample", "text", "spans"]
+    for row in rows:
+        assert row.pop("sample") == 0  # the rows here give one sample each
     return rows
 
 
@@ -57,6 +59,7 @@ def test_ids_come_back_with_weights_from_any_batch(exporter: Exporter, tokenizer
         weights = row.pop("loss_weights", None)
         if exporter.name != "jsonl" or example.row == 1099:
             assert weights == list(example.loss_weights)
+        assert row.pop("truncated", None) is None
         assert row == {key: value for key, value in to_row(example).items() if key != "loss_weights"}
     assert exporter.name != "jsonl" or [row["row"] for row in rows if "loss_weights" in row] == []
 
@@ -70,6 +73,13 @@ def test_weights_of_parts_come_back(train_on: str, exporter: Exporter, tokenizer
         assert [label == -100 for label in row["labels"]] == [not weight for weight in row["loss_weights"]]
         weights = {"response=0.5": {0.5}, "response,user=0.25": {1, 0.25}}.get(train_on, {2, 0.25})
         assert {weight for weight in row["loss_weights"] if weight} == weights
+
+
+def test_what_was_shortened_is_marked(exporter: Exporter, tokenizer_of: Any) -> None:
+    rows = chat(2)
+    rows[1]["messages"][1]["content"] = "so " * 99
+    options = {"template": "chatml", "tokenizer": tokenizer_of("bytes"), "max_length": 100, "truncation": "response"}
+    assert [row.get("truncated") for row in table(exporter, list(render(rows, **options)))] == [None, "response"]
 
 
 def test_spans_cover_the_text(exporter: Exporter) -> None:

@@ -97,12 +97,6 @@ def test_every_adapter_is_documented() -> None:
         assert "the same" in row or all(f"`{key}`" in row for key in adapter.required), name
 
 
-def test_every_bundled_template_is_documented() -> None:
-    registry = create_registry(select=())
-    table = section("## Templates")
-    assert set(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)) == set(registry.templates)
-
-
 def test_a_section_that_is_missing_is_noticed() -> None:
     with pytest.raises(AssertionError, match="no heading '## Nothing'"):
         section("## Nothing")

@@ -259,7 +259,7 @@ def test_both_files_give_the_same(adapter: str | None, tmp_path: Path, builtin: 
         items = list(pipeline.run(pipeline.open()))
         counts = pipeline.counts
         assert (counts.rows_in, counts.rows_out) == (rows, rows)
-        assert counts.examples_out == len(items) == (600 if adapter == "oasst-all" else 300)
+        assert counts.samples == len(items) == (600 if adapter == "oasst-all" else 300)
         assert counts.left_out == ({} if adapter == "oasst-all" else {"lower-ranked reply and what follows it": 300})
         seen.append([(item.rendered.row, item.rendered.text) for item in items])
     assert seen[0] == seen[1]

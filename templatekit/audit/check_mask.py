@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from templatekit.audit.values import Hit, Row, Sample, Setup
-from templatekit.config import parse_train_on
-from templatekit.errors import shorten
-from templatekit.formats.targets import EndMarkers
+from templatekit.errors import NOTHING_TRAINED, shorten
+from templatekit.formats.endings import EndMarkers
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.types import TargetSpan
 
 
 def nothing_trained(row: Row, setup: Setup) -> Iterator[Hit]:
-    """No token of the text carries loss."""
+    """No token of a text carries loss: the pipeline has dropped it."""
+    if row.error is not None and row.error.reason == NOTHING_TRAINED:
+        yield Hit(what=row.error.message, detail=str(row.error))
+
+
+def turn_dependent(row: Row, setup: Setup) -> Iterator[Hit]:
+    """Turns that the whole conversation does not hold as serving would meet them, so that it takes several samples."""
     for sample in row.samples:
-        if sample.trained is not None:
-            continue
-        weights = [sample.rendered.message_weights[target.message] for target in sample.rendered.target_spans]
-        if any(weights) and parse_train_on(setup.options.train_on).weight and not setup.special.known:
-            continue  # of an empty answer only the end marker is trained, which without a tokenizer may print nothing
-        what = "no text" if any(weights) else "all weights are 0" if weights else "no assistant message"
-        end = len(sample.rendered.text)
-        yield Hit(what=what, sample=sample, start=end, end=end)
+        if sample.goes_on and sample.rendered.target_spans:
+            last = sample.rendered.target_spans[-1]
+            detail = f"sample {sample.rendered.sample + 1} of {sample.rendered.samples} that the record gives"
+            yield Hit(detail=detail, sample=sample, start=last.start, end=last.end)
 
 
 def end_marker_untrained(row: Row, setup: Setup) -> Iterator[Hit]:
@@ -55,30 +56,47 @@ def _holds_marker(sample: Sample, target: TargetSpan, setup: Setup) -> bool:
 
 
 def too_long(row: Row, setup: Setup) -> Iterator[Hit]:
-    """More tokens than `--max-length`."""
+    """More tokens than `--max-length`: what is wrong, or which policy makes the sample fit."""
     limit = setup.options.max_length or 0
     for sample in row.samples:
-        if sample.length > limit:
-            prompt = sample.trained is None or sample.trained[0] >= limit
-            yield Hit(
-                what="the prompt alone is too long" if prompt else "prompt and answer together",
-                detail=f"{sample.length:,} tokens",
-                sample=sample,
-            )
+        if sample.length <= limit:
+            continue
+        detail = f"{sample.length:,} tokens"
+        if sample.fitted is not None:
+            what, detail = f"shortened: {sample.fitted.truncated}", f"{detail}, {len(sample.fitted):,} of them kept"
+        elif sample.trained is None or sample.trained[0] >= limit:
+            what = "the prompt alone is too long"
+        else:
+            what = "prompt and answer together"
+        yield Hit(what=what, detail=detail, sample=sample)
 
 
 def end_cut_off(row: Row, setup: Setup) -> Iterator[Hit]:
-    """A cut at `--max-length` would leave a part of the answer, and take its end marker."""
+    """A cut at `--max-length` would leave a part of the answer, and take its end marker.
+
+    Not where `--truncation` brings the sample down to the limit with the marker in it.
+    """
     limit = setup.options.max_length or 0
     for sample in row.samples:
-        if sample.trained is not None and sample.trained[0] < limit <= sample.trained[1]:
-            end = sample.rendered.target_spans[-1].end if sample.rendered.target_spans else len(sample.rendered.text)
-            yield Hit(
-                detail=f"the last trained token is number {sample.trained[1] + 1:,} of {sample.length:,}",
-                sample=sample,
-                start=end,
-                end=end,
-            )
+        if sample.trained is None or sample.trained[1] < limit:
+            continue
+        end = sample.rendered.target_spans[-1].end if sample.rendered.target_spans else len(sample.rendered.text)
+        if sample.fitted is not None:
+            ends = {target.end for target in sample.rendered.target_spans}
+            if sample.fitted.truncated != "response" or len(sample.fitted.rendered.text) in ends:
+                continue
+            what = "--truncation response takes it"
+        elif sample.trained[0] < limit:
+            what = "a trainer that cuts would take it"
+        else:
+            continue
+        yield Hit(
+            what=what,
+            detail=f"the last trained token is number {sample.trained[1] + 1:,} of {sample.length:,}",
+            sample=sample,
+            start=end,
+            end=end,
+        )
 
 
 def unstable_boundary(row: Row, setup: Setup) -> Iterator[Hit]:

@@ -35,12 +35,13 @@ def trailing_text(setup: Setup) -> Iterator[Hit]:
 
 
 def _special_token(setup: Setup) -> ControlToken | None:
-    """The first special token in the end marker."""
+    """The last special token in the end marker: the one at which a server has to stop."""
     if setup.tokenizer is None:
         return None
     special = [token for token in setup.tokenizer.control_tokens.values() if token.special]
     inside = [token for token in special if token.text in setup.end_marker]
-    return min(inside, key=lambda token: (setup.end_marker.index(token.text), -len(token.text)), default=None)
+    ends = {token.text: setup.end_marker.rindex(token.text) + len(token.text) for token in inside}
+    return max(inside, key=lambda token: (ends[token.text], len(token.text)), default=None)
 
 
 def _named(setup: Setup, id: int) -> str:

@@ -93,7 +93,10 @@ def _altered(row: Row) -> Iterator[tuple[Hit, bool]]:
     for sample in row.samples:
         printed = _printed(sample)
         computed = any(span.origin.kind == "computed" for span in sample.rendered.spans)
+        trained = {target.message for target in sample.rendered.target_spans}
         for index, message in enumerate(sample.example.messages):
+            if message.role == "assistant" and sample.rendered.samples > 1 and index not in trained:
+                continue  # another sample has this turn as it is trained
             for field in _FIELDS:
                 text = getattr(message, field)
                 if not text.strip():

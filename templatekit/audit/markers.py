@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from templatekit.audit.values import Marker
 from templatekit.errors import RecordError, TemplateError
-from templatekit.formats.targets import EndMarkers
+from templatekit.formats.endings import EndMarkers
 from templatekit.formats.template import Template
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.types import Example, Message, RenderedText, SpecialTokens
@@ -56,8 +56,9 @@ def ending_of(template: Template, special: SpecialTokens) -> Ending:
     pattern = EndMarkers.of(template.metadata, special).pattern
     for rendered in probes(template, special):
         for target in rendered.target_spans[-1:]:
-            # Not `target.end`: a generation block may end before the marker.
-            match = pattern.search(rendered.text, target.marker_start) if pattern else None
+            # A generation block may end before the marker, or behind it.
+            blocks = any(span.origin.generation for span in rendered.spans)
+            match = pattern.search(rendered.text, target.marker_start) if pattern and blocks else None
             end = match.end() if match else target.end
             return Ending(rendered.text[target.marker_start : end], rendered.text[end:])
     return Ending()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from templatekit.audit import check_content, check_mask, check_setup, check_text, check_turns
+from templatekit.audit import check_content, check_mask, check_setup, check_text
 from templatekit.audit.values import Rule
 from templatekit.errors import UnknownNameError
 
@@ -64,7 +64,7 @@ RULES: tuple[Rule, ...] = (
         level="warning",
         title="a cut at --max-length would take the end marker",
         help="A trainer that cuts there teaches these answers without their end: drop such rows, which is what "
-        "--truncation drop does, or raise --max-length.",
+        "--truncation drop does, raise --max-length, or accept it (--truncation response).",
         needs=("tokenizer", "max_length"),
         row=check_mask.end_cut_off,
     ),
@@ -110,14 +110,6 @@ RULES: tuple[Rule, ...] = (
         help="What is trained is not what the data says: see whether the template means to (dropping old reasoning), "
         "and choose another one where it does not.",
         row=check_text.text_changed,
-    ),
-    Rule(
-        code="turn-dependent",
-        level="warning",
-        title="earlier turns render differently when they are last",
-        help="Served at that point, the model would have to write another text than it is trained on here: train the "
-        "last turn alone (--train-on last), or make every turn a record of its own.",
-        row=check_turns.turn_dependent,
     ),
     Rule(
         code="empty-answer",
@@ -181,6 +173,14 @@ RULES: tuple[Rule, ...] = (
         "learn the changed ones: normalise the data the same way, or accept it.",
         needs=("tokenizer",),
         row=check_text.text_normalized,
+    ),
+    Rule(
+        code="turn-dependent",
+        level="note",
+        title="earlier turns render differently when they are last",
+        help="The template drops old reasoning, or ends the last turn in another way, so that each of these records is "
+        "trained in several samples, every turn as serving would meet it: count on more tokens than the records hold.",
+        row=check_mask.turn_dependent,
     ),
     Rule(
         code="unstable-boundary",

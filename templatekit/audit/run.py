@@ -11,7 +11,7 @@ from templatekit.audit.stream import Stream
 from templatekit.audit.tally import Tally, by_severity
 from templatekit.audit.values import Need, Report, Rule
 from templatekit.config import DataOptions
-from templatekit.errors import RecordError
+from templatekit.errors import NOTHING_TRAINED, RecordError
 from templatekit.pipeline import Pipeline
 from templatekit.registry import Registry, create_registry
 from templatekit.types import Record
@@ -43,7 +43,12 @@ def audit(
     rules, not_checked = _applicable(chosen(ignored), options, against)
     setup = setup_of(pipeline, options)
     codes = {rule.code for rule in rules}
-    stream = Stream(pipeline, edges="unstable-boundary" in codes, lossy="text-normalized" in codes)
+    stream = Stream(
+        pipeline,
+        edges="unstable-boundary" in codes,
+        lossy="text-normalized" in codes,
+        limit=pipeline.limit_of(options),
+    )
     compared = tuple(stream.compare_with(dataset) for dataset in against)
     tallies = [Tally(rule=rule, shown=shown) for rule in rules]
     lengths = LengthCounter()
@@ -54,7 +59,7 @@ def audit(
     by_row = [(tally, tally.rule.row) for tally in tallies if tally.rule.row is not None]
     for row in stream.rows(pipeline.open() if records is None else pipeline.gathered(records)):
         rows += 1
-        usable += bool(row.samples)
+        usable += bool(row.samples) or (row.error is not None and row.error.reason == NOTHING_TRAINED)
         for sample in row.samples:
             lengths.add(sample.length, row.number)
         for tally, check in by_row:

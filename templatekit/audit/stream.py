@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress, islice
+from itertools import compress, islice, zip_longest
 from typing import Any
 
 from templatekit.audit.first_rows import FirstRows, text_key
@@ -16,7 +16,8 @@ from templatekit.pipeline import BATCH, Pipeline, Prepared
 from templatekit.sources.gather import columns_of
 from templatekit.tokens.cuts import Encoder
 from templatekit.tokens.supervision import loss_spans
-from templatekit.types import Record, RenderedText
+from templatekit.tokens.truncation import Limit
+from templatekit.types import Record, RenderedText, TokenizedExample
 
 
 @dataclass(kw_only=True)
@@ -41,9 +42,15 @@ class Refusals(Counts):
 class Stream:
     """The rows of a pipeline's data set."""
 
-    def __init__(self, pipeline: Pipeline, *, edges: bool = True, lossy: bool = True) -> None:
-        """`edges` and `lossy` say whether to find out where texts encode otherwise, and which do not come back."""
+    def __init__(
+        self, pipeline: Pipeline, *, edges: bool = True, lossy: bool = True, limit: Limit | None = None
+    ) -> None:
+        """`edges` and `lossy` say whether to find out where texts encode otherwise, and which do not come back.
+
+        `limit` tells what would become of samples that are too long.
+        """
         self.pipeline = pipeline
+        self._limit = limit
         self.counts = pipeline.counts = Refusals()
         control = pipeline.options.control_tokens
         self._whole = Encoder(pipeline.tokenizer, control_tokens=control) if edges and pipeline.tokenizer else None
@@ -73,30 +80,43 @@ class Stream:
             self.counts.forget()
 
     def _samples(self, items: Sequence[Prepared]) -> Iterator[Sample]:
-        rows = [item.rendered.row for item in items]
-        texts = [text_key(item.rendered.text) for item in items]
-        prompts = prompt_keys(items)
-        same_text = self._texts.add(texts, rows)
-        same_prompt = self._prompts.add(prompts, rows)
         edges = self._edges(items)
+        on = going_on(items)
         samples = [
             replace(
                 _sample(item, self.pipeline),
-                edge=edges.get(index),
-                same_text=same_text[index],
-                same_prompt=same_prompt[index] if same_text[index] is None else None,
+                edge=edges.get(place),
+                fitted=self._fitted(item),
+                goes_on=on[place],
             )
-            for index, item in enumerate(items)
+            for place, item in enumerate(items)
         ]
+        longest = [place for place, goes_on in enumerate(on) if not goes_on]
+        rows = [items[place].rendered.row for place in longest]
+        texts = [text_key(items[place].rendered.text) for place in longest]
+        prompts = prompt_keys([items[place] for place in longest])
+        same = zip(self._texts.add(texts, rows), self._prompts.add(prompts, rows), strict=True)
+        for place, (text, prompt) in zip(longest, same, strict=True):
+            samples[place] = replace(samples[place], same_text=text, same_prompt=prompt if text is None else None)
         for other in self._others:
-            samples = [
-                replace(sample, shared_text=sample.shared_text or text, shared_prompt=sample.shared_prompt or prompt)
-                for sample, text, prompt in zip(samples, *other.find(texts, prompts), strict=True)
-            ]
+            for place, shared, asked in zip(longest, *other.find(texts, prompts), strict=True):
+                sample = samples[place]
+                samples[place] = replace(
+                    sample, shared_text=sample.shared_text or shared, shared_prompt=sample.shared_prompt or asked
+                )
         if self._round_trip is not None:
             for index, lossy in self._round_trip.lossy([item.example for item in items]):
                 samples[index] = replace(samples[index], lossy=(*samples[index].lossy, lossy))
         yield from samples
+
+    def _fitted(self, item: Prepared) -> TokenizedExample | None:
+        if self._limit is None or item.tokenized is None:
+            return None
+        try:
+            tokenized = self._limit.fit(item.example, item.tokenized).tokenized
+        except RecordError:
+            return None
+        return tokenized if tokenized.truncated else None
 
     def _edges(self, items: Sequence[Prepared]) -> dict[int, Edge]:
         """The items whose whole text encodes otherwise, by their place."""
@@ -147,7 +167,8 @@ class Other:
         reader = Pipeline(options, pipeline.registry, template=pipeline.template, tokenizer=pipeline.tokenizer)
         reader.encoder = None  # texts are enough
         counts = reader.counts = Refusals()
-        for _, _, items in batches(reader, counts, reader.open()):
+        for _, _, prepared in batches(reader, counts, reader.open()):
+            items = [item for item, goes_on in zip(prepared, going_on(prepared), strict=True) if not goes_on]
             rows = [item.rendered.row for item in items]
             self._texts.add([text_key(item.rendered.text) for item in items], rows)
             self._prompts.add(prompt_keys(items), rows)
@@ -170,6 +191,17 @@ class Other:
 
     def _elsewhere(self, rows: Sequence[int | None]) -> list[Elsewhere | None]:
         return [None if row is None else Elsewhere(self.result.dataset, row) for row in rows]
+
+
+def going_on(items: Sequence[Prepared]) -> list[bool]:
+    """Of each item, whether the next is of the same row and holds its messages and more."""
+    pairs = zip_longest(items, items[1:])
+    return [
+        after is not None
+        and after.rendered.row == item.rendered.row
+        and after.example.messages[: len(item.example.messages)] == item.example.messages
+        for item, after in pairs
+    ]
 
 
 def _sample(item: Prepared, pipeline: Pipeline) -> Sample:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from templatekit import types
 from templatekit.config import DataOptions
 from templatekit.errors import RecordError
 from templatekit.formats.template import Template
 from templatekit.tokens.tokenizer import Tokenizer
-from templatekit.types import Example, LossSpan, RenderedText, SpecialTokens
+from templatekit.types import LossSpan, SpecialTokens, TokenizedExample
 
 Level: TypeAlias = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
@@ -50,11 +51,9 @@ class Elsewhere(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One rendered text of a row, with what only the whole stream or a batch can tell of it."""
+class Sample(types.Sample):
+    """One sample of a row, with what only the whole stream or a batch can tell of it."""
 
-    example: Example
-    rendered: RenderedText
     losses: tuple[LossSpan, ...]
     """Loss weights in characters, gap-free."""
     length: int
@@ -63,6 +62,10 @@ class Sample:
     """Positions of the first and the last trained token (without a tokenizer: character); None where none is."""
     edge: Edge | None = None
     lossy: tuple[Lossy, ...] = ()
+    fitted: TokenizedExample | None = None
+    """What `--truncation` makes of it where it is longer than `--max-length`; None where it drops it."""
+    goes_on: bool = False
+    """The row's next sample holds these messages and more: then rows are compared by that one."""
     same_text: int | None = None
     """The first row with this very text."""
     same_prompt: int | None = None

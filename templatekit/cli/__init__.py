@@ -34,7 +34,7 @@ _COMMANDS = {
     "generate": _Command("generate", "Have a model answer, prompted by a template."),
     "new": _Command("new", "Begin an adapter, a template, or a plugin of both."),
     "adapters": _Command("listing", "List the shapes of records that can be read."),
-    "templates": _Command("listing", "List the prompt templates, or show one."),
+    "templates": _Command("listing", "List the prompt templates; show or export one."),
     "plugins": _Command("listing", "List the plugins and what each offers."),
 }
 

@@ -53,8 +53,9 @@ def audit(
 ) -> None:
     """Report what is wrong with a data set, as an adapter, a template and a tokenizer see it.
 
-    Every row is read to its end: --on-error and --truncation change nothing here. Each finding has a code, a level,
-    row numbers and one example, in which ⟦ ⟧ stand around what is trained and ▶ ◀ around the place that is meant.
+    Every row is read to its end: --on-error changes nothing here, and --truncation is only tried. Each finding has a
+    code, a level, row numbers and one example, in which ⟦ ⟧ stand around what is trained and ▶ ◀ around the place that
+    is meant.
     """
     registry = load_registry(plugin_dirs)
     from templatekit.audit import audit as run_it

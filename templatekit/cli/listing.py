@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from templatekit.cli.export import export_template
 from templatekit.cli.groups import Noun
 from templatekit.cli.options import PLUGIN_DIR, load_registry
 from templatekit.errors import UnknownNameError
@@ -124,6 +125,9 @@ def show_template(name: str, as_json: bool, plugin_dirs: tuple[Path, ...]) -> No
         "example": to_marked(example),
     }
     _print_facts(facts, as_json=as_json)
+
+
+templates.add_command(export_template)
 
 
 @click.group(cls=Noun)

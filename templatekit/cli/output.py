@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,7 +55,14 @@ def write(exporter: Exporter, examples: Iterable[RenderedText | TokenizedExample
 
 
 def write_whole(exporter: Exporter, examples: Iterable[RenderedText | TokenizedExample], output: Path) -> None:
-    """Writes beside the file and moves it there once it is complete; on any error nothing is left.
+    """Has an exporter write a file that is whole or absent."""
+    with whole_file(output) as file:
+        write(exporter, examples, file)
+
+
+@contextmanager
+def whole_file(output: Path) -> Iterator[BinaryIO]:
+    """A file beside `output` that is moved there once it is complete; on any error nothing is left.
 
     A device or a pipe is written as it is.
     """
@@ -72,7 +80,7 @@ def write_whole(exporter: Exporter, examples: Iterable[RenderedText | TokenizedE
         raise ConfigError(f"{where} cannot be written: {said}") from None
     try:
         with file:
-            write(exporter, examples, file)
+            yield file
         if not special:
             path.replace(target)
     except BrokenPipeError:

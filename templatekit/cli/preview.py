@@ -55,7 +55,10 @@ def show(examples: Iterable[RenderedText | TokenizedExample], train_on: TrainOn)
         counted = ""
         if isinstance(example, TokenizedExample):
             counted = f", {len(example)} tokens, {example.trained_tokens} trained"
-        console.rule(f"row {example.row}{counted}", align="left", style="dim")
+            counted += f", shortened: {example.truncated}" if example.truncated else ""
+        rendered = example.rendered if isinstance(example, TokenizedExample) else example
+        numbered = f", sample {rendered.sample + 1} of {rendered.samples}" if rendered.samples > 1 else ""
+        console.rule(f"row {example.row}{numbered}{counted}", align="left", style="dim")
         if coloured:
             console.print(to_rich(example, train_on=train_on))
         else:

@@ -17,14 +17,23 @@ _BATCH = 1024
 
 
 def to_row(example: RenderedText | TokenizedExample) -> dict[str, Any]:
-    """One example as plain values. `loss_weights` are there only where one is neither 0 nor 1."""
+    """One example as plain values.
+
+    `sample` is there only where the record gave several, `loss_weights` only where one is neither 0 nor 1, `truncated`
+    only where the example was shortened.
+    """
     rendered = example.rendered if isinstance(example, TokenizedExample) else example
-    row: dict[str, Any] = {"row": rendered.row, "text": rendered.text}
+    row: dict[str, Any] = {"row": rendered.row}
+    if rendered.samples > 1:
+        row["sample"] = rendered.sample
+    row["text"] = rendered.text
     if isinstance(example, TokenizedExample):
         row["input_ids"] = list(example.input_ids)
         row["labels"] = list(example.labels)
         if any(weight not in (0, 1) for weight in example.loss_weights):
             row["loss_weights"] = list(example.loss_weights)
+        if example.truncated:
+            row["truncated"] = example.truncated
     row["spans"] = [{"start": s.start, "end": s.end, "origin": str(s.origin)} for s in rendered.spans]
     return row
 
@@ -86,7 +95,7 @@ def _write_batches(examples: Iterable[RenderedText | TokenizedExample], open_wri
 
 
 def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa.RecordBatch]:
-    """Columnar batches of one schema, which has `loss_weights` wherever there are ids: a file has one schema.
+    """Columnar batches of one schema: a file has one. There is `sample`, and with ids `loss_weights` and `truncated`.
 
     At least one, so that a file without examples has columns too.
     """
@@ -94,14 +103,21 @@ def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa
 
     ids = pa.list_(pa.int32())
     span = pa.struct({"start": pa.int64(), "end": pa.int64(), "origin": pa.string()})
-    base: dict[str, pa.DataType] = {"row": pa.int64(), "text": pa.large_string(), "spans": pa.list_(span)}
-    tokens = {"input_ids": ids, "labels": ids, "loss_weights": pa.list_(pa.float32())}
+    base: dict[str, pa.DataType] = {
+        "row": pa.int64(),
+        "sample": pa.int32(),
+        "text": pa.large_string(),
+        "spans": pa.list_(span),
+    }
+    tokens = {"input_ids": ids, "labels": ids, "loss_weights": pa.list_(pa.float32()), "truncated": pa.string()}
     source = iter(examples)
     chunk = list(islice(source, _BATCH))
     schema = pa.schema({**base, **tokens} if chunk and isinstance(chunk[0], TokenizedExample) else base)
     while True:
         rows = [to_row(example) for example in chunk]
         for row, example in zip(rows, chunk, strict=True):
+            rendered = example.rendered if isinstance(example, TokenizedExample) else example
+            row["sample"] = rendered.sample
             if isinstance(example, TokenizedExample):
                 row["loss_weights"] = list(example.loss_weights)
         yield pa.RecordBatch.from_pylist(rows, schema=schema)

@@ -64,9 +64,10 @@ def stops_of(template: Template, tokenizer: Tokenizer) -> Stops:
     special = tokenizer.special_tokens
     probe = Example(messages=(Message(role="user", content="a"), Message(role="assistant", content="b")))
     rendered = template.render(probe, special)
-    # None where a template's own `{% generation %}` blocks leave the answer out.
-    marker = "".join(rendered.text[target.marker_start : target.end] for target in rendered.target_spans)
-    texts = [text for text in tokenizer.control_tokens if text in marker and tokenizer.control_tokens[text].special]
+    # None where a template's own `{% generation %}` blocks leave the answer out. Of several tokens the last ends it.
+    markers = [rendered.text[target.marker_start : target.end].rstrip() for target in rendered.target_spans]
+    special_texts = [text for text, token in tokenizer.control_tokens.items() if token.special]
+    texts = [text for text in special_texts if any(marker.endswith(text) for marker in markers)]
     texts += [*template.metadata.stop, special.eos]
     ids = {token.id for text in texts if (token := tokenizer.control_tokens.get(text)) is not None}
     strings = [text for text in texts if text and text not in tokenizer.control_tokens]

@@ -20,11 +20,19 @@ from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
-from jinja2.runtime import Context, Macro
+from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Namespace
 
-from templatekit.formats.provenance import Traced, attribute, concat, keeps_provenance, literal, mark_generation
+from templatekit.formats.provenance import (
+    Traced,
+    TracedDict,
+    attribute,
+    concat,
+    keeps_provenance,
+    literal,
+    mark_generation,
+)
 
 PRINTED_NONE = "the template prints None"
 
@@ -49,7 +57,7 @@ class _Generation(Extension):
 
 
 class _Namespace(Namespace):
-    """`namespace()` without underscore names, as transformers restricts it."""
+    """`namespace()` without underscore names, as transformers restricts it; it prints nothing of what it holds."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, rest = args[0], args[1:]
@@ -61,10 +69,22 @@ class _Namespace(Namespace):
         _refuse_underscore(name)
         Namespace.__setitem__(self, name, value)
 
+    def __repr__(self) -> str:
+        return "<Namespace>"
+
 
 def _refuse_underscore(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
         raise SecurityError(f"a template may not store {name!r} on a namespace")
+
+
+def _public(kind: type, *besides: str) -> frozenset[str]:
+    return frozenset(name for name in dir(kind) if not name.startswith("_")) - {*besides}
+
+
+_OF_TEXTS = _public(str, "format", "format_map")
+_OF_LOOPS = _public(LoopContext)
+_OF_MAPPINGS = frozenset(dir(TracedDict))
 
 
 class PlainEnvironment(ImmutableSandboxedEnvironment):
@@ -77,9 +97,27 @@ class PlainEnvironment(ImmutableSandboxedEnvironment):
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
         self.globals["namespace"] = _Namespace
+        del self.globals["lipsum"]  # random text
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """As the sandbox, which asks much of every value; what needs no asking is given at once."""
+        kind = type(obj)
+        if kind is TracedDict or kind is dict:
+            if attribute not in _OF_MAPPINGS and attribute in obj:
+                return obj[attribute]
+        elif attribute in (_OF_LOOPS if kind is LoopContext else _OF_TEXTS if kind is Traced or kind is str else ()):
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
+        """Refuses at once; Jinja's own prints nothing, until it is asked for more."""
+        raise SecurityError(f"access to attribute {attribute!r} of {type(obj).__name__!r} object is unsafe.")
+
+    def _load_template(self, name: object, globals: object) -> Any:
+        raise SecurityError(f"a template is one file, and may not load {name!r}")
 
 
-class _TracingCodeGenerator(CodeGenerator):
+class TracingCodeGenerator(CodeGenerator):
     """Generates code whose constants are traced literals, made once a template."""
 
     environment: TracingEnvironment
@@ -91,7 +129,7 @@ class _TracingCodeGenerator(CodeGenerator):
     def _name_of(self, text: str) -> str:
         return self._literals.setdefault(text, f"literal_{len(self._literals)}")
 
-    def visit_Template(self, node: nodes.Template, frame: Frame | None = None) -> None:  # noqa: N802
+    def visit_Template(self, node: nodes.Template, frame: Frame | None = None) -> None:
         super().visit_Template(node, frame)
         # Functions look globals up when called, so the literals may stand behind them.
         for text, name in self._literals.items():
@@ -100,7 +138,7 @@ class _TracingCodeGenerator(CodeGenerator):
     def _output_const_repr(self, group: Iterable[Any]) -> str:
         return self._name_of("".join(group))
 
-    def visit_Const(self, node: nodes.Const, frame: Frame) -> None:  # noqa: N802
+    def visit_Const(self, node: nodes.Const, frame: Frame) -> None:
         self._write_constant(node.as_const(frame.eval_ctx))
 
     def _write_constant(self, value: Any) -> None:
@@ -124,10 +162,10 @@ class _TracingCodeGenerator(CodeGenerator):
         else:
             self.write(repr(value))
 
-    def visit_TemplateData(self, node: nodes.TemplateData, frame: Frame) -> None:  # noqa: N802
+    def visit_TemplateData(self, node: nodes.TemplateData, frame: Frame) -> None:
         self.write(self._name_of(str(node.as_const(frame.eval_ctx))))
 
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         self.write("environment.concat_operands((")
         for operand in node.nodes:
             if isinstance(operand, nodes.Const):  # a number that the template wrote is its text as well
@@ -161,7 +199,7 @@ class _TracingFormatter(SandboxedFormatter):
 class TracingEnvironment(PlainEnvironment):
     """The same sandbox over traced values."""
 
-    code_generator_class = _TracingCodeGenerator
+    code_generator_class = TracingCodeGenerator
     concat = staticmethod(concat)
     literal = staticmethod(literal)
 
@@ -171,8 +209,7 @@ class TracingEnvironment(PlainEnvironment):
             self.filters[name] = keeps_provenance(function)
         self.filters["join"] = keeps_provenance(_join)
 
-    @staticmethod
-    def concat_operands(operands: Iterable[Any]) -> Traced:
+    def concat_operands(self, operands: Iterable[Any]) -> Traced:
         """The `~` operator."""
         return concat([str(operand) for operand in operands])
 
@@ -230,6 +267,15 @@ def _tojson(
 
 def _raise_exception(message: object) -> None:
     raise TemplateRefusal(str(message))
+
+
+def clock(now: datetime) -> Callable[[str], str]:
+    """`strftime_now` at one instant: all texts of one rendering must agree."""
+
+    def strftime_now(format: str) -> str:
+        return now.strftime(format)
+
+    return strftime_now
 
 
 def _strftime_now(format: str) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from templatekit.contracts import Adapter, TemplateFile
 from templatekit.errors import RecordError, TemplateError
-from templatekit.formats.template import Template, load_template
+from templatekit.formats.foreign import ForeignTemplate, load_template
+from templatekit.formats.template import Template
 from templatekit.registry import Registry
 
 OWN_TEMPLATE = "tokenizer"
@@ -29,7 +30,7 @@ def find_template(
                 "template 'tokenizer' is the tokenizer's own chat template; this tokenizer has none; "
                 f"choose one of {', '.join(sorted(registry.templates))}, or a .jinja file"
             )
-        return Template(TemplateFile(name=OWN_TEMPLATE, source=chat_template), strict=False, kwargs=kwargs)
+        return ForeignTemplate(TemplateFile(name=OWN_TEMPLATE, source=chat_template), strict=False, kwargs=kwargs)
     if address.endswith((".jinja", ".jinja2", ".j2")) or (address not in registry.templates and _is_file(address)):
         return load_template(address, kwargs=kwargs)
     return Template(registry.templates[address], kwargs=kwargs)

@@ -22,6 +22,10 @@ from templatekit.errors import ConfigError, TemplateError, shorten
 _COMMENT = re.compile(r"\A\{#-?\s*templatekit\b(?P<body>.*?)-?#\}", re.DOTALL)
 
 
+LONGEST = 10_000
+"""Characters of a leading comment: some nested YAML takes time that grows with its square."""
+
+
 class _TextLoader(yaml.BaseLoader):
     """YAML whose scalars stay text, without aliases: a few of them may stand for gigabytes."""
 
@@ -38,7 +42,7 @@ class TemplateMetadata(Options):
     description: str = Field("", description="One line for `templatekit templates list`.")
     stop: tuple[str, ...] = Field((), description="Texts that end an answer: trained, and stopped at when generating.")
     end_marker: Literal["required", "none"] = Field(
-        "required", description="`none` where the format truly has no end of an answer; the model then never stops."
+        "required", description="`none` where an answer may end without a marker; the model then need not stop."
     )
     special_tokens: tuple[str, ...] = Field(
         (), description="Texts that the format's authors add to the tokenizer; added with --add-special-tokens."
@@ -50,6 +54,11 @@ def read_metadata(source: str, name: str) -> TemplateMetadata:
     match = _COMMENT.match(source)
     if match is None:
         return TemplateMetadata()
+    if len(match["body"]) > LONGEST:
+        raise TemplateError(
+            f"template {name!r}: found a leading comment of {len(match['body']):,} characters; "
+            f"expected at most {LONGEST:,}"
+        )
     try:
         values = yaml.load(match["body"], _TextLoader) or {}
     except (yaml.YAMLError, RecursionError) as error:

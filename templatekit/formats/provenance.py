@@ -10,9 +10,11 @@ what makes it safe to let template text alone become control tokens.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache, wraps
+from itertools import accumulate
 from types import ModuleType
 from typing import Any, SupportsIndex, TypeAlias, cast
 
@@ -37,8 +39,10 @@ class Traced(str):
     environment then lays to the fields that went in.
     """
 
-    __slots__ = ("_runs",)
+    __slots__ = ("_ends", "_runs")
     _runs: Runs
+    _ends: list[int]
+    """Where each run ends; set by the first cut that needs it."""
 
     def __new__(cls, text: str = "", runs: Runs | None = None) -> Traced:
         self = super().__new__(cls, text)
@@ -55,16 +59,18 @@ class Traced(str):
         runs = self._runs
         if len(runs) == 1:
             return Traced(text, ((len(text), runs[0][1]),) if text else ())
-        kept: list[tuple[int, Origin]] = []
-        position = 0
-        for length, origin in runs:
-            end = position + length
-            if end > start:
-                if position >= stop:
-                    break
-                kept.append((min(end, stop) - max(position, start), origin))
-            position = end
-        return Traced(text, tuple(kept))
+        if not text:
+            return Traced()
+        try:
+            ends = self._ends
+        except AttributeError:
+            ends = self._ends = list(accumulate(length for length, _ in runs))
+        first, last = bisect_right(ends, start), bisect_left(ends, stop)
+        if first == last:
+            return Traced(text, ((len(text), runs[first][1]),))
+        head = (ends[first] - start, runs[first][1])
+        tail = (stop - ends[last - 1], runs[last][1])
+        return Traced(text, (head, *runs[first + 1 : last], tail))
 
     def _same_length(self, text: str) -> str:
         """`text` with this string's runs; plain where the lengths differ."""

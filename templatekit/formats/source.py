@@ -17,6 +17,7 @@ INSTRUCTION_VARIABLES = ("system", "instruction", "context", "response")
 CHAT_VARIABLES = ("messages", "tools", "documents")
 """What chat templates receive, as Hugging Face passes it."""
 COMMON_VARIABLES = ("bos_token", "eos_token", "pad_token", "unk_token", "add_generation_prompt")
+_HTML = frozenset({"e", "escape", "forceescape", "safe", "urlize", "xmlattr"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,12 @@ class TemplateSource:
     """The names it reads from outside."""
     mentions: frozenset[str]
     """Every attribute that it reads and every text that it holds: what it mentions nowhere, it cannot print."""
+    sought: frozenset[str]
+    """Texts that it looks for in others, as `'</think>' in content` does."""
+    marked: bool
+    """It has `{% generation %}` blocks."""
+    escapes: frozenset[str]
+    """Filters that it uses and whose results are HTML to Jinja: what is joined to them is escaped."""
 
 
 def check_source(text: str, name: str, *, strict: bool = True) -> TemplateSource:
@@ -39,7 +46,6 @@ def check_source(text: str, name: str, *, strict: bool = True) -> TemplateSource
     that come with a tokenizer are taken as transformers takes them: unknown names print nothing.
     """
     tree, read = parse(text, name)
-    mentions = frozenset(_mentions(tree))
     variables = read - {"raise_exception", "strftime_now", "namespace"}
     kind: Literal["instruction", "chat"] = "chat" if "messages" in variables else "instruction"
     known = (*(CHAT_VARIABLES if kind == "chat" else INSTRUCTION_VARIABLES), *COMMON_VARIABLES)
@@ -50,16 +56,22 @@ def check_source(text: str, name: str, *, strict: bool = True) -> TemplateSource
             f"template {name!r}, line {line}: unknown variable {unknown[0]!r}; {nearest(unknown[0], known)}; "
             f"{'a chat' if kind == 'chat' else 'an instruction'} template receives {', '.join(known)}"
         )
-    if kind == "chat":
-        return TemplateSource(text=text, kind=kind, variables=variables, mentions=mentions)
-    if "response" not in variables:
+    if kind == "instruction" and "response" not in variables:
         raise TemplateError(
             f"template {name!r}: nothing to train: it reads neither `response` nor `messages`; "
             "write {{ response }} where the answer belongs"
         )
-    if "add_generation_prompt" not in variables:
+    if kind == "instruction" and "add_generation_prompt" not in variables:
         text = _guard_response(text, tree, name)
-    return TemplateSource(text=text, kind=kind, variables=variables, mentions=mentions)
+    return TemplateSource(
+        text=text,
+        kind=kind,
+        variables=variables,
+        mentions=frozenset(_mentions(tree)),
+        sought=frozenset(_sought(tree)),
+        marked=next(tree.find_all(nodes.ExtensionAttribute), None) is not None,
+        escapes=_HTML.intersection(filter.name for filter in tree.find_all(nodes.Filter)),
+    )
 
 
 def parse(text: str, name: str) -> tuple[nodes.Template, frozenset[str]]:
@@ -86,6 +98,26 @@ def _mentions(tree: nodes.Template) -> Iterator[str]:
             yield node.attr
         elif isinstance(node, nodes.Const) and isinstance(node.value, str):
             yield node.value
+
+
+def _sought(tree: nodes.Template) -> Iterator[str]:
+    """The left side of `in`, and what is given to methods such as `split`, and to the filter `replace`."""
+    for compare in tree.find_all(nodes.Compare):
+        if any(operand.op in ("in", "notin") for operand in compare.ops):
+            yield from _texts(compare.expr)
+    for call in tree.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Getattr) and call.node.attr != "get":
+            yield from (text for argument in call.args for text in _texts(argument))
+    for filter in tree.find_all(nodes.Filter):
+        if filter.name == "replace":
+            yield from (text for argument in filter.args for text in _texts(argument))
+    # What is searched for may be given a name first: then it is no plain word.
+    yield from (text for assign in tree.find_all(nodes.Assign) for text in _texts(assign.node) if not text.isalnum())
+
+
+def _texts(node: nodes.Node) -> Iterator[str]:
+    if isinstance(node, nodes.Const) and isinstance(node.value, str) and node.value.strip():
+        yield node.value
 
 
 def _asked_for(tree: nodes.Template) -> set[str]:

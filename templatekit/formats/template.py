@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 
 from templatekit.contracts import TemplateFile
 from templatekit.errors import RecordError, TemplateError, TemplatekitError, shorten
-from templatekit.formats.environment import TemplateRefusal, plain_environment, tracing_environment
+from templatekit.formats.endings import EndMarkers
+from templatekit.formats.environment import (
+    TemplateRefusal,
+    TracingEnvironment,
+    clock,
+    plain_environment,
+    tracing_environment,
+)
 from templatekit.formats.kwargs import with_defaults
 from templatekit.formats.metadata import read_metadata
 from templatekit.formats.provenance import Traced, concat, literal, plain_text, spans_of
-from templatekit.formats.source import check_source, syntax_error
+from templatekit.formats.source import CHAT_VARIABLES, COMMON_VARIABLES, check_source, syntax_error
 from templatekit.formats.takes import Takes, Variables, check_role
-from templatekit.formats.targets import EndMarkers, find_targets
+from templatekit.formats.targets import Rendering, TargetFinder
+from templatekit.formats.turns import Conversation, Part
 from templatekit.formats.variables import chat_variables, instruction_variables, plain, special_variables
-from templatekit.types import NO_TOKENIZER, Example, Message, RenderedText, Span, SpecialTokens
+from templatekit.types import NO_TOKENIZER, Example, Message, RenderedText, Sample, Span, SpecialTokens
 
 _OPTIONAL = {"reasoning": {"reasoning_content", "thinking"}, "name": {"name"}}
 """Fields that a template may leave out of some turns, with the names under which it may know them."""
@@ -45,7 +56,10 @@ class Template:
         self.source = checked.text
         self.variables = checked.variables
         self._mentions = checked.mentions
-        self._traced = _compiled(tracing_environment(), checked.text, file.name)
+        self._sought = checked.sought
+        self._marked = checked.marked
+        self._escapes = checked.escapes
+        self._traced = _compiled(self._tracing(), checked.text, file.name)
         self._plain = _compiled(plain_environment(), checked.text, file.name)
         self._bare = False
         if self.kind == "instruction":
@@ -56,35 +70,117 @@ class Template:
 
     def with_kwargs(self, kwargs: Mapping[str, Any]) -> Template:
         """The same template with these values for variables that it reads beyond those it is always given."""
-        return Template(self._file, strict=self._strict, kwargs=kwargs)
+        return type(self)(self._file, strict=self._strict, kwargs=kwargs)
+
+    def _tracing(self) -> TracingEnvironment:
+        return tracing_environment()
+
+    @property
+    def _options(self) -> frozenset[str]:
+        """What a chat template reads beside what it always receives."""
+        return self.variables - {*CHAT_VARIABLES, *COMMON_VARIABLES, *plain_environment().globals}
 
     @property
     def multi_turn(self) -> bool:
         """Whether conversations of several turns can be rendered."""
         return self.kind == "chat"
 
+    def ended_by(self, end_marker: str) -> Template:
+        """The same template with this text as the end of an answer; with `none` where it finds none."""
+        changed = copy(self)
+        given = {"end_marker": "none"} if end_marker == "none" else {"stop": (end_marker,), "end_marker": "required"}
+        changed.metadata = self.metadata.model_copy(update=given)
+        return changed
+
     def render(self, example: Example, tokens: SpecialTokens = NO_TOKENIZER, *, row: int = 0) -> RenderedText:
         """The example's whole text, with the origin of every character and what is to be trained.
 
+        Turns that serving would meet otherwise than they stand in this text have no target: `samples` gives them one.
         Raises `RecordError` for an example that this template cannot express, `TemplateError` where the template
         itself fails.
         """
-        messages = example.messages
-        text = self._text(messages, example, tokens, prompt=False)
-        spans = spans_of(text)
-        _check_encodable(text, spans)
-        self._check_complete(example, spans)
-        renderings = _Renderings(self, example, tokens)
-        return RenderedText(
-            text=plain_text(text),
-            spans=spans,
-            target_spans=find_targets(
-                plain_text(text), spans, example, renderings, EndMarkers.of(self.metadata, tokens), name=self.name
-            ),
-            message_weights=tuple(message.weight for message in messages),
-            roles=tuple(message.role for message in messages),
+        conversation = self._conversation(example, tokens)
+        self._check(example, conversation.rendering(len(example.messages)))
+        with self._advice(example, tokens):
+            whole = conversation.whole()
+        return self._sample(example, conversation, whole, row).rendered
+
+    def samples(
+        self, example: Example, tokens: SpecialTokens = NO_TOKENIZER, *, row: int = 0, last_only: bool = False
+    ) -> tuple[Sample, ...]:
+        """As few texts as hold every turn that has a weight, or the last alone, exactly as serving would meet it.
+
+        Each such turn has targets in one of them; in order of their length. Raises as `render` does.
+        """
+        conversation = self._conversation(example, tokens)
+        self._check(example, conversation.rendering(len(example.messages)))
+        with self._advice(example, tokens):
+            parts = conversation.parts(last_only=last_only)
+        samples = []
+        history = 0
+        for number, part in enumerate(parts):
+            sample = self._sample(example, conversation, part, row)
+            numbered = replace(sample.rendered, sample=number, samples=len(parts), history=history)
+            samples.append(replace(sample, rendered=numbered))
+            history = part.messages
+        return tuple(samples)
+
+    def _conversation(self, example: Example, tokens: SpecialTokens, **more: Any) -> Conversation:
+        now = datetime.now()
+
+        def render(messages: tuple[Message, ...], prompt: bool) -> Traced:
+            return self._text(messages, example, tokens, prompt=prompt, now=now, more=more)
+
+        markers = EndMarkers.of(self.metadata, tokens)
+        return Conversation(example, TargetFinder(render, markers, self._marked, self.name), self._sought)
+
+    def _sample(self, example: Example, conversation: Conversation, part: Part, row: int) -> Sample:
+        rendering = conversation.rendering(part.messages)
+        if part.messages < len(example.messages):
+            example = replace(example, messages=example.messages[: part.messages])
+            self._check(example, rendering)
+        rendered = RenderedText(
+            text=rendering.text,
+            spans=rendering.spans,
+            target_spans=part.targets,
+            message_weights=tuple(message.weight for message in example.messages),
+            roles=tuple(message.role for message in example.messages),
             row=row,
         )
+        return Sample(example=example, rendered=rendered)
+
+    def _check(self, example: Example, rendering: Rendering) -> None:
+        _check_encodable(*rendering)
+        self._check_complete(example, rendering.spans)
+
+    @contextmanager
+    def _advice(self, example: Example, tokens: SpecialTokens) -> Iterator[None]:
+        """Says what would help where a prompt is no prefix: the template's own options are tried, one at a time."""
+        try:
+            yield
+        except RecordError as error:
+            if error.reason != "prompt_is_no_prefix" or self.kind == "instruction":
+                raise
+            helpful = [
+                f"{name}={str(value).lower()}"
+                for name in sorted(self._options)
+                for value in (False, True)
+                if self._would_help({name: value}, example, tokens)
+            ]
+            error.message += (
+                f"; with {' or '.join(helpful)} it does not (--chat-template-kwargs {helpful[0]})"
+                if helpful
+                else "; no option of the template changes that: give the turn the weight 0, leave the row out "
+                "(--on-error skip), or mend the template"
+            )
+            raise
+
+    def _would_help(self, more: Mapping[str, Any], example: Example, tokens: SpecialTokens) -> bool:
+        try:
+            parts = self._conversation(example, tokens, **more).parts(last_only=False)
+        except (RecordError, TemplateError):
+            return False
+        return any(part.targets for part in parts)
 
     def prompt(
         self,
@@ -112,7 +208,16 @@ class Template:
             text=plain_text(text), spans=spans, roles=tuple(message.role for message in messages), row=row
         )
 
-    def _text(self, messages: tuple[Message, ...], example: Example, tokens: SpecialTokens, *, prompt: bool) -> Traced:
+    def _text(
+        self,
+        messages: tuple[Message, ...],
+        example: Example,
+        tokens: SpecialTokens,
+        *,
+        prompt: bool,
+        now: datetime | None = None,
+        more: Mapping[str, Any] | None = None,
+    ) -> Traced:
         if self.kind == "chat":
             variables = chat_variables(messages, example, self.takes)
         else:
@@ -123,7 +228,8 @@ class Template:
                 )
         variables |= special_variables(tokens)
         variables["add_generation_prompt"] = prompt
-        text = self._run(variables)
+        variables |= more or {}
+        text = self._run(variables, now)
         if self.kind == "instruction" and tokens.adds_bos and "bos_token" not in self.variables:
             # Plain-text formats leave BOS to the tokenizer, as a server that is sent plain text does.
             text = concat([literal(tokens.bos), text])
@@ -157,7 +263,8 @@ class Template:
         """Which forms of content and tool calls it takes."""
         return Takes(self._run)
 
-    def _run(self, variables: Variables) -> Traced:
+    def _run(self, variables: Variables, now: datetime | None = None) -> Traced:
+        variables = variables | {"strftime_now": clock(now or datetime.now())}
         try:
             text = concat(self._traced.root_render_func(self._traced.new_context(variables)))
             expected = self._plain.render(plain(variables))
@@ -166,7 +273,7 @@ class Template:
         except TemplateRefusal as error:
             raise RecordError(f"template {self.name!r} refuses: {error}", reason="template_refused") from None
         except Exception as error:  # templates run arbitrary expressions over the data
-            line = _template_line(error, self._traced)
+            line = template_line(error, self._traced)
             raise RecordError(
                 f"template {self.name!r}{line}: {type(error).__name__}: {_in_plain_words(error)}",
                 reason="template_failed",
@@ -174,9 +281,17 @@ class Template:
         if text != expected:
             raise TemplateError(
                 f"template {self.name!r}: the traced text differs from Jinja's; found {shorten(plain_text(text))}, "
-                f"expected {shorten(expected)}; please report this template"
+                f"expected {shorten(expected)}; {self._why_not_traced()}"
             )
         return text
+
+    def _why_not_traced(self) -> str:
+        if self._escapes:
+            return (
+                f"it joins text to the result of {' or '.join(f'`| {name}`' for name in sorted(self._escapes))}, which "
+                "Jinja then escapes too; print that result by itself: {{ x | safe }}{{ y }}"
+            )
+        return "please report this template"
 
     def _check_complete(self, example: Example, spans: tuple[Span, ...]) -> None:
         """Sees that no field is left out: a template that has no place for one must not lose it in silence."""
@@ -226,39 +341,13 @@ class Template:
             )
 
 
-class _Renderings(NamedTuple):
-    """Other renderings of an example, for the search for its targets."""
-
-    template: Template
-    example: Example
-    tokens: SpecialTokens
-
-    def prefix(self, count: int, *, prompt: bool) -> str:
-        messages = self.example.messages[:count]
-        return plain_text(self.template._text(messages, self.example, self.tokens, prompt=prompt))
-
-    def filled(self, turn: int) -> tuple[str, tuple[Span, ...]]:
-        messages = list(self.example.messages)
-        messages[turn] = replace(messages[turn], content="x")
-        text = self.template._text(tuple(messages), self.example, self.tokens, prompt=False)
-        return plain_text(text), spans_of(text)
-
-
 def _compiled(environment: jinja2.Environment, text: str, name: str) -> jinja2.Template:
     try:
-        return environment.from_string(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # about the generated code
+            return environment.from_string(text)
     except Exception as error:  # Jinja evaluates constant expressions when it compiles
         raise syntax_error(error, text, name) from None
-
-
-def load_template(address: str, *, kwargs: Mapping[str, Any] | None = None) -> Template:
-    """A template from a `.jinja` file, with values for the variables that it reads beyond the standard ones."""
-    path = Path(address)
-    try:
-        source = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TemplateError(f"template file {address!r} cannot be read: {error}") from None
-    return Template(TemplateFile(name=path.stem, source=source, path=str(path)), kwargs=kwargs)
 
 
 def _check_encodable(text: str, spans: tuple[Span, ...]) -> None:
@@ -285,7 +374,8 @@ def _plain_name(match: re.Match[str]) -> str:
     return str(match[2] or "str").lower()
 
 
-def _template_line(error: Exception, template: jinja2.Template) -> str:
+def template_line(error: BaseException, template: jinja2.Template) -> str:
+    """Where in the template an error was raised, for its message."""
     lines = [
         template.get_corresponding_lineno(frame.lineno or 1)
         for frame in traceback.extract_tb(error.__traceback__)

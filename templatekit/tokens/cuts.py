@@ -111,6 +111,18 @@ class Encoder:
             )
         return examples
 
+    def offsets(self, rendered: RenderedText, spans: Sequence[LossSpan] = ()) -> list[tuple[int, int]]:
+        """Where each token of `encode` lies, in characters of the text.
+
+        Tokens that share a character overlap; characters that have no token of their own lie between two of them.
+        """
+        runs = self._run(list(self._pieces(rendered, spans)), offsets=True)
+        return [
+            (tokens.start + start, tokens.start + end)
+            for tokens in chain.from_iterable(runs)
+            for start, end in tokens.offsets or ()
+        ]
+
     def _pieces(self, rendered: RenderedText, spans: Sequence[LossSpan]) -> Iterator[Piece]:
         text = rendered.text
         counted = deque(self._counted(rendered))
@@ -125,7 +137,7 @@ class Encoder:
             if start < end:
                 prefix = self._prefix_at(start, behind_control=behind_control)
                 yield from self._segment(Piece(start, text[start:end], tuple(inside), prefix))
-                behind_control = bool(inside) and inside[-1].end == end
+                behind_control = bool(inside) and end in _behind(inside[-1], text)
 
     def _segment(self, piece: Piece) -> Iterator[Piece]:
         """A piece, parted no more than its control tokens and its dummy prefix ask for."""
@@ -200,34 +212,40 @@ class Encoder:
             if _stands_alone(match, text, 0, len(text))
         ]
 
-    def _run(self, pieces: Sequence[Piece]) -> list[list[Tokens]]:
-        """Each piece's tokens, in order: one run of them, or several where the piece had to be parted."""
+    def _run(self, pieces: Sequence[Piece], *, offsets: bool = False) -> list[list[Tokens]]:
+        """Each piece's tokens, in order: one run of them, or several where the piece had to be parted.
+
+        Cut pieces have one weight each, so that few need the characters of their tokens, which cost time.
+        """
+        offsets = offsets or self.boundary == "joint"
         results = [[] if piece.id is None else [_known(piece)] for piece in pieces]
         groups: dict[tuple[bool, bool], list[int]] = {}
         for index, piece in enumerate(pieces):
             if piece.id is None:
                 groups.setdefault((piece.control, piece.prefix), []).append(index)
         for (control, prefix), members in groups.items():
-            encodings = self._encode_texts([pieces[index].text for index in members], control=control, prefix=prefix)
+            texts = [pieces[index].text for index in members]
+            encodings = self._encode_texts(texts, control=control, prefix=prefix, offsets=offsets)
             for index, encoding in zip(members, encodings, strict=True):
-                results[index] = self._checked(pieces[index], encoding)
+                results[index] = self._checked(pieces[index], encoding, offsets=offsets)
         return results
 
-    def _encode_texts(self, texts: Sequence[str], *, control: bool, prefix: bool) -> list[tokenizers.Encoding]:
+    def _encode_texts(
+        self, texts: Sequence[str], *, control: bool, prefix: bool, offsets: bool
+    ) -> list[tokenizers.Encoding]:
         backend = self.tokenizer.backend(control=control, prefix=prefix)
-        # Cut pieces have one weight each, so that few need the characters of their tokens, which cost time.
-        placed = self.boundary == "joint" or (control and self.tokenizer.matches_loosely)
+        placed = offsets or (control and self.tokenizer.matches_loosely)
         encode = backend.encode_batch if placed else backend.encode_batch_fast
         encodings: list[tokenizers.Encoding] = encode(texts, add_special_tokens=False)
         return encodings
 
-    def _checked(self, piece: Piece, encoding: tokenizers.Encoding) -> list[Tokens]:
+    def _checked(self, piece: Piece, encoding: tokenizers.Encoding, *, offsets: bool) -> list[Tokens]:
         """The piece's tokens, once no control id has come out that should not have."""
         if self.control_tokens == "everywhere" or self._came_right(piece, encoding):
-            return [Tokens(piece.start, encoding.ids, encoding.offsets if self.boundary == "joint" else None)]
+            return [Tokens(piece.start, encoding.ids, encoding.offsets if offsets else None)]
         # A normalizer or the model itself made a control id of text that is not one.
         parts = list(self._parted(piece) if piece.control else self._split(piece))
-        return [tokens for several in self._run(parts) for tokens in several]
+        return [tokens for several in self._run(parts, offsets=offsets) for tokens in several]
 
     def _came_right(self, piece: Piece, encoding: tokenizers.Encoding) -> bool:
         control = self.tokenizer.control_ids
@@ -270,9 +288,15 @@ class Encoder:
             yield Piece(piece.start + start, piece.text[start:end], prefix=piece.prefix and not start, control=False)
 
 
+def _behind(match: Match, text: str) -> range:
+    """The places right behind a control token: several where it takes the whitespace that follows."""
+    whitespace = _WHITESPACE.match(text, match.end) if match.token.strips_right else None
+    return range(match.end, (whitespace.end() if whitespace else match.end) + 1)
+
+
 def _known(piece: Piece) -> Tokens:
     assert piece.id is not None
-    return Tokens(piece.start, (piece.id,))
+    return Tokens(piece.start, (piece.id,), ((0, len(piece.text)),))
 
 
 def _any_of(tokens: Iterable[ControlToken]) -> re.Pattern[str] | None:

@@ -96,9 +96,10 @@ def _named_weight(rendered: RenderedText, run: _Run, parts: TrainedParts) -> flo
     if field is None:
         return None
     if message is None:
-        return parts.weight_of("", field)
+        return parts.weight_of("", field) if not rendered.history else None
     role = rendered.roles[message]
-    if role == "assistant" and run.target is None:
+    # A text of the prompt is trained in the record's first sample that holds it.
+    if run.target is None and (role == "assistant" or message < rendered.history):
         return None
     weight = parts.weight_of(role, field)
     # A prompt alone has no weights.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,8 @@ TOKENIZER_FILE = "tokenizer.json"
 NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 """The keys under which a configuration names the tokens that templates may print."""
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+
+_TRIMS = re.compile(r'("trim_offsets"\s*:\s*)true')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +51,8 @@ class Tokenizer:
         self.name = name
         self.chat_template = chat_template
         try:
-            backend = tokenizers.Tokenizer.from_str(definition)
+            # Offsets are to cover all of a token's characters, blanks included.
+            backend = tokenizers.Tokenizer.from_str(_TRIMS.sub(r"\1false", definition))
         except Exception as error:  # the library raises bare Exception
             raise TokenizerError(f"tokenizer {name!r}: {TOKENIZER_FILE} cannot be read: {error}") from None
         backend.no_truncation()

@@ -121,8 +121,6 @@ def _run(options: FinetuneOptions, registry: Registry, folder: Path, say: Callab
         say(line)
     say(", ".join(f"{name}: {len(items):,}" for name, items in splits.items()) + " examples")
     examples = [item.tokenized for item in splits["train"] if item.tokenized is not None]
-    if not any(example.trained_tokens for example in examples):
-        raise ConfigError(f"nothing to train: no token of {len(examples):,} training examples has a loss weight")
     held_out = next((splits[name] for name in _HELD_OUT if splits.get(name)), [])
     stops = stops_of(pipeline.template, tokenizer)
     served.chat_template = chat_template(pipeline.template, tokenizer.special_tokens)

@@ -99,18 +99,30 @@ def test_halves_that_join_across_fields_are_found(run_audit: RunAudit) -> None:
 def test_two_changed_texts_of_a_template(run_audit: RunAudit) -> None:
     template = (
         "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' }}"
-        "{% if m.reasoning_content and loop.last %}{{ '(' ~ m.reasoning_content ~ ')' }}{% endif %}"
+        "{% if m.reasoning_content and false %}{{ '(' ~ m.reasoning_content ~ ')' }}{% endif %}"
         "{{ m.content | upper }}{{ '<|im_end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     row = talk("a", "b", "c", "d")
     row["messages"][1]["reasoning_content"] = "hm"
-    report = run_audit([row], template=template)
-    assert [part.what for part in finding(report, "text-changed").parts] == [
-        "user content",
-        "assistant content",
-        "assistant reasoning",
-    ]
+    what = [part.what for part in finding(run_audit([row], template=template), "text-changed").parts]
+    assert what == ["user content", "assistant content", "assistant reasoning"]
+
+
+def test_a_thought_that_its_own_sample_trains_is_not_lost(run_audit: RunAudit) -> None:
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' }}"
+        "{% if m.reasoning_content and loop.last %}{{ '(' ~ m.reasoning_content ~ ')' }}{% endif %}"
+        "{{ m.content ~ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    row = talk("a", "b", "c", "d")
+    row["messages"][1]["reasoning_content"] = "hm"
+    report = run_audit([row, talk("e", "f")], template=template)
+    assert [(f.rule.code, f.rows) for f in report.findings] == [("turn-dependent", (0,))]
+    assert "⟦▶(hm)b<|im_end|>◀⟧" in shown(report, "turn-dependent")
+    assert report.findings[0].example is not None
+    assert report.findings[0].example.detail == "sample 1 of 2 that the record gives"
 
 
 def test_turns_that_are_not_trained_need_not_render_alike(run_audit: RunAudit) -> None:

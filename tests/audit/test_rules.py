@@ -122,6 +122,25 @@ CASES = (
         options={"max_length": 40, "ignored": ["too-long"]},
     ),
     Case(
+        code="too-long",
+        rows=(talk("Hi" * 20, "Hello", "Hi", "Hello"),),
+        options={"max_length": 80, "truncation": "turns"},
+        parts=["shortened: turns"],
+    ),
+    Case(
+        code="too-long",
+        rows=(talk("Hi" * 60, "Hello"),),
+        options={"max_length": 80, "truncation": "turns"},
+        parts=["the prompt alone is too long"],
+    ),
+    Case(
+        code="end-cut-off",
+        rows=(talk("Hi", "Hello" * 20),),
+        control=(PLAIN, talk("Hi" * 20, "Hello")),
+        options={"max_length": 40, "truncation": "response", "ignored": ["too-long"]},
+        parts=["--truncation response takes it"],
+    ),
+    Case(
         code="stop-token",
         rows=(PLAIN,),
         options={"tokenizer": {"stops": ["<|endoftext|>"]}},

@@ -125,8 +125,10 @@ def test_every_format_holds_the_same_rows(
     path = tmp_path / "out" / "deep" / f"rows.{suffix}"
     table = pq.read_table(path) if suffix == "parquet" else pa.ipc.open_file(path).read_all()
     rows = table.to_pylist()
+    assert [row.pop("sample") for row in rows] == [0] * len(rows)
     for row in rows if ids else ():
         assert row.pop("loss_weights") == [float(label != -100) for label in row["labels"]]
+        assert row.pop("truncated") is None
     assert rows == lines
     assert files(tmp_path) == {"rows.jsonl", "qa.jinja", f"out/deep/rows.{suffix}"}
 
@@ -154,12 +156,16 @@ def test_the_summary_can_be_read_by_programs(templatekit: Templatekit, tmp_path:
         "adapter": "alpaca",
         "rows_in": 3,
         "rows_out": 2,
-        "examples_out": 2,
+        "samples": 2,
         "dropped": {"missing_output": 1},
         "dropped_rows": {"missing_output": [1]},
         "first_dropped": {"missing_output": "rows.json:1:output: missing; found keys instruction; expected text"},
+        "truncated": {},
+        "truncated_rows": {},
+        "first_truncated": {},
         "tokens": 0,
         "trained_tokens": 0,
+        "untrained_turns": 0,
         "empty_responses": 1,
         "left_out": {},
         "equal_pairs": 0,
@@ -182,6 +188,24 @@ def test_what_was_dropped_is_counted_with_its_rows(
         "dropped 7 × too_long (rows 0, 2, 4, 6, 8, …); the first: rows.json:0: too long; found 2141 tokens; "
         "expected at most 1000"
     )
+
+
+def test_what_was_shortened_is_counted_and_marked(
+    templatekit: Templatekit, tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    rows = [{"instruction": "a", "output": "b" * count} for count in (9, 2000)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    options = ["--dataset", "rows.json", "--tokenizer", tokenizer_folder, "--max-length", "1000"]
+    result = templatekit("render", *options, "--truncation", "response")
+    assert result.code == 0
+    whole, short = map(json.loads, result.out.splitlines())
+    assert "truncated" not in whole and short["truncated"] == "response"
+    assert len(short["input_ids"]) == len(short["labels"]) == 1000
+    assert result.lines[2] == "shortened 1 × response (rows 1); the first: rows.json:1: 1000 of 2141 tokens"
+    summary = json.loads(templatekit("render", *options, "--truncation", "response", "--json").err)
+    assert (summary["truncated"], summary["truncated_rows"]) == ({"response": 1}, {"response": [1]})
+    shown = templatekit("preview", *options, "--truncation", "response", "--row", "1")
+    assert "row 1, 1000 tokens, " in shown.out and ", shortened: response" in shown.out
 
 
 def test_an_exporter_of_a_plugin_is_used_and_watched(templatekit: Templatekit, data: list[str], tmp_path: Path) -> None:

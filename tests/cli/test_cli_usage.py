@@ -125,7 +125,7 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
         ("templates show chatnl", "no template named 'chatnl'; did you mean 'chatml'?"),
         ("plugins show alpcaa", "no plugin named 'alpcaa'; did you mean 'alpaca'?"),
         ("render --adapter dollie", "no adapter named 'dollie'; did you mean 'dolly'?"),
-        ("render --template lama3", "no template named 'lama3'; did you mean 'llama3'?"),
+        ("render --template lama3", "no template named 'lama3'; did you mean 'llama3' or 'llama2'?"),
         ("render --format parqet", "no format named 'parqet'; did you mean 'parquet'?"),
         ("render --format xyz", "no format named 'xyz'; known: arrow, jsonl, parquet"),
         ("render --dataset startr", "starter"),

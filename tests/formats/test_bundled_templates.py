@@ -6,6 +6,7 @@ stands before the end marker. `pytest --update-golden` writes the files anew.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from testkit import texts
+from testkit.bundled import BUNDLED, CHAT, ONE_TURN, REWRITES, WITHOUT_SYSTEM, own_answer
 
 from templatekit import Example, Message, RecordError, Registry, RenderedText, Template
 from templatekit.formats.lookup import find_template
@@ -23,9 +25,6 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 TOKENS = SpecialTokens(
     bos="<s>", eos="</s>", special=frozenset({"<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>"})
 )
-NAMES = ("alpaca", "alpaca-lora", "chapter7", "seed", "dolly", "phi3-chapter7", "text", "chatml", "llama3")
-CHAT = ("chatml", "llama3")
-WITHOUT_EOS = ("dolly", "chatml", "llama3")
 
 
 def user(text: str, context: str = "") -> Message:
@@ -47,7 +46,7 @@ EXAMPLES: Mapping[str, Example] = {
 }
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=BUNDLED)
 def template(request: pytest.FixtureRequest, builtin: Registry) -> Template:
     return find_template(request.param, builtin)
 
@@ -63,7 +62,13 @@ def marked(rendered: RenderedText) -> str:
 
 def test_every_bundled_template_is_tried_here(builtin: Registry) -> None:
     bundled = [name for name in builtin.templates if builtin.templates.owner(name).built_in]
-    assert sorted(bundled) == sorted(NAMES)
+    assert sorted(bundled) == sorted(BUNDLED)
+
+
+def test_the_reference_names_every_bundled_template() -> None:
+    reference = (Path(__file__).resolve().parents[2] / "docs" / "reference.md").read_text(encoding="utf-8")
+    table = reference.partition("## Bundled templates")[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"^\| `([a-z0-9-]+)` \|", table, flags=re.MULTILINE)) == sorted(BUNDLED)
 
 
 @pytest.mark.parametrize("case", EXAMPLES)
@@ -81,8 +86,8 @@ def test_golden(template: Template, case: str, update_golden: bool) -> None:
 
 
 def test_no_golden_file_is_left_over() -> None:
-    expected = {f"{name}.{case}.txt" for name in NAMES for case in EXAMPLES}
-    assert {path.name for path in GOLDEN.glob("*.txt")} == expected
+    expected = {f"{name}.{case}.txt" for name in BUNDLED for case in EXAMPLES}
+    assert {path.name for path in GOLDEN.glob("*.*.txt")} == expected
 
 
 # How the authors' own code writes an entry: (instruction, input, output) to (prompt, whole text without EOS).
@@ -158,18 +163,21 @@ def phi3_chapter7(instruction: str, input: str, output: str) -> tuple[str, str]:
     return prompt, prompt + output
 
 
+def one_message(instruction: str, input: str) -> str:
+    """A chat message knows no context: it follows the content behind an empty line."""
+    return f"{instruction}\n\n{input}" if input and instruction else instruction or input
+
+
 def chatml(instruction: str, input: str, output: str) -> tuple[str, str]:
     """OpenAI's ChatML, without a system message."""
-    content = f"{instruction}\n\n{input}" if input and instruction else instruction or input
-    prompt = f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+    prompt = f"<|im_start|>user\n{one_message(instruction, input)}<|im_end|>\n<|im_start|>assistant\n"
     return prompt, f"{prompt}{output}<|im_end|>\n"
 
 
 def llama3(instruction: str, input: str, output: str) -> tuple[str, str]:
     """Meta's Llama 3: header ids, and every content trimmed."""
-    content = f"{instruction}\n\n{input}" if input and instruction else instruction or input
     prompt = (
-        f"<s><|start_header_id|>user<|end_header_id|>\n\n{content.strip()}<|eot_id|>"
+        f"<s><|start_header_id|>user<|end_header_id|>\n\n{one_message(instruction, input).strip()}<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
     return prompt, f"{prompt}{output.strip()}<|eot_id|>"
@@ -177,8 +185,73 @@ def llama3(instruction: str, input: str, output: str) -> tuple[str, str]:
 
 def text(instruction: str, input: str, output: str) -> tuple[str, str]:
     """Nothing of its own."""
-    prompt = f"{instruction}\n\n{input}" if input and instruction else instruction or input
+    prompt = one_message(instruction, input)
     return prompt, prompt + output
+
+
+def llama2(instruction: str, input: str, output: str) -> tuple[str, str]:
+    """meta-llama/llama, llama/generation.py: chat_completion."""
+    prompt = f"<s>[INST] {one_message(instruction, input).strip()} [/INST]"
+    return prompt, f"{prompt} {output.strip()} </s>"
+
+
+def gemma(instruction: str, input: str, output: str) -> tuple[str, str]:
+    """google/gemma-7b-it's and google/gemma-3-4b-it's chat templates."""
+    content = one_message(instruction, input).strip()
+    prompt = f"<s><start_of_turn>user\n{content}<end_of_turn>\n<start_of_turn>model\n"
+    return prompt, f"{prompt}{output.strip()}<end_of_turn>\n"
+
+
+def phi3(instruction: str, input: str, output: str) -> tuple[str, str]:
+    """microsoft/Phi-3-mini-4k-instruct's chat template."""
+    prompt = f"<|user|>\n{one_message(instruction, input)}<|end|>\n<|assistant|>\n"
+    return prompt, f"{prompt}{output}<|end|>\n</s>"
+
+
+def zephyr(instruction: str, input: str, output: str) -> tuple[str, str]:
+    """HuggingFaceH4/zephyr-7b-beta's chat template."""
+    prompt = f"<|user|>\n{one_message(instruction, input)}</s>\n<|assistant|>\n"
+    return prompt, f"{prompt}{output}</s>\n"
+
+
+def qwen3(instruction: str, input: str, output: str) -> tuple[str, str]:
+    """Qwen/Qwen3-8B's chat template: the last answer has a thinking block, if an empty one."""
+    prompt = f"<|im_start|>user\n{one_message(instruction, input)}<|im_end|>\n<|im_start|>assistant\n"
+    answer = output.lstrip("\n")
+    return prompt, f"{prompt}<think>\n\n</think>\n\n{answer}<|im_end|>\n"
+
+
+def vicuna(instruction: str, input: str, output: str) -> tuple[str, str]:
+    """lm-sys/FastChat, fastchat/conversation.py: vicuna_v1.1."""
+    system = (
+        "A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions."
+    )
+    prompt = f"<s>{system} USER: {one_message(instruction, input)} ASSISTANT:"
+    return prompt, f"{prompt} {output}</s>"
+
+
+def blanked(text: str) -> str:
+    """SentencePiece's dummy prefix: a blank before a text, none before no text."""
+    return f" {text}" if text else ""
+
+
+def mistral_v1(instruction: str, input: str, output: str) -> tuple[str, str]:
+    """mistral-common, tokens/tokenizers/instruct.py: InstructTokenizerV1, over SentencePiece."""
+    prompt = f"<s> [INST] {one_message(instruction, input)} [/INST]"
+    return prompt, f"{prompt}{blanked(output)}</s>"
+
+
+def mistral_sentencepiece(instruction: str, input: str, output: str) -> tuple[str, str]:
+    """mistral-common, tokens/tokenizers/instruct.py: InstructTokenizerV2 to V7, over SentencePiece."""
+    prompt = f"<s>[INST]{blanked(one_message(instruction, input))}[/INST]"
+    return prompt, f"{prompt}{blanked(output.rstrip(' '))}</s>"
+
+
+def mistral_tekken(instruction: str, input: str, output: str) -> tuple[str, str]:
+    """The same over Tekken, which has no dummy prefix."""
+    prompt = f"<s>[INST]{one_message(instruction, input)}[/INST]"
+    return prompt, f"{prompt}{output.rstrip(' ')}</s>"
 
 
 FORMATS: Mapping[str, Format] = {
@@ -190,9 +263,29 @@ FORMATS: Mapping[str, Format] = {
     "dolly": dolly,
     "phi3-chapter7": phi3_chapter7,
     "chatml": chatml,
+    "gemma": gemma,
+    "gemma3": gemma,
+    "llama2": llama2,
     "llama3": llama3,
+    "mistral-v1": mistral_v1,
+    "mistral-v3": mistral_sentencepiece,
+    "mistral-v3-tekken": mistral_tekken,
+    "mistral-v7": mistral_sentencepiece,
+    "mistral": mistral_tekken,
+    "phi3": phi3,
+    "qwen3": qwen3,
+    "vicuna": vicuna,
+    "zephyr": zephyr,
 }
-ENDS = {"dolly": "\n\n### End", "chatml": "<|im_end|>", "llama3": "<|eot_id|>"}
+ENDS = {
+    "dolly": "\n\n### End",
+    "gemma": "<end_of_turn>",
+    "gemma3": "<end_of_turn>",
+    "llama2": " </s>",
+    "llama3": "<|eot_id|>",
+    "phi3": "<|end|>",
+    **dict.fromkeys(("chatml", "qwen3"), "<|im_end|>"),
+}
 """The end marker; the others end in EOS."""
 FIELDS = st.lists(
     st.one_of(
@@ -218,11 +311,10 @@ def test_text_is_what_the_authors_code_writes(
     example = Example(messages=(user(instruction, context), assistant(response)))
     prompt, whole = FORMATS[template.name](instruction, context, response)
     rendered = template.render(example, TOKENS)
-    eos = "" if template.name in WITHOUT_EOS else "</s>"
+    eos = "" if template.name in (*CHAT, "dolly") else "</s>"
     assert rendered.text == whole + eos
     assert template.prompt(example, TOKENS).text == prompt
-    answer = response.strip() if template.name == "llama3" else response
-    check_target(rendered, prompt, answer, ENDS.get(template.name, "</s>"))
+    check_target(rendered, prompt, own_answer(template.name, response), ENDS.get(template.name, "</s>"))
 
 
 def test_the_target_check_notices_a_shifted_end(template: Template) -> None:
@@ -241,7 +333,11 @@ def test_the_target_check_notices_a_shifted_end(template: Template) -> None:
             check_target(replace(rendered, target_spans=(wrong,)), prompt, "Red.", end)
 
 
-@pytest.mark.parametrize("name", CHAT)
+BLANKS = dict.fromkeys(("llama2", "mistral-v1", "mistral-v3", "mistral-v7", "vicuna"), " ")
+"""What these write between the prompt and the answer."""
+
+
+@pytest.mark.parametrize("name", [name for name in CHAT if name not in REWRITES])
 @given(turns=st.lists(st.tuples(FIELDS, FIELDS), min_size=1, max_size=4), system=st.none() | FIELDS)
 def test_targets_begin_at_rendered_prompts_in_every_turn(
     name: str, turns: list[tuple[str, str]], system: str | None, builtin: Registry
@@ -249,18 +345,23 @@ def test_targets_begin_at_rendered_prompts_in_every_turn(
     template = find_template(name, builtin)
     messages = [] if system is None else [Message(role="system", content=system)]
     messages += [message for question, answer in turns for message in (user(question), assistant(answer))]
+    if name in WITHOUT_SYSTEM and system is not None:
+        with pytest.raises(RecordError, match="no system message; found system"):
+            template.render(Example(messages=tuple(messages)), TOKENS)
+        return
     rendered = template.render(Example(messages=tuple(messages)), TOKENS)
     assert len(rendered.target_spans) == len(turns)
+    end = ENDS.get(name, "</s>")
     for target in rendered.target_spans:
         before = Example(messages=tuple(messages[: target.message]))
         assert rendered.text[: target.start] == template.prompt(before, TOKENS).text
-        content = messages[target.message].content
-        own = content.strip() if name == "llama3" else content
-        assert rendered.text[target.start : target.end] == own + ENDS[name]
-        assert rendered.text[target.marker_start : target.end] == ENDS[name]
+        own = own_answer(name, messages[target.message].content)
+        answer = rendered.text[target.start : target.marker_start]
+        assert answer.removeprefix(BLANKS.get(name, "")) == own
+        assert rendered.text[target.marker_start : target.end] == end
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*CHAT, "text")])
+@pytest.mark.parametrize("name", ONE_TURN)
 @pytest.mark.parametrize(
     ("messages", "reason", "words"),
     [
@@ -295,7 +396,7 @@ def test_what_a_one_turn_template_cannot_express(
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("name", CHAT)
+@pytest.mark.parametrize("name", [name for name in CHAT if name != "qwen3"])
 @pytest.mark.parametrize(
     ("message", "field"),
     [
@@ -311,8 +412,11 @@ def test_a_chat_template_that_loses_a_field(name: str, message: Message, field: 
 
 
 def test_tools_are_not_lost(builtin: Registry) -> None:
-    for name in NAMES:
+    for name in BUNDLED:
         example = Example(messages=(user("a"), assistant("b")), tools=({"name": "t"},))
+        if name == "qwen3":  # it prints them
+            assert '{"name": "t"}' in find_template(name, builtin).render(example, TOKENS).text
+            continue
         with pytest.raises(RecordError) as caught:
             find_template(name, builtin).render(example, TOKENS)
         assert caught.value.field == "tools"

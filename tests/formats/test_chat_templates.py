@@ -6,44 +6,22 @@ TRL's wheel carries the templates of many models, as originals and with `{% gene
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
-from functools import cache
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from testkit import texts
-from testkit.published import OPEN_ENDED, TRL, source_of, tokens_of
+from testkit.published import CALL, GET, OPEN_ENDED, ORIGINALS, OWN, TRL, Published, assistant, published, user
 from testkit.theirs import as_transformers, form_of, hugging_face
 from testkit.theirs import rendered as rendered_by_transformers
 
-from templatekit import Example, Message, RecordError, RenderedText, Template, TemplateError, TemplateFile
-from templatekit.types import SpecialTokens
-
-OWN = ["llama3-own", "qwen3-own", "smollm2-own"]
-GET = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Tells the weather.",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string", "description": "Where?"}},
-            "required": ["city"],
-        },
-    },
-}
-CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Zürich"}}}
-
-
-def user(text: str) -> Message:
-    return Message(role="user", content=text)
-
-
-def assistant(text: str, **more: Any) -> Message:
-    return Message(role="assistant", content=text, **more)
-
+from templatekit import Example, Message, RecordError, RenderedText, TemplateError
+from templatekit.types import Sample, SpecialTokens
 
 EXAMPLES: Mapping[str, Example] = {
     "one turn": Example(messages=(user("Hello there."), assistant("Hi you!"))),
@@ -89,84 +67,87 @@ EXAMPLES: Mapping[str, Example] = {
 
 
 @pytest.fixture(params=[*TRL, *OWN])
-def chat(request: pytest.FixtureRequest, tokenizer_of: Any) -> tuple[str, str, SpecialTokens]:
-    """(name, source, tokens) of a published chat template."""
-    if request.param in OWN:
-        tokenizer = tokenizer_of(request.param.removesuffix("-own"))
-        return request.param, tokenizer.chat_template, tokenizer.special_tokens
-    return request.param, source_of(request.param), tokens_of(request.param)
+def chat(request: pytest.FixtureRequest, tokenizer_of: Any) -> Published:
+    return published(request.param, tokenizer_of)
 
 
-@cache
-def template(name: str, source: str) -> Template:
-    return Template(TemplateFile(name=name, source=source), strict=False)
-
-
-def check_boundaries(rendered: RenderedText, example: Example, prompts: Mapping[int, str]) -> None:
+def check_boundaries(rendered: RenderedText, prompts: Mapping[int, str]) -> None:
     """Every target begins where the prompt ends that a server feeds for its turn, or, in a generation block, later."""
     for target in rendered.target_spans:
         prompt = prompts[target.message]
-        if rendered.text.startswith(prompt):
-            marked = any(s.origin.generation for s in rendered.spans if s.start <= target.start < s.end)
-            assert target.start == len(prompt) or (marked and target.start > len(prompt))
-        else:  # this turn is printed differently once others follow; its header is still the server's
-            header = prompt[-12:]
-            assert rendered.text[: target.start].endswith(header)
+        assert rendered.text.startswith(prompt)
+        marked = any(s.origin.generation for s in rendered.spans if s.start <= target.start < s.end)
+        assert target.start == len(prompt) or (marked and target.start > len(prompt))
 
 
-def check_own_text(rendered: RenderedText, example: Example) -> None:
-    """No target holds text of another message, and an answer's own text is all in its target."""
-    owners = {index: message.role for index, message in enumerate(example.messages)}
-    targets = {index: [t for t in rendered.target_spans if t.message == index] for index in owners}
+def check_own_text(rendered: RenderedText) -> None:
+    """No target holds text of another message, and a trained answer's own text is all in its target."""
+    targets: dict[int, list[Any]] = {}
+    for target in rendered.target_spans:
+        targets.setdefault(target.message, []).append(target)
     for span in rendered.spans:
         message = span.origin.message
         inside = [t for ts in targets.values() for t in ts if t.start < span.end and span.start < t.end]
         assert all(t.message == message for t in inside) or message is None, (span, inside)
-        if message is not None and owners[message] == "assistant" and span.origin.field == "content":
+        if message in targets and span.origin.field == "content":
             assert any(t.start <= span.start and span.end <= t.marker_start for t in targets[message]), span
 
 
+def check_covers(samples: tuple[Sample, ...], turns: list[int]) -> None:
+    """Every turn is trained in one sample, and its sample's messages reach at least to it."""
+    trained = Counter(t for s in samples for t in {target.message for target in s.rendered.target_spans})
+    assert trained == dict.fromkeys(turns, 1)
+    assert [s.rendered.sample for s in samples] == list(range(len(samples)))
+    assert all(s.rendered.samples == len(samples) for s in samples)
+    lengths = [len(s.example.messages) for s in samples]
+    assert lengths == sorted(set(lengths))
+
+
 @pytest.mark.parametrize("case", EXAMPLES)
-def test_published_templates(chat: tuple[str, str, SpecialTokens], case: str) -> None:
+def test_published_templates(chat: Published, case: str) -> None:
     """Text identity, boundaries and masks. What is refused is refused for a reason that transformers confirms."""
     name, source, tokens = chat
     example = EXAMPLES[case]
     try:
-        expected, generated = rendering(source, example, tokens)
+        expected, _ = rendering(source, example, tokens)
     except Exception as error:  # the template's own refusal, or its failure on this shape
         with pytest.raises(RecordError) as caught:
-            template(name, source).render(example, tokens)
+            chat.template.samples(example, tokens)
         assert caught.value.reason in ("template_refused", "template_failed"), error
         return
     try:
-        rendered = template(name, source).render(example, tokens)
+        samples = chat.template.samples(example, tokens)
     except RecordError as error:
         confirm(error, source, example, tokens, expected)
         return
     except TemplateError as error:
         assert name in OPEN_ENDED
-        assert "nothing behind the answer tells the model to stop" in str(error)
+        assert "leaves open what ends an answer" in str(error)
         return
-    assert rendered.text == expected
     turns = [index for index, message in enumerate(example.messages) if message.role == "assistant"]
-    prompts = {turn: prompt(source, example, tokens, turn) for turn in turns}
-    check_boundaries(rendered, example, prompts)
+    for sample in samples:
+        check_sample(sample, source, tokens, case)
+    if "{% generation" not in source and "{%- generation" not in source:
+        check_covers(samples, turns)
+        return
+    check_covers(samples, sorted({t.message for s in samples for t in s.rendered.target_spans}))
+
+
+def check_sample(sample: Sample, source: str, tokens: SpecialTokens, case: str) -> None:
+    example, rendered = sample.example, sample.rendered
+    expected, generated = rendering(source, example, tokens)
+    assert rendered.text == expected
+    trained = {target.message for target in rendered.target_spans}
+    prompts = {turn: prompt(source, example, tokens, turn) for turn in trained}
+    check_boundaries(rendered, prompts)
     if not generated:
-        check_own_text(rendered, example)
-        assert [target.message for target in rendered.target_spans] == turns
+        check_own_text(rendered)
         assert all(rendered.text[target.marker_start : target.end].strip() for target in rendered.target_spans)
         return
-    marked = [(span.start, span.end) for span in rendered.spans if span.origin.generation]
-    inside = {position for start, end in marked for position in range(start, end)}
-    trained = {position for target in rendered.target_spans for position in range(target.start, target.end)}
-    assert trained <= inside
-    untrained = inside - trained  # what stands in a block but before its turn's boundary, which a server feeds
-    assert all(
-        any(position < len(prompts[turn]) and rendered.text[position : position + 1] for turn in turns)
-        for position in untrained
-    )
-    if "strip" not in case and "whitespace" not in case:  # transformers counts before it strips
-        assert inside == {position for start, end in generated for position in range(start, end)}
+    marked = {p for span in rendered.spans if span.origin.generation for p in range(span.start, span.end)}
+    assert {p for target in rendered.target_spans for p in range(target.start, target.end)} <= marked
+    if "whitespace" not in case:  # transformers counts before it strips
+        assert marked == {position for start, end in generated for position in range(start, end)}
 
 
 def rendering(source: str, example: Example, tokens: SpecialTokens) -> tuple[str, list[tuple[int, int]]]:
@@ -186,7 +167,8 @@ def confirm(error: RecordError, source: str, example: Example, tokens: SpecialTo
     assert error.field is not None or error.reason == "template_failed"
     if error.reason == "prompt_is_no_prefix":
         turn = int(str(error.field).removeprefix("messages[").removesuffix("]"))
-        assert not text.startswith(prompt(source, example, tokens, turn))
+        alone = replace(example, messages=example.messages[: turn + 1])
+        assert not rendering(source, alone, tokens)[0].startswith(prompt(source, example, tokens, turn))
     elif error.reason == "unknown_role":
         assert "'tool'" in str(error) and "Sunny." not in text
     elif error.reason == "no_place_for_field":
@@ -209,14 +191,24 @@ def confirm(error: RecordError, source: str, example: Example, tokens: SpecialTo
         raise error
 
 
-def test_most_published_templates_render() -> None:
+def test_the_reference_lists_the_published_templates() -> None:
+    if not TRL:
+        pytest.skip("trl is not installed")
+    reference = (Path(__file__).resolve().parents[2] / "docs" / "reference.md").read_text(encoding="utf-8")
+    section = reference.partition("## Published chat templates")[2].partition("\n## ")[0]
+    names = re.findall(r"`([a-z0-9_]+)`[,.]", section)
+    assert names == ORIGINALS and len(names) >= 40
+
+
+def test_most_published_templates_render(tokenizer_of: Any) -> None:
     """Counted, so that a template which stops rendering is noticed."""
     if not TRL:
         pytest.skip("trl is not installed")
     rendered = 0
     for name in TRL:
+        chat = published(name, tokenizer_of)
         try:
-            rendered += bool(template(name, source_of(name)).render(EXAMPLES["one turn"], tokens_of(name)).target_spans)
+            rendered += bool(chat.template.render(EXAMPLES["one turn"], chat.tokens).target_spans)
         except TemplateError:
             assert name in OPEN_ENDED
         except RecordError as error:
@@ -234,35 +226,34 @@ CHATS = st.lists(
 @pytest.mark.parametrize("name", OWN)
 @given(turns=CHATS)
 def test_boundaries_of_every_turn(name: str, turns: list[tuple[str, str]], tokenizer_of: Any) -> None:
-    tokenizer = tokenizer_of(name.removesuffix("-own"))
-    source, tokens = tokenizer.chat_template, tokenizer.special_tokens
+    chat = published(name, tokenizer_of)
     example = Example(messages=tuple(message for a, b in turns for message in (user(a), assistant(b))))
     try:
-        rendered = template(name, source).render(example, tokens)
+        samples = chat.template.samples(example, chat.tokens)
     except RecordError as error:
-        confirm(error, source, example, tokens, as_transformers(source, example, tokens))
+        confirm(error, chat.source, example, chat.tokens, as_transformers(chat.source, example, chat.tokens))
         return
-    assert rendered.text == as_transformers(source, example, tokens)
-    turn_indices = range(1, len(example.messages), 2)
-    check_boundaries(rendered, example, {turn: prompt(source, example, tokens, turn) for turn in turn_indices})
-    check_own_text(rendered, example)
-    assert [target.message for target in rendered.target_spans] == list(turn_indices)
+    for sample in samples:
+        check_sample(sample, chat.source, chat.tokens, "whitespace")
+    check_covers(samples, list(range(1, len(example.messages), 2)))
 
 
 def test_boundary_checks_notice_a_shifted_boundary(tokenizer_of: Any) -> None:
-    tokenizer = tokenizer_of("llama3")
-    source, tokens = tokenizer.chat_template, tokenizer.special_tokens
+    chat = published("llama3-own", tokenizer_of)
     example = EXAMPLES["three turns"]
-    rendered = template("llama3-own", source).render(example, tokens)
-    prompts = {turn: prompt(source, example, tokens, turn) for turn in (1, 3, 5)}
-    check_boundaries(rendered, example, prompts)
-    from dataclasses import replace
-
+    rendered = chat.template.render(example, chat.tokens)
+    prompts = {turn: prompt(chat.source, example, chat.tokens, turn) for turn in (1, 3, 5)}
+    check_boundaries(rendered, prompts)
     for shift in (-1, 1):
         last = rendered.target_spans[-1]
         moved = replace(rendered, target_spans=(*rendered.target_spans[:-1], replace(last, start=last.start + shift)))
         with pytest.raises(AssertionError):
-            check_boundaries(moved, example, prompts)
+            check_boundaries(moved, prompts)
     swallowed = replace(rendered, target_spans=(replace(rendered.target_spans[0], end=len(rendered.text)),))
     with pytest.raises(AssertionError):
-        check_own_text(swallowed, example)
+        check_own_text(swallowed)
+    samples = chat.template.samples(example, chat.tokens)
+    with pytest.raises(AssertionError):
+        check_covers(samples, [1, 3])
+    with pytest.raises(AssertionError):
+        check_covers((*samples, *samples), [1, 3, 5])

@@ -266,9 +266,7 @@ EMPTY_END = "{{ instruction }}{% if not add_generation_prompt %}{{ response }}{%
 
 def test_a_template_without_an_end_is_refused_by_name_where_a_tokenizer_is_known() -> None:
     example = Example(messages=(Message(role="user", content="i"), Message(role="assistant", content="r")))
-    with pytest.raises(
-        TemplateError, match="template 'tried': nothing behind the answer tells the model to stop; found ''"
-    ):
+    with pytest.raises(TemplateError, match="template 'tried' leaves open what ends an answer; found '' behind it"):
         template(EMPTY_END).render(example, TOKENS)
     assert template(EMPTY_END).render(example).target_spans[0].end == 2
     open_ended = template("{# templatekit\nend_marker: none #}" + EMPTY_END)

@@ -46,14 +46,22 @@ class Eye:
         (seen,) = self.all([record], template, **options)
         return seen
 
+    def samples(self, turns: Sequence[tuple[str, str]], template: str, **options: Any) -> list[Seen]:
+        """The samples of a conversation of (role, content)."""
+        return self.all([_conversation(turns)], template, **options)
+
     def chat(self, turns: Sequence[tuple[str, str]], template: str, **options: Any) -> Seen:
-        """A conversation of (role, content)."""
-        return self.one({"messages": [{"role": r, "content": c} for r, c in turns]}, template, **options)
+        """A conversation of (role, content) that gives one sample."""
+        return self.one(_conversation(turns), template, **options)
 
     def _seen(self, example: TokenizedExample) -> Seen:
         runs = runs_of([bool(weight) for weight in example.loss_weights])
         trained = [self.tokenizer.decode(example.input_ids[start:end]) for start, end in runs]
         return Seen(example.rendered.text, trained, example)
+
+
+def _conversation(turns: Sequence[tuple[str, str]]) -> Record:
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
 def control_ids(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:

@@ -43,11 +43,13 @@ TOOL = (
     Place("tool name", "{{ tools[0].function.name }}", ("tools", 0, "function", "name")),
     Place("tool description", "{{ tools[0].function.description }}", ("tools", 0, "function", "description")),
     Place("tool parameter", "{{ tools[0].function.parameters.p }}", ("tools", 0, "function", "parameters", "p")),
+    Place("document", "{{ documents[0].text }}", ("documents", 0, "text")),
 )
 ASKED = (
     Place("role", "{{ messages[0].role }}", ("messages", 0, "role")),
     Place("name", "{{ messages[0].name }}", ("messages", 0, "name")),
     Place("content", "{{ messages[0].content }}", ("messages", 0, "content")),
+    Place("call id", "{{ messages[0].tool_call_id }}", ("messages", 0, "tool_call_id")),
 )
 CALL = ("messages", 1, "tool_calls", 0, "function")
 ANSWERED = (
@@ -62,7 +64,7 @@ def record(**filled: str) -> dict[str, Any]:
     """A conversation with a text in every place, the given ones by their place's name."""
     made: dict[str, Any] = {
         "messages": [
-            {"role": "user", "name": "n", "content": "c"},
+            {"role": "user", "name": "n", "content": "c", "tool_call_id": "i"},
             {
                 "role": "assistant",
                 "content": "a",
@@ -71,6 +73,7 @@ def record(**filled: str) -> dict[str, Any]:
             },
         ],
         "tools": [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"p": "q"}}}],
+        "documents": [{"text": "t"}],
     }
     for place in (*TOOL, *ASKED, *ANSWERED):
         if place.name in filled:
@@ -108,7 +111,7 @@ def halves_in(places: Sequence[Place], text: str, at: int) -> Iterator[dict[str,
     """The text cut in two across each pair of neighbouring places; tool calls are one field, whatever is in them."""
     for left, right in pairwise(places):
         if left.path[: len(CALL)] != right.path[: len(CALL)]:
-            yield {left.name: f"a{text[:at]}", right.name: f"{text[at:]}b"}
+            yield {left.name: f"nobody{text[:at]}", right.name: f"{text[at:]}nobody"}
 
 
 @given(data=st.data())
@@ -144,7 +147,7 @@ def test_21_22_control_strings_in_any_place(tokenizer: Tokenizer, builtin: Regis
     for place in data.draw(st.lists(st.sampled_from([*TOOL, *ASKED, *ANSWERED]), min_size=1, max_size=4, unique=True)):
         pool = special if place in ANSWERED else controls(tokenizer)
         nasty = st.lists(st.sampled_from([*pool, *texts.halves(pool), " ", "\n", "a"]), min_size=1, max_size=4)
-        filled[place.name] = "x" + data.draw(nasty.map("".join), label=place.name)
+        filled[place.name] = "nobody" + data.draw(nasty.map("".join), label=place.name)
     if any(holds_open(tokenizer, filled.get(place.name, "")) for place in ANSWERED):
         assume(False)
     case = case_of(template, tokenizer, builtin, **filled)
@@ -157,8 +160,26 @@ def holds_open(tokenizer: Tokenizer, text: str) -> bool:
     return any(text.count(token.text) for token in tokenizer.control_tokens.values() if not token.special)
 
 
+def test_23_content_parts_do_not_join(tokenizer_of: Any, builtin: Registry) -> None:
+    """Parts of a user's content, printed with nothing between them."""
+    source = (
+        "{% for m in messages %}{% if m.content is string %}{{ m.content }}"
+        "{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}"
+        "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    template = Template(TemplateFile(name="parts", source=source))
+    for name in ("nfc", "strips", "qwen3"):
+        tokenizer = tokenizer_of(name)
+        for text in controls(tokenizer):
+            parts = [{"type": "text", "text": part} for part in ("a", text[:2], text[2:], text)]
+            made = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "b"}]}
+            case = Subject(template, tokenizer, builtin).case("messages", made)
+            assert case.rendered.text.startswith(f"a{text}{text}b")
+            only_the_end(case)
+
+
 AS_JSON = (
-    "{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
+    "{% for given in tools + documents %}{{ given | tojson }}\n{% endfor %}"
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{{ m.name ~ ':' if m.name else '' }}"
     "{{ m.reasoning_content or '' }}{{ m.content }}{% for c in m.tool_calls or [] %}"
     "{{ '\n' ~ c.function.name ~ '(' ~ c.function.arguments | tojson ~ ')' }}"
@@ -201,7 +222,7 @@ def test_negative_control_of_places(tokenizer_of: Any, builtin: Registry) -> Non
     tokenizer = tokenizer_of("nfc")
     template = template_of([*TOOL, *ASKED], ANSWERED)
     subject = Subject(template, tokenizer, builtin, control_tokens="everywhere", boundary="joint")
-    fillings = [{place.name: "x<|im_end|>"} for place in (*TOOL, *ASKED, *ANSWERED)]
+    fillings = [{place.name: "nobody<|im_end|>"} for place in (*TOOL, *ASKED, *ANSWERED)]
     fillings += halves_in([*TOOL, *ASKED], "<|im_end|>", 4)
     for filled in fillings:
         with pytest.raises(AssertionError):

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
 from testkit import checks, texts
+from testkit.bundled import ANY_ROLE, CHAT, ONE_TURN, REWRITES, WITHOUT_SYSTEM
 from testkit.checks import Case, Subject
 from testkit.tiny import LOSSY
 
@@ -26,9 +27,9 @@ from templatekit.export.serving import stops_of
 from templatekit.formats.lookup import find_template
 from templatekit.formats.template import Template
 
-ONE_TURN = ("alpaca", "alpaca-lora", "chapter7", "seed", "dolly", "phi3-chapter7")
-CHAT = ("chatml", "llama3")
 TRAIN_ON = ("response", "content", "last", "all")
+STABLE = tuple(name for name in CHAT if name not in REWRITES)
+"""Chat templates that print a turn as they did before others followed."""
 Draw = st.DataObject
 
 
@@ -65,16 +66,27 @@ class World:
         return data.draw(shapes, label="record")
 
     def case(self, data: Draw, subject: Subject, strategy: st.SearchStrategy[str] | None = None) -> Case:
+        """A case of a record in any shape."""
+        return self.expressed(subject, *self.draw_record(data, subject, strategy))
+
+    def expressed(self, subject: Subject, adapter: str, record: Any) -> Case:
         """A case; a record that this template cannot express is a refusal by name, and another one is drawn."""
-        adapter, record = self.draw_record(data, subject, strategy)
         try:
             return subject.case(adapter, record)
         except RecordError as error:
-            assert error.reason in ("no_place_for_field", "no_prompt", "not_one_turn"), error
-            assert error.field
+            assert refused_rightly(subject.template.name, error), error
             event(f"refused: {error.reason}")
             assume(False)
             raise
+
+
+def refused_rightly(template: str, error: RecordError) -> bool:
+    """Whether this template may refuse a record of questions and answers for this reason."""
+    if error.reason == "template_refused":
+        return template in WITHOUT_SYSTEM
+    if error.reason == "prompt_is_no_prefix":
+        return template in REWRITES
+    return error.reason in ("no_place_for_field", "no_prompt", "not_one_turn") and bool(error.field)
 
 
 @pytest.fixture
@@ -129,8 +141,7 @@ def test_16_17_18_ids_start_with_what_a_server_is_fed(world: World, data: Draw) 
     """For one turn whatever is trained; in conversations where the history is not trained (`last`)."""
     subject = world.draw_subject(data, train_on=data.draw(st.sampled_from(TRAIN_ON)))
     if subject.options["train_on"] != "last" and subject.template.multi_turn:
-        adapter, record = data.draw(texts.conversations(world.nasty, max_turns=1))
-        case = subject.case(adapter, record)
+        case = world.expressed(subject, *data.draw(texts.conversations(world.nasty, max_turns=1)))
     else:
         case = world.case(data, subject)
     checks.text_starts_with_prompt_16(case)
@@ -141,9 +152,9 @@ def test_16_17_18_ids_start_with_what_a_server_is_fed(world: World, data: Draw) 
 
 @given(data=st.data())
 def test_17_the_first_trained_turn_of_a_conversation_follows_its_own_prompt(world: World, data: Draw) -> None:
-    subject = world.draw_subject(data, CHAT)
+    subject = world.draw_subject(data, STABLE)
     adapter, record = data.draw(texts.conversations(world.nasty, min_turns=2))
-    case = subject.case(adapter, record)
+    case = world.expressed(subject, adapter, record)
     first = case.rendered.target_spans[0]
     messages = case.prepared.example.messages[: first.message]
     prompt_ids = subject.pipeline(adapter).prompt_ids(replace(case.prepared.example, messages=messages))
@@ -259,7 +270,7 @@ def test_22_replacing_a_field_changes_no_control_id_outside_it(world: World, dat
     try:
         neutral = subject.case(adapter, record)
     except RecordError as error:
-        assert error.reason == "no_place_for_field"
+        assert refused_rightly(subject.template.name, error), error
         return
     key = data.draw(st.sampled_from(keys_of(record)), label="key")
     control = list(texts.control_strings(world.tokenizer))
@@ -357,14 +368,15 @@ def test_25_joint_encoding_is_plain_encoding(world: World, data: Draw) -> None:
 
 @given(data=st.data())
 def test_27_turns_are_prefix_stable(world: World, data: Draw) -> None:
-    """As the bundled chat templates are; the last characters behind an end marker are the next header's neighbours."""
-    subject = world.draw_subject(data, CHAT)
+    """As most bundled chat templates are; what stands behind the last end marker is the next header's neighbour, or
+    the end of the whole conversation (Phi-3's EOS)."""
+    subject = world.draw_subject(data, STABLE)
     adapter, record = data.draw(texts.conversations(world.nasty, min_turns=2))
     key = "messages" if "messages" in record else "conversations"
-    whole = subject.case(adapter, record)
+    whole = world.expressed(subject, adapter, record)
     cut = data.draw(st.integers(1, len(record[key]) // 2 - 1), label="turns left out")
     part = subject.case(adapter, {key: record[key][: -2 * cut]})
-    assert whole.rendered.text.startswith(part.rendered.text)
+    assert whole.rendered.text.startswith(part.rendered.text[: part.rendered.target_spans[-1].end])
     checks.is_prefix_stable_27(ending_at_the_marker(part), whole)
 
 
@@ -381,10 +393,10 @@ def ending_at_the_marker(case: Case) -> Case:
 
 @given(data=st.data())
 def test_28_the_mask_of_a_turn_is_that_of_its_single_sample(world: World, data: Draw) -> None:
-    subject = world.draw_subject(data, CHAT)
+    subject = world.draw_subject(data, STABLE)
     adapter, record = data.draw(texts.conversations(world.nasty, min_turns=2))
     key = "messages" if "messages" in record else "conversations"
-    whole = subject.case(adapter, record)
+    whole = world.expressed(subject, adapter, record)
     turns = len(whole.rendered.target_spans)
     for turn in range(turns):
         single = subject.case(adapter, {key: record[key][: len(record[key]) - 2 * (turns - 1 - turn)]})
@@ -397,6 +409,10 @@ def test_29_unknown_roles_are_text_or_refused(
     """A role is data: in a control token's place it is text, and an instruction format has no turn for it."""
     record = {"messages": [{"role": "<|im_end|>", "content": "a"}, {"role": "assistant", "content": "b"}]}
     for name in CHAT:
+        if name not in ANY_ROLE:
+            with pytest.raises(RecordError, match=r"refuses: .*; found <\|im_end\|>"):
+                Subject(templates[name], tokenizer_of("bytes"), builtin).case("messages", record)
+            continue
         case = Subject(templates[name], tokenizer_of("bytes"), builtin).case("messages", record)
         checks.control_is_the_templates_21(case)
         checks.decodes_8(case)

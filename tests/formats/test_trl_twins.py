@@ -1,0 +1,192 @@
+"""The trained text of published templates beside TRL's training twins of them.
+
+TRL's wheel carries, for many templates, a copy whose `{% generation %}` blocks mark what is trained. Ours is found on
+the *original*, without marks: where a prompt ends and what ends an answer. For the last turn of a conversation the two
+are the same text, but for what `TWINS` says, with the reason. docs/explanation.md shows the table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from os.path import commonprefix
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from testkit.published import CALL, GET, ORIGINALS, TRL, assistant, source_of, tokens_of, user
+from testkit.theirs import form_of, hugging_face, rendered
+
+from templatekit import Example, Message, RecordError, Template, TemplateError, TemplateFile
+
+
+class Twin(NamedTuple):
+    """What a twin marks beside the text that is trained here."""
+
+    before: str = ""
+    after: str = ""
+
+
+NEWLINE = Twin(after="\n")
+HEADER = Twin(before="<|start|>assistant")
+TWINS: Mapping[str, Twin] = {
+    "cohere": Twin(),
+    "cohere2": Twin(),
+    "diffusion_gemma": NEWLINE,
+    "gemma": NEWLINE,
+    "gemma3": NEWLINE,
+    "gptoss": HEADER,
+    "idefics3": NEWLINE,
+    "lfm2": NEWLINE,
+    "lfm2_v2": NEWLINE,
+    "llama3": Twin(),
+    "llava_next": Twin(),
+    "muse_glimmer": HEADER,
+    "phi3": Twin(after="\n<EOS>"),
+    "phi3_5": Twin(after="\n<EOS>"),
+    "qwen2_5": Twin(before="\n", after="\n"),
+    "qwen2_5_vl": NEWLINE,
+    "qwen3": NEWLINE,
+    "qwen3_5_nothink": Twin(before="<think>\n\n</think>\n\n", after="\n"),
+    "qwen3_5_think": Twin(before="<think>\n", after="\n"),
+    "qwen3_6": Twin(before="<think>\n", after="\n"),
+    "qwen3_8": Twin(before="<think>\n", after="\n"),
+    "qwen3_instruct_2507": NEWLINE,
+    "qwen3_vl": NEWLINE,
+    "smolvlm": NEWLINE,
+}
+REASONS: Mapping[str, str] = {
+    "": "the same",
+    "\n": "a newline behind the end marker, or of the header: no server generates it",
+    "\n<EOS>": "what ends the whole conversation stands behind the end marker, at which a server has stopped",
+    "<|start|>assistant": "the header, which a server feeds",
+    "<think>\n": "the server's generation prompt holds it",
+    "<think>\n\n</think>\n\n": "the server's generation prompt holds it",
+}
+"""Why `before` or `after` is not trained here."""
+APART: Mapping[str, str] = {
+    "deepseek_r1_distill": "renders the conversation differently from the prompt",
+    "deepseekv3": "renders the conversation differently from the prompt",
+    "glm4moe": "leaves open what ends an answer",
+    "nemotron_3_5_lightning": "renders the conversation differently from the prompt",
+    "nemotron_3_nano": "renders the conversation differently from the prompt",
+    "nemotron_3_super": "renders the conversation differently from the prompt",
+    "nemotron_3_ultra": "renders the conversation differently from the prompt",
+}
+"""Originals whose text of an answer is not what a server would meet, or has no end: refused, so nothing to compare."""
+PAIRS = [name for name in ORIGINALS if f"{name}_training" in TRL]
+
+
+def of(*messages: Message) -> Example:
+    return Example(messages=messages)
+
+
+CONVERSATIONS: Mapping[str, Example] = {
+    "one turn": of(user("Hello there."), assistant("Hi you!")),
+    "a system message": of(Message(role="system", content="Be brief."), user("Hello there."), assistant("Hi you!")),
+    "three turns": of(user("A?"), assistant("B."), user("C?"), assistant("D."), user("E?"), assistant("F.")),
+    "repeated texts": of(user("same"), assistant("same"), user("same"), assistant("same")),
+    "whitespace": of(user("  A?\n"), assistant("\n B. \n\n"), user("\n\nC"), assistant(" D. ")),
+    "markers as text": of(user("<|im_end|>\n<|im_start|>assistant\n"), assistant("[[<|im_start|>assistant\nB]]")),
+    "several lines": of(user("A?"), assistant("One.\n\nTwo.\n```\ncode\n```")),
+    "a tool": Example(
+        messages=(
+            user("Weather?"),
+            Message(role="assistant", tool_calls=(CALL,)),
+            Message(role="tool", content="Sunny.", name="get_weather"),
+            assistant("It is sunny."),
+        ),
+        tools=(GET,),
+    ),
+    "a call beside text": Example(
+        messages=(user("Weather?"), Message(role="assistant", content="Let me see.", tool_calls=(CALL, CALL))),
+        tools=(GET,),
+    ),
+}
+OTHERWISE: Mapping[tuple[str, str], str] = {
+    ("diffusion_gemma", "a tool"): "its prompt behind a tool's answer lacks the header that its text has there",
+    ("diffusion_gemma", "a call beside text"): "a call ends in <|tool_response>, at which a server stops",
+}
+"""Where more is trained here than in front and behind; the twin's text is in it."""
+WITH_TOOLS = (
+    "diffusion_gemma",
+    "gptoss",
+    "lfm2_v2",
+    "muse_glimmer",
+    *(name for name in TWINS if name.startswith("qwen") and name != "qwen2_5_vl"),
+)
+"""Templates that take tools; the others refuse them, or have no place for them."""
+
+
+def ours(name: str, example: Example) -> str:
+    """What is trained in the last turn, on the original."""
+    template = Template(TemplateFile(name=name, source=source_of(name)), strict=False)
+    text = template.render(example, tokens_of(name))
+    (target,) = (target for target in text.target_spans if target.message == len(example.messages) - 1)
+    return text.text[target.start : target.end]
+
+
+def theirs(name: str, example: Example) -> str:
+    """What the twin marks from the last turn on: behind all that it writes for the turns before."""
+    source = source_of(f"{name}_training")
+    messages = [hugging_face(message, form_of(source)) for message in example.messages]
+    more: dict[str, Any] = {"tools": list(example.tools) or None}
+    text, blocks = rendered(source, messages, tokens_of(name), return_assistant_tokens_mask=True, **more)
+    before, _ = rendered(source, messages[:-1], tokens_of(name), **more)
+    closed = len(commonprefix([text, before]))  # noqa: RUF071  (characters are what is meant)
+    return "".join(text[max(start, closed) : end] for start, end in blocks if end > closed)
+
+
+def same(mine: str, twins: str, twin: Twin) -> bool:
+    return twins == f"{twin.before}{mine}{twin.after}"
+
+
+@pytest.mark.parametrize("case", CONVERSATIONS)
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_trained_text_is_the_twins(name: str, case: str) -> None:
+    example = CONVERSATIONS[case]
+    if name in APART:
+        if not example.tools:
+            with pytest.raises((RecordError, TemplateError), match=APART[name]):
+                ours(name, example)
+        return
+    if (name, case) == ("gemma", "a system message") or (example.tools and name not in WITH_TOOLS):
+        with pytest.raises(RecordError, match=r"refuses|has no place|does not know role"):
+            ours(name, example)
+        return
+    mine, twins = ours(name, example), theirs(name, example)
+    if (name, case) in OTHERWISE:
+        assert twins.removesuffix("\n") in mine and not same(mine, twins, TWINS[name])
+        return
+    assert same(mine, twins, TWINS[name])
+
+
+def test_every_pair_is_told_of() -> None:
+    if not TRL:
+        pytest.skip("trl is not installed")
+    assert sorted([*TWINS, *APART]) == sorted(PAIRS)
+    assert {edge for twin in TWINS.values() for edge in twin} == set(REASONS)
+
+
+def test_the_comparison_notices_a_shift() -> None:
+    """Negative controls: the table is exact on both sides."""
+    for name, twin in TWINS.items():
+        example = CONVERSATIONS["several lines"]
+        mine, twins = ours(name, example), theirs(name, example)
+        assert same(mine, twins, twin)
+        assert not same(mine[1:], twins, twin) and not same(mine[:-1], twins, twin)
+        assert not any(same(mine, twins, other) for other in set(TWINS.values()) - {twin})
+
+
+def test_the_explanation_shows_the_table() -> None:
+    if not TRL:
+        pytest.skip("trl is not installed")
+    explanation = (Path(__file__).resolve().parents[2] / "docs" / "explanation.md").read_text(encoding="utf-8")
+    table = explanation.partition("## Beside others' masks")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").rsplit(" | ", 1) for line in table.splitlines() if line.startswith("| `")]
+    shown = {name: cell.replace("\\|", "|") for names, cell in rows for name in re.findall(r"`(\w+)`", names)}
+    assert sorted(shown) == sorted(PAIRS)
+    for name, twin in TWINS.items():
+        edges = [f"`{edge}`".replace("\n", "\\n") for edge in twin if edge]
+        assert shown[name] == (" and ".join(edges) or "nothing"), name
+    assert {name for name, cell in shown.items() if cell.startswith("refused here: ")} == set(APART)
