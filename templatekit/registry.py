@@ -1,8 +1,9 @@
-"""Finds plugins and keeps what they offer, each under its name, with who offered it.
+"""Finds plugins and asks them what they offer.
 
-A plugin that fails to import, or whose hook raises, is left out and listed in `Registry.failures`. A plugin that breaks
-a contract in a way that could silently change results (a misspelt hook, a name taken twice, a value of another kind) is
-an error. What plugins print while they load goes to standard error: standard output is the caller's.
+A plugin that fails to import, or whose hook raises, or that asks for another version, is left out and listed in
+`Registry.failures`. A plugin that breaks a contract in a way that could silently change results (a misspelt hook, a
+value of another kind) is an error. What plugins print while they load goes to standard error: standard output is the
+caller's. `TEMPLATEKIT_TRACE_HOOKS=1` writes there what is loaded and asked, in order, with the time it takes.
 """
 
 from __future__ import annotations
@@ -11,89 +12,32 @@ import importlib.util
 import inspect
 import os
 import sys
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import redirect_stdout
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import pluggy
 
-from templatekit import hookspecs
+from templatekit import __version__, hookspecs
 from templatekit.contracts import Adapter, Exporter, ModelResolver, Source, TemplateFile
 from templatekit.errors import PluginError, UnknownNameError, nearest, shorten
+from templatekit.offers import Offers, Plugin, PluginFailure
 
 T = TypeVar("T")
 PLUGIN_DIR_VARIABLE = "TEMPLATEKIT_PLUGIN_DIR"
 SELECT_VARIABLE = "TEMPLATEKIT_PLUGINS"
+TRACE_VARIABLE = "TEMPLATEKIT_TRACE_HOOKS"
+REQUIRES = "TEMPLATEKIT_REQUIRES"
+"""What a plugin's module may hold: the versions of templatekit that it is written for, as `>=0.1,<0.2`."""
 BUILT_IN = "templatekit"
 """The distribution whose plugins are always loaded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plugin:
-    """A loaded plugin."""
-
-    name: str
-    origin: str
-    """The distribution with its version, or the file."""
-    module: object
-    built_in: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PluginFailure:
-    """A plugin that was left out, and why."""
-
-    name: str
-    origin: str
-    reason: str
-
-
-class Offers(Mapping[str, T], Generic[T]):
-    """What the plugins offer of one kind, by name."""
-
-    def __init__(self, kind: str, failures: list[PluginFailure]) -> None:
-        self.kind = kind
-        self._failures = failures
-        self._items: dict[str, T] = {}
-        self._owners: dict[str, Plugin] = {}
-
-    def add(self, name: str, item: T, plugin: Plugin) -> None:
-        """Takes an item; a name that is taken is an error that names both plugins."""
-        if name in self._items:
-            first = self._owners[name]
-            raise PluginError(
-                f"two plugins offer {self.kind} {name!r}: {first.name} ({first.origin}) and "
-                f"{plugin.name} ({plugin.origin}); remove or rename one"
-            )
-        self._items[name] = item
-        self._owners[name] = plugin
-
-    def owner(self, name: str) -> Plugin:
-        """The plugin that offers `name`."""
-        return self._owners[name]
-
-    def __getitem__(self, name: str) -> T:
-        try:
-            return self._items[name]
-        except KeyError:
-            hint = "".join(f"; plugin {f.name!r} was left out: {f.reason}" for f in self._failures)
-            raise UnknownNameError(self.kind, name, self._items, hint=hint) from None
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._items
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
 
 
 class Registry:
@@ -125,10 +69,14 @@ class Registry:
         self.plugins.append(plugin)
 
     def fail(self, name: str, origin: str, what: str, error: BaseException) -> None:
-        """Notes that a plugin, or what it offers of one kind, is left out."""
+        """Notes that a plugin, or what it offers of one kind, is left out for what it raised."""
         raised = f"{what} raised {type(error).__name__}"
         said = _one_line(error)
-        failure = PluginFailure(name=name, origin=origin, reason=f"{raised}: {said}" if said else raised)
+        self.leave_out(name, origin, f"{raised}: {said}" if said else raised)
+
+    def leave_out(self, name: str, origin: str, reason: str) -> None:
+        """Notes that a plugin, or what it offers of one kind, is left out."""
+        failure = PluginFailure(name=name, origin=origin, reason=reason)
         if failure not in self.failures:
             self.failures.append(failure)
 
@@ -169,7 +117,7 @@ class Registry:
         others = [other.module for other in self.plugins if other is not plugin]
         items: list[Any] = []
         try:
-            with redirect_stdout(sys.stderr):
+            with redirect_stdout(sys.stderr), _trace(f"{hook} of {plugin.name} ({plugin.origin})"):
                 for answer in self._manager.subset_hook_caller(hook, remove_plugins=others)():
                     if isinstance(answer, (str, Mapping)) or not isinstance(answer, Iterable):
                         items.append(answer)  # refused below, by its type
@@ -294,16 +242,62 @@ def _load_entry_points(registry: Registry, select: set[str] | None) -> None:
             )
         if any(plugin.name == name for plugin in registry.plugins):  # seen twice on sys.path
             continue
+        wanted = "" if built_in else _required_of(entry_point)
+        if _left_out_for_version(registry, name, origin, wanted):
+            continue
         try:
-            with redirect_stdout(sys.stderr):
+            with redirect_stdout(sys.stderr), _trace(f"import {entry_point.value} ({origin})"):
                 module = entry_point.load()
         except (Exception, SystemExit) as error:  # a stranger's module: whatever it raises, the others load
             registry.fail(name, origin, f"importing {entry_point.value}", error)
             continue
-        registry.register(Plugin(name=name, origin=origin, module=module, built_in=built_in))
+        if not _left_out_for_version(registry, name, origin, getattr(module, REQUIRES, "")):
+            registry.register(Plugin(name=name, origin=origin, module=module, built_in=built_in))
     missing = sorted((select or set()) - every)
     if missing:
         raise UnknownNameError("installed plugin", missing[0], every, hint=f" ({SELECT_VARIABLE} chooses them)")
+
+
+def _required_of(entry_point: metadata.EntryPoint) -> str:
+    """The versions of templatekit that a plugin's distribution asks for: pip checks that once, not ever after."""
+    lines = (entry_point.dist.requires if entry_point.dist else None) or ()
+    if not any(line.lower().startswith(BUILT_IN) for line in lines):
+        return ""
+    from packaging.requirements import Requirement
+
+    asked = (Requirement(line) for line in lines if line.lower().startswith(BUILT_IN))
+    return str(next((each.specifier for each in asked if each.name.lower() == BUILT_IN and not each.marker), ""))
+
+
+def _left_out_for_version(registry: Registry, name: str, origin: str, wanted: object) -> bool:
+    """Whether a plugin is written for other versions than this one; it is then noted as left out."""
+    if not wanted:
+        return False
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    try:
+        fits = SpecifierSet(str(wanted)).contains(__version__, prereleases=True)
+        reason = f"it needs templatekit {wanted}; this is {__version__}; install a version of either that fits"
+    except InvalidSpecifier:
+        fits, reason = False, f"{REQUIRES}={wanted!r} is no version specifier; expected something like '>=0.1,<0.2'"
+    if not fits:
+        registry.leave_out(name, origin, reason)
+    return not fits
+
+
+@contextmanager
+def _trace(what: str) -> Iterator[None]:
+    """Writes what was done, and how long it took, where `TEMPLATEKIT_TRACE_HOOKS` asks for it."""
+    if os.environ.get(TRACE_VARIABLE, "0") in ("", "0"):
+        yield
+        return
+    began = time.perf_counter()
+    outcome = "raised"
+    try:
+        yield
+        outcome = "took"
+    finally:
+        print(f"templatekit: {what} {outcome} {(time.perf_counter() - began) * 1e3:.1f} ms", file=sys.stderr)
 
 
 def _distribution(entry_point: metadata.EntryPoint) -> tuple[str, str]:
@@ -328,12 +322,13 @@ def _load_folder(registry: Registry, folder: Path) -> None:
         ) from None
     for path in (folder / name for name in names if name.endswith(".py") and not name.startswith(("_", "."))):
         try:
-            with redirect_stdout(sys.stderr):
+            with redirect_stdout(sys.stderr), _trace(f"import {path}"):
                 module = import_file(path)
         except (Exception, SystemExit) as error:
             registry.fail(path.stem, str(path), "importing it", error)
             continue
-        registry.register(Plugin(name=path.stem, origin=str(path), module=module))
+        if not _left_out_for_version(registry, path.stem, str(path), getattr(module, REQUIRES, "")):
+            registry.register(Plugin(name=path.stem, origin=str(path), module=module))
     if any(name.endswith(".jinja") for name in names):
         registry.register(Plugin(name=f"{folder}/*.jinja", origin=str(folder), module=_JinjaFolder(folder)))
 

@@ -166,3 +166,44 @@ def test_the_editable_install_works_from_another_folder(source: Path, tmp_path: 
         assert "Name the capital." in shown, "a change is seen at once"
     finally:
         (source / "templates" / "new.jinja").unlink()
+
+
+@pytest.mark.slow
+def test_a_strangers_distribution_is_installed_used_and_uninstalled(built: dict[str, Path], tmp_path: Path) -> None:
+    """The one under `tests/third_party`, which stands where anyone's stands: outside, with an entry point."""
+    python = fresh_python(tmp_path / "venv")
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    install = (*pip, "install", "-q", "--no-deps", "--no-index", "--no-build-isolation")
+    theirs = tmp_path / "templatekit-fable"
+    shutil.copytree(ROOT / "tests" / "third_party" / "templatekit-fable", theirs)
+    run(*install, built[".whl"], theirs, cwd=tmp_path)
+    command = python.with_name("templatekit")
+    (plugin,) = [row for row in json.loads(run(command, "plugins", "--json", cwd=tmp_path)) if row["name"] == "fable"]
+    assert plugin["from"] == "templatekit-fable 1.2.0"
+    assert plugin["offers"] == ["adapter fable", "template fable", "format csv"]
+    assert not plugin["failed"]
+    fable = {"fable": "A fox, some grapes.", "teller": "Aesop", "moral": "Sour."}
+    (tmp_path / "fables.jsonl").write_text(json.dumps(fable) + "\n")
+    run(command, "render", "--dataset", "fables.jsonl", "--template", "fable", "--output", "fables.csv", cwd=tmp_path)
+    expected = 'row,text\r\n0,"Fable: A fox, some grapes.\nTeller: Aesop\nMoral: Sour."\r\n'
+    assert (tmp_path / "fables.csv").read_bytes().decode() == expected
+    run(*pip, "uninstall", "-q", "-y", "templatekit-fable", cwd=tmp_path)
+    assert "fable" not in run(command, "plugins", "--json", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_new_plugin_is_installed_and_passes_its_own_tests(built: dict[str, Path], tmp_path: Path) -> None:
+    python = fresh_python(tmp_path / "venv")
+    install = (sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index")
+    run(*install, built[".whl"], cwd=tmp_path)
+    run(python.with_name("templatekit"), "new", "plugin", "my-fable", cwd=tmp_path)
+    theirs = tmp_path / "templatekit-my-fable"
+    run(*install, "--no-build-isolation", "-e", theirs, cwd=tmp_path)
+    passed = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=theirs)
+    assert " passed" in passed
+    assert "failed" not in passed
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "Why?", "answer": "So."}) + "\n")
+    rendered = run(
+        python.with_name("templatekit"), "render", "--dataset", "rows.jsonl", "--template", "my-fable", cwd=tmp_path
+    )
+    assert json.loads(rendered)["text"] == "Question: Why?\nAnswer: So."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import templatekit
 from templatekit import (
     Adapter,
     Example,
@@ -29,7 +31,8 @@ from templatekit import (
     hookspecs,
     render,
 )
-from templatekit.registry import PLUGIN_DIR_VARIABLE, SELECT_VARIABLE, Offers
+from templatekit.offers import Offers, Plugin
+from templatekit.registry import PLUGIN_DIR_VARIABLE, REQUIRES, SELECT_VARIABLE, TRACE_VARIABLE
 
 ADAPTER = """
 from templatekit import Adapter, Example, Message, hookimpl
@@ -332,13 +335,34 @@ def test_a_misspelt_choice_is_answered_with_the_nearest_installed_one(monkeypatc
 
 
 def test_two_plugins_offering_one_adapter_are_both_named(folder: Callable[..., Path]) -> None:
-    place = folder(first=adapter_source("same"), second=adapter_source("same"))
-    with pytest.raises(PluginError) as raised:
-        _ = create_registry(plugin_dirs=[place]).adapters
-    assert str(raised.value) == (
-        f"two plugins offer adapter 'same': first ({place / 'first.py'}) and second ({place / 'second.py'}); "
-        "remove or rename one"
-    )
+    place = folder(first=adapter_source("same"), second=adapter_source("same"), third=adapter_source("other"))
+    adapters = create_registry(plugin_dirs=[place]).adapters
+    for ask in (adapters.__getitem__, adapters.owner):
+        with pytest.raises(PluginError) as raised:
+            ask("same")
+        assert str(raised.value) == (
+            f"2 plugins offer adapter 'same': first ({place / 'first.py'}) and second ({place / 'second.py'}); "
+            "choose first:same or second:same"
+        )
+    assert "same" not in adapters
+    assert adapters["other"].name == "other", "nobody else is harmed"
+
+
+def test_a_plugins_name_chooses_between_two_of_one_name(folder: Callable[..., Path]) -> None:
+    place = folder(first=adapter_source("same"), second=adapter_source("same", "record = {'q': 'second', 'a': 'a'}"))
+    registry = create_registry(plugin_dirs=[place])
+    assert {"first:same", "second:same"} <= set(registry.adapters)
+    assert len(registry.adapters) == len(list(registry.adapters))
+    record = {"q": "first", "a": "a"}
+    for name in ("first", "second"):
+        assert registry.adapters.owner(f"{name}:same").name == name
+        (rendered,) = render([record], adapter=f"{name}:same", template="chapter7", registry=registry)
+        assert name in rendered.text  # type: ignore[union-attr]
+    assert registry.adapters["alpaca:alpaca"] is registry.adapters["alpaca"]
+    with pytest.raises(UnknownNameError, match=r"no adapter named 'third:same'; did you mean 'first:same'"):
+        registry.adapters["third:same"]
+    with pytest.raises(RecordError, match=r"several adapters read records with keys a, q: first:same, second:same"):
+        next(render([record], template="chapter7", registry=registry))
 
 
 def test_a_plugin_cannot_take_a_built_in_name() -> None:
@@ -347,7 +371,79 @@ def test_a_plugin_cannot_take_a_built_in_name() -> None:
 
     registry = create_registry(plugins=[offering([Alpaca()])])
     with pytest.raises(PluginError, match=r"adapter 'alpaca': alpaca \(templatekit .*\) and offering \(given by"):
+        _ = registry.adapters["alpaca"]
+    assert isinstance(registry.adapters["offering:alpaca"], Alpaca)
+
+
+def test_a_plugin_may_not_offer_a_name_twice() -> None:
+    registry = create_registry(plugins=[offering([Given(), Given()])])
+    with pytest.raises(PluginError, match=r"plugin 'offering' .* offers two adapters named 'given'"):
         _ = registry.adapters
+
+
+# Versions
+
+
+@pytest.mark.parametrize("wanted", [">=0.1,<1", ">0.0.1", f"=={templatekit.__version__}"])
+def test_a_plugin_for_this_version_is_loaded(wanted: str, folder: Callable[..., Path]) -> None:
+    place = folder(fable=f"{REQUIRES} = {wanted!r}\n{adapter_source()}")
+    assert "fable" in create_registry(plugin_dirs=[place]).adapters
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        (">=99", "it needs templatekit >=99; this is {version}; install a version of either that fits"),
+        ("soon", "TEMPLATEKIT_REQUIRES='soon' is no version specifier; expected something like '>=0.1,<0.2'"),
+        (3, "TEMPLATEKIT_REQUIRES=3 is no version specifier; expected something like '>=0.1,<0.2'"),
+    ],
+)
+def test_a_plugin_for_another_version_is_left_out(wanted: object, reason: str, folder: Callable[..., Path]) -> None:
+    registry = create_registry(plugin_dirs=[folder(fable=f"{REQUIRES} = {wanted!r}\n{adapter_source()}")])
+    expected = reason.format(version=templatekit.__version__)
+    assert reasons(registry) == {"fable": expected}
+    with pytest.raises(UnknownNameError, match="plugin 'fable' was left out: "):
+        registry.adapters["fable"]
+
+
+def test_what_a_distribution_requires_is_checked_before_its_import(
+    install: Callable[..., None], tmp_path: Path
+) -> None:
+    for name, wanted in {"old": "templatekit<0.0.1; extra == 'x'", "new": "templatekit (>=99)"}.items():
+        install(f"kit-{name}", name, adapter_source(name) if name == "old" else "raise SystemExit")
+        facts = tmp_path / "site" / f"kit_{name}-1.0.dist-info" / "METADATA"
+        facts.write_text(facts.read_text() + f"Requires-Dist: templatekit-else>99\nRequires-Dist: {wanted}\n")
+    registry = create_registry()
+    version = templatekit.__version__
+    assert reasons(registry) == {
+        "new": f"it needs templatekit >=99; this is {version}; install a version of either that fits"
+    }
+    assert "old" in registry.adapters, "what an extra asks for is not asked of all"
+
+
+# Seeing what happens
+
+
+def test_hooks_are_traced_where_asked(
+    folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = folder(fable=adapter_source(), broken="1 / 0")
+    for value, traced in [("0", False), ("1", True)]:
+        monkeypatch.setenv(TRACE_VARIABLE, value)
+        assert "fable" in create_registry(plugin_dirs=[place]).adapters
+        lines = capsys.readouterr().err.splitlines()
+        shown = [line for line in lines if "fable" in line or "broken" in line]
+        patterns = [
+            r"templatekit: import .*broken\.py raised \d+\.\d ms",
+            r"templatekit: import .*fable\.py took \d+\.\d ms",
+            r"templatekit: templatekit_adapters of fable \(.*fable\.py\) took \d+\.\d ms",
+        ]
+        assert len(shown) == (len(patterns) if traced else 0)
+        for line, pattern in zip(shown, patterns, strict=False):
+            assert re.fullmatch(pattern, line), line
+
+
+# Two distributions
 
 
 def test_two_distributions_with_one_entry_point_name_are_both_named(install: Callable[..., None]) -> None:
@@ -388,7 +484,6 @@ def test_one_module_under_two_names_is_an_error() -> None:
     module = offering([Given()])
     registry = create_registry(entry_points=False, plugins=[module])
     module.__name__ = "again"
-    from templatekit.registry import Plugin
 
     with pytest.raises(PluginError, match=r"plugins 'offering' .* and 'again' .* are one module; keep one"):
         registry.register(Plugin(name="again", origin="here", module=module))

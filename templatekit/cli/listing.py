@@ -16,7 +16,8 @@ from templatekit.cli.groups import Noun
 from templatekit.cli.options import PLUGIN_DIR, load_registry
 from templatekit.errors import UnknownNameError
 from templatekit.formats.lookup import find_template
-from templatekit.registry import Offers, Registry
+from templatekit.offers import Offers
+from templatekit.registry import Registry
 from templatekit.types import Example, Message
 from templatekit.views import to_marked
 

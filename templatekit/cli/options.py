@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 
 from templatekit.config import Options
 from templatekit.errors import ConfigError
-from templatekit.registry import PluginFailure, Registry, create_registry
+from templatekit.offers import PluginFailure
+from templatekit.registry import Registry, create_registry
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -48,12 +48,10 @@ def choose_adapter(keys: Set[str], registry: Registry) -> Adapter:
 
     Where several match, the one that reads the most of the keys; a tie is an error that names them.
     """
-    matching = [adapter for adapter in registry.adapters.values() if adapter.matches(keys)]
+    matching = {name: adapter for name, adapter in registry.adapters.items() if adapter.matches(keys)}
     if not matching:
         shapes = "; ".join(
-            f"{adapter.name}: {', '.join(adapter.required)}"
-            for adapter in registry.adapters.values()
-            if adapter.required
+            f"{name}: {', '.join(adapter.required)}" for name, adapter in registry.adapters.items() if adapter.required
         )
         found = ", ".join(sorted(map(str, keys))) or "(none)"
         raise RecordError(
@@ -62,15 +60,15 @@ def choose_adapter(keys: Set[str], registry: Registry) -> Adapter:
             "or name an adapter (--adapter)",
             reason="no_adapter",
         )
-    scores = {adapter.name: len(keys & set(adapter.keys)) for adapter in matching}
-    best = [adapter for adapter in matching if scores[adapter.name] == max(scores.values())]
+    scores = {name: len(keys & set(adapter.keys)) for name, adapter in matching.items()}
+    best = [name for name, score in scores.items() if score == max(scores.values())]
     if len(best) > 1:
         raise RecordError(
             f"several adapters read records with keys {', '.join(sorted(keys))}: "
-            f"{', '.join(adapter.name for adapter in best)}; name one (--adapter)",
+            f"{', '.join(best)}; name one (--adapter)",
             reason="no_adapter",
         )
-    return best[0]
+    return matching[best[0]]
 
 
 def _misspelt(keys: Set[str], registry: Registry) -> str:

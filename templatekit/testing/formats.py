@@ -11,7 +11,8 @@ from templatekit.contracts import Adapter
 from templatekit.errors import PluginError, TemplatekitError, UnknownNameError
 from templatekit.formats.lookup import OWN_TEMPLATE, find_template
 from templatekit.formats.template import Template
-from templatekit.registry import Plugin, Registry, create_registry, import_file
+from templatekit.offers import Plugin
+from templatekit.registry import Registry, create_registry, import_file
 from templatekit.testing.run import CHECKS, find_check
 from templatekit.testing.subject import Subject
 from templatekit.testing.tiny import MAIN, TINY, tiny_tokenizer

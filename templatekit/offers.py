@@ -1,0 +1,96 @@
+"""What plugins offer, by name, with who offered it.
+
+A name that two plugins offer is neither's: asked for plainly it is an error that names both, and `plugin:name` says
+which is meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+from templatekit.errors import PluginError, UnknownNameError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plugin:
+    """A loaded plugin."""
+
+    name: str
+    origin: str
+    """The distribution with its version, or the file."""
+    module: object
+    built_in: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginFailure:
+    """A plugin that was left out, and why."""
+
+    name: str
+    origin: str
+    reason: str
+
+
+class _Offer(NamedTuple, Generic[T]):
+    name: str
+    item: T
+    plugin: Plugin
+
+    @property
+    def whole_name(self) -> str:
+        return f"{self.plugin.name}:{self.name}"
+
+
+class Offers(Mapping[str, T], Generic[T]):
+    """What plugins offer of one kind, by name or by `plugin:name`; a name that two offer is listed by the latter."""
+
+    def __init__(self, kind: str, failures: list[PluginFailure]) -> None:
+        self.kind = kind
+        self._failures = failures
+        self._offers: dict[str, list[_Offer[T]]] = {}
+
+    def add(self, name: str, item: T, plugin: Plugin) -> None:
+        """Takes an item; raises `PluginError` where the plugin offers two of one name."""
+        offers = self._offers.setdefault(name, [])
+        if any(offer.plugin is plugin for offer in offers):
+            raise PluginError(f"plugin {plugin.name!r} ({plugin.origin}) offers two {self.kind}s named {name!r}")
+        offers.append(_Offer(name, item, plugin))
+
+    def owner(self, name: str) -> Plugin:
+        """The plugin that offers `name`."""
+        return self._find(name).plugin
+
+    def _find(self, name: str) -> _Offer[T]:
+        offers = self._offers.get(name, [])
+        if len(offers) > 1:
+            who = " and ".join(f"{offer.plugin.name} ({offer.plugin.origin})" for offer in offers)
+            names = " or ".join(offer.whole_name for offer in offers)
+            raise PluginError(f"{len(offers)} plugins offer {self.kind} {name!r}: {who}; choose {names}")
+        if offers:
+            return offers[0]
+        for offer in self._all():
+            if offer.whole_name == name:
+                return offer
+        hint = "".join(f"; plugin {f.name!r} was left out: {f.reason}" for f in self._failures)
+        raise UnknownNameError(self.kind, name, list(self), hint=hint)
+
+    def _all(self) -> Iterator[_Offer[T]]:
+        return (offer for offers in self._offers.values() for offer in offers)
+
+    def __getitem__(self, name: str) -> T:
+        return self._find(name).item
+
+    def __contains__(self, name: object) -> bool:
+        return name in set(self) or any(offer.whole_name == name for offer in self._all())
+
+    def __iter__(self) -> Iterator[str]:
+        for offers in self._offers.values():
+            for offer in offers:
+                yield offer.name if len(offers) == 1 else offer.whole_name
+
+    def __len__(self) -> int:
+        return sum(map(len, self._offers.values()))

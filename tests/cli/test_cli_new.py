@@ -1,0 +1,73 @@
+"""`templatekit new`: what it writes works as it is, and nothing is overwritten."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Templatekit = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def written(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_new_template_renders_and_passes_its_checks(templatekit: Templatekit, here: Path) -> None:
+    made = templatekit("new", "template", "fable")
+    assert (made.code, made.err) == (0, "")
+    assert made.out.splitlines()[0] == "wrote fable.jinja"
+    assert [*written(here)] == ["fable.jinja"]
+    (here / "rows.json").write_text(json.dumps([{"instruction": "Why?", "input": "x", "output": "So."}]))
+    shown = templatekit("render", "--dataset", "rows.json", "--template", "fable.jinja")
+    assert json.loads(shown.out)["text"] == "Question: Why?\nx\nAnswer: So."
+    checked = templatekit("check", "fable.jinja", "--examples", "5")
+    assert checked.code == 0, checked.out + checked.err
+
+
+def test_a_new_adapter_reads_its_records_and_passes_its_checks(templatekit: Templatekit, here: Path) -> None:
+    made = templatekit("new", "adapter", "my-fable")
+    assert (made.code, [*written(here)]) == (0, ["my_fable.py"])
+    (here / "rows.json").write_text(json.dumps([{"question": "Why?", "answer": "So."}]))
+    shown = templatekit("render", "--plugin-dir", ".", "--dataset", "rows.json", "--template", "chatml")
+    assert json.loads(shown.out)["text"].endswith("<|im_start|>assistant\nSo.<|im_end|>\n")
+    assert "adapter: my-fable (told by the records' keys)" in shown.err
+    checked = templatekit("check", "my_fable.py", "--examples", "5")
+    assert checked.code == 0, checked.out + checked.err
+
+
+@pytest.mark.parametrize("name", ["", "Fable", "my_fable", "../x", "-x", "x-", "é", "a b", "1a"])
+def test_a_name_must_be_one(name: str, templatekit: Templatekit, here: Path) -> None:
+    refused = templatekit("new", "template", "--", name)
+    assert refused.code == 2
+    assert refused.err.startswith(f"Error: name {name!r}: expected small letters")
+    assert not written(here)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "template", "plugin"])
+def test_nothing_is_overwritten(kind: str, templatekit: Templatekit, here: Path) -> None:
+    assert templatekit("new", kind, "fable").code == 0
+    for path in here.rglob("*"):
+        if path.is_file():
+            path.write_text("mine")
+    before = written(here)
+    refused = templatekit("new", kind, "fable")
+    assert refused.code == 2
+    assert "exists; choose another name or --directory" in refused.err
+    assert written(here) == before
+
+
+def test_it_writes_where_it_is_told(templatekit: Templatekit, here: Path) -> None:
+    assert templatekit("new", "template", "fable", "--directory", "deep/er").code == 0
+    assert (here / "deep/er/fable.jinja").is_file()
+    (here / "file").write_text("")
+    assert templatekit("new", "template", "fable", "--directory", "file/x").code == 2
