@@ -16,7 +16,7 @@ from templatekit.types import STANDARD_ROLES, Boundary, ControlTokens, TrainOn, 
 
 Base = Literal["response", "content", "last", "all"]
 _BASES: tuple[Base, ...] = get_args(Base)
-_FIELDS = ("content", "context", "reasoning", "tool_calls", "name")
+_FIELDS = ("content", "context", "reasoning", "tool_calls", "tool_call_id", "name")
 _OF_NO_MESSAGE = ("tools", "documents")
 _ANY = "*"
 

@@ -196,10 +196,11 @@ def test_23_content_parts_do_not_join(tokenizer_of: Any, builtin: Registry) -> N
 AS_JSON = (
     "{% for given in tools + documents %}{{ given | tojson }}\n{% endfor %}"
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{{ m.name ~ ':' if m.name else '' }}"
-    "{{ m.reasoning_content or '' }}{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "{{ m.reasoning_content or '' }}{% for c in m.tool_calls or [] %}"
     "{{ '\n' ~ c.function.name ~ '(' ~ c.function.arguments | tojson ~ ')' }}"
     "{% for key, value in c.function.arguments | items %}{{ key }}={{ value }};{% endfor %}{% endfor %}"
-    "{{ '<|im_end|>' }}\n{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>' }}\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 

@@ -20,7 +20,7 @@ from templatekit.types import COMPUTED, TEMPLATE, TargetSpan, field_origin
 
 BASES = ("response", "content", "last", "all")
 ROLES = ("user", "assistant", "tool", "ipython")
-FIELDS = ("content", "context", "reasoning", "tool_calls", "name")
+FIELDS = ("content", "context", "reasoning", "tool_calls", "tool_call_id", "name")
 HEADER = ("role", "name")
 
 
@@ -59,7 +59,7 @@ def wanted_weights(text: RenderedText, wanted: Wanted) -> Iterator[float]:
             if origin.field is not None
             and (of is None or of == role)
             and (field == origin.field or (field is None and origin.field not in HEADER))
-            and (role != "assistant" or target is not None)
+            and ((target is not None and origin.message is not None) or is_new(text, role, origin.message))
         ]
         if named:
             # A field goes before a role, and a field of one role before a field of any.
@@ -72,6 +72,14 @@ def wanted_weights(text: RenderedText, wanted: Wanted) -> Iterator[float]:
             own = origin.kind == "computed" or (origin.message == target.message and origin.field not in HEADER)
             own = own or at >= target.marker_start
             yield wanted.weight * text.message_weights[target.message] if own or wanted.base != "content" else 0.0
+
+
+def is_new(text: RenderedText, role: str | None, message: int | None) -> bool:
+    """Whether a text outside of the targets is the prompt's, and stands in no earlier sample of the record; what
+    belongs to no message stands in every sample."""
+    if message is None:
+        return text.history == 0
+    return role != "assistant" and message >= text.history
 
 
 WEIGHTS = st.sampled_from([0.0, 0.1, 0.5, 1.0, 2.0])
@@ -100,6 +108,7 @@ def texts_with_targets(draw: st.DrawFn) -> RenderedText:
         target_spans=tuple(targets),
         message_weights=tuple(draw(st.lists(WEIGHTS, min_size=4, max_size=4))),
         roles=tuple(draw(st.lists(st.sampled_from(ROLES), min_size=4, max_size=4))),
+        history=draw(st.sampled_from([0, 0, 1, 3])),
     )
 
 
