@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from testkit import ollama, texts
+from testkit import ollama
 from testkit.bundled import BUNDLED
 from testkit.published import ORIGINALS, source_of
 
 from templatekit import Example, Message, RecordError, Registry, Template, TemplateError, TemplateFile, Tokenizer
 from templatekit.export.modelfile import go_template, modelfile
 from templatekit.formats.lookup import find_template
+from templatekit.testing import texts
 from templatekit.types import SpecialTokens
 
 TOKENS = SpecialTokens(bos="<s>", eos="</s>", special=frozenset({"<s>", "</s>"}))
