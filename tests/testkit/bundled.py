@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from templatekit import Message
-
 ONE_TURN = ("alpaca", "alpaca-lora", "chapter7", "seed", "dolly", "phi3-chapter7")
 MISTRAL = ("mistral-v1", "mistral-v3", "mistral-v3-tekken", "mistral-v7", "mistral")
 CHAT = ("chatml", "gemma", "gemma3", "llama2", "llama3", *MISTRAL, "phi3", "qwen3", "vicuna", "zephyr")
@@ -24,30 +22,14 @@ REWRITES: Mapping[str, str] = {
     "qwen3": "earlier answers have no thinking block",
 }
 """Chat templates that print a turn differently once others follow."""
-BEGINS = (*MISTRAL, "gemma", "gemma3", "llama2", "llama3", "vicuna")
-"""Chat templates that begin with BOS; Llama 2 puts it before every user turn too."""
-
 _STRIP: Mapping[str, Callable[[str], str]] = {
     **dict.fromkeys(("gemma", "gemma3", "llama2", "llama3"), str.strip),
     # mistral-common's tokenizers from v2 on drop the blanks behind an answer.
     **dict.fromkeys(MISTRAL[1:], lambda text: text.rstrip(" ")),
     "qwen3": lambda text: text.lstrip("\n"),
 }
-STRIPS = tuple(_STRIP)
-"""Chat templates that do not print every character of a message's edges."""
 
 
 def own_answer(template: str, answer: str) -> str:
     """What a template prints of its last answer's text, thinking in it aside."""
     return _STRIP.get(template, str)(answer)
-
-
-def keeps(template: str, message: Message) -> bool:
-    """Whether every character of the message is printed as it is."""
-    if template not in STRIPS:
-        return True
-    if template in ("gemma", "gemma3", "llama2", "llama3"):
-        return message.content.strip() == message.content and message.context.strip() == message.context
-    return message.role != "assistant" or (
-        own_answer(template, message.content) == message.content and "</think>" not in message.content
-    )
