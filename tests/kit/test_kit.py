@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -254,7 +255,12 @@ def test_only_the_command_imports_the_kit() -> None:
     """hypothesis is needed by nobody else."""
     package = Path(__file__).parents[2] / "templatekit"
     others = [path for path in package.rglob("*.py") if path.parent.name != "testing"]
-    users = [path.name for path in others if "templatekit.testing import" in path.read_text(encoding="utf-8")]
+    trees = {path.name: ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for path in others}
+    users = [
+        name
+        for name, nodes in trees.items()
+        if any(isinstance(node, ast.ImportFrom) and node.module == "templatekit.testing" for node in nodes)
+    ]
     assert users == ["check.py"]
     program = "import sys, templatekit.cli.check; assert 'hypothesis' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
