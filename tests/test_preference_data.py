@@ -121,7 +121,7 @@ def test_tools_and_input_are_kept(preference: Adapter) -> None:
     spellings: list[Any] = [tools, json.dumps(tools)]
     for spelling in spellings:
         record = {"prompt": "q", "chosen": "x", "rejected": "y", "tools": spelling}
-        assert pair_of(preference, record).tools == tuple(tools)
+        assert pair_of(preference, record).tools == ({"type": "function", "function": {"name": "t"}},)
     for key in ("instruction", "prompt"):
         pair = pair_of(preference, {key: "q", "input": "i", "chosen": "x", "rejected": "y"})
         assert pair.messages == (Message(role="user", content="q", context="i"),)

@@ -85,7 +85,7 @@ def test_sampling_follows_its_seed_and_leaves_the_generator_alone(tiny_model: Ma
 def test_it_answers_after_packs_and_with_adapters(tiny_model: MakeModel) -> None:
     model = tiny_model()
     ids = _greedy(model, 12)
-    with isolate(model, [Segment(document=0, start=0, end=3)]):
+    with isolate(model, [Segment(documents=(0,), start=0, end=3)]):
         model(input_ids=torch.tensor([[1, 2, 3]]), use_cache=False)
     adapted = attach_lora(model, rank=2, alpha=4, seed=0)
     assert _answer(adapted).ids == tuple(ids)
