@@ -1,6 +1,6 @@
 """Every bundled adapter and template keeps every promise, with every tokenizer at hand.
 
-`HYPOTHESIS_PROFILE=long` tries far more; the number is said at the end of the run.
+`HYPOTHESIS_PROFILE=long` tries some 20,000 inputs of each kind; how many it were is said at the end of the run.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def at_hand(tokenizer_of: Tokenizers) -> list[Tokenizer]:
 def test_every_promise_is_kept(
     part: tuple[str, str], at_hand: list[Tokenizer], builtin: Registry, request: pytest.FixtureRequest
 ) -> None:
-    """And no check is idle with every tokenizer, but those of which that is known."""
+    """And, where enough is tried to tell, no check is idle but those of which that is known."""
     kind, name = part
     adapter: Adapter | None = builtin.adapters[name] if kind == "adapter" else None
     template: Template | None = find_template(name, builtin) if kind == "template" else None
@@ -90,7 +90,7 @@ def test_every_promise_is_kept(
                 tried[outcome.check.name] += outcome.tried
     request.config.stash[GENERATED] = request.config.stash.get(GENERATED, 0) + generated
     idle = {check for check, times in tried.items() if not times}
-    assert idle <= IDLE.get(subject.name, set()), "too few inputs, or a check that never looks"
+    assert not LONG or idle <= IDLE.get(subject.name, set()), "a check that never looks"
 
 
 def test_special_tokens_of_its_own(builtin: Registry) -> None:
