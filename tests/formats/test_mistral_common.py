@@ -22,11 +22,12 @@ from templatekit.types import SpecialTokens
 DIFFERENCES: Mapping[str, tuple[Sequence[str], str]] = {
     "an empty answer": (("user", "assistant:"), "trained"),
     "two turns of one role": (("user", "user", "assistant"), "refused"),
-    "a later system message": (("user", "assistant", "system", "user", "assistant"), "refused"),
+    "a system message behind a question": (("user", "system", "user", "assistant"), "refused"),
+    "several system messages": (("system", "system", "user", "assistant"), "refused"),
     "a tool's result": (("user", "assistant", "tool", "assistant"), "refused"),
 }
-"""What mistral-common does otherwise: it refuses an empty answer, joins turns of one role, moves system messages to the
-front (v7 and later: leaves them where they stand), and has tools. docs/reference.md says so."""
+"""What mistral-common does otherwise: it refuses an empty answer, joins turns of one role and system messages (v7 and
+later: leaves those where they stand), and has tools. docs/reference.md says so."""
 
 
 @pytest.fixture(scope="session")
