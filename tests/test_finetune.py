@@ -277,6 +277,16 @@ def test_generate_stops_where_the_template_says(tiny_model: Path) -> None:
     assert len(result["answer_ids"]) <= 5
 
 
+def test_generate_loses_no_system_message(tiny_model: Path) -> None:
+    """A format without a place for one says so, and does not leave it out."""
+    asked = ("generate", "--model", str(tiny_model), "--instruction", "Hi", "--max-new-tokens", "2")
+    refused = command(*asked, "--template", "alpaca", "--system", "Be brief.")
+    assert refused.returncode == 2
+    assert "system" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert command(*asked, "--template", "chatml", "--system", "Be brief.").returncode == 0
+
+
 THINKING = (
     "{%- for message in messages %}<|im_start|>{{ message.role }}\n"
     "{%- if message.role == 'assistant' and enable_thinking is defined and not enable_thinking %}<think></think>"

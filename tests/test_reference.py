@@ -25,20 +25,20 @@ REFERENCE = (DOCS / "reference.md").read_text(encoding="utf-8")
 
 def commands_page() -> str:
     lines = ["# Commands", "", "What `--help` says, of every command.", ""]
-    for path, command in sorted(_commands(cli, ("templatekit",))):
-        context = click.Context(command, info_name=" ".join(path), max_content_width=100, terminal_width=100)
-        lines += [f"## `{' '.join(path)}`", "", "```text", command.get_help(context), "```", ""]
+    for context in sorted(_commands(cli, None, "templatekit"), key=lambda context: context.command_path):
+        lines += [f"## `{context.command_path}`", "", "```text", context.get_help(), "```", ""]
     return "\n".join(lines)
 
 
-def _commands(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    yield path, command
+def _commands(command: click.Command, parent: click.Context | None, name: str) -> Iterator[click.Context]:
+    settings = {**command.context_settings, "max_content_width": 100, "terminal_width": 100}
+    context = click.Context(command, parent, name, **settings)  # as a run makes it, so that `-h` is inherited
+    yield context
     if isinstance(command, click.Group):
-        context = click.Context(command)
-        for name in command.list_commands(context):
-            inner = command.get_command(context, name)
+        for inner_name in command.list_commands(context):
+            inner = command.get_command(context, inner_name)
             assert inner is not None
-            yield from _commands(inner, (*path, name))
+            yield from _commands(inner, context, inner_name)
 
 
 def section(heading: str, page: str = REFERENCE) -> str:

@@ -195,6 +195,7 @@ class Template:
         """What a server feeds the model to have it answer: the example's messages, without a last assistant turn.
 
         With `continue_final` that turn is kept, and the text ends where its own ends, for the model to go on with it.
+        Raises as `render` does.
         """
         messages = example.messages
         if continue_final:
@@ -204,6 +205,7 @@ class Template:
             if not messages:
                 raise RecordError("no message comes before the answer", field="messages", reason="no_prompt")
             text = self._text(messages, example, tokens, prompt=True)
+            self._check_complete(replace(example, messages=messages), spans_of(text))
         spans = spans_of(text)
         _check_encodable(text, spans)
         return RenderedText(
@@ -249,6 +251,7 @@ class Template:
                 reason="no_answer_to_continue",
             )
         text = self._text(example.messages, example, tokens, prompt=False)
+        self._check_complete(example, spans_of(text))
         for field in ("content", "reasoning"):
             ends = [span.end for span in spans_of(text) if (span.origin.message, span.origin.field) == (last, field)]
             if ends:

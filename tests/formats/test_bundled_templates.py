@@ -85,6 +85,32 @@ def test_golden(template: Template, case: str, update_golden: bool) -> None:
     assert text == path.read_bytes().decode()
 
 
+def _outcome(work: Callable[[], object]) -> tuple[str, str | None] | None:
+    try:
+        work()
+    except RecordError as error:
+        return error.reason, error.field
+    return None
+
+
+@pytest.mark.parametrize("continue_final", [False, True])
+@pytest.mark.parametrize("case", ["plain", "context", "system"])
+def test_a_prompt_loses_no_message(
+    template: Template, case: str, continue_final: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has no place in the whole text has none in the prompt, and is refused there by the same words."""
+    refused = _outcome(lambda: template.render(EXAMPLES[case], TOKENS))
+
+    def prompted() -> tuple[str, str | None] | None:
+        return _outcome(lambda: template.prompt(EXAMPLES[case], TOKENS, continue_final=continue_final))
+
+    assert prompted() == refused
+    monkeypatch.setattr(Template, "_check_complete", lambda *anything: None)
+    unchecked = prompted()
+    if refused is not None and refused[0] == "no_place_for_field":
+        assert unchecked is None, "without the check it would be lost in silence"
+
+
 def test_no_golden_file_is_left_over() -> None:
     expected = {f"{name}.{case}.txt" for name in BUNDLED for case in EXAMPLES}
     assert {path.name for path in GOLDEN.glob("*.*.txt")} == expected
