@@ -85,7 +85,9 @@ class Pipeline:
             self.template = self.template.ended_by(options.end_marker)
         self.special_tokens = tokenizer.special_tokens if tokenizer else NO_TOKENIZER
         self.encoder = (
-            Encoder(tokenizer, boundary=options.boundary, control_tokens=options.control_tokens) if tokenizer else None
+            Encoder(tokenizer, boundary=options.boundary, control_tokens=options.control_tokens, reuse=options.reuse)
+            if tokenizer
+            else None
         )
         self.limit = self.limit_of(options)
         self.counts = Counts()
