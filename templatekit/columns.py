@@ -1,14 +1,21 @@
-"""Many tokenized examples as columns: what is there once a token lies in arrays, and examples are made on demand."""
+"""Many tokenized examples as columns: what is there once a token lies in arrays, and examples are made on demand.
+
+Arrow takes the arrays as they are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from templatekit.types import IGNORE_INDEX, LossSpan, RenderedText, TokenizedExample, Truncation
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -104,3 +111,20 @@ class TokenizedColumns:
             input_ids=np.concatenate([np.zeros(0, np.int32), *(columns.input_ids for columns in several)]),
             loss_weights=np.concatenate([np.zeros(0, np.float64), *(columns.loss_weights for columns in several)]),
         )
+
+
+def token_arrays(columns: TokenizedColumns) -> dict[str, pa.ListArray]:
+    """`input_ids`, `labels` (int32) and `loss_weights` (float32) as Arrow lists, one an example."""
+    offsets = columns.offsets.astype(np.int32)
+    return {
+        "input_ids": list_array(offsets, columns.input_ids),
+        "labels": list_array(offsets, columns.labels),
+        "loss_weights": list_array(offsets, columns.loss_weights.astype(np.float32)),
+    }
+
+
+def list_array(offsets: NDArray[np.int32], values: NDArray[Any] | pa.Array) -> pa.ListArray:
+    """Lists from values end to end: list i holds the values `offsets[i]` to `offsets[i + 1]`."""
+    import pyarrow as pa
+
+    return pa.ListArray.from_arrays(pa.array(offsets), values if isinstance(values, pa.Array) else pa.array(values))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from typing import Any
 
+import numpy as np
+
+from templatekit.columns import TokenizedColumns
 from templatekit.config import DataOptions, parse_train_on
 from templatekit.contracts import Adapter
 from templatekit.counts import Counts
@@ -20,10 +23,11 @@ from templatekit.tokens.cuts import Encoder
 from templatekit.tokens.load import find_tokenizer
 from templatekit.tokens.supervision import loss_spans
 from templatekit.tokens.tokenizer import Tokenizer
-from templatekit.tokens.truncation import Limit
+from templatekit.tokens.truncation import Fitted, Limit
 from templatekit.types import (
     NO_TOKENIZER,
     Example,
+    LossSpan,
     Message,
     PreferenceExample,
     Record,
@@ -51,11 +55,32 @@ class Prepared:
         return self.rendered if self.tokenized is None else self.tokenized
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batch:
+    """Samples that came out together; what is there once a token lies in columns."""
+
+    items: Sequence[Prepared]
+    """Without their tokens."""
+    columns: TokenizedColumns | None = None
+    """As long as `items`; None without a tokenizer."""
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Prepared]:
+        """Sample by sample, each with its tokens."""
+        if self.columns is None:
+            yield from self.items
+            return
+        for item, tokenized in zip(self.items, self.columns, strict=True):
+            yield Prepared(example=item.example, rendered=tokenized.rendered, tokenized=tokenized)
+
+
 class Pipeline:
     """Adapter, template and tokenizer, set up once for any number of records.
 
-    Iterate `run(records)`; `counts` tells afterwards what became of them. Without an adapter the first record's keys
-    choose one.
+    Iterate `run(records)`, or `batches(records)` for columns; `counts` tells afterwards what became of them. Without an
+    adapter the first record's keys choose one.
     """
 
     def __init__(
@@ -121,15 +146,25 @@ class Pipeline:
         A record that cannot be used raises its `RecordError`, or, with `on_error="skip"`, is counted. What nothing is
         trained of is counted in any case. `ConfigError` at the end where records came in and none came out.
         """
+        for batch in self.batches(records, source=source, first_row=first_row):
+            yield from batch
+
+    def batches(
+        self, records: Iterable[Record | RecordError], *, source: str | None = None, first_row: int = 0
+    ) -> Iterator[Batch]:
+        """The same as `run`, many samples at once: never none, and no order but theirs."""
         rendered = (item for row, record in enumerate(records, first_row) for item in self._render(row, record, source))
         last = None
         while chunk := list(islice(rendered, BATCH)):
-            for item in self._encode(chunk, source):
-                self.counts.samples += 1
-                if item.rendered.row != last:
-                    self.counts.rows_out += 1
-                    last = item.rendered.row
-                yield item
+            for batch in self._encode(chunk, source):
+                rows = [last, *(item.rendered.row for item in batch.items)]
+                self.counts.samples += len(batch)
+                self.counts.rows_out += sum(row != before for before, row in pairwise(rows))
+                last = rows[-1]
+                if batch.columns is not None:
+                    self.counts.tokens += len(batch.columns.input_ids)
+                    self.counts.trained_tokens += int(np.count_nonzero(batch.columns.loss_weights))
+                yield batch
         if self.counts.rows_in and not self.counts.rows_out:
             reasons = "; ".join(f"{count} {reason}" for reason, count in self.counts.dropped.most_common())
             first = next(iter(self.counts.first_dropped.values()), "")
@@ -258,40 +293,76 @@ class Pipeline:
         )
         return replace(example, messages=messages)
 
-    def _encode(self, items: list[Prepared], source: str | None) -> Iterator[Prepared]:
+    def _encode(self, items: list[Prepared], source: str | None) -> Iterator[Batch]:
+        """What comes out of the items, at most one batch; an error is raised behind what came before it."""
         losses = [loss_spans(item.rendered, self.options.train_on) for item in items]
         if self.encoder is None:
-            weight = parse_train_on(self.options.train_on).weight
-            for item, spans in zip(items, losses, strict=True):
-                # Of an empty answer the end marker alone is trained, which only a tokenizer can tell.
-                if (weight and item.rendered.target_spans) or any(span.weight for span in spans):
-                    yield item
-                else:
-                    self._drop(_untrained(item), item, source)
+            kept = [item for item, spans in zip(items, losses, strict=True) if self._is_trained(item, spans, source)]
+            if kept:
+                yield Batch(items=kept)
             return
         texts = [(item.rendered, spans) for item, spans in zip(items, losses, strict=True)]
-        for item, tokenized in zip(items, self.encoder.encode_batch(texts), strict=True):
-            if not tokenized.trained_tokens:
+        columns = self.encoder.encode_columns(texts)
+        fitted, failure = self._fit(items, columns, source)
+        if fitted:
+            yield _chosen(items, columns, fitted)
+        if failure is not None:
+            raise failure
+
+    def _is_trained(self, item: Prepared, spans: Sequence[LossSpan], source: str | None) -> bool:
+        """Whether a text without ids is kept. Of an empty answer the end marker alone is trained, which only a
+        tokenizer can tell."""
+        weight = parse_train_on(self.options.train_on).weight
+        if (weight and item.rendered.target_spans) or any(span.weight for span in spans):
+            return True
+        self._drop(_untrained(item), item, source)
+        return False
+
+    def _fit(
+        self, items: Sequence[Prepared], columns: TokenizedColumns, source: str | None
+    ) -> tuple[dict[int, Fitted | None], RecordError | None]:
+        """The indices of the samples that are kept, in order, those that had to be shortened with what is left of them.
+
+        The error is that of the sample at which the run is to stop.
+        """
+        kept: dict[int, Fitted | None] = {}
+        lengths, trained = columns.lengths.tolist(), columns.trained_tokens.tolist()
+        for index, item in enumerate(items):
+            if not trained[index]:
                 self._drop(_untrained(item), item, source)
-                continue
-            example = item.example
-            try:
-                if self.limit is not None:
-                    long = len(tokenized)
-                    example, tokenized = self.limit.fit(example, tokenized)
-                    self.counts.shorten(tokenized, source, long)
-            except RecordError as error:
-                if self.options.truncation == "error":
-                    error.at(source, tokenized.row).message += "; to drop: --truncation drop"
-                    raise
-                self._drop(error, item, source)
-                continue
-            self.counts.tokens += len(tokenized)
-            self.counts.trained_tokens += tokenized.trained_tokens
-            yield replace(item, example=example, rendered=tokenized.rendered, tokenized=tokenized)
+            elif self.limit is None or lengths[index] <= self.limit.max_length:
+                kept[index] = None
+            else:
+                try:
+                    shorter = self.limit.fit(item.example, columns[index])
+                except RecordError as error:
+                    if self.options.truncation == "error":
+                        error.at(source, item.rendered.row).message += "; to drop: --truncation drop"
+                        return kept, error
+                    self._drop(error, item, source)
+                    continue
+                self.counts.shorten(shorter.tokenized, source, lengths[index])
+                kept[index] = shorter
+        return kept, None
 
     def _drop(self, error: RecordError, item: Prepared, source: str | None) -> None:
         self.counts.drop(error.at(source, item.rendered.row))
+
+
+def _chosen(items: Sequence[Prepared], columns: TokenizedColumns, kept: Mapping[int, Fitted | None]) -> Batch:
+    """The samples that are kept, those that were shortened in their places."""
+    shortened = {index: fitted for index, fitted in kept.items() if fitted is not None}
+    if shortened:
+        places = {index: len(items) + number for number, index in enumerate(shortened)}
+        shorter = TokenizedColumns.of([fitted.tokenized for fitted in shortened.values()])
+        columns = TokenizedColumns.join([columns, shorter]).select([places.get(index, index) for index in kept])
+    elif len(kept) < len(items):
+        columns = columns.select(list(kept))
+    chosen = [
+        items[index] if fitted is None else Prepared(example=fitted.example, rendered=fitted.tokenized.rendered)
+        for index, fitted in kept.items()
+    ]
+    return Batch(items=chosen, columns=columns)
 
 
 def _untrained(item: Prepared) -> RecordError:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias, TypeVar
 
 import click
 
@@ -16,6 +16,18 @@ from templatekit.errors import ConfigError, PluginError, RunError, TemplatekitEr
 from templatekit.pipeline import Pipeline
 from templatekit.registry import Registry
 from templatekit.types import RenderedText, TokenizedExample
+
+if TYPE_CHECKING:
+    from templatekit.columns import TokenizedColumns
+
+
+Item = TypeVar("Item")
+
+
+class Columns(NamedTuple):
+    """Examples to write that come as columns."""
+
+    batches: Iterable[TokenizedColumns]
 
 
 def choose_exporter(registry: Registry, format: str | None, output: Path | None) -> Exporter:
@@ -31,20 +43,26 @@ def choose_exporter(registry: Registry, format: str | None, output: Path | None)
     return registry.exporters["jsonl"]
 
 
-def write(exporter: Exporter, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> None:
+Examples: TypeAlias = Iterable[RenderedText | TokenizedExample]
+
+
+def write(exporter: Exporter, examples: Examples | Columns, file: BinaryIO) -> None:
     """Has an exporter write, and sees that it leaves nothing out."""
     given = 0
     ended = False
 
-    def counted() -> Iterator[RenderedText | TokenizedExample]:
+    def counted(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[Item]:
         nonlocal given, ended
-        for example in examples:
-            given += 1
-            yield example
+        for item in items:
+            given += size(item)
+            yield item
         ended = True
 
     try:
-        written = exporter.write(counted(), file)
+        if isinstance(examples, Columns):
+            written = exporter.write_columns(counted(examples.batches, len), file)
+        else:
+            written = exporter.write(counted(examples, lambda example: 1), file)
     except (TemplatekitError, OSError):
         raise
     except Exception as error:  # a plugin's code may raise anything
@@ -54,7 +72,7 @@ def write(exporter: Exporter, examples: Iterable[RenderedText | TokenizedExample
         raise PluginError(f"format {exporter.name!r} wrote {written!r} examples; expected all: {given}{more}")
 
 
-def write_whole(exporter: Exporter, examples: Iterable[RenderedText | TokenizedExample], output: Path) -> None:
+def write_whole(exporter: Exporter, examples: Examples | Columns, output: Path) -> None:
     """Has an exporter write a file that is whole or absent."""
     with whole_file(output) as file:
         write(exporter, examples, file)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
-from templatekit.cli.output import choose_exporter, summarize, write, write_whole
+from templatekit.cli.output import Columns, choose_exporter, summarize, write, write_whole
 from templatekit.config import DataOptions
 from templatekit.pipeline import Pipeline
 
@@ -39,12 +39,15 @@ def render(
         values.setdefault("limit", ON_SCREEN)
     pipeline = Pipeline(DataOptions.parse(values), registry)
     exporter = choose_exporter(registry, format, output)
-    examples = (item.result for item in pipeline.run(pipeline.open(), source=pipeline.options.dataset))
+    batches = pipeline.batches(pipeline.open(), source=pipeline.options.dataset)
+    results = (item.result for batch in batches for item in batch)
     if on_screen:
         from templatekit.cli.preview import show
 
-        show(examples, pipeline.options.train_on)
+        show(results, pipeline.options.train_on)
     else:
+        columns = Columns(batch.columns for batch in batches if batch.columns is not None)
+        examples = columns if pipeline.encoder is not None else results
         stdout = sys.stdout.buffer
         with redirect_stdout(sys.stderr):  # what a plugin prints must not get between the rows
             if output is None:
