@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from templatekit.errors import RecordError
@@ -70,6 +71,30 @@ class Counts:
         self.truncated_rows.setdefault(example.truncated, []).append(example.row)
         place = f"{example.row}" if source is None else f"{source}:{example.row}"
         self.first_truncated.setdefault(example.truncated, f"{place}: {len(example)} of {before} tokens")
+
+    def merge(self, later: Counts) -> None:
+        """Adds the counts of records that came behind these."""
+        for one in fields(self):
+            mine, theirs = getattr(self, one.name), getattr(later, one.name)
+            if isinstance(mine, Counter):
+                mine.update(theirs)
+            elif isinstance(mine, dict):
+                for key, value in theirs.items():
+                    if isinstance(value, list):
+                        mine.setdefault(key, []).extend(value)
+                    else:
+                        mine.setdefault(key, value)
+            else:
+                setattr(self, one.name, mine + theirs)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Counts:
+        """The inverse of `as_dict`; raises `KeyError` for a count that is missing."""
+        counts = cls()
+        for one in fields(cls):
+            of = type(getattr(counts, one.name))
+            setattr(counts, one.name, of(values[one.name]))
+        return counts
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

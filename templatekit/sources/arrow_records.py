@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
@@ -32,6 +32,10 @@ class ArrowSource(Source):
         """Whether the name ends as such files' names do."""
         path = to_path(address)
         return path.suffix.lower() in ENDINGS and not is_folder(path)
+
+    def files(self, address: str) -> Sequence[Path]:
+        """The one file."""
+        return [find_file(address)]
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
         """The file's rows. Text stays text; numbers, times and bytes come as Python's own objects."""

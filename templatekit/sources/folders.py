@@ -33,18 +33,22 @@ class FolderSource(Source):
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
         """The rows of one file after the other. An error names the file that its row is in, and its number there."""
+        files = self.files(address)
+        reader = _READERS[ending(files[0])]()
+        for file in files:
+            yield from reader.read(str(file))
+
+    def files(self, address: str) -> list[Path]:
+        """The data files, all of one kind."""
         folder = to_path(address)
         try:
             entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "_")))
         except OSError as error:
             raise unreadable(address, error) from error
         files = [entry for entry in entries if ending(entry) in _READERS and not is_folder(entry)]
-        kinds = {_READERS[ending(file)] for file in files}
-        if len(kinds) != 1:
+        if len({_READERS[ending(file)] for file in files}) != 1:
             raise _unclear(address, entries, files)
-        reader = kinds.pop()()
-        for file in files:
-            yield from reader.read(str(file))
+        return files
 
 
 def _unclear(address: str, entries: list[Path], files: list[Path]) -> SourceError:

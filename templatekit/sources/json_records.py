@@ -6,13 +6,14 @@ file of one line that holds one object with a list of objects inside.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from json import JSONDecodeError
+from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 from templatekit.contracts import Source
 from templatekit.errors import RecordError, SourceError
-from templatekit.sources.files import at_least_one, ending, exists, is_folder, open_file, to_path
+from templatekit.sources.files import at_least_one, ending, exists, find_file, is_folder, open_file, to_path
 from templatekit.sources.json_array import CHUNK, Window, read_array
 from templatekit.sources.json_lines import read_lines
 from templatekit.sources.json_values import BLANK, Decoder, Refused, describe, explain, fault
@@ -52,6 +53,10 @@ class JsonSource(Source):
         """Whether it is a file, of any ending, or would be one that ends in `.json`, `.jsonl`, `.ndjson`."""
         path = to_path(address)
         return not is_folder(path) and (exists(path) or ending(path) in ENDINGS)
+
+    def files(self, address: str) -> Sequence[Path]:
+        """The one file."""
+        return [find_file(address)]
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
         """The file's rows, each value exactly as JSON gives it."""
