@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from templatekit.cache import prepared_batches
 from templatekit.columns import token_arrays
 from templatekit.config import DataOptions
 from templatekit.contracts import Adapter
 from templatekit.errors import ConfigError, RecordError, shorten
 from templatekit.formats.template import Template
-from templatekit.pipeline import Pipeline
+from templatekit.pipeline import Batch, Pipeline
 from templatekit.registry import Registry, create_registry
 from templatekit.sources import map_columns
 from templatekit.tokens.load import from_transformers
@@ -40,8 +41,8 @@ def render(
     `DataOptions`: `train_on`, `max_length`, `columns`, `on_error`, … What is wrong with them is raised at once, what
     is wrong with a record when its turn comes.
     """
-    pipeline, found, source = _opened(records, adapter, template, tokenizer, registry, options)
-    return (item.result for item in pipeline.run(found, source=source))
+    batches = _opened(records, adapter, template, tokenizer, registry, options)
+    return (item.result for batch in batches for item in batch)
 
 
 def prepare(
@@ -62,12 +63,12 @@ def prepare(
 
     if tokenizer is None:
         raise ConfigError("tokenizer: found None; expected a folder, a name or a tokenizer")
-    pipeline, found, source = _opened(records, adapter, template, tokenizer, registry, options)
+    opened = _opened(records, adapter, template, tokenizer, registry, options)
     ids, weights = pa.list_(pa.int32()), pa.list_(pa.float32())
     schema = pa.schema({"input_ids": ids, "labels": ids, "loss_weights": weights})
     weighted = False
     batches = []
-    for batch in pipeline.batches(found, source=source):
+    for batch in opened:
         assert batch.columns is not None
         weighted |= batch.columns.is_weighted
         batches.append(pa.record_batch(token_arrays(batch.columns), schema=schema))
@@ -77,8 +78,8 @@ def prepare(
 
 def _opened(
     records: Any, adapter: Any, template: Any, tokenizer: Any, registry: Registry | None, options: Mapping[str, Any]
-) -> tuple[Pipeline, Iterator[Record | RecordError], str | None]:
-    """The stages, the records and their source's name: the calls take names and paths, or the things themselves."""
+) -> Iterator[Batch]:
+    """What the stages give: the calls take names and paths, or the things themselves."""
     named = {"dataset": records, "adapter": adapter, "template": template, "tokenizer": tokenizer}
     addresses = {key: os.fspath(value) for key, value in named.items() if isinstance(value, (str, os.PathLike))}
     parsed = DataOptions.parse({**options, **addresses})
@@ -101,8 +102,8 @@ def _opened(
         tokenizer=tokenizer if isinstance(tokenizer, Tokenizer) else None,
     )
     if isinstance(records, (str, os.PathLike)):
-        return pipeline, pipeline.open(), parsed.dataset
-    return pipeline, pipeline.gathered(_mapped(records, parsed.columns)), None
+        return prepared_batches(pipeline)
+    return prepared_batches(pipeline, read=lambda: pipeline.gathered(_mapped(records, parsed.columns)), given=records)
 
 
 def _mapped(records: Iterable[object], columns: Mapping[str, str]) -> Iterator[Record | RecordError]:

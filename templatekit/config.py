@@ -200,6 +200,13 @@ class DataOptions(Options):
     )
     limit: Positive | None = Field(None, description="Read at most this many records.")
     on_error: Literal["stop", "skip"] = Field("stop", description="What a record that cannot be used does.")
+    cache: bool = Field(
+        False,
+        description="Keep the examples on disk: a later run takes them from there, one that was stopped goes on.",
+    )
+    cache_dir: Path | None = Field(
+        None, description="Where; by default TEMPLATEKIT_CACHE, or templatekit in the user's folder of caches."
+    )
 
     @model_validator(mode="after")
     def _check_truncation(self) -> DataOptions:
@@ -207,6 +214,10 @@ class DataOptions(Options):
             found = f"truncation={self.truncation!r}"
             raise ValueError(f"{found} counts tokens; found no max_length; expected --max-length too")
         return self
+
+
+CACHE = ("cache", "cache_dir")
+"""Options of what keeps its examples."""
 
 
 class FinetuneOptions(DataOptions):

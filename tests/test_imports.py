@@ -22,6 +22,7 @@ ROOMS = (
     "tokens",
     "packing",
     "pipeline",
+    "cache",
     "calls",
     "training",
     "views export",

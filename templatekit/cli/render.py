@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from templatekit.cache import prepared_batches
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
 from templatekit.cli.output import Columns, choose_exporter, summarize, write, write_whole
 from templatekit.config import DataOptions
@@ -39,7 +40,7 @@ def render(
         values.setdefault("limit", ON_SCREEN)
     pipeline = Pipeline(DataOptions.parse(values), registry)
     exporter = choose_exporter(registry, format, output)
-    batches = pipeline.batches(pipeline.open(), source=pipeline.options.dataset)
+    batches = prepared_batches(pipeline, say=lambda line: click.echo(line, err=True))
     results = (item.result for batch in batches for item in batch)
     if on_screen:
         from templatekit.cli.preview import show
