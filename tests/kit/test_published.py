@@ -1,8 +1,8 @@
 """What published chat templates break: docs/published.md says it, and this finds it.
 
-Every template is checked as it is, on the first tiny tokenizer with whatever looks like a control token of the template's
-own. By default few inputs are tried, and nothing may be found that the page does not say; `HYPOTHESIS_PROFILE=long` tries
-as many as were tried for the page, and finds everything that it says. `--update-golden` writes the names anew.
+Every template is checked as it is, on the first tiny tokenizer with whatever looks like a control token of its own. By
+default few inputs are tried, and nothing may be found that the page does not say; `HYPOTHESIS_PROFILE=long` tries as
+many as were tried for the page, and finds everything that it says. `--update-golden` writes the names anew.
 """
 
 from __future__ import annotations
