@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -69,6 +72,57 @@ class Progress:
         if not self._console.is_terminal:
             self._last_line = time.monotonic()
             self._console.print(text, highlight=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a run took, over all its starts; of steps that a killed process did in vain nothing is known."""
+
+    seconds: float
+    """In steps and evaluations."""
+    tokens: int
+    """Inputs of the examples, those that several share counted for each."""
+    computed_tokens: int
+    """Inputs that the model computed in training."""
+    target_tokens: int
+    peak_memory: int
+    """Bytes: of the GPU, or of this process where there is none."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of training and evaluation together."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+    def as_dict(self) -> dict[str, float]:
+        """For JSON."""
+        return asdict(self)
+
+    def line(self) -> str:
+        """In words."""
+        return (
+            f"cost: {self.seconds:.0f} s of training, {self.tokens:,} tokens of which {self.computed_tokens:,} were "
+            f"computed, {self.target_tokens:,} trained, peak memory {self.peak_memory / 2**30:.2f} GiB"
+        )
+
+
+def cost_of(metrics: Path, device: torch.device) -> Cost:
+    """What the metrics say, and what this process used."""
+    lines = read_metrics(metrics)
+    totals = {
+        name: sum(int(line.get(name, 0)) for line in lines) for name in ("tokens", "computed_tokens", "target_tokens")
+    }
+    return Cost(seconds=round(sum(line["seconds"] for line in lines), 3), peak_memory=_peak_memory(device), **totals)
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def plot_losses(metrics: Path, picture: Path) -> str | None:
