@@ -147,7 +147,7 @@ def divide(losses: nn.Module, world: World, division: Division) -> nn.Module:
     if world.size == 1:
         return losses
     if division == "ddp":
-        return nn.parallel.DistributedDataParallel(losses, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(losses)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -157,7 +157,8 @@ def divide(losses: nn.Module, world: World, division: Division) -> nn.Module:
     for module in list(model.modules()):
         if type(module).__name__ in layers:
             fully_shard(module, mesh=mesh)
-    fully_shard(losses, mesh=mesh)
+    # By default the outermost weights stay whole after a forward pass, and would be so when a checkpoint asks for them.
+    fully_shard(losses, mesh=mesh, reshard_after_forward=True)
     return losses
 
 
