@@ -82,11 +82,11 @@ def write_samples(folder: Path, samples: list[Sample]) -> None:
 
 
 def read_samples(folder: Path) -> list[Sample] | None:
-    """The answers that a run's first start wrote; None where there are none."""
-    path = folder / SAMPLES
-    if not path.is_file():
+    """The answers that a run's first start wrote; None where there are none, or none that can be read."""
+    try:
+        return [Sample(**sample) for sample in json.loads((folder / SAMPLES).read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
         return None
-    return [Sample(**sample) for sample in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def write_json(path: Path, value: Any) -> None:

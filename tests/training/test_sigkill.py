@@ -22,6 +22,7 @@ import torch
 from testkit.tiny_model import tiny_folder
 
 import templatekit
+from templatekit.registry import create_registry
 from templatekit.training.folder import RECIPE
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
@@ -70,6 +71,13 @@ def _finetune(place: Path, folder: Path, options: dict[str, Any]) -> multiproces
     return process
 
 
+def _import_all() -> None:
+    """Here, and not in every process anew."""
+    for name in ("matplotlib.backends.backend_agg", "matplotlib.figure", "peft", "templatekit.training.run"):
+        importlib.import_module(name)
+    create_registry().templates  # noqa: B018
+
+
 def _numbers(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
@@ -81,8 +89,7 @@ def _weights(folder: Path) -> bytes:
 
 @pytest.mark.slow
 def test_killed_runs_are_the_unbroken_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("matplotlib.backends.backend_agg", "matplotlib.figure", "peft"):
-        importlib.import_module(name)  # here, and not in every process anew
+    _import_all()
     tiny_folder(tmp_path / "model")
     (tmp_path / "rows.json").write_text(json.dumps(ROWS), encoding="utf-8")
     (tmp_path / "pairs.json").write_text(json.dumps(PAIRS), encoding="utf-8")
