@@ -112,6 +112,15 @@ def _no_flag(value: object) -> object:
     return value
 
 
+def _listed(value: object) -> object:
+    """`a,b` as two names, on its own or among others."""
+    if isinstance(value, str):
+        value = (value,)
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return tuple(name for item in value for name in map(str.strip, item.split(",")) if name)
+    return value
+
+
 def _json_like(value: Any) -> Any:
     """Sees that a value can be written into a template: YAML has dates and NaN, too."""
     if isinstance(value, dict):
@@ -278,6 +287,9 @@ class FinetuneOptions(DataOptions):
     )
     distributed: Literal["ddp", "fsdp"] = Field(
         "ddp", description="Under torchrun: the whole model in every process, or each weight divided between them."
+    )
+    report_to: Annotated[tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...], BeforeValidator(_listed)] = (
+        Field((), description="Trackers to tell of the run as well: tensorboard,trackio,wandb,mlflow.")
     )
     samples: Annotated[int, Field(ge=0)] = Field(3, description="Held-out prompts answered before and after.")
     max_new_tokens: Positive = Field(64, description="Longest sampled answer.")

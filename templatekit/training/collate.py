@@ -35,6 +35,8 @@ class Batch:
     """What the loss is a mean over: the sum of the weights, known without asking the device; of pairs their number."""
     tokens: int
     """Inputs of the examples, those that several share counted for each."""
+    padded_tokens: int
+    """Inputs that the model would compute for these examples in a padded rectangle."""
     target_tokens: int
     """Targets of the examples; equal ones of one position stand once in `targets`, with the sum of their weights."""
 
@@ -70,8 +72,13 @@ def collate_packed(packed: PackedBatch, device: torch.device) -> Batch:
         weights=torch.from_numpy(weights).to(device),
         weight=float(packed.weights.sum(dtype="float64")),
         tokens=packed.tokens,
+        padded_tokens=_examples(packed) * (int(packed.position_ids.max(initial=-1)) + 1),
         target_tokens=len(packed.targets),
     )
+
+
+def _examples(packed: PackedBatch) -> int:
+    return sum(len(segment.documents) for segment in packed.segments)
 
 
 def _merged(
@@ -139,6 +146,7 @@ def collate_padded(
         weights=torch.from_numpy(packed.weights).to(device),
         weight=float(packed.weights.sum(dtype="float64")),
         tokens=packed.tokens,
+        padded_tokens=input_ids.numel(),
         target_tokens=len(packed.targets),
     )
 
@@ -158,6 +166,7 @@ def idle(batch: Batch) -> Batch:
         "weights": batch.weights[:0],
         "weight": 0.0,
         "tokens": 0,
+        "padded_tokens": 0,
         "target_tokens": 0,
     }
     if isinstance(batch, PairBatch):

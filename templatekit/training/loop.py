@@ -50,6 +50,7 @@ _FREE_OPTIONS = {
     "patience",
     "min_delta",
     "distributed",
+    "report_to",
     "samples",
     "max_new_tokens",
 }

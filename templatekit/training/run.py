@@ -39,9 +39,11 @@ from templatekit.training.folder import (
 )
 from templatekit.training.loop import train
 from templatekit.training.lora import attach_lora
+from templatekit.training.metrics import Line
 from templatekit.training.model import add_token_rows, check_vocabulary, load_model, resolve_device
-from templatekit.training.report import Cost, Progress, cost_of, plot_losses
+from templatekit.training.report import Cost, Progress, cost_of, plot_run
 from templatekit.training.sampling import generate
+from templatekit.training.trackers import check_installed, tracking
 from templatekit.types import Example
 
 if TYPE_CHECKING:
@@ -99,6 +101,7 @@ def finetune(
         options = FinetuneOptions.parse({**(options or {}), **more})
     elif more:
         options = FinetuneOptions.parse({**options.model_dump(), **more})
+    check_installed(options.report_to)
     registry = registry or create_registry()
     device = resolve_device(local_device(options.device))
     with join_world(device) as world, ExitStack() as held:
@@ -156,6 +159,18 @@ def _run(
     train_items, held_out = splits.train, splits.held_out
     identity = identity_of(pipeline, train_items)
     with ExitStack() as shown:
+        reports: list[Callable[[Line], None]] = []
+        if world.is_first:
+            told = options.model_dump(mode="json")
+            reports = [
+                shown.enter_context(Progress()),
+                shown.enter_context(tracking(options.report_to, folder, told, say)),
+            ]
+
+        def report(line: Line) -> None:
+            for each in reports:
+                each(line)
+
         result = train(
             model,
             train_items,
@@ -164,7 +179,7 @@ def _run(
             folder=folder,
             identity=identity,
             world=world,
-            report=shown.enter_context(Progress()) if world.is_first else lambda line: None,
+            report=report,
             warn=say,
         )
     trained = _in_one_piece(model, build, options, world)
@@ -185,7 +200,7 @@ def _run(
             dtype=final_dtype(options, device),
             extra=save_tokenizer,
         )
-        missing_picture = plot_losses(folder / METRICS, folder / PICTURE)
+        missing_picture = plot_run(folder / METRICS, folder / PICTURE)
         if missing_picture:
             say(missing_picture)
         run = Run(

@@ -73,13 +73,15 @@ class StepNumbers:
     """Inputs of the examples, those that several share counted for each."""
     computed_tokens: int
     """Inputs that the model computed: shared ones once, padding among them."""
+    padded_tokens: int
+    """Inputs that it would have computed in padded rectangles, one a micro-batch."""
     target_tokens: int
     more: Mapping[str, float]
     """Other means of the objective, by name."""
 
     def line(self) -> dict[str, float]:
         """As the metrics have it."""
-        names = ("loss", "grad_norm", "tokens", "computed_tokens", "target_tokens")
+        names = ("loss", "grad_norm", "tokens", "computed_tokens", "padded_tokens", "target_tokens")
         return {**{name: getattr(self, name) for name in names}, **self.more}
 
 
@@ -242,7 +244,8 @@ def train_step(
         grad_norm=float(norm),
         tokens=counts[0],
         computed_tokens=counts[1],
-        target_tokens=counts[2],
+        padded_tokens=counts[2],
+        target_tokens=counts[3],
         more=means,
     )
 
@@ -272,13 +275,14 @@ class _Sums:
 
     def __init__(self) -> None:
         self.loss = self.weight = 0.0
-        self.counts = [0, 0, 0]
+        self.counts = [0, 0, 0, 0]
         self.more: dict[str, float] = {}
 
     def add(self, batch: Batch, loss: Tensor, more: Mapping[str, Tensor]) -> None:
         self.loss += float(loss.detach())
         self.weight += batch.weight
-        for place, count in enumerate((batch.tokens, batch.computed_tokens, batch.target_tokens)):
+        counts = (batch.tokens, batch.computed_tokens, batch.padded_tokens, batch.target_tokens)
+        for place, count in enumerate(counts):
             self.counts[place] += count
         for name, value in more.items():
             self.more[name] = self.more.get(name, 0.0) + float(value)
@@ -286,8 +290,9 @@ class _Sums:
     def over(self, world: World, weight: float) -> tuple[float, list[int], dict[str, float]]:
         """The mean loss, the counts and the other means, over all processes."""
         loss, *rest = world.sum([self.loss, *self.counts, *self.more.values()])
-        counts = [int(count) for count in rest[:3]]
-        return loss / weight, counts, {name: v / weight for name, v in zip(self.more, rest[3:], strict=True)}
+        size = len(self.counts)
+        counts = [int(count) for count in rest[:size]]
+        return loss / weight, counts, {name: v / weight for name, v in zip(self.more, rest[size:], strict=True)}
 
 
 def _not_finite(value: Tensor, what: str, items: Sequence[Numbered], numbers: Sequence[int]) -> RunError | None:

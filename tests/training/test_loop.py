@@ -32,6 +32,7 @@ STEP_KEYS = {
     "grad_norm",
     "tokens",
     "computed_tokens",
+    "padded_tokens",
     "target_tokens",
     "seconds",
 }

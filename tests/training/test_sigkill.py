@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 from testkit.tiny_model import tiny_folder
+from tqdm import tqdm
 
 import templatekit
 from templatekit.registry import create_registry
@@ -59,6 +61,8 @@ def _finetune(place: Path, folder: Path, options: dict[str, Any]) -> multiproces
 
     def run() -> None:
         torch.set_num_threads(1)
+        # tqdm's own lock is one of all forks of a process: who is killed with it would stop those that come after.
+        tqdm.set_lock(threading.RLock())
         with Path(os.devnull).open("w") as nowhere:
             sys.stderr = nowhere
             templatekit.finetune(given)
