@@ -122,8 +122,11 @@ class Pipeline:
         rendered = (item for row, record in enumerate(records, first_row) for item in self._render(row, record, source))
         last = None
         while chunk := list(islice(rendered, BATCH)):
-            for item in self._encode(chunk, source):
+            for item in self._fit(self._encode(chunk, source), source):
                 self.counts.samples += 1
+                if item.tokenized is not None:
+                    self.counts.tokens += len(item.tokenized)
+                    self.counts.trained_tokens += item.tokenized.trained_tokens
                 if item.rendered.row != last:
                     self.counts.rows_out += 1
                     last = item.rendered.row
@@ -145,7 +148,8 @@ class Pipeline:
             if isinstance(record, RecordError):
                 raise record
             found = self._adapt(row, record)
-            samples = [sample for example in found for sample in self._samples(example, row)]
+            conversations = [one for example in found for one in self._conversations(example)]
+            samples = [sample for example in conversations for sample in self._samples(example, row)]
         except RecordError as error:
             error.at(source, row)
             if self.options.on_error == "stop":
@@ -154,7 +158,7 @@ class Pipeline:
             self.counts.drop(error)
             return []
         for example in found:
-            self.counts.add(example)
+            self._count(example)
         messages = chain.from_iterable(sample.example.messages for sample in samples)
         if any(m.role == "assistant" and not (m.content.strip() or m.tool_calls) for m in messages):
             self.counts.empty_responses += 1
@@ -163,10 +167,14 @@ class Pipeline:
             for number, sample in enumerate(samples)
         ]
 
+    def _conversations(self, example: Example) -> tuple[Example, ...]:
+        """What is rendered of an example: all of it; of a preference pair the chosen answer, as training follows it."""
+        return (example.conversation("chosen") if isinstance(example, PreferenceExample) else example,)
+
+    def _count(self, example: Example) -> None:
+        self.counts.add(example)
+
     def _samples(self, example: Example, row: int) -> tuple[Sample, ...]:
-        """One example's; of a preference pair those of the chosen answer, as all stages are supervised."""
-        if isinstance(example, PreferenceExample):
-            example = example.conversation("chosen")
         if self._no_context:
             example = self._without_placeholders(example)
         base, _, named = parse_train_on(self.options.train_on)
@@ -272,21 +280,35 @@ class Pipeline:
             if not tokenized.trained_tokens:
                 self._drop(_untrained(item), item, source)
                 continue
-            example = item.example
+            yield replace(item, tokenized=tokenized)
+
+    def _fit(self, items: Iterable[Prepared], source: str | None) -> Iterator[Prepared]:
+        """The items that are short enough, or made so."""
+        for item in items:
             try:
-                if self.limit is not None:
-                    long = len(tokenized)
-                    example, tokenized = self.limit.fit(example, tokenized)
-                    self.counts.shorten(tokenized, source, long)
+                fitted = self._fitted(item)
             except RecordError as error:
-                if self.options.truncation == "error":
-                    error.at(source, tokenized.row).message += "; to drop: --truncation drop"
-                    raise
-                self._drop(error, item, source)
+                self._too_long(error, item, source)
                 continue
-            self.counts.tokens += len(tokenized)
-            self.counts.trained_tokens += tokenized.trained_tokens
-            yield replace(item, example=example, rendered=tokenized.rendered, tokenized=tokenized)
+            self._count_shortened(item, fitted, source)
+            yield fitted
+
+    def _fitted(self, item: Prepared) -> Prepared:
+        """The item within the limit; raises `RecordError` where it cannot be."""
+        if self.limit is None or item.tokenized is None:
+            return item
+        example, tokenized = self.limit.fit(item.example, item.tokenized)
+        return Prepared(example=example, rendered=tokenized.rendered, tokenized=tokenized)
+
+    def _count_shortened(self, whole: Prepared, fitted: Prepared, source: str | None) -> None:
+        if whole.tokenized is not None and fitted.tokenized is not None:
+            self.counts.shorten(fitted.tokenized, source, len(whole.tokenized))
+
+    def _too_long(self, error: RecordError, item: Prepared, source: str | None) -> None:
+        if self.options.truncation == "error":
+            error.at(source, item.rendered.row).message += "; to drop: --truncation drop"
+            raise error
+        self._drop(error, item, source)
 
     def _drop(self, error: RecordError, item: Prepared, source: str | None) -> None:
         self.counts.drop(error.at(source, item.rendered.row))
