@@ -153,6 +153,13 @@ class Pipeline:
         self, records: Iterable[Record | RecordError], *, source: str | None = None, first_row: int = 0
     ) -> Iterator[Batch]:
         """The same as `run`, many samples at once: never none, and no order but theirs."""
+        yield from self.some_batches(records, source=source, first_row=first_row)
+        self.check_any_left()
+
+    def some_batches(
+        self, records: Iterable[Record | RecordError], *, source: str | None = None, first_row: int = 0
+    ) -> Iterator[Batch]:
+        """The same for records that are not all: where none of them comes out it is no error."""
         rendered = (item for row, record in enumerate(records, first_row) for item in self._render(row, record, source))
         last = None
         while chunk := list(islice(rendered, BATCH)):
@@ -165,6 +172,9 @@ class Pipeline:
                     self.counts.tokens += len(batch.columns.input_ids)
                     self.counts.trained_tokens += int(np.count_nonzero(batch.columns.loss_weights))
                 yield batch
+
+    def check_any_left(self) -> None:
+        """Raises `ConfigError` where records came in and none came out."""
         if self.counts.rows_in and not self.counts.rows_out:
             reasons = "; ".join(f"{count} {reason}" for reason, count in self.counts.dropped.most_common())
             first = next(iter(self.counts.first_dropped.values()), "")

@@ -22,6 +22,7 @@ ROOMS = (
     "tokens",
     "packing",
     "pipeline",
+    "workers",
     "calls",
     "training",
     "views export",
