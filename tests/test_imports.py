@@ -22,6 +22,7 @@ ROOMS = (
     "tokens",
     "packing",
     "pipeline",
+    "pairs",
     "workers",
     "calls",
     "training",
