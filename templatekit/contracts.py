@@ -232,8 +232,12 @@ class Exporter(ABC):
 
         `file` may be a pipe: it is written from front to back. The caller opens it, and sees that a file is whole."""
 
-    def write_columns(self, batches: Iterable[TokenizedColumns], file: BinaryIO) -> int:
-        """The same for tokenized examples that come as columns, many at once.
+    def convert(self, columns: TokenizedColumns) -> Any:
+        """What is written for many tokenized examples, made in the process that made them: arrays, lines.
 
-        By default `write` gets them one by one; a columnar format is quicker with the arrays as they are."""
-        return self.write(chain.from_iterable(batches), file)
+        It must be of a kind that can be pickled. By default the examples one by one."""
+        return list(columns)
+
+    def write_converted(self, parts: Iterable[Any], file: BinaryIO) -> int:
+        """Writes what `convert` gave, in order, and returns the number of examples. By default `write` gets them."""
+        return self.write(chain.from_iterable(parts), file)

@@ -23,11 +23,10 @@ from templatekit.tokens.cuts import Encoder
 from templatekit.tokens.load import find_tokenizer
 from templatekit.tokens.supervision import loss_spans
 from templatekit.tokens.tokenizer import Tokenizer
-from templatekit.tokens.truncation import Fitted, Limit
+from templatekit.tokens.truncation import Limit
 from templatekit.types import (
     NO_TOKENIZER,
     Example,
-    LossSpan,
     Message,
     PreferenceExample,
     Record,
@@ -60,9 +59,9 @@ class Batch:
     """Samples that came out together; what is there once a token lies in columns."""
 
     items: Sequence[Prepared]
-    """Without their tokens."""
+    """Where there are columns, the tokens stand there."""
     columns: TokenizedColumns | None = None
-    """As long as `items`; None without a tokenizer."""
+    """As long as `items`; None without a tokenizer, and for pairs."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -73,7 +72,21 @@ class Batch:
             yield from self.items
             return
         for item, tokenized in zip(self.items, self.columns, strict=True):
-            yield Prepared(example=item.example, rendered=tokenized.rendered, tokenized=tokenized)
+            yield _with(item, tokenized)
+
+    @property
+    def tokens(self) -> int:
+        """Of all samples."""
+        if self.columns is not None:
+            return len(self.columns.input_ids)
+        return sum(len(item.tokenized) for item in self.items if item.tokenized is not None)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Those that carry loss."""
+        if self.columns is not None:
+            return int(np.count_nonzero(self.columns.loss_weights))
+        return sum(item.tokenized.trained_tokens for item in self.items if item.tokenized is not None)
 
 
 class Pipeline:
@@ -153,27 +166,26 @@ class Pipeline:
         self, records: Iterable[Record | RecordError], *, source: str | None = None, first_row: int = 0
     ) -> Iterator[Batch]:
         """The same as `run`, many samples at once: never none, and no order but theirs."""
-        yield from self.part(records, source=source, first_row=first_row)
-        self.check_left()
+        yield from self.some_batches(records, source=source, first_row=first_row)
+        self.check_any_left()
 
-    def part(
+    def some_batches(
         self, records: Iterable[Record | RecordError], *, source: str | None = None, first_row: int = 0
     ) -> Iterator[Batch]:
-        """The same for a part of the records, of which nothing need come out."""
+        """The same for records that are not all: where none of them comes out it is no error."""
         rendered = (item for row, record in enumerate(records, first_row) for item in self._render(row, record, source))
         last = None
         while chunk := list(islice(rendered, BATCH)):
-            for batch in self._encode(chunk, source):
+            for batch in self._finish(chunk, source):
                 rows = [last, *(item.rendered.row for item in batch.items)]
-                self.counts.samples += len(batch)
                 self.counts.rows_out += sum(row != before for before, row in pairwise(rows))
+                self.counts.samples += len(batch)
+                self.counts.tokens += batch.tokens
+                self.counts.trained_tokens += batch.trained_tokens
                 last = rows[-1]
-                if batch.columns is not None:
-                    self.counts.tokens += len(batch.columns.input_ids)
-                    self.counts.trained_tokens += int(np.count_nonzero(batch.columns.loss_weights))
                 yield batch
 
-    def check_left(self) -> None:
+    def check_any_left(self) -> None:
         """Raises `ConfigError` where records came in and none came out."""
         if self.counts.rows_in and not self.counts.rows_out:
             reasons = "; ".join(f"{count} {reason}" for reason, count in self.counts.dropped.most_common())
@@ -192,7 +204,8 @@ class Pipeline:
             if isinstance(record, RecordError):
                 raise record
             found = self._adapt(row, record)
-            samples = [sample for example in found for sample in self._samples(example, row)]
+            conversations = [one for example in found for one in self._conversations(example)]
+            samples = [sample for example in conversations for sample in self._samples(example, row)]
         except RecordError as error:
             error.at(source, row)
             if self.options.on_error == "stop":
@@ -201,7 +214,7 @@ class Pipeline:
             self.counts.drop(error)
             return []
         for example in found:
-            self.counts.add(example)
+            self._count(example)
         messages = chain.from_iterable(sample.example.messages for sample in samples)
         if any(m.role == "assistant" and not (m.content.strip() or m.tool_calls) for m in messages):
             self.counts.empty_responses += 1
@@ -210,10 +223,14 @@ class Pipeline:
             for number, sample in enumerate(samples)
         ]
 
+    def _conversations(self, example: Example) -> tuple[Example, ...]:
+        """What is rendered of an example: all of it; of a preference pair the chosen answer, as training follows it."""
+        return (example.conversation("chosen") if isinstance(example, PreferenceExample) else example,)
+
+    def _count(self, example: Example) -> None:
+        self.counts.add(example)
+
     def _samples(self, example: Example, row: int) -> tuple[Sample, ...]:
-        """One example's; of a preference pair those of the chosen answer, as all stages are supervised."""
-        if isinstance(example, PreferenceExample):
-            example = example.conversation("chosen")
         if self._no_context:
             example = self._without_placeholders(example)
         base, _, named = parse_train_on(self.options.train_on)
@@ -303,40 +320,16 @@ class Pipeline:
         )
         return replace(example, messages=messages)
 
-    def _encode(self, items: list[Prepared], source: str | None) -> Iterator[Batch]:
-        """What comes out of the items, at most one batch; an error is raised behind what came before it."""
-        losses = [loss_spans(item.rendered, self.options.train_on) for item in items]
+    def _finish(self, items: list[Prepared], source: str | None) -> Iterator[Batch]:
+        """What comes out of rendered items, at most one batch; an error is raised behind what came before it."""
         if self.encoder is None:
-            kept = [item for item, spans in zip(items, losses, strict=True) if self._is_trained(item, spans, source)]
-            if kept:
-                yield Batch(items=kept)
+            yield from self._finish_one_by_one(items, source)
             return
-        texts = [(item.rendered, spans) for item, spans in zip(items, losses, strict=True)]
-        columns = self.encoder.encode_columns(texts)
-        fitted, failure = self._fit(items, columns, source)
-        if fitted:
-            yield _chosen(items, columns, fitted)
-        if failure is not None:
-            raise failure
-
-    def _is_trained(self, item: Prepared, spans: Sequence[LossSpan], source: str | None) -> bool:
-        """Whether a text without ids is kept. Of an empty answer the end marker alone is trained, which only a
-        tokenizer can tell."""
-        weight = parse_train_on(self.options.train_on).weight
-        if (weight and item.rendered.target_spans) or any(span.weight for span in spans):
-            return True
-        self._drop(_untrained(item), item, source)
-        return False
-
-    def _fit(
-        self, items: Sequence[Prepared], columns: TokenizedColumns, source: str | None
-    ) -> tuple[dict[int, Fitted | None], RecordError | None]:
-        """The indices of the samples that are kept, in order, those that had to be shortened with what is left of them.
-
-        The error is that of the sample at which the run is to stop.
-        """
-        kept: dict[int, Fitted | None] = {}
+        losses = [loss_spans(item.rendered, self.options.train_on) for item in items]
+        columns = self.encoder.encode_columns((item.rendered, spans) for item, spans in zip(items, losses, strict=True))
         lengths, trained = columns.lengths.tolist(), columns.trained_tokens.tolist()
+        kept: dict[int, Prepared | None] = {}
+        failure: RecordError | None = None
         for index, item in enumerate(items):
             if not trained[index]:
                 self._drop(_untrained(item), item, source)
@@ -344,35 +337,93 @@ class Pipeline:
                 kept[index] = None
             else:
                 try:
-                    shorter = self.limit.fit(item.example, columns[index])
+                    kept.update((index, fitted) for fitted in self._fit([_with(item, columns[index])], source))
                 except RecordError as error:
-                    if self.options.truncation == "error":
-                        error.at(source, item.rendered.row).message += "; to drop: --truncation drop"
-                        return kept, error
-                    self._drop(error, item, source)
-                    continue
-                self.counts.shorten(shorter.tokenized, source, lengths[index])
-                kept[index] = shorter
-        return kept, None
+                    failure = error
+                    break
+        if kept:
+            yield _chosen(items, columns, kept)
+        if failure is not None:
+            raise failure
+
+    def _finish_one_by_one(self, items: list[Prepared], source: str | None) -> Iterator[Batch]:
+        """The same without columns."""
+        kept: list[Prepared] = []
+        failure: RecordError | None = None
+        try:
+            for item in self._fit(self._encode(items, source), source):
+                kept.append(item)
+        except RecordError as error:
+            failure = error
+        if kept:
+            yield Batch(items=kept)
+        if failure is not None:
+            raise failure
+
+    def _encode(self, items: list[Prepared], source: str | None) -> Iterator[Prepared]:
+        losses = [loss_spans(item.rendered, self.options.train_on) for item in items]
+        if self.encoder is None:
+            weight = parse_train_on(self.options.train_on).weight
+            for item, spans in zip(items, losses, strict=True):
+                # Of an empty answer the end marker alone is trained, which only a tokenizer can tell.
+                if (weight and item.rendered.target_spans) or any(span.weight for span in spans):
+                    yield item
+                else:
+                    self._drop(_untrained(item), item, source)
+            return
+        texts = [(item.rendered, spans) for item, spans in zip(items, losses, strict=True)]
+        for item, tokenized in zip(items, self.encoder.encode_batch(texts), strict=True):
+            if not tokenized.trained_tokens:
+                self._drop(_untrained(item), item, source)
+                continue
+            yield replace(item, tokenized=tokenized)
+
+    def _fit(self, items: Iterable[Prepared], source: str | None) -> Iterator[Prepared]:
+        """The items that are short enough, or made so."""
+        for item in items:
+            try:
+                fitted = self._fitted(item)
+            except RecordError as error:
+                self._too_long(error, item, source)
+                continue
+            self._count_shortened(item, fitted, source)
+            yield fitted
+
+    def _fitted(self, item: Prepared) -> Prepared:
+        """The item within the limit; raises `RecordError` where it cannot be."""
+        if self.limit is None or item.tokenized is None:
+            return item
+        example, tokenized = self.limit.fit(item.example, item.tokenized)
+        return Prepared(example=example, rendered=tokenized.rendered, tokenized=tokenized)
+
+    def _count_shortened(self, whole: Prepared, fitted: Prepared, source: str | None) -> None:
+        if whole.tokenized is not None and fitted.tokenized is not None:
+            self.counts.shorten(fitted.tokenized, source, len(whole.tokenized))
+
+    def _too_long(self, error: RecordError, item: Prepared, source: str | None) -> None:
+        if self.options.truncation == "error":
+            error.at(source, item.rendered.row).message += "; to drop: --truncation drop"
+            raise error
+        self._drop(error, item, source)
 
     def _drop(self, error: RecordError, item: Prepared, source: str | None) -> None:
         self.counts.drop(error.at(source, item.rendered.row))
 
 
-def _chosen(items: Sequence[Prepared], columns: TokenizedColumns, kept: Mapping[int, Fitted | None]) -> Batch:
-    """The samples that are kept, those that were shortened in their places."""
-    shortened = {index: fitted for index, fitted in kept.items() if fitted is not None}
-    if shortened:
-        places = {index: len(items) + number for number, index in enumerate(shortened)}
-        shorter = TokenizedColumns.of([fitted.tokenized for fitted in shortened.values()])
-        columns = TokenizedColumns.join([columns, shorter]).select([places.get(index, index) for index in kept])
+def _with(item: Prepared, tokenized: TokenizedExample) -> Prepared:
+    return Prepared(example=item.example, rendered=tokenized.rendered, tokenized=tokenized)
+
+
+def _chosen(items: Sequence[Prepared], columns: TokenizedColumns, kept: Mapping[int, Prepared | None]) -> Batch:
+    """The samples that are kept, by their indices, with those that were shortened in their places."""
+    shorter = {index: item for index, item in kept.items() if item is not None}
+    if shorter:
+        places = {index: len(items) + number for number, index in enumerate(shorter)}
+        others = TokenizedColumns.of([item.tokenized for item in shorter.values() if item.tokenized is not None])
+        columns = TokenizedColumns.join([columns, others]).select([places.get(index, index) for index in kept])
     elif len(kept) < len(items):
         columns = columns.select(list(kept))
-    chosen = [
-        items[index] if fitted is None else Prepared(example=fitted.example, rendered=fitted.tokenized.rendered)
-        for index, fitted in kept.items()
-    ]
-    return Batch(items=chosen, columns=columns)
+    return Batch(items=[shorter.get(index, items[index]) for index in kept], columns=columns)
 
 
 def _untrained(item: Prepared) -> RecordError:

@@ -128,7 +128,7 @@ def test_files_of_columns_are_those_of_examples(
     one, other = io.BytesIO(), io.BytesIO()
     written = sum(map(len, columns))
     assert exporter.write([item.result for batch in batches for item in batch], one) == written
-    assert exporter.write_columns(columns, other) == written
+    assert exporter.write_converted(map(exporter.convert, columns), other) == written
     assert one.getvalue() == other.getvalue()
     if name == "parquet":
         groups = pq.ParquetFile(other).metadata
@@ -138,7 +138,7 @@ def test_files_of_columns_are_those_of_examples(
 
 def test_no_columns_are_a_file_without_rows(builtin: Registry) -> None:
     file = io.BytesIO()
-    assert builtin.exporters["parquet"].write_columns([], file) == 0
+    assert builtin.exporters["parquet"].write_converted([], file) == 0
     assert pq.read_table(file).column_names[-1] == "truncated"
 
 
@@ -154,5 +154,5 @@ def test_an_exporter_of_one_by_one_takes_columns(builtin: Registry, tokenizer_of
     file = io.BytesIO()
     batches = list(pipeline_of(builtin, tokenizer_of).batches(records(3)))
     columns = [batch.columns for batch in batches if batch.columns is not None]
-    assert Plain().write_columns(columns, file) == 3
+    assert Plain().write_converted(map(Plain().convert, columns), file) == 3
     assert file.getvalue().decode() == repr([to_row(item.result) for batch in batches for item in batch])

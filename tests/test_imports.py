@@ -22,6 +22,8 @@ ROOMS = (
     "tokens",
     "packing",
     "pipeline",
+    "pairs",
+    "workers",
     "cache",
     "calls",
     "training",

@@ -94,7 +94,7 @@ class _Preparation:
                 found = yield from self._make(number)
             if found < PART_RECORDS:
                 break
-        self.pipeline.check_left()
+        self.pipeline.check_any_left()
 
     def _stored(self, number: int) -> Part | None:
         """A part that is there, its files checked; one that is damaged is told of, removed, and made anew."""
@@ -128,7 +128,7 @@ class _Preparation:
         before, self.pipeline.counts = self.pipeline.counts, Counts()
         writer: PartWriter | None = PartWriter()
         try:
-            for batch in self.pipeline.part(records, source=self.source, first_row=first):
+            for batch in self.pipeline.some_batches(records, source=self.source, first_row=first):
                 writer = self._added(writer, batch)
                 yield batch
         finally:

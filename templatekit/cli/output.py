@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import click
 
@@ -16,18 +16,13 @@ from templatekit.errors import ConfigError, PluginError, RunError, TemplatekitEr
 from templatekit.pipeline import Pipeline
 from templatekit.registry import Registry
 from templatekit.types import RenderedText, TokenizedExample
-
-if TYPE_CHECKING:
-    from templatekit.columns import TokenizedColumns
+from templatekit.workers import Part
 
 
-Item = TypeVar("Item")
+class Converted(NamedTuple):
+    """Examples that the exporter has already converted."""
 
-
-class Columns(NamedTuple):
-    """Examples to write that come as columns."""
-
-    batches: Iterable[TokenizedColumns]
+    parts: Iterable[Part]
 
 
 def choose_exporter(registry: Registry, format: str | None, output: Path | None) -> Exporter:
@@ -46,23 +41,25 @@ def choose_exporter(registry: Registry, format: str | None, output: Path | None)
 Examples: TypeAlias = Iterable[RenderedText | TokenizedExample]
 
 
-def write(exporter: Exporter, examples: Examples | Columns, file: BinaryIO) -> None:
+def write(exporter: Exporter, examples: Examples | Converted, file: BinaryIO) -> None:
     """Has an exporter write, and sees that it leaves nothing out."""
     given = 0
     ended = False
 
-    def counted(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[Item]:
+    def counted() -> Iterator[Any]:
         nonlocal given, ended
-        for item in items:
-            given += size(item)
-            yield item
+        if isinstance(examples, Converted):
+            for part in examples.parts:
+                given += part.samples
+                yield part.content
+        else:
+            for example in examples:
+                given += 1
+                yield example
         ended = True
 
     try:
-        if isinstance(examples, Columns):
-            written = exporter.write_columns(counted(examples.batches, len), file)
-        else:
-            written = exporter.write(counted(examples, lambda example: 1), file)
+        written = (exporter.write_converted if isinstance(examples, Converted) else exporter.write)(counted(), file)
     except (TemplatekitError, OSError):
         raise
     except Exception as error:  # a plugin's code may raise anything
@@ -72,7 +69,7 @@ def write(exporter: Exporter, examples: Examples | Columns, file: BinaryIO) -> N
         raise PluginError(f"format {exporter.name!r} wrote {written!r} examples; expected all: {given}{more}")
 
 
-def write_whole(exporter: Exporter, examples: Examples | Columns, output: Path) -> None:
+def write_whole(exporter: Exporter, examples: Examples | Converted, output: Path) -> None:
     """Has an exporter write a file that is whole or absent."""
     with whole_file(output) as file:
         write(exporter, examples, file)

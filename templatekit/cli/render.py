@@ -11,9 +11,11 @@ import click
 
 from templatekit.cache import prepared_batches
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
-from templatekit.cli.output import Columns, choose_exporter, summarize, write, write_whole
+from templatekit.cli.output import Converted, Examples, choose_exporter, summarize, write, write_whole
 from templatekit.config import DataOptions
+from templatekit.errors import ConfigError
 from templatekit.pipeline import Pipeline
+from templatekit.workers import converted, converted_by_workers
 
 ON_SCREEN = 5
 """Rows shown on a terminal where no limit is given."""
@@ -23,10 +25,21 @@ ON_SCREEN = 5
 @option_set(DataOptions)
 @click.option("--output", type=click.Path(path_type=Path), help="The file to write; without it, standard output.")
 @click.option("--format", help="jsonl, parquet, arrow, or a plugin's; by default told by the output's ending.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Processes that render and encode; the output is the same for any number.  [default: 1]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @PLUGIN_DIR
 def render(
-    output: Path | None, format: str | None, as_json: bool, plugin_dirs: tuple[Path, ...], **options: Any
+    output: Path | None,
+    format: str | None,
+    workers: int,
+    as_json: bool,
+    plugin_dirs: tuple[Path, ...],
+    **options: Any,
 ) -> None:
     """Render records to text, ids and labels.
 
@@ -40,6 +53,8 @@ def render(
         values.setdefault("limit", ON_SCREEN)
     pipeline = Pipeline(DataOptions.parse(values), registry)
     exporter = choose_exporter(registry, format, output)
+    if pipeline.options.cache and workers > 1:
+        raise ConfigError(f"--cache keeps what one process makes; found --workers {workers}; expected one of the two")
     batches = prepared_batches(pipeline, say=lambda line: click.echo(line, err=True))
     results = (item.result for batch in batches for item in batch)
     if on_screen:
@@ -47,8 +62,14 @@ def render(
 
         show(results, pipeline.options.train_on)
     else:
-        columns = Columns(batch.columns for batch in batches if batch.columns is not None)
-        examples = columns if pipeline.encoder is not None else results
+        examples: Examples | Converted = results
+        if pipeline.encoder is not None and workers > 1:
+            dirs = [folder.resolve() for folder in plugin_dirs]
+            records, source = pipeline.open(), pipeline.options.dataset
+            parts = converted_by_workers(pipeline, records, exporter, workers=workers, source=source, plugin_dirs=dirs)
+            examples = Converted(parts)
+        elif pipeline.encoder is not None:
+            examples = Converted(converted(batches, exporter))
         stdout = sys.stdout.buffer
         with redirect_stdout(sys.stderr):  # what a plugin prints must not get between the rows
             if output is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice, pairwise
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from templatekit.contracts import Exporter
@@ -52,9 +52,25 @@ class JsonLines(Exporter):
         """Text stays readable: only what JSON must escape is escaped."""
         count = 0
         for example in examples:
-            file.write((json.dumps(to_row(example), ensure_ascii=False) + "\n").encode())
+            file.write(_line(example))
             count += 1
         return count
+
+    def convert(self, columns: TokenizedColumns) -> tuple[int, bytes]:
+        """The number of lines, and the lines."""
+        return len(columns), b"".join(map(_line, columns))
+
+    def write_converted(self, parts: Iterable[tuple[int, bytes]], file: BinaryIO) -> int:
+        """Lines as they come."""
+        count = 0
+        for lines, text in parts:
+            file.write(text)
+            count += lines
+        return count
+
+
+def _line(example: RenderedText | TokenizedExample) -> bytes:
+    return (json.dumps(to_row(example), ensure_ascii=False) + "\n").encode()
 
 
 class ParquetRows(Exporter):
@@ -68,9 +84,13 @@ class ParquetRows(Exporter):
         """In row groups, so that memory stays flat."""
         return self._write(_batches(examples), file)
 
-    def write_columns(self, batches: Iterable[TokenizedColumns], file: BinaryIO) -> int:
+    def convert(self, columns: TokenizedColumns) -> pa.RecordBatch:
+        """The rows in columns."""
+        return _record_batch(columns)
+
+    def write_converted(self, parts: Iterable[pa.RecordBatch], file: BinaryIO) -> int:
         """In the same row groups."""
-        return self._write(_column_batches(batches), file)
+        return self._write(_evened(parts), file)
 
     def _write(self, batches: Iterator[pa.RecordBatch], file: BinaryIO) -> int:
         import pyarrow.parquet
@@ -89,9 +109,13 @@ class ArrowRows(Exporter):
         """In record batches, so that memory stays flat."""
         return self._write(_batches(examples), file)
 
-    def write_columns(self, batches: Iterable[TokenizedColumns], file: BinaryIO) -> int:
+    def convert(self, columns: TokenizedColumns) -> pa.RecordBatch:
+        """The rows in columns."""
+        return _record_batch(columns)
+
+    def write_converted(self, parts: Iterable[pa.RecordBatch], file: BinaryIO) -> int:
         """In the same record batches."""
-        return self._write(_column_batches(batches), file)
+        return self._write(_evened(parts), file)
 
     def _write(self, batches: Iterator[pa.RecordBatch], file: BinaryIO) -> int:
         import pyarrow as pa
@@ -129,23 +153,27 @@ def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa
             yield pa.record_batch(_text_arrays([example for example in chunk if isinstance(example, RenderedText)]))
 
 
-def _column_batches(batches: Iterable[TokenizedColumns]) -> Iterator[pa.RecordBatch]:
-    """The same of columns, which may be shorter or longer."""
+def _evened(parts: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches as `_batches` has them."""
+    import pyarrow as pa
+
     from templatekit.columns import TokenizedColumns
 
-    waiting: list[TokenizedColumns] = []
-    first = True
-    for columns in batches:
-        waiting.append(columns)
-        if sum(map(len, waiting)) >= _BATCH:
-            whole = TokenizedColumns.join(waiting)
-            ends = [*range(0, len(whole) - _BATCH + 1, _BATCH), len(whole) // _BATCH * _BATCH]
-            for start, end in pairwise(dict.fromkeys(ends)):
-                yield _record_batch(whole.select(range(start, end)))
-            waiting = [whole.select(range(ends[-1], len(whole)))] if ends[-1] < len(whole) else []
-            first = False
-    if waiting or first:
-        yield _record_batch(TokenizedColumns.join(waiting))
+    waiting: list[pa.RecordBatch] = []
+    empty = True
+    for part in parts:
+        waiting.append(part)
+        if sum(batch.num_rows for batch in waiting) >= _BATCH:
+            rows = pa.concat_batches(waiting)
+            end = rows.num_rows // _BATCH * _BATCH
+            for start in range(0, end, _BATCH):
+                yield rows.slice(start, _BATCH)
+            waiting = [rows.slice(end)] if end < rows.num_rows else []
+            empty = False
+    if waiting:
+        yield pa.concat_batches(waiting)
+    elif empty:
+        yield _record_batch(TokenizedColumns.join([]))
 
 
 def _record_batch(columns: TokenizedColumns) -> pa.RecordBatch:
