@@ -16,13 +16,24 @@ FOLDER/prepared-1/KEY/      KEY: the hash of all that decides about the examples
 | `key` | names what decides about the examples: data, code, template, tokenizer, options |
 | `code` | hashes the code of plugins and of the package |
 | `values` | conversations and origins as JSON |
-| `part` | writes the examples of a part, and reads them memory-mapped |
+| `writer`, `part` | write the examples of a part, and read them memory-mapped |
+| `disk` | files that are whole or absent |
 | `folder` | finds the folder, lists what is in it, removes it |
 | `run` | goes through the parts: takes those that are there, makes the others |
 | `examples` | all parts as one sequence, for training |
 """
 
+from templatekit.cache.examples import StoredExamples, StoredSamples
 from templatekit.cache.folder import Entry, cache_folder, entries, remove
-from templatekit.cache.run import prepared_batches
+from templatekit.cache.run import prepared_batches, prepared_samples
 
-__all__ = ["Entry", "cache_folder", "entries", "prepared_batches", "remove"]
+__all__ = [
+    "Entry",
+    "StoredExamples",
+    "StoredSamples",
+    "cache_folder",
+    "entries",
+    "prepared_batches",
+    "prepared_samples",
+    "remove",
+]

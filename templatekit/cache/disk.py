@@ -23,8 +23,10 @@ _ABANDONED_SECONDS = 3600
 _BLOCK = 2**22
 
 
-class Damaged(Exception):
-    """A part that is not what was written; the message says in what."""
+class Damaged(RunError):
+    """A part that is not what was written; the message says in what.
+
+    Where one is opened it is made anew. It stops a run whose files are damaged under its hands."""
 
 
 @contextmanager

@@ -64,10 +64,12 @@ class Part:
         for name, size in sizes.items():
             check_size(folder / name, size)
 
-    def check(self) -> None:
-        """Checks all files; raises `Damaged`."""
-        for name in (TOKENS, TEXTS, EXAMPLES):
-            self._table(name)
+    def check(self, *, texts: bool = True) -> None:
+        """Checks the tokens, and with `texts` the other files too; raises `Damaged`."""
+        self._tokens.validate()
+        if texts:
+            self._text_table.validate()
+            self._example_table.validate()
 
     def batches(self) -> Iterator[Batch]:
         """The examples, their tokens as they lie on the disk, their texts when they are asked for."""
@@ -102,6 +104,13 @@ class Part:
     def rows(self) -> NDArray[np.int64]:
         """Shape (samples,): the record that each example came from."""
         return _flat(self._tokens, "row")
+
+    def tokens_of(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """The ids and weights of the examples at these places, end to end."""
+        starts, lengths = self.offsets[places], np.diff(self.offsets)[places]
+        ends = np.cumsum(lengths)
+        tokens = np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
+        return self.input_ids[tokens], self._weights(0, self.state.samples)[tokens]
 
     def _weights(self, start: int, end: int) -> NDArray[np.float64]:
         first, last = self._runs[start], self._runs[end]

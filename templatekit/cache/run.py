@@ -6,13 +6,14 @@ remembers from earlier records (groups, repeats, an order) lies in the reading o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from templatekit.cache.disk import Damaged
+from templatekit.cache.examples import StoredSamples
 from templatekit.cache.folder import begin, cache_folder, part_folder, remove_part
 from templatekit.cache.key import NotCached, key_of, parts_of, stamp_of
 from templatekit.cache.part import Part
@@ -20,7 +21,7 @@ from templatekit.cache.values import NotPlain
 from templatekit.cache.writer import PartWriter
 from templatekit.counts import Counts
 from templatekit.errors import RecordError
-from templatekit.pipeline import Batch, Pipeline
+from templatekit.pipeline import Batch, Pipeline, Prepared
 from templatekit.types import Record
 
 PART_RECORDS = 8192
@@ -43,27 +44,36 @@ def prepared_batches(
     and come from `read()`. `say` receives a line where something is taken, damaged, or not kept. Raises `RunError`
     where the disk takes no more.
     """
-    source = pipeline.options.dataset if given is None else None
     read = read or pipeline.open
+    way = _way(pipeline, read, given, say)
+    if way is not None:
+        return way.batches()
+    return pipeline.batches(read(), source=pipeline.options.dataset if given is None else None)
+
+
+def prepared_samples(pipeline: Pipeline, *, say: Say = lambda line: None) -> Sequence[Prepared]:
+    """All samples of the options' data set: with the option `cache` memory-mapped, else in memory."""
+    way = _way(pipeline, pipeline.open, None, say)
+    if way is not None:
+        stored = way.stored()
+        if stored is not None:
+            return StoredSamples(stored)
+        pipeline.counts = Counts()
+    return [item for batch in prepared_batches(pipeline) for item in batch]
+
+
+def _way(pipeline: Pipeline, read: Open, given: Iterable[Any] | None, say: Say) -> _Preparation | None:
+    """The way through the parts; None where nothing is to be kept, or can be."""
     if not pipeline.options.cache:
-        return pipeline.batches(read(), source=source)
+        return None
     try:
         parts = parts_of(pipeline, given)
     except NotCached as error:
         say(f"cache: not used: {error}")
-        return pipeline.batches(read(), source=source)
+        return None
     folder = begin(cache_folder(pipeline.options.cache_dir), key_of(parts), parts, pipeline)
-    way = _Preparation(
-        pipeline=pipeline,
-        folder=folder,
-        read=read,
-        source=source,
-        parts=parts,
-        stamp=stamp_of(pipeline, given),
-        given=given,
-        say=say,
-    )
-    return way.batches()
+    stamp = stamp_of(pipeline, given)
+    return _Preparation(pipeline=pipeline, folder=folder, read=read, given=given, parts=parts, stamp=stamp, say=say)
 
 
 @dataclass(kw_only=True)
@@ -73,7 +83,6 @@ class _Preparation:
     pipeline: Pipeline
     folder: Path
     read: Open
-    source: str | None
     parts: dict[str, Any]
     stamp: tuple[Any, ...]
     given: Iterable[Any] | None
@@ -96,14 +105,33 @@ class _Preparation:
                 break
         self.pipeline.check_any_left()
 
-    def _stored(self, number: int) -> Part | None:
+    def stored(self) -> list[Part] | None:
+        """All parts, those that are missing made first; None where one cannot be kept."""
+        found: list[Part] = []
+        for number in count():
+            part = self._stored(number, texts=False)
+            if part is not None:
+                self._take(part)
+            else:
+                for _ in self._make(number):
+                    pass
+                part = self._stored(number, texts=False)
+            if part is None:
+                return None
+            found.append(part)
+            if part.state.records < PART_RECORDS:
+                break
+        self.pipeline.check_any_left()
+        return found
+
+    def _stored(self, number: int, *, texts: bool = True) -> Part | None:
         """A part that is there, its files checked; one that is damaged is told of, removed, and made anew."""
         folder = part_folder(self.folder, number)
         if not folder.exists():
             return None
         try:
             part = Part(folder)
-            part.check()
+            part.check(texts=texts)
         except Damaged as error:
             self.say(f"cache: part {str(folder)!r} is damaged and made anew: {error}")
             remove_part(folder)
@@ -124,11 +152,12 @@ class _Preparation:
         first = number * PART_RECORDS
         if self._taken and self._records is None:
             self.say(f"cache: {first:,} records were there; going on behind them")
+        source = self.pipeline.options.dataset if self.given is None else None
         records = _Counted(islice(self._at(first), PART_RECORDS))
         before, self.pipeline.counts = self.pipeline.counts, Counts()
         writer: PartWriter | None = PartWriter()
         try:
-            for batch in self.pipeline.some_batches(records, source=self.source, first_row=first):
+            for batch in self.pipeline.some_batches(records, source=source, first_row=first):
                 writer = self._added(writer, batch)
                 yield batch
         finally:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from templatekit.cache import StoredExamples, StoredSamples, prepared_samples
 from templatekit.config import FinetuneOptions
 from templatekit.errors import ConfigError
 from templatekit.pairs import PairPipeline, pairs_of
@@ -22,7 +26,7 @@ _HELD_OUT = ("validation", "test")
 class Splits:
     """Samples by split, `train` among them; with DPO a pair's chosen and rejected answer in turn."""
 
-    samples: dict[str, list[Prepared]]
+    samples: dict[str, Sequence[Prepared]]
     pairs: bool
 
     @property
@@ -36,12 +40,12 @@ class Splits:
         return self._items(self._first_of(_HELD_OUT))
 
     @property
-    def asked(self) -> list[Prepared]:
+    def asked(self) -> Sequence[Prepared]:
         """Samples whose prompts show what the model has learned: of the test set where there is one."""
         return self._first_of(("test", *_HELD_OUT))[:: 2 if self.pairs else 1]
 
     @property
-    def checked(self) -> list[Prepared]:
+    def checked(self) -> Sequence[Prepared]:
         """Samples to try a server's prompt on."""
         return (self.asked or self.samples["train"])[:20]
 
@@ -50,12 +54,14 @@ class Splits:
         """Examples, or pairs, of each split."""
         return {name: len(samples) // (2 if self.pairs else 1) for name, samples in self.samples.items()}
 
-    def _first_of(self, names: Sequence[str]) -> list[Prepared]:
+    def _first_of(self, names: Sequence[str]) -> Sequence[Prepared]:
         return next((self.samples[name] for name in names if self.samples.get(name)), [])
 
     def _items(self, samples: Sequence[Prepared]) -> Sequence[TokenizedExample] | Sequence[TokenizedPair]:
         if self.pairs:
             return pairs_of(samples)
+        if isinstance(samples, StoredSamples):
+            return samples.tokenized
         return [sample.tokenized for sample in samples if sample.tokenized is not None]
 
 
@@ -64,9 +70,11 @@ def pipeline_class(options: FinetuneOptions) -> type[Pipeline]:
     return PairPipeline if options.method == "dpo" else Pipeline
 
 
-def read_splits(options: FinetuneOptions, pipeline: Pipeline) -> Splits:
-    """Reads the data set; a held-out set of its own is `validation`."""
-    items = list(pipeline.run(pipeline.open(), source=options.dataset))
+def read_splits(
+    options: FinetuneOptions, pipeline: Pipeline, *, say: Callable[[str], None] = lambda line: None
+) -> Splits:
+    """Reads the data set; a held-out set of its own is `validation`. `say` hears what the cache has to tell."""
+    items = prepared_samples(pipeline, say=say)
     pairs = options.method == "dpo"
     if options.eval_dataset is not None:
         own = type(pipeline)(
@@ -76,26 +84,50 @@ def read_splits(options: FinetuneOptions, pipeline: Pipeline) -> Splits:
             template=pipeline.template,
             tokenizer=pipeline.tokenizer,
         )
-        held_out = list(own.run(own.open(), source=options.eval_dataset))
-        return Splits(samples={"train": items, "validation": held_out}, pairs=pairs)
+        return Splits(samples={"train": items, "validation": prepared_samples(own, say=say)}, pairs=pairs)
     # The examples of one row stay together: they share text.
-    rows = [list(examples) for _, examples in groupby(items, key=lambda item: item.rendered.row)]
-    parts = split_rows(options.split, len(rows), shuffle=options.split_order == "shuffled", seed=options.seed)
-    samples = {name: [item for index in indices for item in rows[index]] for name, indices in parts.items()}
+    if isinstance(items, StoredSamples):
+        rows = items.rows
+    else:
+        rows = np.fromiter((item.rendered.row for item in items), dtype=np.int64, count=len(items))
+    edges = np.concatenate([[0], np.flatnonzero(np.diff(rows)) + 1, [len(rows)]])
+    parts = split_rows(options.split, len(edges) - 1, shuffle=options.split_order == "shuffled", seed=options.seed)
+    samples = {name: _of_rows(items, edges, np.array(chosen, dtype=np.int64)) for name, chosen in parts.items()}
     if not samples["train"]:
         raise ConfigError(f"split {options.split!r} leaves no training examples of {len(items)}")
     return Splits(samples=samples, pairs=pairs)
 
 
+def _of_rows(items: Sequence[Prepared], edges: NDArray[np.int64], chosen: NDArray[np.int64]) -> Sequence[Prepared]:
+    """The samples of the chosen rows: row r has the samples `edges[r]` to `edges[r + 1]`."""
+    counts = np.diff(edges)[chosen]
+    ends = np.cumsum(counts)
+    places = np.repeat(edges[chosen] - ends + counts, counts) + np.arange(counts.sum())
+    return items.take(places) if isinstance(items, StoredSamples) else [items[place] for place in places.tolist()]
+
+
 def identity_of(pipeline: Pipeline, items: Sequence[TokenizedExample] | Sequence[TokenizedPair]) -> dict[str, str]:
     """What a checkpoint must agree with: the ids and weights, the template, the tokenizer."""
     assert pipeline.tokenizer is not None
-    data = hashlib.sha256()
-    for item in items:
-        for example in (item.chosen, item.rejected) if isinstance(item, TokenizedPair) else (item,):
-            data.update(repr((example.input_ids, example.loss_weights)).encode())
     return {
-        "data": data.hexdigest(),
+        "data": _data_hash(items),
         "template": hashlib.sha256(pipeline.template.source.encode()).hexdigest(),
         "tokenizer": pipeline.tokenizer.fingerprint,
     }
+
+
+def _data_hash(items: Sequence[TokenizedExample] | Sequence[TokenizedPair]) -> str:
+    """Of lengths, ids and weights, each end to end: the same wherever the examples lie."""
+    lengths, ids, weights = (xxhash.xxh3_128() for _ in range(3))
+    if isinstance(items, StoredExamples):
+        lengths.update(items.samples.lengths.tobytes())
+        for some_ids, some_weights in items.samples.runs():
+            ids.update(some_ids.tobytes())
+            weights.update(some_weights.tobytes())
+    else:
+        for item in items:
+            for example in (item.chosen, item.rejected) if isinstance(item, TokenizedPair) else (item,):
+                lengths.update(np.int64(len(example)).tobytes())
+                ids.update(np.array(example.input_ids, dtype=np.int32).tobytes())
+                weights.update(np.array(example.loss_weights, dtype=np.float64).tobytes())
+    return " ".join(digest.hexdigest() for digest in (lengths, ids, weights))

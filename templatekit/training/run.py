@@ -129,7 +129,7 @@ def _run(
         # The pipeline was for finding the template; what it encodes with has the new tokens.
         tokenizer = from_transformers(served, name=tokenizer.name)
         pipeline = prepares(options, registry, tokenizer=tokenizer, template=pipeline.template)
-    splits = read_splits(options, pipeline)
+    splits = read_splits(options, pipeline, say=say)
     assert pipeline.adapter is not None
     say(f"adapter {pipeline.adapter.name}, template {pipeline.template.name}, folder {folder}")
     for line in pipeline.counts.lines(tokens=True):
