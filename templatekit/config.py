@@ -12,6 +12,7 @@ import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from templatekit.errors import ConfigError, nearest, shorten
+from templatekit.expressions import Expression
 from templatekit.types import STANDARD_ROLES, Boundary, ControlTokens, TrainOn, Truncation
 
 Base = Literal["response", "content", "last", "all"]
@@ -19,6 +20,8 @@ _BASES: tuple[Base, ...] = get_args(Base)
 _FIELDS = ("content", "context", "reasoning", "tool_calls", "tool_call_id", "name")
 _OF_NO_MESSAGE = ("tools", "documents")
 _ANY = "*"
+_NEAR = 0.8
+"""The similarity from which texts are near duplicates, where none is named."""
 
 
 class TrainedParts(NamedTuple):
@@ -102,6 +105,32 @@ def _role_and_field(name: str) -> tuple[str, str]:
 
 def _checked_train_on(text: TrainOn) -> TrainOn:
     parse_train_on(text)
+    return text
+
+
+def parse_dedup(text: str) -> float:
+    """The similarity from which texts are repeats, of `exact` (1), `near` (0.8) or `near=0.9`; `ConfigError`."""
+    name, equals, number = (part.strip() for part in text.partition("="))
+    if name == "exact" and not equals:
+        return 1.0
+    try:
+        threshold = float(number) if equals else _NEAR
+    except ValueError:
+        threshold = 0.0
+    if name != "near" or not 0.1 <= threshold < 1:
+        raise ConfigError(
+            f"dedup: found {text!r}; expected exact, near, or near with a similarity from 0.1 to below 1: near=0.8"
+        )
+    return threshold
+
+
+def _checked_filter(text: str) -> str:
+    Expression(text)
+    return text
+
+
+def _checked_dedup(text: str) -> str:
+    parse_dedup(text)
     return text
 
 
@@ -196,6 +225,18 @@ class DataOptions(Options):
         "with less of their context, or with less of their last response.",
     )
     limit: Positive | None = Field(None, description="Read at most this many records.")
+    filter: tuple[Annotated[str, AfterValidator(_checked_filter)], ...] = Field(
+        (),
+        description="Keep the records that meet this condition on their columns, as `len(response) > 10`; may be given "
+        "several times.",
+    )
+    dedup: Annotated[str, AfterValidator(_checked_dedup)] | None = Field(
+        None, description="Leave out what repeats an earlier record: `exact`, or `near`, or `near=0.9`."
+    )
+    shuffle: Annotated[int, BeforeValidator(_no_flag), Field(ge=0)] | None = Field(
+        None, description="Take the records in an order that this seed decides."
+    )
+    shuffle_buffer: Positive = Field(10_000, description="Records that shuffling holds at a time.")
     on_error: Literal["stop", "skip"] = Field("stop", description="What a record that cannot be used does.")
 
     @model_validator(mode="after")

@@ -10,12 +10,21 @@ from typing import Any
 from templatekit.config import DataOptions, parse_train_on
 from templatekit.contracts import Adapter
 from templatekit.counts import Counts
-from templatekit.errors import NOTHING_TRAINED, ConfigError, PluginError, RecordError, TemplatekitError, shorten
+from templatekit.errors import (
+    NOTHING_TRAINED,
+    ConfigError,
+    LeftOut,
+    PluginError,
+    RecordError,
+    TemplatekitError,
+    shorten,
+)
 from templatekit.formats.lookup import choose_adapter, find_template
 from templatekit.formats.template import Template
 from templatekit.registry import Registry
 from templatekit.sources import open_source
 from templatekit.sources.gather import columns_of, gather
+from templatekit.sources.shuffle import placed, row_of, shuffled
 from templatekit.tokens.cuts import Encoder
 from templatekit.tokens.load import find_tokenizer
 from templatekit.tokens.supervision import loss_spans
@@ -109,7 +118,26 @@ class Pipeline:
 
     def gathered(self, records: Iterable[Record | RecordError]) -> Iterator[Record | RecordError]:
         """At most `limit` of the records; those that make one example come together, as the adapter says."""
-        return islice(gather(records, self._group), self.options.limit)
+        return self._chosen(islice(gather(records, self._group), self.options.limit))
+
+    def _chosen(self, records: Iterator[Record | RecordError]) -> Iterator[Record | RecordError]:
+        """The records that the options leave, in the order they ask for; others stand in their place as `LeftOut`."""
+        options = self.options
+        if options.filter:
+            from templatekit.cleaning.filters import filtered
+            from templatekit.expressions import Expression
+
+            records = filtered(records, [Expression(text) for text in options.filter])
+        if options.dedup is not None:
+            from templatekit.cleaning.duplicates import Item, texts_of, without_repeats
+
+            items = (Item(record, row) for row, record in enumerate(records))
+            kept = without_repeats(items, texts_of(options.dedup), lambda place, record: self.read(record), str)
+            records = (item.record for item in kept)
+        if options.shuffle is not None:
+            numbered = (placed(record, row) for row, record in enumerate(records))
+            records = shuffled(numbered, seed=options.shuffle, buffer=options.shuffle_buffer)
+        return records
 
     def run(
         self, records: Iterable[Record | RecordError], *, source: str | None = None, first_row: int = 0
@@ -119,7 +147,11 @@ class Pipeline:
         A record that cannot be used raises its `RecordError`, or, with `on_error="skip"`, is counted. What nothing is
         trained of is counted in any case. `ConfigError` at the end where records came in and none came out.
         """
-        rendered = (item for row, record in enumerate(records, first_row) for item in self._render(row, record, source))
+        rendered = (
+            item
+            for row, record in enumerate(records, first_row)
+            for item in self._render(row_of(record, row), record, source)
+        )
         last = None
         while chunk := list(islice(rendered, BATCH)):
             for item in self._encode(chunk, source):
@@ -148,7 +180,7 @@ class Pipeline:
             samples = [sample for example in found for sample in self._samples(example, row)]
         except RecordError as error:
             error.at(source, row)
-            if self.options.on_error == "stop":
+            if self.options.on_error == "stop" and not isinstance(error, LeftOut):
                 error.message += "; to skip: --on-error skip"
                 raise
             self.counts.drop(error)
@@ -188,6 +220,14 @@ class Pipeline:
         return self.template.render(example, self.special_tokens, row=row)
 
     def _adapt(self, row: int, record: Record) -> list[Example]:
+        found = self.read(record)
+        assert self.adapter is not None
+        for key in self.adapter.unread(columns_of(record)):
+            self.counts.unread_keys.setdefault(key, row)
+        return found
+
+    def read(self, record: Record) -> list[Example]:
+        """The adapter's examples of a record; raises `RecordError`."""
         if self.adapter is None:
             self.adapter = self._choose_adapter(record)
         adapter = self.adapter
@@ -202,8 +242,6 @@ class Pipeline:
             raise self._broken("returned no example; expected one or more, or a RecordError that says why")
         for example in found:
             self._check(example)
-        for key in adapter.unread(columns_of(record)):
-            self.counts.unread_keys.setdefault(key, row)
         return found
 
     def _check(self, example: object) -> None:

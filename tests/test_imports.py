@@ -16,8 +16,9 @@ import templatekit
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "templatekit"
 ROOMS = (
-    "errors types hookspecs contracts offers registry config counts",
+    "errors types expressions hookspecs contracts offers registry config counts",
     "sources",
+    "cleaning",
     "formats",
     "tokens",
     "packing",
