@@ -11,6 +11,7 @@ from templatekit.config import DataOptions
 from templatekit.contracts import Adapter
 from templatekit.errors import ConfigError, RecordError, shorten
 from templatekit.formats.template import Template
+from templatekit.mixture import pipeline_of
 from templatekit.pipeline import BATCH, Pipeline, Prepared
 from templatekit.registry import Registry, create_registry
 from templatekit.sources import map_columns
@@ -26,7 +27,7 @@ Address: TypeAlias = str | os.PathLike[str]
 
 
 def render(
-    records: Address | Iterable[Record],
+    records: Address | Iterable[Record] | None,
     *,
     adapter: str | Adapter | None = None,
     template: Address | Template = "alpaca",
@@ -34,7 +35,7 @@ def render(
     registry: Registry | None = None,
     **options: Any,
 ) -> Iterator[TokenizedExample | RenderedText]:
-    """Renders records, or the data set at an address, one by one.
+    """Renders records, or the data set at an address, or with None the sets that `mix` names, one by one.
 
     Yields `TokenizedExample`s, or `RenderedText`s without a tokenizer. `options` are the other fields of
     `DataOptions`: `train_on`, `max_length`, `columns`, `on_error`, … What is wrong with them is raised at once, what
@@ -44,7 +45,7 @@ def render(
 
 
 def prepare(
-    records: Address | Iterable[Record],
+    records: Address | Iterable[Record] | None,
     *,
     tokenizer: Address | Tokenizer | PreTrainedTokenizerBase,
     adapter: str | Adapter | None = None,
@@ -81,7 +82,9 @@ def _prepared(
     named = {"dataset": records, "adapter": adapter, "template": template, "tokenizer": tokenizer}
     addresses = {key: os.fspath(value) for key, value in named.items() if isinstance(value, (str, os.PathLike))}
     parsed = DataOptions.parse({**options, **addresses})
-    if isinstance(records, Mapping) or not isinstance(records, (str, os.PathLike, Iterable)):
+    if parsed.mix and records is not None:
+        raise ConfigError(f"records: found {shorten(records)} beside mix; expected None, as mix names its sets")
+    if not parsed.mix and (isinstance(records, Mapping) or not isinstance(records, (str, os.PathLike, Iterable))):
         raise ConfigError(
             f"records: found {type(records).__name__}; expected an address, or a list or another "
             "iterable of records (of a DatasetDict, one split)"
@@ -92,6 +95,13 @@ def _prepared(
         raise ConfigError(f"template: found {shorten(template)}; expected a name, a .jinja file or a Template object")
     if tokenizer is not None and not isinstance(tokenizer, (str, os.PathLike, Tokenizer)):
         tokenizer = from_transformers(tokenizer)
+    if records is None and parsed.mix:
+        return pipeline_of(
+            parsed,
+            registry or create_registry(),
+            template=template if isinstance(template, Template) else None,
+            tokenizer=tokenizer if isinstance(tokenizer, Tokenizer) else None,
+        ).prepared()
     pipeline = Pipeline(
         parsed,
         registry or create_registry(),

@@ -179,7 +179,8 @@ class Options(BaseModel):
 def _explain(cls: type[Options], detail: Any) -> str:
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return f"unknown option {name!r}; {nearest(name, cls.model_fields)}"
+        known = MixedSet.model_fields if detail["loc"][0] == "mix" else cls.model_fields
+        return f"unknown option {name!r}; {nearest(str(detail['loc'][-1]), known)}"
     message = str(detail["msg"]).removeprefix("Value error, ").partition(", unable to")[0]
     expected = message.removeprefix("Input should be ")
     if expected != message:
@@ -187,10 +188,53 @@ def _explain(cls: type[Options], detail: Any) -> str:
     return f"{name}: found {shorten(detail['input'])}; {message[:1].lower()}{message[1:]}" if name else message
 
 
+class MixedSet(Options):
+    """One set of a mixture. What is left out is as in the options around it."""
+
+    dataset: str = Field(description="Where its records are.")
+    name: str | None = Field(None, description="Its name in rows and counts; by default where it is.")
+    weight: Annotated[float, BeforeValidator(_no_flag), Field(gt=0)] | None = Field(
+        None, description="How often it is drawn from, beside the others; 1 where others have a weight."
+    )
+    repeat: Positive = Field(1, description="How many times it is gone through.")
+    limit: Positive | None = Field(None, description="Read at most this many records of it.")
+    adapter: str | None = None
+    template: str | None = None
+    columns: dict[str, str] | None = None
+    chat_template_kwargs: dict[str, JsonLike] | None = None
+    filter: tuple[Annotated[str, AfterValidator(_checked_filter)], ...] = Field(
+        (), description="Conditions, beside those for all sets."
+    )
+
+
+def _mixed_set(value: object) -> object:
+    """A set as the command line has it, `ADDRESS,key=value,…`, as a mapping."""
+    if not isinstance(value, str):
+        return value
+    address, *settings = value.split(",")
+    found: dict[str, str] = {}
+    for setting in settings:
+        name, equals, text = (part.strip() for part in setting.partition("="))
+        if not (name and equals and text) or name in found:
+            raise ValueError(f"expected ADDRESS,key=value,… with each key once; found {setting!r}")
+        found[name.replace("-", "_")] = text
+    return {"dataset": address.strip(), **found}
+
+
 class DataOptions(Options):
     """From records to tokenized examples."""
 
     dataset: str = Field("starter", description="A file, a folder, a hub name, or `starter`, the bundled set.")
+    mix: tuple[Annotated[MixedSet, BeforeValidator(_mixed_set)], ...] = Field(
+        (),
+        description="Several sets in place of --dataset, one each time: `ADDRESS,weight=2,template=chatml,…`, with "
+        "name, weight, repeat, limit, adapter, template.",
+    )
+    mix_strategy: Literal["concat", "once", "first_exhausted", "all_exhausted"] | None = Field(
+        None,
+        description="One set after the other, or rows drawn by weight: each once, until one set ends, or until all "
+        "have, short ones anew. By default all_exhausted where a set has a weight, else concat.",
+    )
     adapter: str | None = Field(None, description="The shape of the records; told by their keys if left out.")
     columns: dict[str, str] = Field(
         default_factory=dict, description="Rename keys: `instruction=question,response=answer`."
@@ -244,6 +288,17 @@ class DataOptions(Options):
         if self.truncation != "drop" and self.max_length is None:
             found = f"truncation={self.truncation!r}"
             raise ValueError(f"{found} counts tokens; found no max_length; expected --max-length too")
+        return self
+
+    @model_validator(mode="after")
+    def _check_mix(self) -> DataOptions:
+        if not self.mix and self.mix_strategy is not None:
+            raise ValueError(f"mix_strategy={self.mix_strategy!r} mixes several sets; found none; expected --mix too")
+        if self.mix and self.dataset != "starter":
+            raise ValueError(f"dataset={self.dataset!r} beside mix; expected one of them; name it as a --mix too")
+        weighted = [one.dataset for one in self.mix if one.weight is not None]
+        if weighted and self.mix_strategy == "concat":
+            raise ValueError(f"{weighted[0]!r} has a weight, and mix_strategy='concat' draws nothing; leave one out")
         return self
 
 

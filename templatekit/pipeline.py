@@ -78,6 +78,8 @@ class Pipeline:
     ) -> None:
         self.options = options
         self.registry = registry
+        if options.mix and type(self) is Pipeline:
+            raise ConfigError("mix: one set is read at a time here; found several; name one of them (--dataset)")
         if options.max_length is not None and options.tokenizer is None and tokenizer is None:
             raise ConfigError(
                 f"max_length={options.max_length} counts tokens; found no tokenizer; expected --tokenizer too"
@@ -115,6 +117,10 @@ class Pipeline:
     def open(self) -> Iterator[Record | RecordError]:
         """The records of the options' data set."""
         return self.gathered(open_source(self.options.dataset, self.registry, columns=self.options.columns))
+
+    def prepared(self) -> Iterator[Prepared]:
+        """What comes of the options' data set."""
+        return self.run(self.open(), source=self.options.dataset)
 
     def gathered(self, records: Iterable[Record | RecordError]) -> Iterator[Record | RecordError]:
         """At most `limit` of the records; those that make one example come together, as the adapter says."""

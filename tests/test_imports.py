@@ -23,6 +23,7 @@ ROOMS = (
     "tokens",
     "packing",
     "pipeline",
+    "mixture",
     "calls",
     "training",
     "views export",

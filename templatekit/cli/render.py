@@ -12,7 +12,7 @@ import click
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
 from templatekit.cli.output import choose_exporter, summarize, write, write_whole
 from templatekit.config import DataOptions
-from templatekit.pipeline import Pipeline
+from templatekit.mixture import pipeline_of
 
 ON_SCREEN = 5
 """Rows shown on a terminal where no limit is given."""
@@ -37,9 +37,9 @@ def render(
     on_screen = output is None and format is None and sys.stdout.isatty()
     if on_screen:
         values.setdefault("limit", ON_SCREEN)
-    pipeline = Pipeline(DataOptions.parse(values), registry)
+    pipeline = pipeline_of(DataOptions.parse(values), registry)
     exporter = choose_exporter(registry, format, output)
-    examples = (item.result for item in pipeline.run(pipeline.open(), source=pipeline.options.dataset))
+    examples = (item.result for item in pipeline.prepared())
     if on_screen:
         from templatekit.cli.preview import show
 

@@ -19,11 +19,13 @@ _BATCH = 1024
 def to_row(example: RenderedText | TokenizedExample) -> dict[str, Any]:
     """One example as plain values.
 
-    `sample` is there only where the record gave several, `loss_weights` only where one is neither 0 nor 1, `truncated`
-    only where the example was shortened.
+    `source` is there only where the run has several sets, `sample` only where the record gave several,
+    `loss_weights` only where one is neither 0 nor 1, `truncated` only where the example was shortened.
     """
-    rendered = example.rendered if isinstance(example, TokenizedExample) else example
+    rendered = _rendered(example)
     row: dict[str, Any] = {"row": rendered.row}
+    if rendered.source:
+        row["source"] = rendered.source
     if rendered.samples > 1:
         row["sample"] = rendered.sample
     row["text"] = rendered.text
@@ -36,6 +38,10 @@ def to_row(example: RenderedText | TokenizedExample) -> dict[str, Any]:
             row["truncated"] = example.truncated
     row["spans"] = [{"start": s.start, "end": s.end, "origin": str(s.origin)} for s in rendered.spans]
     return row
+
+
+def _rendered(example: RenderedText | TokenizedExample) -> RenderedText:
+    return example.rendered if isinstance(example, TokenizedExample) else example
 
 
 class JsonLines(Exporter):
@@ -112,12 +118,13 @@ def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa
     tokens = {"input_ids": ids, "labels": ids, "loss_weights": pa.list_(pa.float32()), "truncated": pa.string()}
     source = iter(examples)
     chunk = list(islice(source, _BATCH))
+    if chunk and _rendered(chunk[0]).source:
+        base = {"row": base["row"], "source": pa.string(), **base}
     schema = pa.schema({**base, **tokens} if chunk and isinstance(chunk[0], TokenizedExample) else base)
     while True:
         rows = [to_row(example) for example in chunk]
         for row, example in zip(rows, chunk, strict=True):
-            rendered = example.rendered if isinstance(example, TokenizedExample) else example
-            row["sample"] = rendered.sample
+            row["sample"] = _rendered(example).sample
             if isinstance(example, TokenizedExample):
                 row["loss_weights"] = list(example.loss_weights)
         yield pa.RecordBatch.from_pylist(rows, schema=schema)

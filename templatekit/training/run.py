@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from templatekit.counts import Counts
 from templatekit.errors import ConfigError, RunError
 from templatekit.export.serving import Stops, chat_template, stops_of
 from templatekit.formats.variables import chat_variables, plain
+from templatekit.mixture import Mixture, pipeline_of
 from templatekit.pipeline import Pipeline, Prepared
 from templatekit.registry import Registry, create_registry
 from templatekit.tokens.load import from_transformers, load_transformers_tokenizer, resolve_model
@@ -108,15 +109,16 @@ def _run(options: FinetuneOptions, registry: Registry, folder: Path, say: Callab
     address = resolve_model(options.model, registry) or options.model
     served = _load_tokenizer(options, registry, address)
     tokenizer = from_transformers(served, name=options.tokenizer or options.model)
-    pipeline = Pipeline(options, registry, tokenizer=tokenizer)
+    pipeline = pipeline_of(options, registry, tokenizer=tokenizer)
+    _check_one_template(pipeline)
     added = _add_special_tokens(options, pipeline, served)
     if added:
         # The pipeline was for finding the template; what it encodes with has the new tokens.
         tokenizer = from_transformers(served, name=tokenizer.name)
-        pipeline = Pipeline(options, registry, tokenizer=tokenizer, template=pipeline.template)
+        pipeline = pipeline_of(options, registry, tokenizer=tokenizer, template=pipeline.template)
     splits = _splits(options, pipeline)
-    assert pipeline.adapter is not None
-    say(f"adapter {pipeline.adapter.name}, template {pipeline.template.name}, folder {folder}")
+    adapter = pipeline.adapter.name if pipeline.adapter else None  # the sets of a mixture have their own
+    say(f"adapter {adapter or 'of each set'}, template {pipeline.template.name}, folder {folder}")
     for line in pipeline.counts.lines(tokens=True):
         say(line)
     say(", ".join(f"{name}: {len(items):,}" for name, items in splits.items()) + " examples")
@@ -135,7 +137,7 @@ def _run(options: FinetuneOptions, registry: Registry, folder: Path, say: Callab
         trained = attach_lora(
             model, rank=options.lora_rank, alpha=options.lora_alpha, seed=options.seed, new_tokens=new_rows
         )
-    write_recipe(folder, options, adapter=pipeline.adapter.name, template=pipeline.template.original)
+    write_recipe(folder, options, adapter=adapter, template=pipeline.template.original)
     samples = _samples_before(folder, options, splits.get("test") or held_out, trained, pipeline, stops)
     identity = _identity(pipeline, examples)
     with Progress() as progress:
@@ -203,23 +205,37 @@ def _add_special_tokens(options: FinetuneOptions, pipeline: Pipeline, served: Pr
 
 def _splits(options: FinetuneOptions, pipeline: Pipeline) -> dict[str, list[Prepared]]:
     """The examples by split, `train` among them; a held-out set of its own is `validation`."""
-    items = list(pipeline.run(pipeline.open(), source=options.dataset))
+    items = list(pipeline.prepared())
     if options.eval_dataset is not None:
         own = Pipeline(
-            options.model_copy(update={"dataset": options.eval_dataset, "limit": None}),
+            options.model_copy(
+                update={"dataset": options.eval_dataset, "limit": None, "mix": (), "mix_strategy": None}
+            ),
             pipeline.registry,
             adapter=pipeline.adapter,
             template=pipeline.template,
             tokenizer=pipeline.tokenizer,
         )
         return {"train": items, "validation": list(own.run(own.open(), source=options.eval_dataset))}
-    # The examples of one row stay together: they share text.
-    rows = [list(examples) for _, examples in groupby(items, key=lambda item: item.rendered.row)]
+    # The examples of one row stay together, and so do its repeats in a mixture: they share text.
+    by_row: dict[tuple[str, int], list[Prepared]] = {}
+    for item in items:
+        by_row.setdefault((item.rendered.source, item.rendered.row), []).append(item)
+    rows = list(by_row.values())
     parts = split_rows(options.split, len(rows), shuffle=options.split_order == "shuffled", seed=options.seed)
     splits = {name: [item for index in indices for item in rows[index]] for name, indices in parts.items()}
     if not splits["train"]:
         raise ConfigError(f"split {options.split!r} leaves no training examples of {len(items)}")
     return splits
+
+
+def _check_one_template(pipeline: Pipeline) -> None:
+    """A trained model is served with one template: the one that all its examples have."""
+    if isinstance(pipeline, Mixture) and not pipeline.one_template:
+        raise ConfigError(
+            f"mix: a model is served with one template, {pipeline.template.name!r}; found sets with another or with "
+            "chat_template_kwargs of their own; give all sets that template, or train on what `render` writes"
+        )
 
 
 def _check_serving(served: PreTrainedTokenizerBase, pipeline: Pipeline, items: Sequence[Prepared]) -> None:
