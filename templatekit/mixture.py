@@ -44,6 +44,7 @@ class MixedCounts(Counts):
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, with every set's own counts under `sets`."""
+        self.add_up()
         sets = {
             name: counts.as_dict() | ({"note": self.notes[name]} if name in self.notes else {})
             for name, counts in self.sets.items()
@@ -52,6 +53,7 @@ class MixedCounts(Counts):
 
     def lines(self, *, tokens: bool) -> list[str]:
         """The sums, then each set's counts under its name."""
+        self.add_up()
         lines = super().lines(tokens=tokens)[:1]
         for name, counts in self.sets.items():
             own = counts.lines(tokens=tokens)
@@ -100,6 +102,10 @@ class Mixture(Pipeline):
             }
         )
         return Pipeline(options, self.registry, template=self.template if shared else None, tokenizer=self.tokenizer)
+
+    def counts_of(self, item: Prepared) -> Counts:
+        """Where a sample is counted: with its set."""
+        return self.counts.sets[item.rendered.source]
 
     def open(self) -> Iterator[Record | RecordError]:
         """Refuses: the records of several sets are of no one shape."""

@@ -122,6 +122,10 @@ class Pipeline:
         """What comes of the options' data set."""
         return self.run(self.open(), source=self.options.dataset)
 
+    def counts_of(self, item: Prepared) -> Counts:
+        """Where a sample is counted."""
+        return self.counts
+
     def gathered(self, records: Iterable[Record | RecordError]) -> Iterator[Record | RecordError]:
         """At most `limit` of the records; those that make one example come together, as the adapter says."""
         return self._chosen(islice(gather(records, self._group), self.options.limit))

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
-from templatekit.cli.output import choose_exporter, summarize, write, write_whole
+from templatekit.cli.output import admitted, choose_exporter, summarize, write, write_whole
 from templatekit.config import DataOptions
 from templatekit.mixture import pipeline_of
 
@@ -20,8 +20,14 @@ ON_SCREEN = 5
 
 @click.command()
 @option_set(DataOptions)
-@click.option("--output", type=click.Path(path_type=Path), help="The file to write; without it, standard output.")
-@click.option("--format", help="jsonl, parquet, arrow, or a plugin's; by default told by the output's ending.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="The file or folder to write; without it, standard output."
+)
+@click.option(
+    "--format",
+    help="jsonl, parquet, arrow, datasets, axolotl, openai, sharegpt, prompt-completion, llama-factory, or a plugin's; "
+    "by default told by the output's ending.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @PLUGIN_DIR
 def render(
@@ -39,17 +45,18 @@ def render(
         values.setdefault("limit", ON_SCREEN)
     pipeline = pipeline_of(DataOptions.parse(values), registry)
     exporter = choose_exporter(registry, format, output)
-    examples = (item.result for item in pipeline.prepared())
+    samples = pipeline.prepared()
     if on_screen:
         from templatekit.cli.preview import show
 
-        show(examples, pipeline.options.train_on)
+        show((item.result for item in samples), pipeline.options.train_on)
     else:
         stdout = sys.stdout.buffer
+        items = admitted(exporter, samples, pipeline)
         with redirect_stdout(sys.stderr):  # what a plugin prints must not get between the rows
             if output is None:
-                write(exporter, examples, stdout)
+                write(exporter, items, stdout)
                 stdout.flush()
             else:
-                write_whole(exporter, examples, output)
+                write_whole(exporter, items, output)
     summarize(pipeline, as_json=as_json)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from templatekit.contracts import Exporter
+from templatekit.sinks import Exporter
 from templatekit.types import RenderedText, TokenizedExample
 
 if TYPE_CHECKING:
