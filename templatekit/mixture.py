@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 from templatekit.config import DataOptions, MixedSet
 from templatekit.counts import Counts
@@ -65,17 +65,21 @@ class MixedCounts(Counts):
 
 
 class Mixture(Pipeline):
-    """A pipeline for each set, which share a tokenizer. Iterate `prepared()`."""
+    """A pipeline of `kind` for each set, which share a tokenizer. Iterate `prepared()`."""
+
+    takes_mix: ClassVar[bool] = True
 
     def __init__(
         self,
         options: DataOptions,
         registry: Registry,
         *,
+        kind: type[Pipeline] = Pipeline,
         template: Template | None = None,
         tokenizer: Tokenizer | None = None,
     ) -> None:
         super().__init__(options, registry, template=template, tokenizer=tokenizer)
+        self._kind = kind
         self.names = _names(options.mix)
         self.pipelines = [self._pipeline(one) for one in options.mix]
         sets = {name: pipeline.counts for name, pipeline in zip(self.names, self.pipelines, strict=True)}
@@ -101,7 +105,7 @@ class Mixture(Pipeline):
                 "shuffle": None,
             }
         )
-        return Pipeline(options, self.registry, template=self.template if shared else None, tokenizer=self.tokenizer)
+        return self._kind(options, self.registry, template=self.template if shared else None, tokenizer=self.tokenizer)
 
     def counts_of(self, item: Prepared) -> Counts:
         """Where a sample is counted: with its set."""
@@ -174,10 +178,10 @@ class Mixture(Pipeline):
         for index in dict.fromkeys(drawn.set for drawn in chunk):
             pipeline = self.pipelines[index]
             done[index] = []
-            records = (drawn.item for drawn in chunk if drawn.set == index)
             try:
-                for item in pipeline.run(records, source=pipeline.options.dataset):
-                    done[index].append(self._named(item, self.names[index]))
+                for records in _apart(drawn.item for drawn in chunk if drawn.set == index):
+                    for item in pipeline.run(records, source=pipeline.options.dataset):
+                        done[index].append(self._named(item, self.names[index]))
             except ConfigError as error:
                 # "0 of N samples left" is known at the end of the set, not of a chunk.
                 if pipeline.counts.rows_out:
@@ -201,11 +205,13 @@ def pipeline_of(
     options: DataOptions,
     registry: Registry,
     *,
+    kind: type[Pipeline] = Pipeline,
     template: Template | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> Pipeline:
-    """The pipeline for the options' set, or the mixture of their sets."""
-    kind = Mixture if options.mix else Pipeline
+    """The pipeline of `kind` for the options' set, or the mixture of their sets."""
+    if options.mix:
+        return Mixture(options, registry, kind=kind, template=template, tokenizer=tokenizer)
     return kind(options, registry, template=template, tokenizer=tokenizer)
 
 
@@ -214,6 +220,17 @@ def strategy_of(options: DataOptions) -> Strategy:
     if options.mix_strategy is not None:
         return options.mix_strategy
     return "all_exhausted" if any(one.weight is not None for one in options.mix) else "concat"
+
+
+def _apart(records: Iterable[Record | RecordError]) -> Iterator[list[Record | RecordError]]:
+    """The records, cut where one comes twice in a row: its samples must not pass for samples of one."""
+    run: list[Record | RecordError] = []
+    for record in records:
+        if run and not isinstance(record, RecordError) and row_of(run[-1], -1) == row_of(record, -2):
+            yield run
+            run = []
+        run.append(record)
+    yield run
 
 
 def _row(record: Record | RecordError) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any
+from typing import Any, ClassVar
 
 from templatekit.config import DataOptions, parse_train_on
 from templatekit.contracts import Adapter
@@ -67,6 +67,9 @@ class Pipeline:
     choose one.
     """
 
+    takes_mix: ClassVar[bool] = False
+    """Whether it reads the several sets of `mix`."""
+
     def __init__(
         self,
         options: DataOptions,
@@ -78,7 +81,7 @@ class Pipeline:
     ) -> None:
         self.options = options
         self.registry = registry
-        if options.mix and type(self) is Pipeline:
+        if options.mix and not self.takes_mix:
             raise ConfigError("mix: one set is read at a time here; found several; name one of them (--dataset)")
         if options.max_length is not None and options.tokenizer is None and tokenizer is None:
             raise ConfigError(
@@ -164,8 +167,11 @@ class Pipeline:
         )
         last = None
         while chunk := list(islice(rendered, BATCH)):
-            for item in self._encode(chunk, source):
+            for item in self._fit(self._encode(chunk, source), source):
                 self.counts.samples += 1
+                if item.tokenized is not None:
+                    self.counts.tokens += len(item.tokenized)
+                    self.counts.trained_tokens += item.tokenized.trained_tokens
                 if item.rendered.row != last:
                     self.counts.rows_out += 1
                     last = item.rendered.row
@@ -187,7 +193,8 @@ class Pipeline:
             if isinstance(record, RecordError):
                 raise record
             found = self._adapt(row, record)
-            samples = [sample for example in found for sample in self._samples(example, row)]
+            conversations = [one for example in found for one in self._conversations(example)]
+            samples = [sample for example in conversations for sample in self._samples(example, row)]
         except RecordError as error:
             error.at(source, row)
             if self.options.on_error == "stop" and not isinstance(error, LeftOut):
@@ -196,7 +203,7 @@ class Pipeline:
             self.counts.drop(error)
             return []
         for example in found:
-            self.counts.add(example)
+            self._count(example)
         messages = chain.from_iterable(sample.example.messages for sample in samples)
         if any(m.role == "assistant" and not (m.content.strip() or m.tool_calls) for m in messages):
             self.counts.empty_responses += 1
@@ -205,10 +212,14 @@ class Pipeline:
             for number, sample in enumerate(samples)
         ]
 
+    def _conversations(self, example: Example) -> tuple[Example, ...]:
+        """What is rendered of an example: all of it; of a preference pair the chosen answer, as training follows it."""
+        return (example.conversation("chosen") if isinstance(example, PreferenceExample) else example,)
+
+    def _count(self, example: Example) -> None:
+        self.counts.add(example)
+
     def _samples(self, example: Example, row: int) -> tuple[Sample, ...]:
-        """One example's; of a preference pair those of the chosen answer, as all stages are supervised."""
-        if isinstance(example, PreferenceExample):
-            example = example.conversation("chosen")
         if self._no_context:
             example = self._without_placeholders(example)
         base, _, named = parse_train_on(self.options.train_on)
@@ -320,21 +331,35 @@ class Pipeline:
             if not tokenized.trained_tokens:
                 self._drop(_untrained(item), item, source)
                 continue
-            example = item.example
+            yield replace(item, tokenized=tokenized)
+
+    def _fit(self, items: Iterable[Prepared], source: str | None) -> Iterator[Prepared]:
+        """The items that are short enough, or made so."""
+        for item in items:
             try:
-                if self.limit is not None:
-                    long = len(tokenized)
-                    example, tokenized = self.limit.fit(example, tokenized)
-                    self.counts.shorten(tokenized, source, long)
+                fitted = self._fitted(item)
             except RecordError as error:
-                if self.options.truncation == "error":
-                    error.at(source, tokenized.row).message += "; to drop: --truncation drop"
-                    raise
-                self._drop(error, item, source)
+                self._too_long(error, item, source)
                 continue
-            self.counts.tokens += len(tokenized)
-            self.counts.trained_tokens += tokenized.trained_tokens
-            yield replace(item, example=example, rendered=tokenized.rendered, tokenized=tokenized)
+            self._count_shortened(item, fitted, source)
+            yield fitted
+
+    def _fitted(self, item: Prepared) -> Prepared:
+        """The item within the limit; raises `RecordError` where it cannot be."""
+        if self.limit is None or item.tokenized is None:
+            return item
+        example, tokenized = self.limit.fit(item.example, item.tokenized)
+        return Prepared(example=example, rendered=tokenized.rendered, tokenized=tokenized)
+
+    def _count_shortened(self, whole: Prepared, fitted: Prepared, source: str | None) -> None:
+        if whole.tokenized is not None and fitted.tokenized is not None:
+            self.counts.shorten(fitted.tokenized, source, len(whole.tokenized))
+
+    def _too_long(self, error: RecordError, item: Prepared, source: str | None) -> None:
+        if self.options.truncation == "error":
+            error.at(source, item.rendered.row).message += "; to drop: --truncation drop"
+            raise error
+        self._drop(error, item, source)
 
     def _drop(self, error: RecordError, item: Prepared, source: str | None) -> None:
         self.counts.drop(error.at(source, item.rendered.row))

@@ -23,7 +23,7 @@ ROOMS = (
     "tokens",
     "packing",
     "pipeline",
-    "mixture",
+    "mixture pairs",
     "calls",
     "training",
     "views export",

@@ -233,11 +233,31 @@ def test_python_calls_mix_too(files: Path) -> None:
         templatekit.render([], mix=["starter"])
 
 
-def test_training_refuses_two_templates(files: Path) -> None:
-    from templatekit.training.run import _check_one_template
+def test_training_refuses_two_templates_and_splits_by_row(files: Path, tokenizer_of: Any) -> None:
+    from templatekit.training.data import pipeline_for, read_splits
 
-    pipeline, _ = mixed(files)
+    sets: list[Any] = [f"{files}/alpaca.jsonl,repeat=3", f"{files}/chat.jsonl,name=chat,template=chatml"]
+    tokenizer = tokenizer_of("bytes")
     with pytest.raises(ConfigError, match="served with one template, 'alpaca'"):
-        _check_one_template(pipeline)
-    _check_one_template(mixed(files, {}, {"template": "chatml"}, template="chatml")[0])
-    assert FinetuneOptions.parse({"mix": ["starter"]}).mix[0].dataset == "starter"
+        pipeline_for(FinetuneOptions.parse({"mix": sets}), REGISTRY, tokenizer=tokenizer)
+    options = FinetuneOptions.parse({"mix": sets, "template": "chatml", "split": "train=rest,validation=0.3"})
+    splits = read_splits(options, pipeline_for(options, REGISTRY, tokenizer=tokenizer)).samples
+    rows = {name: {(i.rendered.source, i.rendered.row) for i in items} for name, items in splits.items()}
+    assert not rows["train"] & rows["validation"], "a row's repeats are on one side"
+    assert len(rows["train"]) + len(rows["validation"]) == 10
+    assert len(splits["train"]) + len(splits["validation"]) == 22
+
+
+def test_pairs_are_mixed_too(tmp_path: Path, tokenizer_of: Any) -> None:
+    from templatekit.training.data import pipeline_for, read_splits
+
+    pair = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    (tmp_path / "one.jsonl").write_text(json.dumps(pair) + "\n")
+    (tmp_path / "two.jsonl").write_text("".join(json.dumps({**pair, "prompt": f"p{n}"}) + "\n" for n in range(4)))
+    options = FinetuneOptions.parse(
+        {"method": "dpo", "mix": [f"{tmp_path}/one.jsonl,weight=3", f"{tmp_path}/two.jsonl"], "split": "train=rest"}
+    )
+    pipeline = pipeline_for(options, REGISTRY, tokenizer=tokenizer_of("bytes"))
+    splits = read_splits(options, pipeline)
+    assert splits.sizes["train"] * 2 == pipeline.counts.samples
+    assert pipeline.counts.rows_in == pipeline.counts.rows_out == splits.sizes["train"] > 8
