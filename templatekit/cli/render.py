@@ -9,11 +9,14 @@ from typing import Any
 
 import click
 
+from templatekit.cli.lengths import Distributions, check_picture
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
 from templatekit.cli.output import admitted, choose_exporter, summarize, write, write_whole
+from templatekit.cli.progress import progress, watched
 from templatekit.config import DataOptions
 from templatekit.mixture import pipeline_of
 
+_ON_STDERR = "-"
 ON_SCREEN = 5
 """Rows shown on a terminal where no limit is given."""
 
@@ -28,10 +31,22 @@ ON_SCREEN = 5
     help="jsonl, parquet, arrow, datasets, axolotl, openai, sharegpt, prompt-completion, llama-factory, or a plugin's; "
     "by default told by the output's ending.",
 )
+@click.option(
+    "--stats",
+    is_flag=False,
+    flag_value=_ON_STDERR,
+    metavar="[FILE.png]",
+    help="Show how long examples are, and how much of them is trained; as a picture where a file is named.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @PLUGIN_DIR
 def render(
-    output: Path | None, format: str | None, as_json: bool, plugin_dirs: tuple[Path, ...], **options: Any
+    output: Path | None,
+    format: str | None,
+    stats: str | None,
+    as_json: bool,
+    plugin_dirs: tuple[Path, ...],
+    **options: Any,
 ) -> None:
     """Render records to text, ids and labels.
 
@@ -45,18 +60,27 @@ def render(
         values.setdefault("limit", ON_SCREEN)
     pipeline = pipeline_of(DataOptions.parse(values), registry)
     exporter = choose_exporter(registry, format, output)
-    samples = pipeline.prepared()
+    lengths = Distributions()
+    if stats is not None and stats != _ON_STDERR:
+        check_picture(Path(stats))
+    samples = lengths.counted(pipeline.prepared()) if stats is not None else pipeline.prepared()
     if on_screen:
         from templatekit.cli.preview import show
 
         show((item.result for item in samples), pipeline.options.train_on)
     else:
         stdout = sys.stdout.buffer
-        items = admitted(exporter, samples, pipeline)
-        with redirect_stdout(sys.stderr):  # what a plugin prints must not get between the rows
+        # What a plugin prints must not get between the rows.
+        with redirect_stdout(sys.stderr), progress(pipeline.options) as shown:
+            items = admitted(exporter, watched(samples, pipeline, shown), pipeline)
             if output is None:
                 write(exporter, items, stdout)
                 stdout.flush()
             else:
                 write_whole(exporter, items, output)
     summarize(pipeline, as_json=as_json)
+    if stats == _ON_STDERR:
+        for line in lengths.lines():
+            click.echo(line, err=True)
+    elif stats is not None:
+        lengths.save(Path(stats))
