@@ -17,7 +17,7 @@ from templatekit.registry import Registry, create_registry
 from templatekit.types import Record
 
 ROWS_SHOWN = 10
-_PROGRESS = 1_000
+_PROGRESS = 10_000
 """Rows between two reports of progress."""
 
 
