@@ -271,6 +271,9 @@ class DataOptions(Options):
     boundary: Boundary = Field(
         "cut", description="Encode prompt and response apart, as serving does, or jointly, as some recipes did."
     )
+    reuse: bool = Field(
+        True, description="Encode equal words once where that is proven to give the same ids, or each text as a whole."
+    )
     max_length: Positive | None = Field(None, description="Longest example, in tokens.")
     truncation: Truncation = Field(
         "drop",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from templatekit.errors import RecordError
@@ -79,6 +79,21 @@ class Counts:
         self.truncated_rows.setdefault(example.truncated, []).append(example.row)
         place = f"{example.row}" if source is None else f"{source}:{example.row}"
         self.first_truncated.setdefault(example.truncated, f"{place}: {len(example)} of {before} tokens")
+
+    def merge(self, later: Counts) -> None:
+        """Adds what became of the records that follow these."""
+        for one in fields(self):
+            mine, theirs = getattr(self, one.name), getattr(later, one.name)
+            if isinstance(mine, int):
+                setattr(self, one.name, mine + theirs)
+            elif isinstance(mine, Counter):
+                mine.update(theirs)
+            else:
+                for key, value in theirs.items():
+                    if isinstance(value, list):
+                        mine.setdefault(key, []).extend(value)
+                    else:
+                        mine.setdefault(key, value)  # the first of its kind
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

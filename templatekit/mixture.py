@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from typing import Any, ClassVar
 
+from templatekit.columns import TokenizedColumns
 from templatekit.config import DataOptions, MixedSet
 from templatekit.counts import Counts
 from templatekit.errors import ConfigError, RecordError
 from templatekit.formats.template import Template
-from templatekit.pipeline import Pipeline, Prepared
+from templatekit.pipeline import BATCH, Batch, Pipeline, Prepared
 from templatekit.registry import Registry
 from templatekit.sources.mixing import Drawn, Mix, Passes, Strategy
 from templatekit.sources.shuffle import placed, row_of, shuffled
@@ -125,18 +126,26 @@ class Mixture(Pipeline):
             seed=self.options.shuffle or 0,
         )
         drawn = iter(self._chosen_of(islice(mix, self.options.limit)))
-        refused: dict[int, ConfigError] = {}
         while chunk := list(islice(drawn, _CHUNK)):
-            yield from self._together(chunk, refused)
+            yield from self._together(chunk)
             self.counts.add_up()
         for index, passes in enumerate(mix.passes):
             adapter = self.pipelines[index].adapter
             told = f"adapter {adapter.name}, told by the records' keys" if adapter and not sets[index].adapter else ""
             if note := "; ".join(filter(None, (_note(passes), told))):
                 self.counts.notes[self.names[index]] = note
-        for index, error in refused.items():
-            if not self.pipelines[index].counts.rows_out:
-                raise ConfigError(f"{self.names[index]}: {error}") from error
+        for name, pipeline in zip(self.names, self.pipelines, strict=True):
+            try:
+                pipeline.check_any_left()
+            except ConfigError as error:
+                raise ConfigError(f"{name}: {error}") from error
+
+    def prepared_batches(self) -> Iterator[Batch]:
+        """The same, many samples at once."""
+        items = self.prepared()
+        while chunk := list(islice(items, BATCH)):
+            tokenized = [item.tokenized for item in chunk if item.tokenized is not None]
+            yield Batch(items=chunk, columns=TokenizedColumns.of(tokenized) if tokenized else None)
 
     def _opener(self, index: int) -> Callable[[], Iterable[Record | RecordError]]:
         pipeline, repeat = self.pipelines[index], self.options.mix[index].repeat
@@ -170,23 +179,15 @@ class Mixture(Pipeline):
             return drawn
         return shuffled(drawn, seed=self.options.shuffle, buffer=self.options.shuffle_buffer)
 
-    def _together(
-        self, chunk: list[Drawn[Record | RecordError]], refused: dict[int, ConfigError]
-    ) -> Iterator[Prepared]:
+    def _together(self, chunk: list[Drawn[Record | RecordError]]) -> Iterator[Prepared]:
         """What comes of the records, each set's by its own pipeline, in the order of the records."""
         done: dict[int, list[Prepared]] = {}
         for index in dict.fromkeys(drawn.set for drawn in chunk):
             pipeline = self.pipelines[index]
             done[index] = []
-            try:
-                for records in _apart(drawn.item for drawn in chunk if drawn.set == index):
-                    for item in pipeline.run(records, source=pipeline.options.dataset):
-                        done[index].append(self._named(item, self.names[index]))
-            except ConfigError as error:
-                # "0 of N samples left" is known at the end of the set, not of a chunk.
-                if pipeline.counts.rows_out:
-                    raise
-                refused[index] = error
+            for records in _apart(drawn.item for drawn in chunk if drawn.set == index):
+                for batch in pipeline.some_batches(records, source=pipeline.options.dataset):
+                    done[index] += (self._named(item, self.names[index]) for item in batch)
             done[index].reverse()
         for index, record in chunk:
             row, last = row_of(record, -1), -1

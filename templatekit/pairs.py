@@ -8,7 +8,7 @@ from itertools import groupby, takewhile
 
 from templatekit.config import parse_train_on
 from templatekit.errors import ConfigError, RecordError
-from templatekit.pipeline import Pipeline, Prepared
+from templatekit.pipeline import Batch, Pipeline, Prepared
 from templatekit.types import Example, Message, PreferenceExample, Sample, TokenizedExample, TokenizedPair
 
 
@@ -48,6 +48,9 @@ class PairPipeline(Pipeline):
                 reason="answer_in_pieces",
             )
         return samples
+
+    def _finish(self, items: list[Prepared], source: str | None) -> Iterator[Batch]:
+        return self._finish_one_by_one(items, source)
 
     def _fit(self, items: Iterable[Prepared], source: str | None) -> Iterator[Prepared]:
         for _, answers in groupby(items, key=lambda item: (item.rendered.row, item.rendered.sample // 2)):

@@ -13,12 +13,16 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Protocol
 
 from templatekit.contracts import Adapter
 from templatekit.errors import RecordError, shorten
 from templatekit.types import Example, Message, RenderedText, TokenizedExample
+
+if TYPE_CHECKING:
+    from templatekit.columns import TokenizedColumns  # which needs NumPy
 
 NOT_EXPRESSIBLE = "not_expressible"
 """The reason under which a sample is counted that a layout has no place for."""
@@ -68,6 +72,16 @@ class Exporter(Sink):
         """Writes every example and returns their number. Without a tokenizer the examples are `RenderedText`s.
 
         `file` may be a pipe: it is written from front to back. The caller opens it, and sees that a file is whole."""
+
+    def convert(self, columns: TokenizedColumns) -> Any:
+        """What is written for many tokenized examples, made in the process that made them: arrays, lines.
+
+        It must be of a kind that can be pickled. By default the examples one by one."""
+        return list(columns)
+
+    def write_converted(self, parts: Iterable[Any], file: BinaryIO) -> int:
+        """Writes what `convert` gave, in order, and returns the number of examples. By default `write` gets them."""
+        return self.write(chain.from_iterable(parts), file)
 
 
 class FolderExporter(Sink):

@@ -16,7 +16,7 @@ import templatekit
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "templatekit"
 ROOMS = (
-    "errors types expressions hookspecs contracts sinks offers registry config counts",
+    "errors types columns expressions hookspecs contracts sinks offers registry config counts",
     "sources",
     "cleaning",
     "formats",
@@ -24,6 +24,7 @@ ROOMS = (
     "packing",
     "pipeline",
     "mixture pairs",
+    "workers",
     "calls",
     "training",
     "views export",

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import click
 
@@ -16,6 +16,13 @@ from templatekit.errors import ConfigError, PluginError, RecordError, RunError, 
 from templatekit.pipeline import Pipeline, Prepared
 from templatekit.registry import Registry
 from templatekit.sinks import Exporter, FolderExporter, RecordExporter, Sink, whole_records
+from templatekit.workers import Part
+
+
+class Converted(NamedTuple):
+    """Examples that the exporter has already converted."""
+
+    parts: Iterable[Part]
 
 
 def choose_exporter(registry: Registry, format: str | None, output: Path | None) -> Sink:
@@ -51,16 +58,21 @@ def admitted(exporter: Sink, samples: Iterable[Prepared], pipeline: Pipeline) ->
         yield item
 
 
-def write(exporter: Sink, items: Iterable[Any], target: BinaryIO | Path) -> None:
+def write(exporter: Sink, items: Iterable[Any] | Converted, target: BinaryIO | Path) -> None:
     """Has an exporter write what it admitted, and sees that it leaves nothing out."""
     given = 0
     ended = False
 
     def counted() -> Iterator[Any]:
         nonlocal given, ended
-        for item in items:
-            given += 1
-            yield item
+        if isinstance(items, Converted):
+            for part in items.parts:
+                given += part.samples
+                yield part.content
+        else:
+            for item in items:
+                given += 1
+                yield item
         ended = True
 
     try:
@@ -68,6 +80,9 @@ def write(exporter: Sink, items: Iterable[Any], target: BinaryIO | Path) -> None
             if not isinstance(target, Path):
                 raise ConfigError(f"format {exporter.name!r} writes a folder; found none; expected --output FOLDER")
             written = exporter.write_folder(counted(), target)
+        elif isinstance(items, Converted):
+            assert isinstance(exporter, Exporter)
+            written = exporter.write_converted(counted(), cast("BinaryIO", target))
         else:
             assert isinstance(exporter, (Exporter, RecordExporter))
             written = exporter.write(counted(), cast("BinaryIO", target))
@@ -80,7 +95,7 @@ def write(exporter: Sink, items: Iterable[Any], target: BinaryIO | Path) -> None
         raise PluginError(f"format {exporter.name!r} wrote {written!r} examples; expected all: {given}{more}")
 
 
-def write_whole(exporter: Sink, items: Iterable[Any], output: Path) -> None:
+def write_whole(exporter: Sink, items: Iterable[Any] | Converted, output: Path) -> None:
     """Has an exporter write a file, or a folder, that is whole or absent."""
     if isinstance(exporter, FolderExporter):
         with whole_folder(output) as folder:

@@ -46,10 +46,10 @@ def progress(options: DataOptions) -> Iterator[Shown]:
         yield shown
 
 
-def watched(items: Iterable[T], pipeline: Pipeline, shown: Shown) -> Iterator[T]:
+def watched(items: Iterable[T], pipeline: Pipeline, shown: Shown, *, every: int = _EVERY) -> Iterator[T]:
     """The items, with the rows that were read for them shown now and then."""
     for number, item in enumerate(items):
-        if number % _EVERY == 0:
+        if number % every == 0:
             shown(pipeline.counts.rows_in)
         yield item
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import click
 
 from templatekit.cli.lengths import Distributions, check_picture
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
-from templatekit.cli.output import admitted, choose_exporter, summarize, write, write_whole
+from templatekit.cli.output import Converted, admitted, choose_exporter, summarize, write, write_whole
 from templatekit.cli.progress import progress, watched
 from templatekit.config import DataOptions
-from templatekit.mixture import pipeline_of
+from templatekit.errors import ConfigError
+from templatekit.mixture import Mixture, pipeline_of
+from templatekit.sinks import Exporter
+from templatekit.workers import converted, converted_by_workers
 
 _ON_STDERR = "-"
 ON_SCREEN = 5
@@ -38,12 +42,19 @@ ON_SCREEN = 5
     metavar="[FILE.png]",
     help="Show how long examples are, and how much of them is trained; as a picture where a file is named.",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Processes that render and encode; the output is the same for any number.  [default: 1]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @PLUGIN_DIR
 def render(
     output: Path | None,
     format: str | None,
     stats: str | None,
+    workers: int,
     as_json: bool,
     plugin_dirs: tuple[Path, ...],
     **options: Any,
@@ -60,6 +71,14 @@ def render(
         values.setdefault("limit", ON_SCREEN)
     pipeline = pipeline_of(DataOptions.parse(values), registry)
     exporter = choose_exporter(registry, format, output)
+    # Whole columns go to a file of rows; what looks at single samples goes without them.
+    one_set = not isinstance(pipeline, Mixture)
+    in_columns = one_set and stats is None and isinstance(exporter, Exporter) and pipeline.encoder is not None
+    if workers > 1 and not in_columns and pipeline.encoder is not None:
+        raise ConfigError(
+            f"--workers {workers} renders one set to jsonl, parquet or arrow; found --mix, --stats or another "
+            "--format; leave --workers out"
+        )
     lengths = Distributions()
     if stats is not None and stats != _ON_STDERR:
         check_picture(Path(stats))
@@ -72,7 +91,20 @@ def render(
         stdout = sys.stdout.buffer
         # What a plugin prints must not get between the rows.
         with redirect_stdout(sys.stderr), progress(pipeline.options) as shown:
-            items = admitted(exporter, watched(samples, pipeline, shown), pipeline)
+            items: Iterable[Any] | Converted
+            if in_columns:
+                assert isinstance(exporter, Exporter)
+                records, source = pipeline.open(), pipeline.options.dataset
+                if workers > 1:
+                    dirs = [folder.resolve() for folder in plugin_dirs]
+                    parts = converted_by_workers(
+                        pipeline, records, exporter, workers=workers, source=source, plugin_dirs=dirs
+                    )
+                else:
+                    parts = converted(pipeline, records, exporter, source=source)
+                items = Converted(watched(parts, pipeline, shown, every=1))
+            else:
+                items = admitted(exporter, watched(samples, pipeline, shown), pipeline)
             if output is None:
                 write(exporter, items, stdout)
                 stdout.flush()

@@ -187,3 +187,17 @@ def test_the_command_line(tmp_path: Path) -> None:
 def test_python_calls_take_the_same_options() -> None:
     found = templatekit.render(records(["x", "x", "y"]), dedup="exact", filter=["output == 'x'"])
     assert len(list(found)) == 1
+
+
+def test_workers_see_the_same_rows(tmp_path: Path, tokenizer_of: Any) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in records([f"x{n % 900}" for n in range(1300)])))
+    command = [sys.executable, "-m", "templatekit", "render", "--dataset", str(path), "--template", "alpaca"]
+    options = ["--tokenizer", str(tokenizer_of.folder("bytes")), "--shuffle", "3", "--dedup", "exact"]
+    options += ["--filter", "not output.endswith('7')"]
+    one, two = (
+        subprocess.run([*command, *options, "--workers", workers], capture_output=True, check=True)
+        for workers in ("1", "2")
+    )
+    assert len(one.stdout.splitlines()) == 810
+    assert (one.stdout, one.stderr) == (two.stdout, two.stderr)
