@@ -253,6 +253,8 @@ class RenderedText(_FromDeferred):
     """The roles of the example's messages: `spans` refer to them by index."""
     row: int = 0
     """The record's number in its source, counted from 0."""
+    source: str = ""
+    """The name of that source, where a run has several."""
     sample: int = 0
     """The sample's number among the record's, counted from 0."""
     samples: int = 1
