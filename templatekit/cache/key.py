@@ -38,7 +38,7 @@ def parts_of(pipeline: Pipeline, records: Iterable[Any] | None = None) -> dict[s
 
     Raises `NotCached` where anything has a part in them that cannot be told.
     """
-    if type(pipeline) is not Pipeline or bool(getattr(pipeline.options, "mix", None)):
+    if type(pipeline) is not Pipeline:
         raise NotCached("mixed sets and pairs of answers are not kept")
     if pipeline.tokenizer is None:
         raise NotCached("without a tokenizer there is little to keep")

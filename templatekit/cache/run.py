@@ -44,11 +44,10 @@ def prepared_batches(
     and come from `read()`. `say` receives a line where something is taken, damaged, or not kept. Raises `RunError`
     where the disk takes no more.
     """
-    read = read or pipeline.open
-    way = _way(pipeline, read, given, say)
+    way = _way(pipeline, read or pipeline.open, given, say)
     if way is not None:
         return way.batches()
-    return pipeline.batches(read(), source=pipeline.options.dataset if given is None else None)
+    return pipeline.prepared_batches() if read is None else pipeline.batches(read())
 
 
 def prepared_samples(pipeline: Pipeline, *, say: Say = lambda line: None) -> Sequence[Prepared]:
@@ -154,21 +153,27 @@ class _Preparation:
             self.say(f"cache: {first:,} records were there; going on behind them")
         source = self.pipeline.options.dataset if self.given is None else None
         records = _Counted(islice(self._at(first), PART_RECORDS))
-        before, self.pipeline.counts = self.pipeline.counts, Counts()
+        made = Counts()
+        batches = self.pipeline.some_batches(records, source=source, first_row=first)
         writer: PartWriter | None = PartWriter()
-        try:
-            for batch in self.pipeline.some_batches(records, source=source, first_row=first):
-                writer = self._added(writer, batch)
-                yield batch
-        finally:
-            made = self.pipeline.counts
-            before.merge(made)
-            self.pipeline.counts = before
+        while (batch := self._counted(batches, made)) is not None:
+            writer = self._added(writer, batch)
+            yield batch
         self._read_to += records.count
         if writer is not None and self._still_the_same():
             adapter = self.pipeline.adapter.name if self.pipeline.adapter else None
             writer.finish(part_folder(self.folder, number), records=records.count, counts=made, adapter=adapter)
         return records.count
+
+    def _counted(self, batches: Iterator[Batch], made: Counts) -> Batch | None:
+        """The next batch; what is counted for it is added to `made`, without what others count meanwhile."""
+        whole, self.pipeline.counts = self.pipeline.counts, Counts()
+        try:
+            return next(batches, None)
+        finally:
+            new, self.pipeline.counts = self.pipeline.counts, whole
+            whole.merge(new)
+            made.merge(new)
 
     def _added(self, writer: PartWriter | None, batch: Batch) -> PartWriter | None:
         if writer is None:

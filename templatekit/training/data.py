@@ -13,8 +13,12 @@ from numpy.typing import NDArray
 from templatekit.cache import StoredExamples, StoredSamples, prepared_samples
 from templatekit.config import FinetuneOptions
 from templatekit.errors import ConfigError
+from templatekit.formats.template import Template
+from templatekit.mixture import Mixture, pipeline_of
 from templatekit.pairs import PairPipeline, pairs_of
 from templatekit.pipeline import Pipeline, Prepared
+from templatekit.registry import Registry
+from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.training.split import split_rows
 from templatekit.types import TokenizedExample, TokenizedPair
 
@@ -65,8 +69,23 @@ class Splits:
         return [sample.tokenized for sample in samples if sample.tokenized is not None]
 
 
-def pipeline_class(options: FinetuneOptions) -> type[Pipeline]:
-    """What prepares the records: whole samples, or pairs of answers."""
+def pipeline_for(
+    options: FinetuneOptions, registry: Registry, *, tokenizer: Tokenizer, template: Template | None = None
+) -> Pipeline:
+    """What prepares the records: whole samples, or pairs of answers; of one set, or of several.
+
+    Raises `ConfigError` for sets of several templates: a trained model is served with one.
+    """
+    pipeline = pipeline_of(options, registry, kind=_kind(options), tokenizer=tokenizer, template=template)
+    if isinstance(pipeline, Mixture) and not pipeline.one_template:
+        raise ConfigError(
+            f"mix: a model is served with one template, {pipeline.template.name!r}; found sets with another or with "
+            "chat_template_kwargs of their own; give all sets that template, or train on what `render` writes"
+        )
+    return pipeline
+
+
+def _kind(options: FinetuneOptions) -> type[Pipeline]:
     return PairPipeline if options.method == "dpo" else Pipeline
 
 
@@ -77,33 +96,38 @@ def read_splits(
     items = prepared_samples(pipeline, say=say)
     pairs = options.method == "dpo"
     if options.eval_dataset is not None:
-        own = type(pipeline)(
-            options.model_copy(update={"dataset": options.eval_dataset, "limit": None}),
+        own = _kind(options)(
+            options.model_copy(
+                update={"dataset": options.eval_dataset, "limit": None, "mix": (), "mix_strategy": None}
+            ),
             pipeline.registry,
             adapter=pipeline.adapter,
             template=pipeline.template,
             tokenizer=pipeline.tokenizer,
         )
         return Splits(samples={"train": items, "validation": prepared_samples(own, say=say)}, pairs=pairs)
-    # The examples of one row stay together: they share text.
-    if isinstance(items, StoredSamples):
-        rows = items.rows
-    else:
-        rows = np.fromiter((item.rendered.row for item in items), dtype=np.int64, count=len(items))
-    edges = np.concatenate([[0], np.flatnonzero(np.diff(rows)) + 1, [len(rows)]])
-    parts = split_rows(options.split, len(edges) - 1, shuffle=options.split_order == "shuffled", seed=options.seed)
-    samples = {name: _of_rows(items, edges, np.array(chosen, dtype=np.int64)) for name, chosen in parts.items()}
+    groups = _by_row(items)
+    parts = split_rows(options.split, len(groups), shuffle=options.split_order == "shuffled", seed=options.seed)
+    samples = {name: _taken(items, [groups[row] for row in chosen]) for name, chosen in parts.items()}
     if not samples["train"]:
         raise ConfigError(f"split {options.split!r} leaves no training examples of {len(items)}")
     return Splits(samples=samples, pairs=pairs)
 
 
-def _of_rows(items: Sequence[Prepared], edges: NDArray[np.int64], chosen: NDArray[np.int64]) -> Sequence[Prepared]:
-    """The samples of the chosen rows: row r has the samples `edges[r]` to `edges[r + 1]`."""
-    counts = np.diff(edges)[chosen]
-    ends = np.cumsum(counts)
-    places = np.repeat(edges[chosen] - ends + counts, counts) + np.arange(counts.sum())
-    return items.take(places) if isinstance(items, StoredSamples) else [items[place] for place in places.tolist()]
+def _by_row(items: Sequence[Prepared]) -> Sequence[NDArray[np.int64] | list[int]]:
+    """The places of the examples of each row, which stay together, as do its repeats in a mixture: they share text."""
+    if isinstance(items, StoredSamples):  # of one set, each row once
+        return np.split(np.arange(len(items)), np.flatnonzero(np.diff(items.rows)) + 1)
+    by_row: dict[tuple[str, int], list[int]] = {}
+    for place, item in enumerate(items):
+        by_row.setdefault((item.rendered.source, item.rendered.row), []).append(place)
+    return list(by_row.values())
+
+
+def _taken(items: Sequence[Prepared], groups: Sequence[NDArray[np.int64] | list[int]]) -> Sequence[Prepared]:
+    if isinstance(items, StoredSamples):
+        return items.take(np.concatenate([np.zeros(0, np.int64), *groups]))
+    return [items[place] for group in groups for place in group]
 
 
 def identity_of(pipeline: Pipeline, items: Sequence[TokenizedExample] | Sequence[TokenizedPair]) -> dict[str, str]:
