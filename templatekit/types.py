@@ -269,6 +269,7 @@ class RenderedText(_FromDeferred):
         put = object.__setattr__
         put(self, "_deferred", source)
         put(self, "row", row)
+        put(self, "source", "")  # a mixture says it
         put(self, "sample", sample)
         put(self, "samples", samples)
         put(self, "history", history)
