@@ -2,7 +2,8 @@
 
 All train every weight of the small built-in model on the same rows, the same steps and the same targets; each runs in
 a process of its own, so that its peak memory is its own. The loss and the gradient's norm of the first step stand
-beside the speed: they show that it is the same work.
+beside the speed: they show that it is the same work. With `--pairs`, steps of direct preference optimization instead:
+each answer with its own prompt, and answers that share it; what the starting weights are asked is counted apart.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ from typing import Any
 import click
 
 from templatekit.config import DataOptions, FinetuneOptions
+from templatekit.pairs import PairPipeline, pairs_of
 from templatekit.pipeline import Pipeline
 from templatekit.registry import create_registry
 from templatekit.tokens.load import resolve_model
-from templatekit.types import TokenizedExample
+from templatekit.types import TokenizedExample, TokenizedPair
 
 MODEL = "smollm2-135m-instruct"
 TEMPLATE = "alpaca"
 RATE = 1e-5
-OURS = {"padded": {"packing": False}, "packed": {"share": False}, "shared": {}}
+OURS: dict[str, dict[str, bool]] = {"padded": {"packing": False}, "packed": {"share": False}, "shared": {}}
+LONGEST_ANSWER = 1024
+"""Tokens of a prompt with its answer; longer pairs are left out."""
 
 
 def examples_of(rows: str | None, count: int) -> list[TokenizedExample]:
@@ -40,24 +44,43 @@ def examples_of(rows: str | None, count: int) -> list[TokenizedExample]:
     return [item.tokenized for item in pipeline.run(records[:count]) if item.tokenized is not None]
 
 
-def run_ours(options: FinetuneOptions, examples: list[TokenizedExample]) -> dict[str, Any]:
-    """Our own step, once over the examples."""
+def pairs_from(path: str, count: int) -> list[TokenizedPair]:
+    """The first `count` of the shuffled pairs that are not too long, tokenized."""
+    options = DataOptions(dataset=path, template="chatml", tokenizer=MODEL, max_length=LONGEST_ANSWER, on_error="skip")
+    pipeline = PairPipeline(options, create_registry())
+    records = list(pipeline.open())
+    random.Random(0).shuffle(records)
+    return pairs_of(pipeline.run(records))[:count]
+
+
+def run_ours(options: FinetuneOptions, items: list[TokenizedExample] | list[TokenizedPair]) -> dict[str, Any]:
+    """Our own step, once over the examples, or over the pairs."""
     import torch
 
+    from templatekit.training.dpo import REFERENCE, Preferences, judge
     from templatekit.training.model import load_model
-    from templatekit.training.step import Computation, train_step
+    from templatekit.training.step import Computation, Objective, train_step
 
     model = load_model(resolve_model(MODEL, create_registry()), device=torch.device("cpu"))
+    objective: Objective[Any] = Computation.of(model, options)
+    examples: list[Any] = list(items)
+    more = {}
+    start = time.perf_counter()
+    if options.method == "dpo":
+        objective = Preferences.of(objective.computation, options)
+        with tempfile.TemporaryDirectory() as folder:
+            examples = list(judge(objective, examples, path=Path(folder) / REFERENCE, identity={}, warn=click.echo))
+        more = {"reference_seconds": time.perf_counter() - start}
     model.train()
-    computation = Computation.of(model, options)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
     steps = [
         list(range(start, min(start + options.batch_size, len(examples))))
         for start in range(0, len(examples), options.batch_size)
     ]
     start = time.perf_counter()
-    numbers = [train_step(computation, optimizer, examples, step, clip_norm=1.0) for step in steps]
+    numbers = [train_step(objective, optimizer, examples, step, clip_norm=1.0) for step in steps]
     return {
+        **more,
         "seconds": time.perf_counter() - start,
         "computed_tokens": sum(step.computed_tokens for step in numbers),
         "loss": numbers[0].loss,
@@ -121,29 +144,50 @@ def run_trl(options: FinetuneOptions, examples: list[TokenizedExample]) -> dict[
 
 @click.command(help=__doc__)
 @click.option("--rows", help="A file of records; the bundled set if left out.")
+@click.option("--pairs", help="A file of preference pairs: DPO, on `--count` of them.")
 @click.option("--count", default=96, show_default=True, help="Rows to train on.")
 @click.option("--batch-size", default=8, show_default=True, help="Rows a step.")
-@click.option("--variants", default="trl,padded,packed,shared", show_default=True)
+@click.option("--variants", help="Of trl, padded, packed and shared; by default all, with --pairs the last two.")
 @click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--alone", is_flag=True, hidden=True, help="Run the one variant here and print its numbers.")
 def main(
-    rows: str | None, count: int, batch_size: int, variants: str, precision: str, threads: int, alone: bool
+    rows: str | None,
+    pairs: str | None,
+    count: int,
+    batch_size: int,
+    variants: str | None,
+    precision: str,
+    threads: int,
+    alone: bool,
 ) -> None:
+    variants = variants or ("packed,shared" if pairs else "trl,padded,packed,shared")
     if alone:
         import torch
 
         torch.set_num_threads(threads)
         options = FinetuneOptions.parse(
-            {"batch_size": batch_size, "lora": False, "precision": precision, **OURS.get(variants, {})}
+            {
+                "batch_size": batch_size,
+                "lora": False,
+                "precision": precision,
+                "method": "dpo" if pairs else "sft",
+                **OURS.get(variants, {}),
+            }
         )
-        examples = examples_of(rows, count)
-        numbers = run_trl(options, examples) if variants == "trl" else run_ours(options, examples)
-        tokens = sum(map(len, examples))
+        if pairs:
+            items = pairs_from(pairs, count)
+            numbers = run_ours(options, items)
+            tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in items)
+        else:
+            examples = examples_of(rows, count)
+            numbers = run_trl(options, examples) if variants == "trl" else run_ours(options, examples)
+            tokens = sum(map(len, examples))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         click.echo(json.dumps({"variant": variants, "tokens": tokens, "peak_gib": peak, **numbers}))
         return
-    click.echo(f"{rows or 'starter'}, {count} rows, {batch_size} a step, {precision}, {threads} threads")
+    what = f"{pairs}, {count} pairs" if pairs else f"{rows or 'starter'}, {count} rows"
+    click.echo(f"{what}, {batch_size} a step, {precision}, {threads} threads")
     first = None
     for variant in variants.split(","):
         command = [sys.executable, "-m", "benchmarks.train", *sys.argv[1:], "--variants", variant, "--alone"]
@@ -158,6 +202,7 @@ def main(
             f"{variant:8} {speed:7.1f} tokens/s  x {speed / first:4.2f}  {numbers['tokens']:,} tokens, "
             f"{numbers['computed_tokens']:,} computed  peak {numbers['peak_gib']:.1f} GiB  "
             f"first loss {numbers['loss']:.4f}, gradient {numbers['grad_norm']:.4f}"
+            + (f", reference {numbers['reference_seconds']:.0f} s" if pairs else "")
         )
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from templatekit.columns import token_arrays
 from templatekit.config import DataOptions
 from templatekit.contracts import Adapter
 from templatekit.errors import ConfigError, RecordError, shorten
 from templatekit.formats.template import Template
-from templatekit.pipeline import BATCH, Pipeline, Prepared
+from templatekit.mixture import Mixture
+from templatekit.pipeline import Batch, Pipeline
 from templatekit.registry import Registry, create_registry
 from templatekit.sources import map_columns
 from templatekit.tokens.load import from_transformers
@@ -26,7 +27,7 @@ Address: TypeAlias = str | os.PathLike[str]
 
 
 def render(
-    records: Address | Iterable[Record],
+    records: Address | Iterable[Record] | None,
     *,
     adapter: str | Adapter | None = None,
     template: Address | Template = "alpaca",
@@ -34,17 +35,18 @@ def render(
     registry: Registry | None = None,
     **options: Any,
 ) -> Iterator[TokenizedExample | RenderedText]:
-    """Renders records, or the data set at an address, one by one.
+    """Renders records, or the data set at an address, or with None the sets that `mix` names, one by one.
 
     Yields `TokenizedExample`s, or `RenderedText`s without a tokenizer. `options` are the other fields of
     `DataOptions`: `train_on`, `max_length`, `columns`, `on_error`, … What is wrong with them is raised at once, what
     is wrong with a record when its turn comes.
     """
-    return (item.result for item in _prepared(records, adapter, template, tokenizer, registry, options))
+    batches = _batches(records, adapter, template, tokenizer, registry, options)
+    return (item.result for batch in batches for item in batch)
 
 
 def prepare(
-    records: Address | Iterable[Record],
+    records: Address | Iterable[Record] | None,
     *,
     tokenizer: Address | Tokenizer | PreTrainedTokenizerBase,
     adapter: str | Adapter | None = None,
@@ -61,27 +63,29 @@ def prepare(
 
     if tokenizer is None:
         raise ConfigError("tokenizer: found None; expected a folder, a name or a tokenizer")
+    found = _batches(records, adapter, template, tokenizer, registry, options)
     ids, weights = pa.list_(pa.int32()), pa.list_(pa.float32())
     schema = pa.schema({"input_ids": ids, "labels": ids, "loss_weights": weights})
     weighted = False
     batches = []
-    examples = (item.tokenized for item in _prepared(records, adapter, template, tokenizer, registry, options))
-    while chunk := [example for example in islice(examples, BATCH) if example is not None]:
-        weighted |= any(weight not in (0, 1) for example in chunk for weight in example.loss_weights)
-        columns = [[getattr(example, name) for example in chunk] for name in schema.names]
-        batches.append(pa.record_batch(columns, schema=schema))
+    for batch in found:
+        assert batch.columns is not None
+        weighted |= batch.columns.is_weighted
+        batches.append(pa.record_batch(token_arrays(batch.columns), schema=schema))
     table = pa.Table.from_batches(batches, schema=schema)
     return datasets.Dataset(table if weighted else table.drop_columns("loss_weights"))
 
 
-def _prepared(
+def _batches(
     records: Any, adapter: Any, template: Any, tokenizer: Any, registry: Registry | None, options: Mapping[str, Any]
-) -> Iterator[Prepared]:
-    """What the Python calls yield: they take names and paths, or the things themselves."""
+) -> Iterator[Batch]:
+    """What comes of the records: the calls take names and paths, or the things themselves."""
     named = {"dataset": records, "adapter": adapter, "template": template, "tokenizer": tokenizer}
     addresses = {key: os.fspath(value) for key, value in named.items() if isinstance(value, (str, os.PathLike))}
     parsed = DataOptions.parse({**options, **addresses})
-    if isinstance(records, Mapping) or not isinstance(records, (str, os.PathLike, Iterable)):
+    if parsed.mix and records is not None:
+        raise ConfigError(f"records: found {shorten(records)} beside mix; expected None, as mix names its sets")
+    if not parsed.mix and (isinstance(records, Mapping) or not isinstance(records, (str, os.PathLike, Iterable))):
         raise ConfigError(
             f"records: found {type(records).__name__}; expected an address, or a list or another "
             "iterable of records (of a DatasetDict, one split)"
@@ -92,6 +96,13 @@ def _prepared(
         raise ConfigError(f"template: found {shorten(template)}; expected a name, a .jinja file or a Template object")
     if tokenizer is not None and not isinstance(tokenizer, (str, os.PathLike, Tokenizer)):
         tokenizer = from_transformers(tokenizer)
+    if records is None and parsed.mix:
+        return Mixture(
+            parsed,
+            registry or create_registry(),
+            template=template if isinstance(template, Template) else None,
+            tokenizer=tokenizer if isinstance(tokenizer, Tokenizer) else None,
+        ).prepared_batches()
     pipeline = Pipeline(
         parsed,
         registry or create_registry(),
@@ -100,8 +111,8 @@ def _prepared(
         tokenizer=tokenizer if isinstance(tokenizer, Tokenizer) else None,
     )
     if isinstance(records, (str, os.PathLike)):
-        return pipeline.run(pipeline.open(), source=parsed.dataset)
-    return pipeline.run(pipeline.gathered(_mapped(records, parsed.columns)))
+        return pipeline.batches(pipeline.open(), source=parsed.dataset)
+    return pipeline.batches(pipeline.gathered(_mapped(records, parsed.columns)))
 
 
 def _mapped(records: Iterable[object], columns: Mapping[str, str]) -> Iterator[Record | RecordError]:

@@ -12,6 +12,7 @@ import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from templatekit.errors import ConfigError, nearest, shorten
+from templatekit.expressions import Expression
 from templatekit.types import STANDARD_ROLES, Boundary, ControlTokens, TrainOn, Truncation
 
 Base = Literal["response", "content", "last", "all"]
@@ -19,6 +20,8 @@ _BASES: tuple[Base, ...] = get_args(Base)
 _FIELDS = ("content", "context", "reasoning", "tool_calls", "tool_call_id", "name")
 _OF_NO_MESSAGE = ("tools", "documents")
 _ANY = "*"
+_NEAR = 0.8
+"""The similarity from which texts are near duplicates, where none is named."""
 
 
 class TrainedParts(NamedTuple):
@@ -105,10 +108,45 @@ def _checked_train_on(text: TrainOn) -> TrainOn:
     return text
 
 
+def parse_dedup(text: str) -> float:
+    """The similarity from which texts are repeats, of `exact` (1), `near` (0.8) or `near=0.9`; `ConfigError`."""
+    name, equals, number = (part.strip() for part in text.partition("="))
+    if name == "exact" and not equals:
+        return 1.0
+    try:
+        threshold = float(number) if equals else _NEAR
+    except ValueError:
+        threshold = 0.0
+    if name != "near" or not 0.1 <= threshold < 1:
+        raise ConfigError(
+            f"dedup: found {text!r}; expected exact, near, or near with a similarity from 0.1 to below 1: near=0.8"
+        )
+    return threshold
+
+
+def _checked_filter(text: str) -> str:
+    Expression(text)
+    return text
+
+
+def _checked_dedup(text: str) -> str:
+    parse_dedup(text)
+    return text
+
+
 def _no_flag(value: object) -> object:
     """YAML's `yes` is no number, though Python would take it for 1."""
     if isinstance(value, bool):
         raise ValueError("expected a number")
+    return value
+
+
+def _listed(value: object) -> object:
+    """`a,b` as two names, on its own or among others."""
+    if isinstance(value, str):
+        value = (value,)
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return tuple(name for item in value for name in map(str.strip, item.split(",")) if name)
     return value
 
 
@@ -150,7 +188,8 @@ class Options(BaseModel):
 def _explain(cls: type[Options], detail: Any) -> str:
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return f"unknown option {name!r}; {nearest(name, cls.model_fields)}"
+        known = MixedSet.model_fields if detail["loc"][0] == "mix" else cls.model_fields
+        return f"unknown option {name!r}; {nearest(str(detail['loc'][-1]), known)}"
     message = str(detail["msg"]).removeprefix("Value error, ").partition(", unable to")[0]
     expected = message.removeprefix("Input should be ")
     if expected != message:
@@ -158,10 +197,53 @@ def _explain(cls: type[Options], detail: Any) -> str:
     return f"{name}: found {shorten(detail['input'])}; {message[:1].lower()}{message[1:]}" if name else message
 
 
+class MixedSet(Options):
+    """One set of a mixture. What is left out is as in the options around it."""
+
+    dataset: str = Field(description="Where its records are.")
+    name: str | None = Field(None, description="Its name in rows and counts; by default where it is.")
+    weight: Annotated[float, BeforeValidator(_no_flag), Field(gt=0)] | None = Field(
+        None, description="How often it is drawn from, beside the others; 1 where others have a weight."
+    )
+    repeat: Positive = Field(1, description="How many times it is gone through.")
+    limit: Positive | None = Field(None, description="Read at most this many records of it.")
+    adapter: str | None = None
+    template: str | None = None
+    columns: dict[str, str] | None = None
+    chat_template_kwargs: dict[str, JsonLike] | None = None
+    filter: tuple[Annotated[str, AfterValidator(_checked_filter)], ...] = Field(
+        (), description="Conditions, beside those for all sets."
+    )
+
+
+def _mixed_set(value: object) -> object:
+    """A set as the command line has it, `ADDRESS,key=value,…`, as a mapping."""
+    if not isinstance(value, str):
+        return value
+    address, *settings = value.split(",")
+    found: dict[str, str] = {}
+    for setting in settings:
+        name, equals, text = (part.strip() for part in setting.partition("="))
+        if not (name and equals and text) or name in found:
+            raise ValueError(f"expected ADDRESS,key=value,… with each key once; found {setting!r}")
+        found[name.replace("-", "_")] = text
+    return {"dataset": address.strip(), **found}
+
+
 class DataOptions(Options):
     """From records to tokenized examples."""
 
     dataset: str = Field("starter", description="A file, a folder, a hub name, or `starter`, the bundled set.")
+    mix: tuple[Annotated[MixedSet, BeforeValidator(_mixed_set)], ...] = Field(
+        (),
+        description="Several sets in place of --dataset, one each time: `ADDRESS,weight=2,template=chatml,…`, with "
+        "name, weight, repeat, limit, adapter, template.",
+    )
+    mix_strategy: Literal["concat", "once", "first_exhausted", "all_exhausted"] | None = Field(
+        None,
+        description="One set after the other, or rows drawn by weight: each once, until one set ends, or until all "
+        "have, short ones anew. By default all_exhausted where a set has a weight, else concat.",
+    )
     adapter: str | None = Field(None, description="The shape of the records; told by their keys if left out.")
     columns: dict[str, str] = Field(
         default_factory=dict, description="Rename keys: `instruction=question,response=answer`."
@@ -189,6 +271,9 @@ class DataOptions(Options):
     boundary: Boundary = Field(
         "cut", description="Encode prompt and response apart, as serving does, or jointly, as some recipes did."
     )
+    reuse: bool = Field(
+        True, description="Encode equal words once where that is proven to give the same ids, or each text as a whole."
+    )
     max_length: Positive | None = Field(None, description="Longest example, in tokens.")
     truncation: Truncation = Field(
         "drop",
@@ -196,6 +281,18 @@ class DataOptions(Options):
         "with less of their context, or with less of their last response.",
     )
     limit: Positive | None = Field(None, description="Read at most this many records.")
+    filter: tuple[Annotated[str, AfterValidator(_checked_filter)], ...] = Field(
+        (),
+        description="Keep the records that meet this condition on their columns, as `len(response) > 10`; may be given "
+        "several times.",
+    )
+    dedup: Annotated[str, AfterValidator(_checked_dedup)] | None = Field(
+        None, description="Leave out what repeats an earlier record: `exact`, or `near`, or `near=0.9`."
+    )
+    shuffle: Annotated[int, BeforeValidator(_no_flag), Field(ge=0)] | None = Field(
+        None, description="Take the records in an order that this seed decides."
+    )
+    shuffle_buffer: Positive = Field(10_000, description="Records that shuffling holds at a time.")
     on_error: Literal["stop", "skip"] = Field("stop", description="What a record that cannot be used does.")
 
     @model_validator(mode="after")
@@ -205,10 +302,24 @@ class DataOptions(Options):
             raise ValueError(f"{found} counts tokens; found no max_length; expected --max-length too")
         return self
 
+    @model_validator(mode="after")
+    def _check_mix(self) -> DataOptions:
+        if not self.mix and self.mix_strategy is not None:
+            raise ValueError(f"mix_strategy={self.mix_strategy!r} mixes several sets; found none; expected --mix too")
+        if self.mix and self.dataset != "starter":
+            raise ValueError(f"dataset={self.dataset!r} beside mix; expected one of them; name it as a --mix too")
+        weighted = [one.dataset for one in self.mix if one.weight is not None]
+        if weighted and self.mix_strategy == "concat":
+            raise ValueError(f"{weighted[0]!r} has a weight, and mix_strategy='concat' draws nothing; leave one out")
+        return self
+
 
 class FinetuneOptions(DataOptions):
     """A training run."""
 
+    method: Literal["sft", "dpo"] = Field(
+        "sft", description="Train on answers, or on which of two answers is preferred (direct preference optimization)."
+    )
     model: str = Field("smollm2-135m-instruct", description="A folder, a .gguf file, a resolver's or a hub name.")
     output: Path | None = Field(None, description="The run's folder; by default a new one under runs/.")
     resume: bool = Field(False, description="Go on from the newest whole checkpoint in the output folder.")
@@ -235,8 +346,18 @@ class FinetuneOptions(DataOptions):
     pack_tokens: Positive = Field(2048, description="Token budget of one forward and backward pass.")
     drop_last: bool = Field(False, description="Leave out an epoch's last batch where it is not full.")
 
+    dpo_beta: Annotated[float, Field(gt=0)] = Field(
+        0.1, description="How closely DPO keeps to the starting weights: the reward of a log-ratio of 1."
+    )
+    dpo_label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="The share of pairs that DPO takes to be labelled the wrong way round."
+    )
+    dpo_logps: Literal["sum", "mean"] = Field(
+        "sum", description="DPO's log-probability of an answer: its tokens' sum, or their mean."
+    )
+
     learning_rate: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Peak rate; by default 5e-4 with LoRA and 5e-5 without."
+        None, description="Peak rate; by default 5e-4 with LoRA and 5e-5 without, with DPO 5e-5 and 1e-6."
     )
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="How the rate falls after warm-up.")
     warmup: Annotated[float, Field(ge=0)] = Field(
@@ -254,10 +375,36 @@ class FinetuneOptions(DataOptions):
     eval_limit: Positive | None = Field(None, description="Evaluate on at most so many examples.")
     save_every: Positive | None = Field(None, description="Save a checkpoint every so many steps; always at the end.")
     keep_checkpoints: Positive = Field(2, description="Keep so many of the newest checkpoints.")
+    keep_best: bool = Field(
+        False, description="Keep the checkpoint with the lowest held-out loss too, and end with its weights."
+    )
+    patience: Positive | None = Field(
+        None, description="Stop after so many evaluations in a row without a lower held-out loss."
+    )
+    min_delta: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="By how much a held-out loss has to be lower to count for --patience."
+    )
+    distributed: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="Under torchrun: the whole model in every process, or each weight divided between them."
+    )
+    report_to: Annotated[tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...], BeforeValidator(_listed)] = (
+        Field((), description="Trackers to tell of the run as well: tensorboard,trackio,wandb,mlflow.")
+    )
     samples: Annotated[int, Field(ge=0)] = Field(3, description="Held-out prompts answered before and after.")
     max_new_tokens: Positive = Field(64, description="Longest sampled answer.")
+
+    @model_validator(mode="after")
+    def _check_evaluations(self) -> FinetuneOptions:
+        wanting = [name for name in ("keep_best", "patience") if getattr(self, name)]
+        if wanting and self.eval_every is None:
+            raise ValueError(f"{wanting[0]} compares held-out losses; found no eval_every; expected --eval-every too")
+        return self
 
     @property
     def peak_learning_rate(self) -> float:
         """The rate that the schedule starts from, with its default filled in."""
-        return self.learning_rate if self.learning_rate is not None else (5e-4 if self.lora else 5e-5)
+        if self.learning_rate is not None:
+            return self.learning_rate
+        if self.method == "dpo":
+            return 5e-5 if self.lora else 1e-6
+        return 5e-4 if self.lora else 5e-5

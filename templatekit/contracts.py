@@ -9,10 +9,10 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 from templatekit.errors import RecordError, TemplateError, shorten
-from templatekit.types import Example, Record, RenderedText, TokenizedExample
+from templatekit.types import Example, Record
 
 
 def text_of(record: Record, key: str, *, required: bool = True) -> str:
@@ -205,19 +205,3 @@ class ModelResolver(ABC):
     @abstractmethod
     def resolve(self, name: str) -> Path | None:
         """A folder that `transformers` loads, or a `.gguf` file; None where the name is not for this resolver."""
-
-
-class Exporter(ABC):
-    """Writes prepared examples to a file."""
-
-    name: ClassVar[str]
-    """Also the value of `render --format`."""
-    description: ClassVar[str] = ""
-    suffixes: ClassVar[tuple[str, ...]] = ()
-    """File endings that choose this exporter where no format is named."""
-
-    @abstractmethod
-    def write(self, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> int:
-        """Writes every example and returns their number. Without a tokenizer the examples are `RenderedText`s.
-
-        `file` may be a pipe: it is written from front to back. The caller opens it, and sees that a file is whole."""

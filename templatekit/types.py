@@ -253,6 +253,8 @@ class RenderedText(_FromDeferred):
     """The roles of the example's messages: `spans` refer to them by index."""
     row: int = 0
     """The record's number in its source, counted from 0."""
+    source: str = ""
+    """The name of that source, where a run has several."""
     sample: int = 0
     """The sample's number among the record's, counted from 0."""
     samples: int = 1
@@ -360,6 +362,19 @@ class TokenizedExample:
         from templatekit.views import to_rich
 
         return to_rich(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizedPair:
+    """Two answers to a prompt, of which one is preferred: whole texts, with weights on the answers alone."""
+
+    chosen: TokenizedExample
+    rejected: TokenizedExample
+
+    @property
+    def row(self) -> int:
+        """The record's number in its source, counted from 0."""
+        return self.chosen.row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

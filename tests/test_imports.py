@@ -16,12 +16,15 @@ import templatekit
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "templatekit"
 ROOMS = (
-    "errors types hookspecs contracts offers registry config counts",
+    "errors types columns expressions hookspecs contracts sinks offers registry config counts",
     "sources",
+    "cleaning",
     "formats",
     "tokens",
     "packing",
     "pipeline",
+    "mixture pairs",
+    "workers",
     "calls",
     "training",
     "views export",

@@ -7,11 +7,11 @@ from functools import lru_cache
 from typing import Any, get_args
 
 from templatekit.config import DataOptions
-from templatekit.errors import ConfigError, RecordError
+from templatekit.errors import ConfigError, RecordError, TemplateError
 from templatekit.export.serving import chat_template
 from templatekit.testing import oracle
 from templatekit.testing.check import Violation, check, equal, holds, no_template, one_turn
-from templatekit.testing.subject import Case, Sample, Subject
+from templatekit.testing.subject import Case, Sample, Subject, Unmade
 from templatekit.testing.trials import OddRoles, cases, dialogues, odd_roles
 from templatekit.tokens.tokenizer import NAMED, Tokenizer
 from templatekit.types import Message
@@ -145,6 +145,8 @@ def odd_roles_lose_no_message(trial: OddRoles) -> str | None:
         rendered = subject.template.render(trial.example, subject.tokenizer.special_tokens)
     except RecordError:
         return None
+    except TemplateError as error:  # of the template itself, whatever the order: told by the check that it breaks
+        raise Unmade(error) from error
     except Exception as error:
         raise Violation("an order of roles raises an exception that names no row", found=error) from error
     for index, message in enumerate(trial.example.messages):

@@ -290,8 +290,14 @@ class Sample:
         return replace(self.example, messages=self.example.messages[:turn])
 
     def rendered_up_to(self, count: int, *more: Message) -> RenderedText:
-        """The conversation's first messages, and perhaps more, rendered by themselves."""
-        example = replace(self.example, messages=(*self.example.messages[:count], *more))
+        """The conversation's first messages, and perhaps more, rendered by themselves.
+
+        Of the answers before the last of the first nothing is asked: they may be none that a server could be prompted
+        for.
+        """
+        *earlier, last = self.example.messages[:count]
+        messages = (*(replace(message, weight=0.0) for message in earlier), last, *more)
+        example = replace(self.example, messages=messages)
         return self.subject.template.render(example, self.subject.tokenizer.special_tokens)
 
     @cached_property

@@ -34,9 +34,14 @@ def source_of(name: str) -> str:
     return (Path(_FOLDER) / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
 
 
+def token_texts(name: str) -> list[str]:
+    """What looks like a control token in a template."""
+    return _TOKEN.findall(source_of(name))
+
+
 def tokens_of(name: str) -> SpecialTokens:
     """A tokenizer's special tokens that would fit the template."""
-    special = frozenset({*_TOKEN.findall(source_of(name)), "<BOS>", "<EOS>"})
+    special = frozenset({*token_texts(name), "<BOS>", "<EOS>"})
     return SpecialTokens(bos="<BOS>", eos="<EOS>", special=special)
 
 

@@ -1,0 +1,97 @@
+"""What published chat templates break: docs/published.md says it, and this finds it.
+
+Every template is checked as it is, on the first tiny tokenizer with whatever looks like a control token of its own. By
+default few inputs are tried, and nothing may be found that the page does not say; `HYPOTHESIS_PROFILE=long` tries as
+many as were tried for the page, and finds everything that it says. `--update-golden` writes the names anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import textwrap
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from testkit.at_hand import Tokenizers
+from testkit.published import ORIGINALS, OWN, published, token_texts
+
+from templatekit import Registry
+from templatekit.testing import CHECKS, Subject, run_checks, tiny_tokenizer
+
+PAGE = Path(__file__).parents[2] / "docs" / "published.md"
+_NAMES = re.compile(r"(?<=^Broken by )`.*?(?=\.$)", re.MULTILINE | re.DOTALL)
+_NONE = re.compile(r"(?<=break none: )`.*?(?=\.$)", re.MULTILINE | re.DOTALL)
+MANY, FEW = 30, 4
+"""Inputs a check."""
+
+
+def broken_by(name: str, tokenizer_of: Tokenizers, registry: Registry, *, examples: int, clock: bool) -> set[str]:
+    """The checks that a template fails; those of time only where asked for, since other work on a machine disturbs."""
+    chat = published(name, tokenizer_of)
+    if name in OWN:
+        tokenizer = tokenizer_of(name.removesuffix("-own"))
+    else:
+        known = tiny_tokenizer("bytes").control_tokens
+        tokenizer = tiny_tokenizer("bytes", tuple(sorted(set(token_texts(name)) - set(known))))
+    checks = sorted(set(CHECKS) - (set() if clock else {"the_cost_grows_with_the_text"}))
+    subject = Subject(template=chat.template, tokenizer=tokenizer, registry=registry)
+    outcomes = run_checks(subject, checks, examples=examples, shrink=False)
+    return {outcome.check.name for outcome in outcomes if outcome.status == "failed"}
+
+
+def said(text: str) -> dict[str, list[str]]:
+    """What the page says: the templates that break each check."""
+    parts = re.split(r"^## `(\w+)`$", text, flags=re.MULTILINE)
+    found = {}
+    for check, section in zip(parts[1::2], parts[2::2], strict=True):
+        names = _NAMES.search(section)
+        assert names is not None, f"{check} names no template"
+        found[check] = re.findall(r"`([^`]+)`", names[0])
+    return found
+
+
+@pytest.mark.parametrize("name", [*ORIGINALS, *OWN])
+def test_the_page_says_what_a_template_breaks(name: str, tokenizer_of: Tokenizers, builtin: Registry) -> None:
+    long = os.environ.get("HYPOTHESIS_PROFILE") == "long"
+    found = broken_by(name, tokenizer_of, builtin, examples=MANY if long else FEW, clock=long)
+    expected = {check for check, names in said(PAGE.read_text(encoding="utf-8")).items() if name in names}
+    assert found <= expected
+    if long:
+        assert found == expected
+
+
+def test_the_page_names_every_template(tokenizer_of: Tokenizers, builtin: Registry, update_golden: bool) -> None:
+    if not ORIGINALS:
+        pytest.skip("trl is not installed")
+    text = PAGE.read_text(encoding="utf-8")
+    if update_golden:
+        broken = defaultdict(list)
+        for name in [*ORIGINALS, *OWN]:
+            for check in broken_by(name, tokenizer_of, builtin, examples=MANY, clock=True):
+                broken[check].append(name)
+        assert set(broken) == set(said(text)), "the page explains each check that is broken, and no other"
+        text = rewritten(text, broken)
+        PAGE.write_text(text, encoding="utf-8")
+    listed = {name for names in said(text).values() for name in names}
+    none = _NONE.search(text)
+    assert none is not None
+    kept = set(re.findall(r"`([^`]+)`", none[0]))
+    assert not listed & kept
+    assert listed | kept == {*ORIGINALS, *OWN}
+
+
+def rewritten(text: str, broken: dict[str, list[str]]) -> str:
+    """The page with these names."""
+    parts = re.split(r"^(## `\w+`)$", text, flags=re.MULTILINE)
+    for place in range(1, len(parts), 2):
+        names = broken[parts[place][4:-1]]
+        parts[place + 1] = _NAMES.sub(lambda _, names=names: listing(names), parts[place + 1], count=1)
+    intact = [name for name in [*ORIGINALS, *OWN] if not any(name in names for names in broken.values())]
+    return _NONE.sub(lambda _: listing(intact), "".join(parts))
+
+
+def listing(names: list[str]) -> str:
+    text = ", ".join(f"`{name}`" for name in names)
+    return textwrap.fill(text, 120, initial_indent=" " * len("These break none: ")).lstrip()
