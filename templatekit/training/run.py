@@ -23,7 +23,7 @@ from templatekit.registry import Registry, create_registry
 from templatekit.tokens.load import from_transformers, load_transformers_tokenizer, resolve_model
 from templatekit.training.answers import answer, samples_before, with_prompt
 from templatekit.training.checkpoint import lock_run, trainable
-from templatekit.training.data import identity_of, pipeline_class, read_splits
+from templatekit.training.data import identity_of, pipeline_for, read_splits
 from templatekit.training.distributed import World, join_world, local_device, whole
 from templatekit.training.final import final_dtype, save_model
 from templatekit.training.folder import (
@@ -119,16 +119,15 @@ def _run(
     address = resolve_model(options.model, registry) or options.model
     served = _load_tokenizer(options, registry, address)
     tokenizer = from_transformers(served, name=options.tokenizer or options.model)
-    prepares = pipeline_class(options)
-    pipeline = prepares(options, registry, tokenizer=tokenizer)
+    pipeline = pipeline_for(options, registry, tokenizer=tokenizer)
     added = _add_special_tokens(options, pipeline, served)
     if added:
         # The pipeline was for finding the template; what it encodes with has the new tokens.
         tokenizer = from_transformers(served, name=tokenizer.name)
-        pipeline = prepares(options, registry, tokenizer=tokenizer, template=pipeline.template)
+        pipeline = pipeline_for(options, registry, tokenizer=tokenizer, template=pipeline.template)
     splits = read_splits(options, pipeline)
-    assert pipeline.adapter is not None
-    say(f"adapter {pipeline.adapter.name}, template {pipeline.template.name}, folder {folder}")
+    adapter = pipeline.adapter.name if pipeline.adapter else None  # the sets of a mixture have their own
+    say(f"adapter {adapter or 'of each set'}, template {pipeline.template.name}, folder {folder}")
     for line in pipeline.counts.lines(tokens=True):
         say(line)
     what = "pairs" if splits.pairs else "examples"
@@ -150,7 +149,7 @@ def _run(
         )
 
     model = build()
-    adapter, template = pipeline.adapter.name, pipeline.template.original
+    template = pipeline.template.original
     world.first(lambda: write_recipe(folder, options, adapter=adapter, template=template))
     samples = world.first(lambda: samples_before(folder, options, splits.asked, model, pipeline, stops))
     train_items, held_out = splits.train, splits.held_out
