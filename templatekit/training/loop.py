@@ -27,6 +27,7 @@ from templatekit.training.checkpoint import (
     save_checkpoint,
     trainable,
 )
+from templatekit.training.memory import keep_freed_memory
 from templatekit.training.metrics import Line, MetricsFile
 from templatekit.training.order import StepOrder, total_steps
 from templatekit.training.schedule import learning_rate
@@ -91,6 +92,8 @@ def train(
     computation = Computation.of(model, options)
     optimizer = _optimizer(model, options)
     identity = _identity(options, computation, len(examples), identity or {})
+    if model.device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(options.seed)
     start = _resume(folder, model, optimizer, identity, options.resume, warn)
 

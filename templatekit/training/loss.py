@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from templatekit.training.collate import Batch
+from templatekit.training.head_loss import linear_loss
 
 LOGITS_AT_ONCE = 2**24
 """Logits computed together, as numbers: 64 MiB in fp32. Beyond that they are computed in chunks, and again in the
@@ -29,6 +30,19 @@ class Head:
     projection: nn.Module
     softcap: float | None
     """Gemma's: logits pass through `softcap * tanh(logits / softcap)`."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one matrix product and no more, of a weight that lies here whole, and nobody listens to it."""
+        projection = self.projection
+        hooks = (projection._forward_hooks, projection._forward_pre_hooks, projection._backward_hooks)
+        return (
+            type(projection) is nn.Linear
+            and type(projection.weight) is nn.Parameter
+            and getattr(projection, "bias", None) is None
+            and self.softcap is None
+            and not any(hooks)
+        )
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits in fp32 or wider, shape (tokens, vocabulary), of hidden states of shape (tokens, width)."""
@@ -72,6 +86,11 @@ def weighted_loss(model: PreTrainedModel, head: Head | None, batch: Batch) -> Te
         return _sum_of(_wide(logits), batch.targets, batch.weights)
     states = cast("Any", model).get_decoder()(**inputs).last_hidden_state
     hidden = states.flatten(0, 1).index_select(0, batch.target_positions)
+    if head.is_plain:
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):
+            hidden = hidden.to(torch.get_autocast_dtype(device))
+        return linear_loss(hidden, cast("nn.Linear", head.projection).weight, batch.targets, batch.weights)
     size = max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
     if len(batch.targets) <= size:
         return _sum_of(head(hidden), batch.targets, batch.weights)

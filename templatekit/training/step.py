@@ -16,6 +16,7 @@ from templatekit.errors import ConfigError, RunError
 from templatekit.packing import pack, pack_examples, pack_sharing
 from templatekit.training.attention import isolate, supports_isolation
 from templatekit.training.collate import Batch, collate_packed, collate_padded
+from templatekit.training.fused import Fusion, fuse
 from templatekit.training.loss import Head, head_of, weighted_loss
 from templatekit.training.model import computes_in_bf16, drops_out, unwrap
 from templatekit.types import TokenizedExample
@@ -49,6 +50,8 @@ class Computation:
     pack_tokens: int
     batch_size: int
     bf16: bool
+    fusion: Fusion
+    """What of the model is computed in fewer passes, to the same result."""
 
     @classmethod
     def of(cls, model: PreTrainedModel, options: FinetuneOptions) -> Computation:
@@ -65,6 +68,7 @@ class Computation:
             pack_tokens=options.pack_tokens,
             batch_size=options.batch_size,
             bf16=computes_in_bf16(options.precision, causal.device),
+            fusion=fuse(causal),
         )
 
     def micro_batches(
@@ -90,7 +94,8 @@ class Computation:
     @contextmanager
     def loss(self, batch: Batch) -> Iterator[Tensor]:
         """The batch's weighted sum of losses. The backward pass belongs inside, where examples are kept apart."""
-        with isolate(self.model, batch.segments) if batch.segments is not None else nullcontext():
+        apart = isolate(self.model, batch.segments) if batch.segments is not None else nullcontext()
+        with apart, self.fusion.active():
             with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
                 loss = weighted_loss(self.model, self.head, batch)
             yield loss
