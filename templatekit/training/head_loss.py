@@ -69,7 +69,7 @@ class _LinearLoss(Function):
 def _to_gradient(logits: Tensor, targets: Tensor, weights: Tensor, wide: torch.dtype) -> Tensor:
     """The chunk's loss; its logits become the gradient of it, in place."""
     total = torch.zeros((), dtype=wide, device=logits.device)
-    size = max(1, BLOCK // logits.shape[1])
+    size = max(1, BLOCK // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(targets))
     for start in range(0, len(targets), size):
         own = slice(start, min(start + size, len(targets)))
         index, weight = targets[own, None], weights[own, None]

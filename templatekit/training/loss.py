@@ -19,8 +19,8 @@ from templatekit.training.collate import Batch
 from templatekit.training.head_loss import linear_loss
 
 LOGITS_AT_ONCE = 2**24
-"""Logits computed together, as numbers: 64 MiB in fp32. Beyond that they are computed in chunks, and again in the
-backward pass, so that memory does not grow with targets times vocabulary."""
+"""Logits of a head that is more than a product, computed together, as numbers: 64 MiB in fp32. Beyond that they are
+computed in chunks, and again in the backward pass, so that memory does not grow with targets times vocabulary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
