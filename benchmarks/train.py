@@ -4,7 +4,8 @@ All but `lora` train every weight of the small built-in model on the same rows, 
 each runs in a process of its own, so that its peak memory is its own. The loss and the gradient's norm of the first
 step stand beside the speed: they show that it is the same work. `trl-4` is TRL with 4 rows a pass and as many passes a
 step as give the same effective batch; its best is the fastest of them. Memory is what a run took at its peak above
-weights, gradients and the optimizer's state.
+weights, gradients and the optimizer's state, which takes two steps to show: the first begins without them. With `--pairs`, steps of direct preference optimization instead: each
+answer with its own prompt, and answers that share it; what the starting weights are asked is counted apart.
 """
 
 from __future__ import annotations
@@ -23,17 +24,25 @@ from typing import Any
 import click
 
 from templatekit.config import DataOptions, FinetuneOptions
+from templatekit.pairs import PairPipeline, pairs_of
 from templatekit.pipeline import Pipeline
 from templatekit.registry import create_registry
 from templatekit.tokens.load import resolve_model
-from templatekit.types import TokenizedExample
+from templatekit.types import TokenizedExample, TokenizedPair
 
 MODEL = "smollm2-135m-instruct"
 TEMPLATE = "alpaca"
 RATE = 1e-5
-OURS = {"padded": {"packing": False}, "packed": {"share": False}, "shared": {}, "lora": {"lora": True}}
+OURS: dict[str, dict[str, bool]] = {
+    "padded": {"packing": False},
+    "packed": {"share": False},
+    "shared": {},
+    "lora": {"lora": True},
+}
 PEAK = Path("/proc/self/clear_refs")
 """Where Linux takes a 5 for: begin the process's peak memory anew."""
+LONGEST_ANSWER = 1024
+"""Tokens of a prompt with its answer; longer pairs are left out."""
 
 
 def examples_of(rows: str | None, count: int) -> list[TokenizedExample]:
@@ -45,23 +54,43 @@ def examples_of(rows: str | None, count: int) -> list[TokenizedExample]:
     return [item.tokenized for item in pipeline.run(records[:count]) if item.tokenized is not None]
 
 
-def run_ours(options: FinetuneOptions, examples: list[TokenizedExample], *, profiled: bool) -> dict[str, Any]:
-    """Our own step, once over the examples."""
+def pairs_from(path: str, count: int) -> list[TokenizedPair]:
+    """The first `count` of the shuffled pairs that are not too long, tokenized."""
+    options = DataOptions(dataset=path, template="chatml", tokenizer=MODEL, max_length=LONGEST_ANSWER, on_error="skip")
+    pipeline = PairPipeline(options, create_registry())
+    records = list(pipeline.open())
+    random.Random(0).shuffle(records)
+    return pairs_of(pipeline.run(records))[:count]
+
+
+def run_ours(
+    options: FinetuneOptions, items: list[TokenizedExample] | list[TokenizedPair], *, profiled: bool
+) -> dict[str, Any]:
+    """Our own step, once over the examples, or over the pairs."""
     import torch
 
     from benchmarks.profile import shares
     from templatekit.training.checkpoint import trainable
+    from templatekit.training.dpo import REFERENCE, Preferences, judge
     from templatekit.training.lora import attach_lora
     from templatekit.training.memory import keep_freed_memory
     from templatekit.training.model import load_model, resolve_device
-    from templatekit.training.step import Computation, train_step
+    from templatekit.training.step import Computation, Objective, train_step
 
     model = load_model(resolve_model(MODEL, create_registry()), device=resolve_device(options.device))
     if options.lora:
         model = attach_lora(model, rank=options.lora_rank, alpha=options.lora_alpha, seed=options.seed)
     keep_freed_memory()
+    objective: Objective[Any] = Computation.of(model, options)
+    examples: list[Any] = list(items)
+    more = {}
+    start = time.perf_counter()
+    if options.method == "dpo":
+        objective = Preferences.of(objective.computation, options)
+        with tempfile.TemporaryDirectory() as folder:
+            examples = list(judge(objective, examples, path=Path(folder) / REFERENCE, identity={}, warn=click.echo))
+        more = {"reference_seconds": time.perf_counter() - start}
     model.train()
-    computation = Computation.of(model, options)
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=RATE, weight_decay=0.0, fused=True)
     steps = [
         list(range(start, min(start + options.batch_size, len(examples))))
@@ -69,7 +98,7 @@ def run_ours(options: FinetuneOptions, examples: list[TokenizedExample], *, prof
     ]
 
     def step(documents: list[int]) -> Any:
-        return train_step(computation, optimizer, examples, documents, clip_norm=1.0)
+        return train_step(objective, optimizer, examples, documents, clip_norm=1.0)
 
     if profiled:
         step(steps[0])  # in which memory is taken and kernels are made
@@ -77,9 +106,10 @@ def run_ours(options: FinetuneOptions, examples: list[TokenizedExample], *, prof
     peak = begin_peak()
     start = time.perf_counter()
     numbers = [step(documents) for documents in steps]
-    if computation.model.device.type == "cuda":
+    if objective.computation.model.device.type == "cuda":
         torch.cuda.synchronize()
     return {
+        **more,
         "seconds": time.perf_counter() - start,
         "computed_tokens": sum(step.computed_tokens for step in numbers),
         "loss": numbers[0].loss,
@@ -166,9 +196,10 @@ def run_trl(options: FinetuneOptions, examples: list[TokenizedExample], rows: in
 
 @click.command(help=__doc__)
 @click.option("--rows", help="A file of records; the bundled set if left out.")
+@click.option("--pairs", help="A file of preference pairs: DPO, on `--count` of them.")
 @click.option("--count", default=96, show_default=True, help="Rows to train on.")
 @click.option("--batch-size", default="8", show_default=True, help="Rows a step; several as 8,32,96.")
-@click.option("--variants", default="trl-4,trl-8,padded,packed,shared,lora", show_default=True)
+@click.option("--variants", help="Of trl, trl-N, padded, packed, shared, lora; with --pairs of packed and shared.")
 @click.option("--pack-tokens", default=2048, show_default=True, help="Budget of one pass.")
 @click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
 @click.option("--threads", default=2, show_default=True)
@@ -176,31 +207,36 @@ def run_trl(options: FinetuneOptions, examples: list[TokenizedExample], rows: in
 @click.option("--alone", is_flag=True, hidden=True, help="Run the one variant here and print its numbers.")
 def main(
     rows: str | None,
+    pairs: str | None,
     count: int,
     batch_size: str,
-    variants: str,
+    variants: str | None,
     pack_tokens: int,
     precision: str,
     threads: int,
     profiled: bool,
     alone: bool,
 ) -> None:
+    variants = variants or ("packed,shared" if pairs else "trl-4,trl-8,padded,packed,shared,lora")
     if alone:
         import torch
 
         torch.set_num_threads(threads)
         values = {"batch_size": int(batch_size), "lora": False, "precision": precision, "pack_tokens": pack_tokens}
+        values["method"] = "dpo" if pairs else "sft"
         options = FinetuneOptions.parse({**values, "learning_rate": RATE, **OURS.get(variants, {})})
-        examples = examples_of(rows, count)
+        items = pairs_from(pairs, count) if pairs else examples_of(rows, count)
         peer, _, width = variants.partition("-")
         if peer == "trl":
-            numbers = run_trl(options, examples, int(width or batch_size))
+            numbers = run_trl(options, items, int(width or batch_size))
         else:
-            numbers = run_ours(options, examples, profiled=profiled)
-        click.echo(json.dumps({"tokens": sum(map(len, examples)), **numbers}))
+            numbers = run_ours(options, items, profiled=profiled)
+        tokens = sum(len(i.chosen) + len(i.rejected) if isinstance(i, TokenizedPair) else len(i) for i in items)
+        click.echo(json.dumps({"tokens": tokens, **numbers}))
         return
+    what = f"{pairs}, {count} pairs" if pairs else f"{rows or 'starter'}, {count} rows"
     for size in map(int, batch_size.split(",")):
-        click.echo(f"{rows or 'starter'}, {count} rows, {size} a step, {precision}, {threads} threads")
+        click.echo(f"{what}, {size} a step, {precision}, {threads} threads")
         best = None
         for variant in variants.split(","):
             if variant.startswith("trl") and (profiled or size % int(variant.partition("-")[2] or size)):
@@ -223,6 +259,7 @@ def main(
                 f"{variant:8} {speed:7.1f} tokens/s  {beside}{numbers['tokens']:,} tokens, "
                 f"{numbers['computed_tokens']:,} computed  {numbers['above']:.2f} GiB above the state  "
                 f"first loss {numbers['loss']:.4f}, gradient {numbers['grad_norm']:.4f}"
+                + (f", reference {numbers['reference_seconds']:.0f} s" if pairs else "")
             )
 
 

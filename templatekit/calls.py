@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from templatekit.columns import token_arrays
 from templatekit.config import DataOptions
 from templatekit.contracts import Adapter
 from templatekit.errors import ConfigError, RecordError, shorten
 from templatekit.formats.template import Template
-from templatekit.pipeline import BATCH, Pipeline, Prepared
+from templatekit.pipeline import Pipeline
 from templatekit.registry import Registry, create_registry
 from templatekit.sources import map_columns
 from templatekit.tokens.load import from_transformers
@@ -40,7 +40,8 @@ def render(
     `DataOptions`: `train_on`, `max_length`, `columns`, `on_error`, … What is wrong with them is raised at once, what
     is wrong with a record when its turn comes.
     """
-    return (item.result for item in _prepared(records, adapter, template, tokenizer, registry, options))
+    pipeline, found, source = _opened(records, adapter, template, tokenizer, registry, options)
+    return (item.result for item in pipeline.run(found, source=source))
 
 
 def prepare(
@@ -61,23 +62,23 @@ def prepare(
 
     if tokenizer is None:
         raise ConfigError("tokenizer: found None; expected a folder, a name or a tokenizer")
+    pipeline, found, source = _opened(records, adapter, template, tokenizer, registry, options)
     ids, weights = pa.list_(pa.int32()), pa.list_(pa.float32())
     schema = pa.schema({"input_ids": ids, "labels": ids, "loss_weights": weights})
     weighted = False
     batches = []
-    examples = (item.tokenized for item in _prepared(records, adapter, template, tokenizer, registry, options))
-    while chunk := [example for example in islice(examples, BATCH) if example is not None]:
-        weighted |= any(weight not in (0, 1) for example in chunk for weight in example.loss_weights)
-        columns = [[getattr(example, name) for example in chunk] for name in schema.names]
-        batches.append(pa.record_batch(columns, schema=schema))
+    for batch in pipeline.batches(found, source=source):
+        assert batch.columns is not None
+        weighted |= batch.columns.is_weighted
+        batches.append(pa.record_batch(token_arrays(batch.columns), schema=schema))
     table = pa.Table.from_batches(batches, schema=schema)
     return datasets.Dataset(table if weighted else table.drop_columns("loss_weights"))
 
 
-def _prepared(
+def _opened(
     records: Any, adapter: Any, template: Any, tokenizer: Any, registry: Registry | None, options: Mapping[str, Any]
-) -> Iterator[Prepared]:
-    """What the Python calls yield: they take names and paths, or the things themselves."""
+) -> tuple[Pipeline, Iterator[Record | RecordError], str | None]:
+    """The stages, the records and their source's name: the calls take names and paths, or the things themselves."""
     named = {"dataset": records, "adapter": adapter, "template": template, "tokenizer": tokenizer}
     addresses = {key: os.fspath(value) for key, value in named.items() if isinstance(value, (str, os.PathLike))}
     parsed = DataOptions.parse({**options, **addresses})
@@ -100,8 +101,8 @@ def _prepared(
         tokenizer=tokenizer if isinstance(tokenizer, Tokenizer) else None,
     )
     if isinstance(records, (str, os.PathLike)):
-        return pipeline.run(pipeline.open(), source=parsed.dataset)
-    return pipeline.run(pipeline.gathered(_mapped(records, parsed.columns)))
+        return pipeline, pipeline.open(), parsed.dataset
+    return pipeline, pipeline.gathered(_mapped(records, parsed.columns)), None
 
 
 def _mapped(records: Iterable[object], columns: Mapping[str, str]) -> Iterator[Record | RecordError]:

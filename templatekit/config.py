@@ -112,6 +112,15 @@ def _no_flag(value: object) -> object:
     return value
 
 
+def _listed(value: object) -> object:
+    """`a,b` as two names, on its own or among others."""
+    if isinstance(value, str):
+        value = (value,)
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return tuple(name for item in value for name in map(str.strip, item.split(",")) if name)
+    return value
+
+
 def _json_like(value: Any) -> Any:
     """Sees that a value can be written into a template: YAML has dates and NaN, too."""
     if isinstance(value, dict):
@@ -189,6 +198,9 @@ class DataOptions(Options):
     boundary: Boundary = Field(
         "cut", description="Encode prompt and response apart, as serving does, or jointly, as some recipes did."
     )
+    reuse: bool = Field(
+        True, description="Encode equal words once where that is proven to give the same ids, or each text as a whole."
+    )
     max_length: Positive | None = Field(None, description="Longest example, in tokens.")
     truncation: Truncation = Field(
         "drop",
@@ -209,6 +221,9 @@ class DataOptions(Options):
 class FinetuneOptions(DataOptions):
     """A training run."""
 
+    method: Literal["sft", "dpo"] = Field(
+        "sft", description="Train on answers, or on which of two answers is preferred (direct preference optimization)."
+    )
     model: str = Field("smollm2-135m-instruct", description="A folder, a .gguf file, a resolver's or a hub name.")
     output: Path | None = Field(None, description="The run's folder; by default a new one under runs/.")
     resume: bool = Field(False, description="Go on from the newest whole checkpoint in the output folder.")
@@ -235,8 +250,18 @@ class FinetuneOptions(DataOptions):
     pack_tokens: Positive = Field(2048, description="Token budget of one forward and backward pass.")
     drop_last: bool = Field(False, description="Leave out an epoch's last batch where it is not full.")
 
+    dpo_beta: Annotated[float, Field(gt=0)] = Field(
+        0.1, description="How closely DPO keeps to the starting weights: the reward of a log-ratio of 1."
+    )
+    dpo_label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="The share of pairs that DPO takes to be labelled the wrong way round."
+    )
+    dpo_logps: Literal["sum", "mean"] = Field(
+        "sum", description="DPO's log-probability of an answer: its tokens' sum, or their mean."
+    )
+
     learning_rate: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Peak rate; by default 5e-4 with LoRA and 5e-5 without."
+        None, description="Peak rate; by default 5e-4 with LoRA and 5e-5 without, with DPO 5e-5 and 1e-6."
     )
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="How the rate falls after warm-up.")
     warmup: Annotated[float, Field(ge=0)] = Field(
@@ -254,10 +279,36 @@ class FinetuneOptions(DataOptions):
     eval_limit: Positive | None = Field(None, description="Evaluate on at most so many examples.")
     save_every: Positive | None = Field(None, description="Save a checkpoint every so many steps; always at the end.")
     keep_checkpoints: Positive = Field(2, description="Keep so many of the newest checkpoints.")
+    keep_best: bool = Field(
+        False, description="Keep the checkpoint with the lowest held-out loss too, and end with its weights."
+    )
+    patience: Positive | None = Field(
+        None, description="Stop after so many evaluations in a row without a lower held-out loss."
+    )
+    min_delta: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="By how much a held-out loss has to be lower to count for --patience."
+    )
+    distributed: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="Under torchrun: the whole model in every process, or each weight divided between them."
+    )
+    report_to: Annotated[tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...], BeforeValidator(_listed)] = (
+        Field((), description="Trackers to tell of the run as well: tensorboard,trackio,wandb,mlflow.")
+    )
     samples: Annotated[int, Field(ge=0)] = Field(3, description="Held-out prompts answered before and after.")
     max_new_tokens: Positive = Field(64, description="Longest sampled answer.")
+
+    @model_validator(mode="after")
+    def _check_evaluations(self) -> FinetuneOptions:
+        wanting = [name for name in ("keep_best", "patience") if getattr(self, name)]
+        if wanting and self.eval_every is None:
+            raise ValueError(f"{wanting[0]} compares held-out losses; found no eval_every; expected --eval-every too")
+        return self
 
     @property
     def peak_learning_rate(self) -> float:
         """The rate that the schedule starts from, with its default filled in."""
-        return self.learning_rate if self.learning_rate is not None else (5e-4 if self.lora else 5e-5)
+        if self.learning_rate is not None:
+            return self.learning_rate
+        if self.method == "dpo":
+            return 5e-5 if self.lora else 1e-6
+        return 5e-4 if self.lora else 5e-5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from templatekit.errors import RecordError
@@ -44,6 +44,8 @@ class Counts:
     """Preference pairs whose two answers are the same."""
     early_pairs: int = 0
     """Preference pairs that part before their last message."""
+    differing_prompts: int = 0
+    """Preference pairs, in rows that came out, whose answers stand behind different ids."""
     unread_keys: dict[str, int] = field(default_factory=dict)
     """Keys that the adapter does not read, with the first row that has them."""
 
@@ -54,11 +56,12 @@ class Counts:
             rows.append(error.row)
         self.first_dropped.setdefault(error.reason, str(error))
 
-    def add(self, example: Example) -> None:
-        """Counts what an example leaves out of its record; of a preference pair the chosen answer is used."""
+    def add(self, example: Example, *, both: bool = False) -> None:
+        """Counts what an example leaves out of its record; of a preference pair one answer is used, or `both` are."""
         self.left_out.update(example.left_out)
         if isinstance(example, PreferenceExample):
-            self.left_out["rejected answer"] += 1
+            if not both:
+                self.left_out["rejected answer"] += 1
             self.equal_pairs += example.chosen == example.rejected
             self.early_pairs += max(len(example.chosen), len(example.rejected)) > 1
 
@@ -70,6 +73,21 @@ class Counts:
         self.truncated_rows.setdefault(example.truncated, []).append(example.row)
         place = f"{example.row}" if source is None else f"{source}:{example.row}"
         self.first_truncated.setdefault(example.truncated, f"{place}: {len(example)} of {before} tokens")
+
+    def merge(self, later: Counts) -> None:
+        """Adds what became of the records that follow these."""
+        for one in fields(self):
+            mine, theirs = getattr(self, one.name), getattr(later, one.name)
+            if isinstance(mine, int):
+                setattr(self, one.name, mine + theirs)
+            elif isinstance(mine, Counter):
+                mine.update(theirs)
+            else:
+                for key, value in theirs.items():
+                    if isinstance(value, list):
+                        mine.setdefault(key, []).extend(value)
+                    else:
+                        mine.setdefault(key, value)  # the first of its kind
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -90,6 +108,7 @@ class Counts:
             "left_out": dict(self.left_out),
             "equal_pairs": self.equal_pairs,
             "early_pairs": self.early_pairs,
+            "differing_prompts": self.differing_prompts,
             "unread_keys": self.unread_keys,
         }
 
@@ -119,6 +138,8 @@ class Counts:
             lines.append(f"note: pairs whose chosen and rejected answers are the same: {self.equal_pairs:,}")
         if self.early_pairs:
             lines.append(f"note: pairs that part before the last message: {self.early_pairs:,}")
+        if self.differing_prompts:
+            lines.append(f"note: pairs whose answers stand behind different prompt ids: {self.differing_prompts:,}")
         if self.unread_keys:
             keys = ", ".join(f"{key} (first in row {row})" for key, row in sorted(self.unread_keys.items()))
             lines.append(f"note: keys that the adapter does not read: {keys}")

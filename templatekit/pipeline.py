@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from typing import Any
 
+import numpy as np
+
+from templatekit.columns import TokenizedColumns
 from templatekit.config import DataOptions, parse_train_on
 from templatekit.contracts import Adapter
 from templatekit.counts import Counts
@@ -51,11 +54,46 @@ class Prepared:
         return self.rendered if self.tokenized is None else self.tokenized
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batch:
+    """Samples that came out together; what is there once a token lies in columns."""
+
+    items: Sequence[Prepared]
+    """Where there are columns, the tokens stand there."""
+    columns: TokenizedColumns | None = None
+    """As long as `items`; None without a tokenizer, and for pairs."""
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Prepared]:
+        """Sample by sample, each with its tokens."""
+        if self.columns is None:
+            yield from self.items
+            return
+        for item, tokenized in zip(self.items, self.columns, strict=True):
+            yield _with(item, tokenized)
+
+    @property
+    def tokens(self) -> int:
+        """Of all samples."""
+        if self.columns is not None:
+            return len(self.columns.input_ids)
+        return sum(len(item.tokenized) for item in self.items if item.tokenized is not None)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Those that carry loss."""
+        if self.columns is not None:
+            return int(np.count_nonzero(self.columns.loss_weights))
+        return sum(item.tokenized.trained_tokens for item in self.items if item.tokenized is not None)
+
+
 class Pipeline:
     """Adapter, template and tokenizer, set up once for any number of records.
 
-    Iterate `run(records)`; `counts` tells afterwards what became of them. Without an adapter the first record's keys
-    choose one.
+    Iterate `run(records)`, or `batches(records)` for columns; `counts` tells afterwards what became of them. Without an
+    adapter the first record's keys choose one.
     """
 
     def __init__(
@@ -85,7 +123,9 @@ class Pipeline:
             self.template = self.template.ended_by(options.end_marker)
         self.special_tokens = tokenizer.special_tokens if tokenizer else NO_TOKENIZER
         self.encoder = (
-            Encoder(tokenizer, boundary=options.boundary, control_tokens=options.control_tokens) if tokenizer else None
+            Encoder(tokenizer, boundary=options.boundary, control_tokens=options.control_tokens, reuse=options.reuse)
+            if tokenizer
+            else None
         )
         self.limit = self.limit_of(options)
         self.counts = Counts()
@@ -119,15 +159,34 @@ class Pipeline:
         A record that cannot be used raises its `RecordError`, or, with `on_error="skip"`, is counted. What nothing is
         trained of is counted in any case. `ConfigError` at the end where records came in and none came out.
         """
+        for batch in self.batches(records, source=source, first_row=first_row):
+            yield from batch
+
+    def batches(
+        self, records: Iterable[Record | RecordError], *, source: str | None = None, first_row: int = 0
+    ) -> Iterator[Batch]:
+        """The same as `run`, many samples at once: never none, and no order but theirs."""
+        yield from self.some_batches(records, source=source, first_row=first_row)
+        self.check_any_left()
+
+    def some_batches(
+        self, records: Iterable[Record | RecordError], *, source: str | None = None, first_row: int = 0
+    ) -> Iterator[Batch]:
+        """The same for records that are not all: where none of them comes out it is no error."""
         rendered = (item for row, record in enumerate(records, first_row) for item in self._render(row, record, source))
         last = None
         while chunk := list(islice(rendered, BATCH)):
-            for item in self._encode(chunk, source):
-                self.counts.samples += 1
-                if item.rendered.row != last:
-                    self.counts.rows_out += 1
-                    last = item.rendered.row
-                yield item
+            for batch in self._finish(chunk, source):
+                rows = [last, *(item.rendered.row for item in batch.items)]
+                self.counts.rows_out += sum(row != before for before, row in pairwise(rows))
+                self.counts.samples += len(batch)
+                self.counts.tokens += batch.tokens
+                self.counts.trained_tokens += batch.trained_tokens
+                last = rows[-1]
+                yield batch
+
+    def check_any_left(self) -> None:
+        """Raises `ConfigError` where records came in and none came out."""
         if self.counts.rows_in and not self.counts.rows_out:
             reasons = "; ".join(f"{count} {reason}" for reason, count in self.counts.dropped.most_common())
             first = next(iter(self.counts.first_dropped.values()), "")
@@ -145,7 +204,8 @@ class Pipeline:
             if isinstance(record, RecordError):
                 raise record
             found = self._adapt(row, record)
-            samples = [sample for example in found for sample in self._samples(example, row)]
+            conversations = [one for example in found for one in self._conversations(example)]
+            samples = [sample for example in conversations for sample in self._samples(example, row)]
         except RecordError as error:
             error.at(source, row)
             if self.options.on_error == "stop":
@@ -154,7 +214,7 @@ class Pipeline:
             self.counts.drop(error)
             return []
         for example in found:
-            self.counts.add(example)
+            self._count(example)
         messages = chain.from_iterable(sample.example.messages for sample in samples)
         if any(m.role == "assistant" and not (m.content.strip() or m.tool_calls) for m in messages):
             self.counts.empty_responses += 1
@@ -163,10 +223,14 @@ class Pipeline:
             for number, sample in enumerate(samples)
         ]
 
+    def _conversations(self, example: Example) -> tuple[Example, ...]:
+        """What is rendered of an example: all of it; of a preference pair the chosen answer, as training follows it."""
+        return (example.conversation("chosen") if isinstance(example, PreferenceExample) else example,)
+
+    def _count(self, example: Example) -> None:
+        self.counts.add(example)
+
     def _samples(self, example: Example, row: int) -> tuple[Sample, ...]:
-        """One example's; of a preference pair those of the chosen answer, as all stages are supervised."""
-        if isinstance(example, PreferenceExample):
-            example = example.conversation("chosen")
         if self._no_context:
             example = self._without_placeholders(example)
         base, _, named = parse_train_on(self.options.train_on)
@@ -256,6 +320,46 @@ class Pipeline:
         )
         return replace(example, messages=messages)
 
+    def _finish(self, items: list[Prepared], source: str | None) -> Iterator[Batch]:
+        """What comes out of rendered items, at most one batch; an error is raised behind what came before it."""
+        if self.encoder is None:
+            yield from self._finish_one_by_one(items, source)
+            return
+        losses = [loss_spans(item.rendered, self.options.train_on) for item in items]
+        columns = self.encoder.encode_columns((item.rendered, spans) for item, spans in zip(items, losses, strict=True))
+        lengths, trained = columns.lengths.tolist(), columns.trained_tokens.tolist()
+        kept: dict[int, Prepared | None] = {}
+        failure: RecordError | None = None
+        for index, item in enumerate(items):
+            if not trained[index]:
+                self._drop(_untrained(item), item, source)
+            elif self.limit is None or lengths[index] <= self.limit.max_length:
+                kept[index] = None
+            else:
+                try:
+                    kept.update((index, fitted) for fitted in self._fit([_with(item, columns[index])], source))
+                except RecordError as error:
+                    failure = error
+                    break
+        if kept:
+            yield _chosen(items, columns, kept)
+        if failure is not None:
+            raise failure
+
+    def _finish_one_by_one(self, items: list[Prepared], source: str | None) -> Iterator[Batch]:
+        """The same without columns."""
+        kept: list[Prepared] = []
+        failure: RecordError | None = None
+        try:
+            for item in self._fit(self._encode(items, source), source):
+                kept.append(item)
+        except RecordError as error:
+            failure = error
+        if kept:
+            yield Batch(items=kept)
+        if failure is not None:
+            raise failure
+
     def _encode(self, items: list[Prepared], source: str | None) -> Iterator[Prepared]:
         losses = [loss_spans(item.rendered, self.options.train_on) for item in items]
         if self.encoder is None:
@@ -272,24 +376,54 @@ class Pipeline:
             if not tokenized.trained_tokens:
                 self._drop(_untrained(item), item, source)
                 continue
-            example = item.example
+            yield replace(item, tokenized=tokenized)
+
+    def _fit(self, items: Iterable[Prepared], source: str | None) -> Iterator[Prepared]:
+        """The items that are short enough, or made so."""
+        for item in items:
             try:
-                if self.limit is not None:
-                    long = len(tokenized)
-                    example, tokenized = self.limit.fit(example, tokenized)
-                    self.counts.shorten(tokenized, source, long)
+                fitted = self._fitted(item)
             except RecordError as error:
-                if self.options.truncation == "error":
-                    error.at(source, tokenized.row).message += "; to drop: --truncation drop"
-                    raise
-                self._drop(error, item, source)
+                self._too_long(error, item, source)
                 continue
-            self.counts.tokens += len(tokenized)
-            self.counts.trained_tokens += tokenized.trained_tokens
-            yield replace(item, example=example, rendered=tokenized.rendered, tokenized=tokenized)
+            self._count_shortened(item, fitted, source)
+            yield fitted
+
+    def _fitted(self, item: Prepared) -> Prepared:
+        """The item within the limit; raises `RecordError` where it cannot be."""
+        if self.limit is None or item.tokenized is None:
+            return item
+        example, tokenized = self.limit.fit(item.example, item.tokenized)
+        return Prepared(example=example, rendered=tokenized.rendered, tokenized=tokenized)
+
+    def _count_shortened(self, whole: Prepared, fitted: Prepared, source: str | None) -> None:
+        if whole.tokenized is not None and fitted.tokenized is not None:
+            self.counts.shorten(fitted.tokenized, source, len(whole.tokenized))
+
+    def _too_long(self, error: RecordError, item: Prepared, source: str | None) -> None:
+        if self.options.truncation == "error":
+            error.at(source, item.rendered.row).message += "; to drop: --truncation drop"
+            raise error
+        self._drop(error, item, source)
 
     def _drop(self, error: RecordError, item: Prepared, source: str | None) -> None:
         self.counts.drop(error.at(source, item.rendered.row))
+
+
+def _with(item: Prepared, tokenized: TokenizedExample) -> Prepared:
+    return Prepared(example=item.example, rendered=tokenized.rendered, tokenized=tokenized)
+
+
+def _chosen(items: Sequence[Prepared], columns: TokenizedColumns, kept: Mapping[int, Prepared | None]) -> Batch:
+    """The samples that are kept, by their indices, with those that were shortened in their places."""
+    shorter = {index: item for index, item in kept.items() if item is not None}
+    if shorter:
+        places = {index: len(items) + number for number, index in enumerate(shorter)}
+        others = TokenizedColumns.of([item.tokenized for item in shorter.values() if item.tokenized is not None])
+        columns = TokenizedColumns.join([columns, others]).select([places.get(index, index) for index in kept])
+    elif len(kept) < len(items):
+        columns = columns.select(list(kept))
+    return Batch(items=[shorter.get(index, items[index]) for index in kept], columns=columns)
 
 
 def _untrained(item: Prepared) -> RecordError:

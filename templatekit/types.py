@@ -314,6 +314,19 @@ class TokenizedExample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizedPair:
+    """Two answers to a prompt, of which one is preferred: whole texts, with weights on the answers alone."""
+
+    chosen: TokenizedExample
+    rejected: TokenizedExample
+
+    @property
+    def row(self) -> int:
+        """The record's number in its source, counted from 0."""
+        return self.chosen.row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
     """A run of a pack's tokens: a document, or a part of one that several documents share."""
 

@@ -16,12 +16,14 @@ import templatekit
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "templatekit"
 ROOMS = (
-    "errors types hookspecs contracts offers registry config counts",
+    "errors types columns hookspecs contracts offers registry config counts",
     "sources",
     "formats",
     "tokens",
     "packing",
     "pipeline",
+    "pairs",
+    "workers",
     "calls",
     "training",
     "views export",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +30,14 @@ def finetune(config: Path | None, settings: tuple[str, ...], plugin_dirs: tuple[
     values = {**_recipe(config), **dict(parse_setting(setting) for setting in settings), **given(options)}
     checked = FinetuneOptions.parse(values, source=str(config) if config and not settings else None)
     registry = load_registry(plugin_dirs)
+    first = os.environ.get("RANK", "0") == "0"  # torchrun's; the others have the same to say
+    if first:
+        click.echo("Loading the libraries and the model …", err=True)
     from templatekit.training.run import finetune as run_it
 
-    click.echo("Loading the libraries and the model …", err=True)
     run = run_it(checked, registry=registry, say=lambda line: click.echo(line, err=True))
-    _show(run)
+    if first:
+        _show(run)
 
 
 def _recipe(path: Path | None) -> dict[str, Any]:
@@ -62,6 +66,11 @@ def _show(run: Run) -> None:
         Console().print(table)
     if run.eval_before is not None and run.eval_after is not None:
         click.echo(f"held-out loss: {run.eval_before:.4f} before, {run.eval_after:.4f} after")
+    if run.stopped_early:
+        click.echo(f"stopped after step {run.steps}: the held-out loss had ceased to fall")
+    if run.best_step is not None:
+        click.echo(f"the model is that of step {run.best_step}, whose held-out loss was the lowest")
+    click.echo(run.cost.line())
     click.echo(f"{run.steps} steps in {run.seconds:.0f} s; the model and all about the run: {run.folder}")
     click.echo(f"try it: templatekit generate --model {run.folder} --instruction 'Name three colors.'")
 

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import click
 
@@ -16,6 +16,13 @@ from templatekit.errors import ConfigError, PluginError, RunError, TemplatekitEr
 from templatekit.pipeline import Pipeline
 from templatekit.registry import Registry
 from templatekit.types import RenderedText, TokenizedExample
+from templatekit.workers import Part
+
+
+class Converted(NamedTuple):
+    """Examples that the exporter has already converted."""
+
+    parts: Iterable[Part]
 
 
 def choose_exporter(registry: Registry, format: str | None, output: Path | None) -> Exporter:
@@ -31,20 +38,28 @@ def choose_exporter(registry: Registry, format: str | None, output: Path | None)
     return registry.exporters["jsonl"]
 
 
-def write(exporter: Exporter, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> None:
+Examples: TypeAlias = Iterable[RenderedText | TokenizedExample]
+
+
+def write(exporter: Exporter, examples: Examples | Converted, file: BinaryIO) -> None:
     """Has an exporter write, and sees that it leaves nothing out."""
     given = 0
     ended = False
 
-    def counted() -> Iterator[RenderedText | TokenizedExample]:
+    def counted() -> Iterator[Any]:
         nonlocal given, ended
-        for example in examples:
-            given += 1
-            yield example
+        if isinstance(examples, Converted):
+            for part in examples.parts:
+                given += part.samples
+                yield part.content
+        else:
+            for example in examples:
+                given += 1
+                yield example
         ended = True
 
     try:
-        written = exporter.write(counted(), file)
+        written = (exporter.write_converted if isinstance(examples, Converted) else exporter.write)(counted(), file)
     except (TemplatekitError, OSError):
         raise
     except Exception as error:  # a plugin's code may raise anything
@@ -54,7 +69,7 @@ def write(exporter: Exporter, examples: Iterable[RenderedText | TokenizedExample
         raise PluginError(f"format {exporter.name!r} wrote {written!r} examples; expected all: {given}{more}")
 
 
-def write_whole(exporter: Exporter, examples: Iterable[RenderedText | TokenizedExample], output: Path) -> None:
+def write_whole(exporter: Exporter, examples: Examples | Converted, output: Path) -> None:
     """Has an exporter write a file that is whole or absent."""
     with whole_file(output) as file:
         write(exporter, examples, file)

@@ -10,9 +10,10 @@ from typing import Any
 import click
 
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
-from templatekit.cli.output import choose_exporter, summarize, write, write_whole
+from templatekit.cli.output import Converted, Examples, choose_exporter, summarize, write, write_whole
 from templatekit.config import DataOptions
 from templatekit.pipeline import Pipeline
+from templatekit.workers import converted, converted_by_workers
 
 ON_SCREEN = 5
 """Rows shown on a terminal where no limit is given."""
@@ -22,10 +23,21 @@ ON_SCREEN = 5
 @option_set(DataOptions)
 @click.option("--output", type=click.Path(path_type=Path), help="The file to write; without it, standard output.")
 @click.option("--format", help="jsonl, parquet, arrow, or a plugin's; by default told by the output's ending.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Processes that render and encode; the output is the same for any number.  [default: 1]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @PLUGIN_DIR
 def render(
-    output: Path | None, format: str | None, as_json: bool, plugin_dirs: tuple[Path, ...], **options: Any
+    output: Path | None,
+    format: str | None,
+    workers: int,
+    as_json: bool,
+    plugin_dirs: tuple[Path, ...],
+    **options: Any,
 ) -> None:
     """Render records to text, ids and labels.
 
@@ -39,12 +51,20 @@ def render(
         values.setdefault("limit", ON_SCREEN)
     pipeline = Pipeline(DataOptions.parse(values), registry)
     exporter = choose_exporter(registry, format, output)
-    examples = (item.result for item in pipeline.run(pipeline.open(), source=pipeline.options.dataset))
+    records, source = pipeline.open(), pipeline.options.dataset
+    results = (item.result for item in pipeline.run(records, source=source))
     if on_screen:
         from templatekit.cli.preview import show
 
-        show(examples, pipeline.options.train_on)
+        show(results, pipeline.options.train_on)
     else:
+        examples: Examples | Converted = results
+        if pipeline.encoder is not None and workers > 1:
+            dirs = [folder.resolve() for folder in plugin_dirs]
+            parts = converted_by_workers(pipeline, records, exporter, workers=workers, source=source, plugin_dirs=dirs)
+            examples = Converted(parts)
+        elif pipeline.encoder is not None:
+            examples = Converted(converted(pipeline, records, exporter, source=source))
         stdout = sys.stdout.buffer
         with redirect_stdout(sys.stderr):  # what a plugin prints must not get between the rows
             if output is None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from templatekit.contracts import Exporter
-from templatekit.types import RenderedText, TokenizedExample
+from templatekit.types import Origin, RenderedText, TokenizedExample
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from templatekit.columns import TokenizedColumns
+
 _BATCH = 1024
+"""Rows of a record batch or of a row group."""
 
 
 def to_row(example: RenderedText | TokenizedExample) -> dict[str, Any]:
@@ -49,9 +52,25 @@ class JsonLines(Exporter):
         """Text stays readable: only what JSON must escape is escaped."""
         count = 0
         for example in examples:
-            file.write((json.dumps(to_row(example), ensure_ascii=False) + "\n").encode())
+            file.write(_line(example))
             count += 1
         return count
+
+    def convert(self, columns: TokenizedColumns) -> tuple[int, bytes]:
+        """The number of lines, and the lines."""
+        return len(columns), b"".join(map(_line, columns))
+
+    def write_converted(self, parts: Iterable[tuple[int, bytes]], file: BinaryIO) -> int:
+        """Lines as they come."""
+        count = 0
+        for lines, text in parts:
+            file.write(text)
+            count += lines
+        return count
+
+
+def _line(example: RenderedText | TokenizedExample) -> bytes:
+    return (json.dumps(to_row(example), ensure_ascii=False) + "\n").encode()
 
 
 class ParquetRows(Exporter):
@@ -63,9 +82,20 @@ class ParquetRows(Exporter):
 
     def write(self, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> int:
         """In row groups, so that memory stays flat."""
+        return self._write(_batches(examples), file)
+
+    def convert(self, columns: TokenizedColumns) -> pa.RecordBatch:
+        """The rows in columns."""
+        return _record_batch(columns)
+
+    def write_converted(self, parts: Iterable[pa.RecordBatch], file: BinaryIO) -> int:
+        """In the same row groups."""
+        return self._write(_evened(parts), file)
+
+    def _write(self, batches: Iterator[pa.RecordBatch], file: BinaryIO) -> int:
         import pyarrow.parquet
 
-        return _write_batches(examples, lambda schema: pyarrow.parquet.ParquetWriter(file, schema))
+        return _write_batches(batches, lambda schema: pyarrow.parquet.ParquetWriter(file, schema))
 
 
 class ArrowRows(Exporter):
@@ -77,14 +107,24 @@ class ArrowRows(Exporter):
 
     def write(self, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> int:
         """In record batches, so that memory stays flat."""
+        return self._write(_batches(examples), file)
+
+    def convert(self, columns: TokenizedColumns) -> pa.RecordBatch:
+        """The rows in columns."""
+        return _record_batch(columns)
+
+    def write_converted(self, parts: Iterable[pa.RecordBatch], file: BinaryIO) -> int:
+        """In the same record batches."""
+        return self._write(_evened(parts), file)
+
+    def _write(self, batches: Iterator[pa.RecordBatch], file: BinaryIO) -> int:
         import pyarrow as pa
 
-        return _write_batches(examples, lambda schema: pa.ipc.new_file(file, schema))
+        return _write_batches(batches, lambda schema: pa.ipc.new_file(file, schema))
 
 
-def _write_batches(examples: Iterable[RenderedText | TokenizedExample], open_writer: Callable[[pa.Schema], Any]) -> int:
-    """Writes the examples batch by batch with the writer that is opened for their schema; returns their number."""
-    batches = _batches(examples)
+def _write_batches(batches: Iterator[pa.RecordBatch], open_writer: Callable[[pa.Schema], Any]) -> int:
+    """Writes the batches with the writer that is opened for their schema; returns the number of their rows."""
     first = next(batches)
     count = 0
     with open_writer(first.schema) as writer:
@@ -95,32 +135,80 @@ def _write_batches(examples: Iterable[RenderedText | TokenizedExample], open_wri
 
 
 def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa.RecordBatch]:
-    """Columnar batches of one schema: a file has one. There is `sample`, and with ids `loss_weights` and `truncated`.
+    """Batches of one schema: a file has one. There is `sample`, and with ids `loss_weights` and `truncated`.
 
     At least one, so that a file without examples has columns too.
     """
     import pyarrow as pa
 
-    ids = pa.list_(pa.int32())
-    span = pa.struct({"start": pa.int64(), "end": pa.int64(), "origin": pa.string()})
-    base: dict[str, pa.DataType] = {
-        "row": pa.int64(),
-        "sample": pa.int32(),
-        "text": pa.large_string(),
-        "spans": pa.list_(span),
-    }
-    tokens = {"input_ids": ids, "labels": ids, "loss_weights": pa.list_(pa.float32()), "truncated": pa.string()}
+    from templatekit.columns import TokenizedColumns
+
     source = iter(examples)
-    chunk = list(islice(source, _BATCH))
-    schema = pa.schema({**base, **tokens} if chunk and isinstance(chunk[0], TokenizedExample) else base)
-    while True:
-        rows = [to_row(example) for example in chunk]
-        for row, example in zip(rows, chunk, strict=True):
-            rendered = example.rendered if isinstance(example, TokenizedExample) else example
-            row["sample"] = rendered.sample
-            if isinstance(example, TokenizedExample):
-                row["loss_weights"] = list(example.loss_weights)
-        yield pa.RecordBatch.from_pylist(rows, schema=schema)
-        chunk = list(islice(source, _BATCH))
-        if not chunk:
-            return
+    first = list(islice(source, _BATCH))
+    for chunk in chain([first], iter(lambda: list(islice(source, _BATCH)), [])):
+        tokenized = [example for example in chunk if isinstance(example, TokenizedExample)]
+        if tokenized:
+            yield _record_batch(TokenizedColumns.of(tokenized))
+        else:
+            yield pa.record_batch(_text_arrays([example for example in chunk if isinstance(example, RenderedText)]))
+
+
+def _evened(parts: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches as `_batches` has them."""
+    import pyarrow as pa
+
+    from templatekit.columns import TokenizedColumns
+
+    waiting: list[pa.RecordBatch] = []
+    empty = True
+    for part in parts:
+        waiting.append(part)
+        if sum(batch.num_rows for batch in waiting) >= _BATCH:
+            rows = pa.concat_batches(waiting)
+            end = rows.num_rows // _BATCH * _BATCH
+            for start in range(0, end, _BATCH):
+                yield rows.slice(start, _BATCH)
+            waiting = [rows.slice(end)] if end < rows.num_rows else []
+            empty = False
+    if waiting:
+        yield pa.concat_batches(waiting)
+    elif empty:
+        yield _record_batch(TokenizedColumns.join([]))
+
+
+def _record_batch(columns: TokenizedColumns) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    from templatekit.columns import token_arrays
+
+    truncated = pa.array(list(columns.truncated), type=pa.string())
+    return pa.record_batch({**_text_arrays(columns.rendered), **token_arrays(columns), "truncated": truncated})
+
+
+def _text_arrays(texts: Sequence[RenderedText]) -> dict[str, pa.Array]:
+    """What there is of an example without ids: `row`, `sample`, `text`, `spans`."""
+    import numpy as np
+    import pyarrow as pa
+
+    from templatekit.columns import list_array
+
+    spans = [span for rendered in texts for span in rendered.spans]
+    origins: dict[int, tuple[str, Origin]] = {}  # by object, of which there are few: comparing them takes its time
+    for span in spans:
+        if id(span.origin) not in origins:
+            origins[id(span.origin)] = str(span.origin), span.origin
+    struct = pa.StructArray.from_arrays(
+        [
+            pa.array([span.start for span in spans], type=pa.int64()),
+            pa.array([span.end for span in spans], type=pa.int64()),
+            pa.array([origins[id(span.origin)][0] for span in spans], type=pa.string()),
+        ],
+        names=["start", "end", "origin"],
+    )
+    ends = np.cumsum([0, *(len(rendered.spans) for rendered in texts)], dtype=np.int32)
+    return {
+        "row": pa.array([rendered.row for rendered in texts], type=pa.int64()),
+        "sample": pa.array([rendered.sample for rendered in texts], type=pa.int32()),
+        "text": pa.array([rendered.text for rendered in texts], type=pa.large_string()),
+        "spans": list_array(ends, struct),
+    }

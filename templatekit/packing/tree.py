@@ -88,19 +88,35 @@ def pack_sharing(items: Sequence[Sequence[int]], budget: int, *, min_shared: int
 
     An item longer than the budget gets a pack alone; an item without tokens is in none. Equal input gives equal packs.
     """
+    return pack_groups([(item,) for item in items], budget, min_shared=min_shared)
+
+
+def pack_groups(
+    groups: Sequence[Sequence[Sequence[int]]], budget: int, *, min_shared: int = MIN_SHARED
+) -> list[list[int]]:
+    """As `pack_sharing`, for items that stay together, such as the two answers of a pair: indices of groups.
+
+    A group without tokens is in no pack.
+    """
     packs: list[list[int]] = []
     room = 0
     before: Sequence[int] = ()
-    for index in sort_by_prefix(items):
-        item = items[index]
-        if not item:
+    for index in sort_by_prefix([group[0] for group in groups]):
+        group = groups[index]
+        if not any(group):
             continue
         # A common beginning is shared but for less than `min_shared` tokens at its end.
-        cost = len(item) - max(0, common_prefix(before, item) - min_shared + 1)
+        own = sum(len(item) - _saved(group[0], item, min_shared) for item in group[1:])
+        cost = own + len(group[0]) - _saved(before, group[0], min_shared)
         if not packs or cost > room:
             packs.append([])
-            room, cost = budget, len(item)
+            room, cost = budget, own + len(group[0])
         packs[-1].append(index)
         room -= cost
-        before = item
+        before = group[0]
     return packs
+
+
+def _saved(before: Sequence[int], item: Sequence[int], min_shared: int) -> int:
+    """How many tokens of an item its neighbour holds already, at least."""
+    return max(0, common_prefix(before, item) - min_shared + 1)

@@ -11,6 +11,9 @@ rest is encoded by a copy without control tokens.
 
 With `control_tokens="everywhere"` none of this holds: each piece is what the tokenizer as it is makes of it, and text
 of the data acts as well.
+
+Where a tokenizer encodes words apart, the ids of a piece are put together from those of its words. Some texts of each
+run are encoded both ways, and a difference is an error.
 """
 
 from __future__ import annotations
@@ -24,10 +27,13 @@ from functools import cached_property
 from itertools import chain, pairwise
 from typing import NamedTuple
 
+import numpy as np
 import tokenizers
 
+from templatekit.columns import TokenizedColumns
 from templatekit.errors import TokenizerError, shorten
 from templatekit.tokens.tokenizer import ControlToken, Tokenizer
+from templatekit.tokens.words import Words
 from templatekit.types import (
     STANDARD_ROLES,
     Boundary,
@@ -70,6 +76,9 @@ class Tokens(NamedTuple):
     """The characters of each token, counted from `start`; None where the piece has one weight throughout."""
 
 
+_CHECKED = 1024
+"""Of so many texts one is encoded as a whole, too."""
+
 _WHITESPACE = re.compile(r"[^\S\x1c-\x1f]*")
 """What control tokens strip: Unicode's whitespace. Python's holds four control characters more."""
 
@@ -78,22 +87,116 @@ class Encoder:
     """Encodes rendered texts with one tokenizer."""
 
     def __init__(
-        self, tokenizer: Tokenizer, *, boundary: Boundary = "cut", control_tokens: ControlTokens = "template"
+        self,
+        tokenizer: Tokenizer,
+        *,
+        boundary: Boundary = "cut",
+        control_tokens: ControlTokens = "template",
+        reuse: bool = True,
     ) -> None:
+        """`reuse` takes equal words' ids from one another, where that is proven to give the same ids."""
         self.tokenizer = tokenizer
         self.boundary = boundary
         self.control_tokens = control_tokens
+        self.reuse = reuse
+        self._encoded = 0
 
     def encode(self, rendered: RenderedText, spans: Sequence[LossSpan] = ()) -> TokenizedExample:
         """One text; see `encode_batch`."""
         return self.encode_batch([(rendered, spans)])[0]
 
     def encode_batch(self, texts: Iterable[tuple[RenderedText, Sequence[LossSpan]]]) -> list[TokenizedExample]:
-        """Each text's ids and loss weights; without loss spans nothing is trained.
+        """Each text's ids and loss weights; without loss spans nothing is trained."""
+        return list(self.encode_columns(texts))
 
-        All pieces of all texts go to the encoder in one call a variant.
-        """
+    def encode_columns(self, texts: Iterable[tuple[RenderedText, Sequence[LossSpan]]]) -> TokenizedColumns:
+        """The same as columns."""
         batch = [(rendered, tuple(spans)) for rendered, spans in texts]
+        if self._words is None:
+            return TokenizedColumns.of(self._encode_whole(batch))
+        columns, others = self._encode_words(batch, self._words)
+        if others:
+            # What words do not tell is encoded piece by piece, and put in its place.
+            places = {index: len(batch) + number for number, index in enumerate(others)}
+            whole = TokenizedColumns.of(self._encode_whole([batch[index] for index in others]))
+            order = [places.get(index, index) for index in range(len(batch))]
+            columns = TokenizedColumns.join([columns, whole]).select(order)
+        for index in range(-self._encoded % _CHECKED, len(batch), _CHECKED):
+            self._check(columns[index])
+        self._encoded += len(batch)
+        return columns
+
+    @cached_property
+    def _words(self) -> Words | None:
+        """The words that were met; None where ids cannot be put together from them."""
+        if not self.reuse or self.boundary != "cut" or self.control_tokens != "template":
+            return None
+        if not self.tokenizer.encodes_words_apart:
+            return None
+        return Words(
+            self.tokenizer.backend(control=True, prefix=False),
+            prefixed=self.tokenizer.backend(control=True, prefix=True),
+            unwanted=self.tokenizer.control_ids,
+        )
+
+    def _encode_words(
+        self, batch: Sequence[tuple[RenderedText, tuple[LossSpan, ...]]], words: Words
+    ) -> tuple[TokenizedColumns, list[int]]:
+        """The texts put together from their words, and the indices of those that could not be, which are empty."""
+        numbers = words.begin()
+        ends, piece_ends, weights = [0], [0], []
+        others = []
+        for index, (rendered, spans) in enumerate(batch):
+            pieces = self._plain_pieces(rendered, spans)
+            if pieces is None:
+                others.append(index)
+            for piece in pieces or ():
+                if piece.id is None:
+                    words.add(numbers, piece.text, prefix=piece.prefix)
+                else:
+                    words.add_id(numbers, piece.id)
+                piece_ends.append(len(numbers))
+                weights.append(_weight_at(piece.start, spans))
+            ends.append(len(numbers))
+        parts = words.encode(numbers)
+        offsets = parts.ends[ends]
+        loss_weights = np.repeat(np.array(weights, dtype=np.float64), np.diff(parts.ends[piece_ends]))
+        # Nothing predicts the first token, so it has no weight.
+        loss_weights[offsets[:-1][offsets[:-1] < offsets[1:]]] = 0.0
+        columns = TokenizedColumns(
+            rendered=[rendered for rendered, _ in batch],
+            loss_spans=[spans for _, spans in batch],
+            truncated=[None] * len(batch),
+            offsets=offsets,
+            input_ids=parts.ids,
+            loss_weights=loss_weights,
+        )
+        if parts.strange.any():
+            # A normalizer or the model itself made a control id of text that is not one.
+            strange = np.searchsorted(ends, np.flatnonzero(parts.strange), side="right") - 1
+            others = sorted({*others, *strange.tolist()})
+        return columns, others
+
+    def _plain_pieces(self, rendered: RenderedText, spans: Sequence[LossSpan]) -> list[Piece] | None:
+        """The pieces, parted at the control tokens; None where text of the data looks like control."""
+        plain: list[Piece] = []
+        for piece in self._pieces(rendered, spans):
+            if piece.id is not None or not piece.control:
+                return None
+            plain += self._parted(piece) if piece.matches else (piece,)
+        return plain
+
+    def _check(self, example: TokenizedExample) -> None:
+        (whole,) = self._encode_whole([(example.rendered, example.loss_spans)])
+        if (whole.input_ids, whole.loss_weights) != (example.input_ids, example.loss_weights):
+            raise TokenizerError(
+                f"tokenizer {self.tokenizer.name!r}: found other ids for {shorten(example.rendered.text)} where they "
+                "are put together from its words than for the whole; expected the same, so this is a mistake of "
+                "templatekit's: please report it; to go on: --no-reuse"
+            )
+
+    def _encode_whole(self, batch: Sequence[tuple[RenderedText, tuple[LossSpan, ...]]]) -> list[TokenizedExample]:
+        """Piece by piece, as the tokenizer itself encodes each: all pieces of all texts in one call a variant."""
         pieces = [list(self._pieces(rendered, spans)) for rendered, spans in batch]
         encoded = self._run([piece for parts in pieces for piece in parts])
         position = 0
@@ -344,6 +447,12 @@ def _trusted_regions(rendered: RenderedText) -> Iterator[tuple[int, int, bool]]:
             yield span.start, span.end, True
     if end > start:
         yield start, end, False
+
+
+def _weight_at(start: int, spans: Sequence[LossSpan]) -> float:
+    """The weight of a piece, which is that of its first character."""
+    index = bisect_right(spans, start, key=lambda span: span.start) - 1
+    return spans[index].weight if index >= 0 else 0.0
 
 
 def _weights(parts: Sequence[Tokens], spans: Sequence[LossSpan]) -> tuple[float, ...]:

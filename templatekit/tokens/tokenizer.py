@@ -18,6 +18,7 @@ from typing import Any, Literal
 import tokenizers
 
 from templatekit.errors import TokenizerError, nearest, shorten
+from templatekit.tokens.apart import encodes_words_apart
 from templatekit.types import SpecialTokens
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -119,6 +120,16 @@ class Tokenizer:
         return self._backend.normalizer is not None and any(
             token.content in self.control_tokens and (token.normalized or token.single_word) for token in tokens
         )
+
+    @cached_property
+    def encodes_words_apart(self) -> bool:
+        """Whether the ids of a text without control tokens are those of its parts, cut at every seam."""
+        tokens = self._backend.get_added_tokens_decoder().values()
+        if self.matches_loosely or any(token.single_word for token in tokens):
+            return False
+        if self.prefixes != "never" and len(tokens) > len(self.control_tokens):
+            return False  # the dummy prefix stands behind added tokens that are text as well
+        return encodes_words_apart(self._backend)
 
     @cached_property
     def unknown_id(self) -> int | None:

@@ -10,7 +10,8 @@ RUN/checkpoints/step-00000040/
 ```
 
 A checkpoint is written elsewhere, brought to the disk, and renamed. Nothing is ever unpickled, and no file that is not
-listed here is opened.
+listed here is opened. A run of several processes gathers its weights for them, and the first writes: a checkpoint is
+the same whatever number wrote it, any number resumes from it, and plain safetensors need no PyTorch to be read.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from templatekit.errors import ConfigError, RunError, shorten
+from templatekit.training.distributed import ALONE, World, share_of, whole
 
 FOLDER = "checkpoints"
 _WEIGHTS, _OPTIMIZER, _RANDOM, _STATE = (
@@ -74,17 +76,35 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any],
     keep: int,
+    best: int | None = None,
+    world: World = ALONE,
 ) -> None:
-    """Writes the state after `step` steps, then removes all but the `keep` newest; raises `RunError` if it cannot."""
+    """Writes the state after `step` steps, then removes all but the `keep` newest and that of step `best`.
+
+    Raises `RunError` if it cannot; what was there before is then still there. Every process of a `world` calls it.
+    """
+    weights = trainable(model)
+    tensors = {
+        _WEIGHTS: {name: whole(weight.detach()).contiguous() for name, weight in weights.items()},
+        _OPTIMIZER: _optimizer_state(optimizer, weights),
+        _RANDOM: _random_state(world),
+    }
+    world.first(lambda: _write(folder, step, tensors, {"step": step, "identity": dict(identity)}))
+    if not world.is_first:
+        return
+    for path in [path for path in _list(folder) if _step(path) <= step][keep:]:
+        if _step(path) != best:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(folder: Path, step: int, tensors: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any]) -> None:
     staging = folder / FOLDER / _STAGING
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        weights = trainable(model)
-        save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, staging / _WEIGHTS)
-        save_file(_optimizer_state(optimizer, weights), staging / _OPTIMIZER)
-        save_file(_random_state(), staging / _RANDOM)
-        _write_json(staging / _STATE, {"step": step, "identity": dict(identity)})
+        for name, values in tensors.items():
+            save_file(values, staging / name)
+        _write_json(staging / _STATE, state)
         _write_json(staging / _MANIFEST, {name: _fingerprint(staging / name) for name in _FILES})
         sync(staging)
         target = folder / FOLDER / f"{_PREFIX}{step:08d}"
@@ -94,9 +114,10 @@ def save_checkpoint(
         sync(folder / FOLDER, deep=False)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
-        raise RunError(f"checkpoint of step {step} cannot be written to {str(folder)!r}: {error}") from error
-    for path in [path for path in _list(folder) if _step(path) <= step][keep:]:
-        shutil.rmtree(path, ignore_errors=True)
+        raise RunError(
+            f"checkpoint of step {step} cannot be written to {str(folder)!r}: {error}; "
+            "make room there; --resume goes on from the checkpoint before"
+        ) from error
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -108,6 +129,15 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         except DamagedCheckpoint as error:
             damaged.append(f"checkpoint {str(path)!r} is damaged and left out: {error}")
     return None, damaged
+
+
+def checkpoint_of(folder: Path, step: int) -> tuple[Checkpoint | None, str]:
+    """A run's checkpoint of this step, or what is wrong with it."""
+    path = folder / FOLDER / f"{_PREFIX}{step:08d}"
+    try:
+        return _open(path), ""
+    except DamagedCheckpoint as error:
+        return None, f"checkpoint {str(path)!r} is damaged: {error}"
 
 
 def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
@@ -126,25 +156,36 @@ def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
         )
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, world: World = ALONE) -> None:
     """Puts weights, optimizer and generators into the state of the checkpoint."""
+    restore_weights(checkpoint, model)
+    weights = trainable(model)
+    states: dict[int, dict[str, Tensor]] = {}
+    numbers = {name: number for number, name in enumerate(_names(optimizer, weights))}
+    for key, value in load_file(checkpoint.path / _OPTIMIZER).items():
+        kind, _, name = key.partition(":")
+        like = weights[name]
+        states.setdefault(numbers[name], {})[kind] = share_of(value, like) if value.shape == like.shape else value
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+    generators = load_file(checkpoint.path / _RANDOM)
+    if (own := generators.get(_generator("cpu", world.rank))) is not None:
+        torch.set_rng_state(own)
+    if world.size > 1:
+        if (own := generators.get(_generator("cuda", world.rank))) is not None and world.device.type == "cuda":
+            torch.cuda.set_rng_state(own, world.device)
+    elif sum(name.startswith("cuda") for name in generators) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([generators[f"cuda:{index}"] for index in range(torch.cuda.device_count())])
+
+
+def restore_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Gives what is trained of the model the weights of the checkpoint."""
     weights = trainable(model)
     saved = load_file(checkpoint.path / _WEIGHTS)
     if {name: weight.shape for name, weight in weights.items()} != {name: w.shape for name, w in saved.items()}:
         raise ConfigError(f"checkpoint {str(checkpoint.path)!r} holds other weights than this model trains")
     with torch.no_grad():
         for name, weight in weights.items():
-            weight.copy_(saved[name])
-    states: dict[int, dict[str, Tensor]] = {}
-    numbers = {name: number for number, name in enumerate(_names(optimizer, weights))}
-    for key, value in load_file(checkpoint.path / _OPTIMIZER).items():
-        kind, _, name = key.partition(":")
-        states.setdefault(numbers[name], {})[kind] = value
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-    generators = load_file(checkpoint.path / _RANDOM)
-    torch.set_rng_state(generators.pop("cpu"))
-    if len(generators) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([generators[f"cuda:{index}"] for index in range(len(generators))])
+            weight.copy_(share_of(saved[name], weight))
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -253,14 +294,23 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.
     names = _names(optimizer, weights)
     states: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
     return {
-        f"{kind}:{names[number]}": value.contiguous()
+        f"{kind}:{names[number]}": whole(value).contiguous()
         for number, state in states.items()
         for kind, value in state.items()
     }
 
 
-def _random_state() -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
+def _random_state(world: World) -> dict[str, Tensor]:
+    """The generators of every process."""
+    states = {_generator("cpu", rank): state for rank, state in enumerate(world.gather(torch.get_rng_state()))}
+    if world.size > 1 and world.device.type == "cuda":
+        own = torch.cuda.get_rng_state(world.device)
+        states |= {_generator("cuda", rank): state for rank, state in enumerate(world.gather(own))}
+    elif torch.cuda.is_available() and world.size == 1:
         states |= {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
     return states
+
+
+def _generator(kind: str, rank: int) -> str:
+    """The name of a process's generator; the first one's is that of a run of one process."""
+    return f"{kind}:{rank}" if rank or kind == "cuda" else kind

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,9 +32,11 @@ class Batch:
     weights: Tensor
     """Shape (targets,), float32, all above 0."""
     weight: float
-    """Their sum, known without asking the device."""
+    """What the loss is a mean over: the sum of the weights, known without asking the device; of pairs their number."""
     tokens: int
     """Inputs of the examples, those that several share counted for each."""
+    padded_tokens: int
+    """Inputs that the model would compute for these examples in a padded rectangle."""
     target_tokens: int
     """Targets of the examples; equal ones of one position stand once in `targets`, with the sum of their weights."""
 
@@ -43,9 +46,23 @@ class Batch:
         return self.input_ids.numel()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PairBatch(Batch):
+    """Pairs of answers: which targets are whose. `targets` holds what several answers predict at one place once."""
+
+    places: Tensor
+    """Shape (targets of all answers,), int64: indices into `targets`."""
+    answers: Tensor
+    """Shape (targets of all answers,), int64: whose it is; of pair i the chosen answer is 2 * i, else 2 * i + 1."""
+    answer_weights: Tensor
+    """Shape (targets of all answers,), float32: how much it counts in the log-probability of its answer."""
+    reference: Tensor
+    """Shape (pairs, 2), float64: log-probabilities of chosen and rejected under the starting weights."""
+
+
 def collate_packed(packed: PackedBatch, device: torch.device) -> Batch:
     """A pack as one row."""
-    positions, targets, weights = _merged(packed)
+    positions, targets, weights, _ = _merged(packed)
     return Batch(
         input_ids=torch.from_numpy(packed.input_ids)[None].to(device),
         position_ids=torch.from_numpy(packed.position_ids)[None].to(device),
@@ -55,18 +72,53 @@ def collate_packed(packed: PackedBatch, device: torch.device) -> Batch:
         weights=torch.from_numpy(weights).to(device),
         weight=float(packed.weights.sum(dtype="float64")),
         tokens=packed.tokens,
+        padded_tokens=_examples(packed) * (int(packed.position_ids.max(initial=-1)) + 1),
         target_tokens=len(packed.targets),
     )
 
 
-def _merged(packed: PackedBatch) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Positions, targets and weights, where equal targets of one position are one, so that its logits are too."""
+def _examples(packed: PackedBatch) -> int:
+    return sum(len(segment.documents) for segment in packed.segments)
+
+
+def _merged(
+    packed: PackedBatch,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+    """Positions, targets and weights, where equal targets of one position are one, so that its logits are too.
+
+    With the place of each of the pack's targets among them.
+    """
     if np.all(np.diff(packed.target_positions) > 0):
-        return packed.target_positions, packed.targets, packed.weights
+        return packed.target_positions, packed.targets, packed.weights, np.arange(len(packed.targets))
     pairs = np.stack([packed.target_positions, packed.targets])
     (positions, targets), place = np.unique(pairs, axis=1, return_inverse=True)
     weights = np.bincount(place, weights=packed.weights, minlength=len(positions))
-    return positions, targets, weights.astype(np.float32)
+    return positions, targets, weights.astype(np.float32), place
+
+
+def collate_pairs(
+    examples: Sequence[TokenizedExample],
+    documents: Sequence[int],
+    reference: Sequence[tuple[float, float]],
+    device: torch.device,
+    *,
+    packing: bool,
+    share: bool,
+) -> PairBatch:
+    """The answers `examples[d]` for each d of `documents`: chosen and rejected in turn, with their references."""
+    packed = pack_examples(examples, documents, share=packing and share)
+    batch = collate_packed(packed, device) if packing else collate_padded(examples, documents, device)
+    places = _merged(packed)[-1] if packing else np.arange(len(packed.targets))
+    numbers = {document: number for number, document in enumerate(documents)}
+    answers = np.fromiter((numbers[d] for d in packed.target_documents.tolist()), np.int64, len(packed.targets))
+    own = {field.name: getattr(batch, field.name) for field in fields(Batch)}
+    return PairBatch(
+        **own | {"weight": float(len(documents) // 2)},
+        places=torch.from_numpy(places).to(device),
+        answers=torch.from_numpy(answers).to(device),
+        answer_weights=torch.from_numpy(packed.weights).to(device),
+        reference=torch.tensor(reference, dtype=torch.float64).reshape(-1, 2).to(device),
+    )
 
 
 def collate_padded(
@@ -94,5 +146,34 @@ def collate_padded(
         weights=torch.from_numpy(packed.weights).to(device),
         weight=float(packed.weights.sum(dtype="float64")),
         tokens=packed.tokens,
+        padded_tokens=input_ids.numel(),
         target_tokens=len(packed.targets),
     )
+
+
+def idle(batch: Batch) -> Batch:
+    """A batch of one token that asks for nothing: for a process that has to keep step with others.
+
+    Its loss is 0, and so are all its gradients.
+    """
+    none = batch.targets[:0]
+    empty: dict[str, Any] = {
+        "input_ids": batch.input_ids[:1, :1],
+        "position_ids": None if batch.position_ids is None else batch.position_ids[:1, :1],
+        "segments": None if batch.segments is None else (Segment(documents=(), start=0, end=1),),
+        "target_positions": none,
+        "targets": none,
+        "weights": batch.weights[:0],
+        "weight": 0.0,
+        "tokens": 0,
+        "padded_tokens": 0,
+        "target_tokens": 0,
+    }
+    if isinstance(batch, PairBatch):
+        empty |= {
+            "places": none,
+            "answers": none,
+            "answer_weights": batch.weights[:0],
+            "reference": batch.reference[:0],
+        }
+    return replace(batch, **empty)

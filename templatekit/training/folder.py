@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from templatekit.config import FinetuneOptions
-from templatekit.errors import ConfigError
+from templatekit.errors import ConfigError, RunError
 from templatekit.training.checkpoint import has_checkpoints
 
 RECIPE = "recipe.yaml"
@@ -72,8 +72,8 @@ def write_recipe(folder: Path, options: FinetuneOptions, *, adapter: str, templa
     """Writes the options with what was told by the data filled in, and the template's source."""
     resolved = options.model_copy(update={"output": folder, "adapter": adapter, "resume": False})
     text = yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    (folder / RECIPE).write_text(text, encoding="utf-8")
-    (folder / TEMPLATE).write_text(template, encoding="utf-8")
+    _write(folder / TEMPLATE, template)
+    _write(folder / RECIPE, text)
 
 
 def write_samples(folder: Path, samples: list[Sample]) -> None:
@@ -82,13 +82,23 @@ def write_samples(folder: Path, samples: list[Sample]) -> None:
 
 
 def read_samples(folder: Path) -> list[Sample] | None:
-    """The answers that a run's first start wrote; None where there are none."""
-    path = folder / SAMPLES
-    if not path.is_file():
+    """The answers that a run's first start wrote; None where there are none, or none that can be read."""
+    try:
+        return [Sample(**sample) for sample in json.loads((folder / SAMPLES).read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
         return None
-    return [Sample(**sample) for sample in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON for people to read."""
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    _write(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file that is whole or as it was before, whenever the process is killed."""
+    staging = path.with_name(f".{path.name}")
+    try:
+        staging.write_text(text, encoding="utf-8")
+        staging.replace(path)
+    except OSError as error:
+        raise RunError(f"{str(path)!r} cannot be written: {error.strerror}") from error

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,18 +21,23 @@ from templatekit.config import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
 from templatekit.training.checkpoint import (
     check_identity,
+    checkpoint_of,
     has_checkpoints,
     newest_checkpoint,
     restore,
+    restore_weights,
     save_checkpoint,
     trainable,
 )
+from templatekit.training.distributed import ALONE, World
+from templatekit.training.dpo import HELD_OUT_REFERENCE, REFERENCE, Preferences, judge
+from templatekit.training.held_out import best_step, is_stuck
 from templatekit.training.memory import keep_freed_memory
 from templatekit.training.metrics import Line, MetricsFile
 from templatekit.training.order import StepOrder, total_steps
 from templatekit.training.schedule import learning_rate
-from templatekit.training.step import Computation, evaluate, train_step
-from templatekit.types import TokenizedExample
+from templatekit.training.step import Computation, Objective, evaluate, train_step
+from templatekit.types import TokenizedExample, TokenizedPair
 
 _FREE_OPTIONS = {
     "output",
@@ -42,6 +47,11 @@ _FREE_OPTIONS = {
     "eval_limit",
     "save_every",
     "keep_checkpoints",
+    "keep_best",
+    "patience",
+    "min_delta",
+    "distributed",
+    "report_to",
     "samples",
     "max_new_tokens",
 }
@@ -56,28 +66,34 @@ class TrainResult:
     """Optimizer steps, those of earlier processes among them."""
     eval_before: float | None
     eval_after: float | None
-    """Held-out loss: the mean over the targets, by weight; None without held-out examples."""
+    """Held-out loss: the mean over the targets, by weight, or over the pairs; None without held-out examples."""
     resumed_from: int | None
     """The step of the checkpoint that this process went on from."""
+    best_step: int | None = None
+    """The step whose weights the model has; None where they are the last one's."""
+    stopped_early: bool = False
+    """Whether the held-out loss ended it."""
 
 
 def train(
     model: PreTrainedModel,
-    examples: Sequence[TokenizedExample],
-    held_out: Sequence[TokenizedExample],
+    examples: Sequence[TokenizedExample] | Sequence[TokenizedPair],
+    held_out: Sequence[TokenizedExample] | Sequence[TokenizedPair],
     options: FinetuneOptions,
     *,
     folder: Path,
     identity: Mapping[str, str] | None = None,
+    world: World = ALONE,
     report: Callable[[Line], None] = lambda line: None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> TrainResult:
     """Trains what of the model is trainable, and leaves checkpoints and `metrics.jsonl` in `folder`.
 
-    A step is `options.batch_size` examples, however many passes they take. With `options.resume` it goes on from the
-    newest whole checkpoint, to the same losses as without the stop; `identity` holds fingerprints (data, template,
-    tokenizer) that have to be the same then. `report` gets `{"step", "total_steps"}` and then each line of the metrics.
-    torch's generators are seeded, which only dropout draws from.
+    A step is `options.batch_size` examples, or pairs with `options.method="dpo"`, however many passes they take. With
+    `options.resume` it goes on from the newest whole checkpoint, to the same losses as without the stop; `identity`
+    holds fingerprints (data, template, tokenizer) that have to be the same then. `report` gets
+    `{"step", "total_steps"}` and then each line of the metrics. torch's generators are seeded, which only dropout draws
+    from. In a `world` of several processes each calls this with the same arguments, and the first writes.
 
     Raises `ConfigError` for options that do not fit the model, the examples or the checkpoint; `RunError` where a loss
     or gradient is not finite, or the disk is full. The first SIGINT or SIGTERM ends it with a `KeyboardInterrupt` after
@@ -88,26 +104,33 @@ def train(
     )
     total = total_steps(options, order.steps_per_epoch)
     held_out = held_out[: options.eval_limit]
-    _check_lengths([*examples, *held_out], model)
-    computation = Computation.of(model, options)
+    if not held_out and (options.keep_best or options.patience):
+        raise ConfigError("keep_best and patience compare held-out losses; found no held-out examples; see --split")
+    _check_lengths([*_answers(examples), *_answers(held_out)], model)
+    computation = Computation.of(model, options, world)
     optimizer = _optimizer(model, options)
     identity = _identity(options, computation, len(examples), identity or {})
     if model.device.type == "cpu":
         keep_freed_memory()
-    torch.manual_seed(options.seed)
-    start = _resume(folder, model, optimizer, identity, options.resume, warn)
+    torch.manual_seed(options.seed + world.rank)
+    objective, examples, held_out = _objective(computation, options, examples, held_out, folder, identity, warn)
+    start = _resume(folder, model, optimizer, identity, options.resume, world, warn)
 
-    with closing(MetricsFile(folder, until=start)) as metrics, _stop_requests() as stop:
+    with closing(MetricsFile(folder, until=start, world=world)) as metrics, _stop_requests() as stop:
         report({"step": start, "total_steps": total})
         for step in range(start, total + 1):  # `step` of them are done
-            evaluate_now = held_out and not stop.is_set() and _is_due(step, options.eval_every, total, at_first=True)
+            stopping = world.any(stop.is_set())
+            evaluate_now = held_out and not stopping and _is_due(step, options.eval_every, total, at_first=True)
             if evaluate_now and metrics.evaluated(step) is None:
                 began = time.perf_counter()
                 with _place(f"step {step}"):
-                    loss = evaluate(computation, held_out)
-                _log({"step": step, "eval_loss": loss, "seconds": time.perf_counter() - began}, metrics, report)
-            stopping = stop.is_set()
-            if step > start and (stopping or _is_due(step, options.save_every, total)):
+                    found = evaluate(objective, held_out)
+                line = {"step": step, "eval_loss": found.loss, **_prefixed("eval_", found.more)}
+                _log({**line, "seconds": time.perf_counter() - began}, metrics, report)
+            stopping = stopping or world.any(stop.is_set())
+            stuck = is_stuck(metrics.lines, patience=options.patience, min_delta=options.min_delta)
+            best = best_step(metrics.lines) if options.keep_best else None
+            if step > start and (stopping or stuck or step == best or _is_due(step, options.save_every, total)):
                 metrics.sync()
                 save_checkpoint(
                     folder,
@@ -116,10 +139,12 @@ def train(
                     optimizer=optimizer,
                     identity=identity,
                     keep=options.keep_checkpoints,
+                    best=best,
+                    world=world,
                 )
             if stopping:
                 raise KeyboardInterrupt(f"stopped and saved after step {step} of {total}; --resume goes on from it")
-            if step == total:
+            if step == total or stuck:
                 break
 
             began = time.perf_counter()
@@ -130,18 +155,60 @@ def train(
                 group["lr"] = rate
             model.train(True)
             with _place(f"step {step + 1}, learning_rate={rate:.3g}"):
-                numbers = train_step(
-                    computation, optimizer, examples, order.documents(step), clip_norm=options.clip_norm
-                )
-            line = {"step": step + 1, "learning_rate": rate, **asdict(numbers)}
+                numbers = train_step(objective, optimizer, examples, order.documents(step), clip_norm=options.clip_norm)
+            line = {"step": step + 1, "learning_rate": rate, **numbers.line()}
             _log({**line, "seconds": time.perf_counter() - began}, metrics, report)
         model.train(False)
+        if best is not None and best != step:
+            best = _go_back(folder, model, best, warn)
         return TrainResult(
-            steps=total,
+            steps=step,
             eval_before=metrics.evaluated(0),
-            eval_after=metrics.evaluated(total),
+            eval_after=metrics.evaluated(step if best is None else best),
             resumed_from=start or None,
+            best_step=None if best == step else best,
+            stopped_early=step < total,
         )
+
+
+def _objective(
+    computation: Computation,
+    options: FinetuneOptions,
+    examples: Sequence[Any],
+    held_out: Sequence[Any],
+    folder: Path,
+    identity: Mapping[str, Any],
+    warn: Callable[[str], None],
+) -> tuple[Objective[Any], Sequence[Any], Sequence[Any]]:
+    """What is minimised, over which items. With DPO the model, not yet trained, is asked for its own opinion first."""
+    if options.method == "sft":
+        return computation, examples, held_out
+    objective = Preferences.of(computation, options)
+    parts = [(examples, REFERENCE), (held_out, HELD_OUT_REFERENCE)]
+    judged = [
+        judge(objective, pairs, path=folder / name, identity=identity, warn=warn) if pairs else []
+        for pairs, name in parts
+    ]
+    return objective, judged[0], judged[1]
+
+
+def _answers(items: Sequence[TokenizedExample] | Sequence[TokenizedPair]) -> Iterator[TokenizedExample]:
+    for item in items:
+        yield from (item.chosen, item.rejected) if isinstance(item, TokenizedPair) else (item,)
+
+
+def _go_back(folder: Path, model: PreTrainedModel, step: int, warn: Callable[[str], None]) -> int | None:
+    """Gives the model the weights of a step before; the step, or None where its checkpoint is not whole."""
+    checkpoint, wrong = checkpoint_of(folder, step)
+    if checkpoint is None:
+        warn(f"the best step is {step}, but {wrong}; the model keeps the last step's weights")
+        return None
+    restore_weights(checkpoint, model)
+    return step
+
+
+def _prefixed(prefix: str, numbers: Mapping[str, float]) -> dict[str, float]:
+    return {f"{prefix}{name}": value for name, value in numbers.items()}
 
 
 def _check_lengths(examples: Sequence[TokenizedExample], model: PreTrainedModel) -> None:
@@ -188,6 +255,7 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any],
     resume: bool,
+    world: World,
     warn: Callable[[str], None],
 ) -> int:
     """Restores the newest whole checkpoint; the number of steps it has done, 0 where the run begins here."""
@@ -203,7 +271,7 @@ def _resume(
             raise RunError(f"no checkpoint in {str(folder)!r} is whole; begin anew in another --output")
         return 0
     check_identity(checkpoint, identity)
-    restore(checkpoint, model, optimizer)
+    restore(checkpoint, model, optimizer, world)
     return checkpoint.step
 
 

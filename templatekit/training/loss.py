@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from templatekit.training.collate import Batch
-from templatekit.training.head_loss import linear_loss
+from templatekit.training.head_loss import linear_losses
 
 LOGITS_AT_ONCE = 2**24
 """Logits of a head that is more than a product, computed together, as numbers: 64 MiB in fp32. Beyond that they are
@@ -73,39 +73,46 @@ def head_of(model: PreTrainedModel) -> Head | None:
     return head if torch.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True) else None
 
 
-def weighted_loss(model: PreTrainedModel, head: Head | None, batch: Batch) -> Tensor:
-    """Sum over the batch's targets of weight times cross-entropy in nats: a scalar in fp32.
+class TargetLosses(nn.Module):
+    """A model with its head, asked for the losses of a batch's targets: what DDP and FSDP wrap, whole."""
 
-    A batch without targets gives 0, with a graph. Without a `head` the model's own logits are taken, all at once.
-    """
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-    if batch.position_ids is not None:
-        inputs["position_ids"] = batch.position_ids
-    if head is None:
-        logits = model(**inputs).logits.flatten(0, 1).index_select(0, batch.target_positions)
-        return _sum_of(_wide(logits), batch.targets, batch.weights)
-    states = cast("Any", model).get_decoder()(**inputs).last_hidden_state
-    hidden = states.flatten(0, 1).index_select(0, batch.target_positions)
-    if head.is_plain:
-        device = hidden.device.type
-        if torch.is_autocast_enabled(device):
-            hidden = hidden.to(torch.get_autocast_dtype(device))
-        return linear_loss(hidden, cast("nn.Linear", head.projection).weight, batch.targets, batch.weights)
-    size = max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
-    if len(batch.targets) <= size:
-        return _sum_of(head(hidden), batch.targets, batch.weights)
-    chunks = zip(*(torch.split(values, size) for values in (hidden, batch.targets, batch.weights)), strict=True)
-    losses = [checkpoint(_chunk, head, *chunk, use_reentrant=False) for chunk in chunks]
-    return torch.stack(losses).sum()
+    def __init__(self, model: PreTrainedModel, head: Head | None) -> None:
+        """Without a `head` the model's own logits are taken, all at once."""
+        super().__init__()
+        self.model = model
+        self.head = head
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The cross-entropy of each target of the batch in nats, shape (targets,), fp32 or wider."""
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+        if batch.position_ids is not None:
+            inputs["position_ids"] = batch.position_ids
+        if self.head is None:
+            logits = self.model(**inputs).logits.flatten(0, 1).index_select(0, batch.target_positions)
+            return cross_entropy(_wide(logits), batch.targets, reduction="none")
+        states = cast("Any", self.model).get_decoder()(**inputs).last_hidden_state
+        hidden = states.flatten(0, 1).index_select(0, batch.target_positions)
+        if self.head.is_plain:
+            device = hidden.device.type
+            if torch.is_autocast_enabled(device):
+                hidden = hidden.to(torch.get_autocast_dtype(device))
+            return linear_losses(hidden, cast("nn.Linear", self.head.projection).weight, batch.targets)
+        size = max(1, LOGITS_AT_ONCE // self.model.config.get_text_config().vocab_size)
+        if len(batch.targets) <= size:
+            return _chunk(self.head, hidden, batch.targets)
+        chunks = zip(torch.split(hidden, size), torch.split(batch.targets, size), strict=True)
+        losses = [checkpoint(_chunk, self.head, *chunk, use_reentrant=False) for chunk in chunks]
+        return torch.cat(cast("list[Tensor]", losses))
 
 
-def _chunk(head: Head, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    return _sum_of(head(hidden), targets, weights)
+def weighted_loss(losses: nn.Module, batch: Batch) -> Tensor:
+    """Sum over the batch's targets of weight times cross-entropy in nats; without targets 0, with a graph."""
+    return (cast("Tensor", losses(batch)) * batch.weights).sum()
+
+
+def _chunk(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(head(hidden), targets, reduction="none")
 
 
 def _wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _sum_of(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    return (cross_entropy(logits, targets, reduction="none") * weights).sum()

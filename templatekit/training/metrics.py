@@ -7,14 +7,17 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import TextIO, TypeAlias
 
 from templatekit.errors import RunError
+from templatekit.training.distributed import ALONE, World
 
 METRICS = "metrics.jsonl"
 Line: TypeAlias = Mapping[str, float]
-"""A step's: `step`, `loss`, `learning_rate`, `grad_norm`, `tokens`, `computed_tokens`, `target_tokens`, `seconds`.
-An evaluation's: `step`, `eval_loss`, `seconds`. Steps count from 1; 0 is the model as it came."""
+"""A step's: `step`, `loss`, `learning_rate`, `grad_norm`, `tokens`, `computed_tokens`, `padded_tokens`,
+`target_tokens`, `seconds`. An evaluation's: `step`, `eval_loss`, `seconds`. With DPO both have `reward_chosen`,
+`reward_rejected`, `reward_margin` and `reward_accuracy` too, means over pairs; an evaluation's begin with `eval_`.
+Steps count from 1; 0 is the model as it came."""
 
 
 def read_metrics(path: Path) -> list[Line]:
@@ -34,10 +37,18 @@ def read_metrics(path: Path) -> list[Line]:
 class MetricsFile:
     """Appends lines to a run's metrics."""
 
-    def __init__(self, folder: Path, *, until: int) -> None:
-        """Begins the file anew, with those of its lines that are of steps up to `until`."""
+    def __init__(self, folder: Path, *, until: int, world: World = ALONE) -> None:
+        """Begins the file anew, with those of its lines that are of steps up to `until`.
+
+        Of several processes each knows the lines, and the first writes them.
+        """
         self._path = folder / METRICS
+        self._file: TextIO | None = None
         self.lines = [line for line in read_metrics(self._path) if line["step"] <= until] if until else []
+        world.any(False)  # all have read it
+        world.first(lambda: self._begin(folder))
+
+    def _begin(self, folder: Path) -> None:
         staging = folder / f".{METRICS}"
         try:
             staging.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
@@ -49,6 +60,8 @@ class MetricsFile:
     def write(self, line: Line) -> None:
         """Adds a line, readable at once by whoever follows the file."""
         self.lines.append(line)
+        if self._file is None:
+            return
         try:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
@@ -57,6 +70,8 @@ class MetricsFile:
 
     def sync(self) -> None:
         """Brings the lines to the disk."""
+        if self._file is None:
+            return
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -68,8 +83,9 @@ class MetricsFile:
 
     def close(self) -> None:
         """Ends the file."""
-        with suppress(OSError):  # what could not be written has been said
-            self._file.close()
+        if self._file is not None:
+            with suppress(OSError):  # what could not be written has been said
+                self._file.close()
 
     def _failure(self, error: OSError) -> RunError:
         return RunError(f"{str(self._path)!r} cannot be written: {error.strerror}")

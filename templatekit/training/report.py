@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -71,8 +74,64 @@ class Progress:
             self._console.print(text, highlight=False)
 
 
-def plot_losses(metrics: Path, picture: Path) -> str | None:
-    """Draws training and held-out loss over the steps; None, or a line that says why there is no picture."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a run took, over all its starts; of steps that a killed process did in vain nothing is known."""
+
+    seconds: float
+    """In steps and evaluations."""
+    tokens: int
+    """Inputs of the examples, those that several share counted for each."""
+    computed_tokens: int
+    """Inputs that the model computed in training."""
+    padded_tokens: int
+    """Inputs that it would have computed in padded rectangles."""
+    target_tokens: int
+    peak_memory: int
+    """Bytes: of the GPU, or of this process where there is none."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of training and evaluation together."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+    def as_dict(self) -> dict[str, float]:
+        """For JSON."""
+        return asdict(self)
+
+    def line(self) -> str:
+        """In words."""
+        return (
+            f"cost: {self.seconds:.0f} s of steps and evaluations; {self.tokens:,} tokens ({self.padded_tokens:,} in "
+            f"padded batches), of which {self.computed_tokens:,} were computed; peak memory "
+            f"{self.peak_memory / 2**30:.2f} GiB"
+        )
+
+
+def cost_of(metrics: Path, device: torch.device) -> Cost:
+    """What the metrics say, and what this process used."""
+    lines = read_metrics(metrics)
+    names = ("tokens", "computed_tokens", "padded_tokens", "target_tokens")
+    totals = {name: sum(int(line.get(name, 0)) for line in lines) for name in names}
+    return Cost(seconds=round(sum(line["seconds"] for line in lines), 3), peak_memory=_peak_memory(device), **totals)
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def plot_run(metrics: Path, picture: Path) -> str | None:
+    """Draws a run's losses, learning rate, speed and what packing saved; None, or why there is no picture.
+
+    With DPO the rewards' margin and accuracy too.
+    """
     if find_spec("matplotlib") is None:
         return "no picture of the losses: pip install 'templatekit[plots]'"
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -80,25 +139,60 @@ def plot_losses(metrics: Path, picture: Path) -> str | None:
     from matplotlib.ticker import MaxNLocator
 
     lines = read_metrics(metrics)
-    steps = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    steps = [line for line in lines if "loss" in line]
     held_out = [(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line]
     if not steps and not held_out:
         return f"no picture of the losses: {str(metrics)!r} holds none"
-    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
+    preferences = any("reward_margin" in line for line in steps)
+    losses = [(line["step"], line["loss"]) for line in steps]
+    panels: list[tuple[str, dict[str, list[tuple[float, float]]]]] = [
+        (
+            f"mean loss of a {'pair' if preferences else 'trained token'} (nats)",
+            {"each step": losses, "running mean": _running_mean(losses), "held out": held_out},
+        )
+    ]
+    if preferences:
+        named = {"margin": "reward_margin", "chosen": "reward_chosen", "rejected": "reward_rejected"}
+        panels.append(("mean reward", {label: _points(steps, name) for label, name in named.items()}))
+        panels.append(("share of pairs with a margin above 0", {"accuracy": _points(steps, "reward_accuracy")}))
+    speed = [(line["step"], line["tokens"] / max(line["seconds"], 1e-9)) for line in steps]
+    panels += [
+        ("learning rate", {"": _points(steps, "learning_rate")}),
+        ("tokens a second", {"each step": speed, "running mean": _running_mean(speed)}),
+        (
+            "tokens for each one computed",
+            {"padded would be": _ratios(steps, "padded_tokens"), "sharing gained": _ratios(steps, "tokens")},
+        ),
+    ]
+    rows = (len(panels) + 1) // 2
+    figure = Figure(figsize=(11, 3.2 * rows), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    if steps:
-        axes.plot(*zip(*steps, strict=True), color="C0", alpha=0.3, linewidth=1, label="training, each step")
-        axes.plot(*zip(*_running_mean(steps), strict=True), color="C0", linewidth=2, label="training, running mean")
-    if held_out:
-        axes.plot(*zip(*held_out, strict=True), color="C1", marker="o", linewidth=2, label="held out")
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("mean loss of a trained token (nats)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend()
+    for number, (title, curves) in enumerate(panels, 1):
+        axes = figure.add_subplot(rows, 2, number)
+        for label, points in curves.items():
+            if points:
+                faint = label == "each step"
+                axes.plot(
+                    *zip(*points, strict=True), label=label, alpha=0.3 if faint else 1, linewidth=1 if faint else 2
+                )
+        axes.set_title(title, fontsize="medium")
+        axes.set_xlabel("optimizer step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        if axes.get_lines() and any(curves):
+            axes.legend()
     figure.savefig(picture)
     return None
+
+
+def _points(lines: list[Line], name: str) -> list[tuple[float, float]]:
+    return [(line["step"], line[name]) for line in lines if name in line]
+
+
+def _ratios(lines: list[Line], name: str) -> list[tuple[float, float]]:
+    """A count of tokens for each token computed, as a running mean."""
+    found = [(line["step"], line[name] / line["computed_tokens"]) for line in lines if line.get("computed_tokens")]
+    return _running_mean(found) if all(name in line for line in lines) else []
 
 
 def _running_mean(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,9 @@ from templatekit.formats.variables import chat_variables, plain
 from templatekit.pipeline import Pipeline, Prepared
 from templatekit.registry import Registry, create_registry
 from templatekit.tokens.load import from_transformers, load_transformers_tokenizer, resolve_model
-from templatekit.training.checkpoint import lock_run
+from templatekit.training.checkpoint import lock_run, trainable
+from templatekit.training.data import identity_of, pipeline_class, read_splits
+from templatekit.training.distributed import World, join_world, local_device, whole
 from templatekit.training.final import final_dtype, save_model
 from templatekit.training.folder import (
     METRICS,
@@ -37,17 +39,15 @@ from templatekit.training.folder import (
 )
 from templatekit.training.loop import train
 from templatekit.training.lora import attach_lora
+from templatekit.training.metrics import Line
 from templatekit.training.model import add_token_rows, check_vocabulary, load_model, resolve_device
-from templatekit.training.report import Progress, plot_losses
+from templatekit.training.report import Cost, Progress, cost_of, plot_run
 from templatekit.training.sampling import generate
-from templatekit.training.split import split_rows
-from templatekit.types import Example, TokenizedExample
+from templatekit.training.trackers import check_installed, tracking
+from templatekit.types import Example
 
 if TYPE_CHECKING:
     from templatekit.tokens.tokenizer import Tokenizer
-
-_HELD_OUT = ("validation", "test")
-"""Splits that are evaluated on, the first that exists."""
 
 
 @dataclass(kw_only=True)
@@ -59,12 +59,16 @@ class Run:
     steps: int
     eval_before: float | None
     eval_after: float | None
-    """Held-out loss, the mean over its trained tokens; None without held-out examples."""
+    """Held-out loss, the mean over its trained tokens, or over its pairs; None without held-out examples."""
     splits: dict[str, int]
-    """Examples in each split."""
+    """Examples in each split; pairs with DPO."""
     counts: Counts
+    cost: Cost
     samples: list[Sample] = field(default_factory=list)
     seconds: float = 0.0
+    best_step: int | None = None
+    """The step whose weights the model has, where they are not the last one's."""
+    stopped_early: bool = False
 
     def _repr_html_(self) -> str:
         from html import escape
@@ -97,89 +101,142 @@ def finetune(
         options = FinetuneOptions.parse({**(options or {}), **more})
     elif more:
         options = FinetuneOptions.parse({**options.model_dump(), **more})
+    check_installed(options.report_to)
     registry = registry or create_registry()
-    folder = run_folder(options)
-    with lock_run(folder):
-        return _run(options, registry, folder, say)
+    device = resolve_device(local_device(options.device))
+    with join_world(device) as world, ExitStack() as held:
+        folder = world.first(lambda: run_folder(options))
+        world.first(lambda: held.enter_context(lock_run(folder)))
+        return _run(options, registry, folder, device, world, say if world.is_first else lambda line: None)
 
 
-def _run(options: FinetuneOptions, registry: Registry, folder: Path, say: Callable[[str], None]) -> Run:
+def _run(
+    options: FinetuneOptions,
+    registry: Registry,
+    folder: Path,
+    device: torch.device,
+    world: World,
+    say: Callable[[str], None],
+) -> Run:
     started = time.monotonic()
     address = resolve_model(options.model, registry) or options.model
     served = _load_tokenizer(options, registry, address)
     tokenizer = from_transformers(served, name=options.tokenizer or options.model)
-    pipeline = Pipeline(options, registry, tokenizer=tokenizer)
+    prepares = pipeline_class(options)
+    pipeline = prepares(options, registry, tokenizer=tokenizer)
     added = _add_special_tokens(options, pipeline, served)
     if added:
         # The pipeline was for finding the template; what it encodes with has the new tokens.
         tokenizer = from_transformers(served, name=tokenizer.name)
-        pipeline = Pipeline(options, registry, tokenizer=tokenizer, template=pipeline.template)
-    splits = _splits(options, pipeline)
+        pipeline = prepares(options, registry, tokenizer=tokenizer, template=pipeline.template)
+    splits = read_splits(options, pipeline)
     assert pipeline.adapter is not None
     say(f"adapter {pipeline.adapter.name}, template {pipeline.template.name}, folder {folder}")
     for line in pipeline.counts.lines(tokens=True):
         say(line)
-    say(", ".join(f"{name}: {len(items):,}" for name, items in splits.items()) + " examples")
-    examples = [item.tokenized for item in splits["train"] if item.tokenized is not None]
-    held_out = next((splits[name] for name in _HELD_OUT if splits.get(name)), [])
+    what = "pairs" if splits.pairs else "examples"
+    say(", ".join(f"{name}: {size:,}" for name, size in splits.sizes.items()) + f" {what}")
+    if world.size > 1:
+        say(f"{world.size} processes, {options.distributed}")
     stops = stops_of(pipeline.template, tokenizer)
     served.chat_template = chat_template(pipeline.template, tokenizer.special_tokens)
-    _check_serving(served, pipeline, (splits.get("test") or held_out or splits["train"])[:20])
+    _check_serving(served, pipeline, splits.checked)
 
-    device = resolve_device(options.device)
-    model: PreTrainedModel = load_model(address, device=device)
-    new_rows = add_token_rows(model, added)
-    check_vocabulary(model, tokenizer.vocabulary_size)
-    trained: PreTrainedModel = model
-    if options.lora:
-        trained = attach_lora(
+    def build() -> PreTrainedModel:
+        model = load_model(address, device=device)
+        new_rows = add_token_rows(model, added)
+        check_vocabulary(model, tokenizer.vocabulary_size)
+        if not options.lora:
+            return model
+        return attach_lora(
             model, rank=options.lora_rank, alpha=options.lora_alpha, seed=options.seed, new_tokens=new_rows
         )
-    write_recipe(folder, options, adapter=pipeline.adapter.name, template=pipeline.template.original)
-    samples = _samples_before(folder, options, splits.get("test") or held_out, trained, pipeline, stops)
-    identity = _identity(pipeline, examples)
-    with Progress() as progress:
+
+    model = build()
+    adapter, template = pipeline.adapter.name, pipeline.template.original
+    world.first(lambda: write_recipe(folder, options, adapter=adapter, template=template))
+    samples = world.first(lambda: _samples_before(folder, options, splits.asked, model, pipeline, stops))
+    train_items, held_out = splits.train, splits.held_out
+    identity = identity_of(pipeline, train_items)
+    with ExitStack() as shown:
+        reports: list[Callable[[Line], None]] = []
+        if world.is_first:
+            told = options.model_dump(mode="json")
+            reports = [
+                shown.enter_context(Progress()),
+                shown.enter_context(tracking(options.report_to, folder, told, say)),
+            ]
+
+        def report(line: Line) -> None:
+            for each in reports:
+                each(line)
+
         result = train(
-            trained,
-            examples,
-            [item.tokenized for item in held_out if item.tokenized],
+            model,
+            train_items,
+            held_out,
             options,
             folder=folder,
             identity=identity,
-            report=progress,
+            world=world,
+            report=report,
             warn=say,
         )
-    for sample, item in zip(samples, _with_prompt(splits.get("test") or held_out), strict=False):
-        sample.after = _answer(trained, pipeline, item.example, stops, options.max_new_tokens)
-    write_samples(folder, samples)
+    trained = _in_one_piece(model, build, options, world)
 
     def save_tokenizer(staging: Path) -> None:
         served.save_pretrained(staging)
 
-    save_model(
-        trained,
-        folder,
-        eos_ids=stops.ids,
-        pad_id=_pad_id(tokenizer, stops),
-        stop_strings=stops.strings,
-        dtype=final_dtype(options, device),
-        extra=save_tokenizer,
-    )
-    missing_picture = plot_losses(folder / METRICS, folder / PICTURE)
-    if missing_picture:
-        say(missing_picture)
-    run = Run(
-        folder=folder,
-        steps=result.steps,
-        eval_before=result.eval_before,
-        eval_after=result.eval_after,
-        splits={name: len(items) for name, items in splits.items()},
-        counts=pipeline.counts,
-        samples=samples,
-        seconds=time.monotonic() - started,
-    )
-    _write_summary(folder, run, identity)
-    return run
+    def finish() -> Run:
+        for sample, item in zip(samples, _with_prompt(splits.asked), strict=False):
+            sample.after = _answer(trained, pipeline, item.example, stops, options.max_new_tokens)
+        write_samples(folder, samples)
+        save_model(
+            trained,
+            folder,
+            eos_ids=stops.ids,
+            pad_id=_pad_id(tokenizer, stops),
+            stop_strings=stops.strings,
+            dtype=final_dtype(options, device),
+            extra=save_tokenizer,
+        )
+        missing_picture = plot_run(folder / METRICS, folder / PICTURE)
+        if missing_picture:
+            say(missing_picture)
+        run = Run(
+            folder=folder,
+            steps=result.steps,
+            eval_before=result.eval_before,
+            eval_after=result.eval_after,
+            splits=splits.sizes,
+            counts=pipeline.counts,
+            cost=cost_of(folder / METRICS, device),
+            samples=samples,
+            seconds=time.monotonic() - started,
+            best_step=result.best_step,
+            stopped_early=result.stopped_early,
+        )
+        _write_summary(folder, run, identity)
+        return run
+
+    return world.first(finish)
+
+
+def _in_one_piece(
+    model: PreTrainedModel, build: Callable[[], PreTrainedModel], options: FinetuneOptions, world: World
+) -> PreTrainedModel:
+    """The trained model as the first process can use it alone: where it is divided, built anew with the weights."""
+    if world.size == 1 or options.distributed == "ddp":
+        return model
+    weights = {name: whole(weight.detach()) for name, weight in trainable(model).items()}
+    if not world.is_first:
+        return model
+    fresh = build()
+    with torch.no_grad():
+        for name, weight in trainable(fresh).items():
+            weight.copy_(weights[name])
+    fresh.train(False)
+    return fresh
 
 
 def _load_tokenizer(options: FinetuneOptions, registry: Registry, model: str | Path) -> PreTrainedTokenizerBase:
@@ -199,27 +256,6 @@ def _add_special_tokens(options: FinetuneOptions, pipeline: Pipeline, served: Pr
     known = len(served)
     served.add_tokens(list(tokens), special_tokens=True)
     return list(range(known, len(served)))
-
-
-def _splits(options: FinetuneOptions, pipeline: Pipeline) -> dict[str, list[Prepared]]:
-    """The examples by split, `train` among them; a held-out set of its own is `validation`."""
-    items = list(pipeline.run(pipeline.open(), source=options.dataset))
-    if options.eval_dataset is not None:
-        own = Pipeline(
-            options.model_copy(update={"dataset": options.eval_dataset, "limit": None}),
-            pipeline.registry,
-            adapter=pipeline.adapter,
-            template=pipeline.template,
-            tokenizer=pipeline.tokenizer,
-        )
-        return {"train": items, "validation": list(own.run(own.open(), source=options.eval_dataset))}
-    # The examples of one row stay together: they share text.
-    rows = [list(examples) for _, examples in groupby(items, key=lambda item: item.rendered.row)]
-    parts = split_rows(options.split, len(rows), shuffle=options.split_order == "shuffled", seed=options.seed)
-    splits = {name: [item for index in indices for item in rows[index]] for name, indices in parts.items()}
-    if not splits["train"]:
-        raise ConfigError(f"split {options.split!r} leaves no training examples of {len(items)}")
-    return splits
 
 
 def _check_serving(served: PreTrainedTokenizerBase, pipeline: Pipeline, items: Sequence[Prepared]) -> None:
@@ -299,19 +335,6 @@ def _pad_id(tokenizer: Tokenizer, stops: Stops) -> int | None:
     return tokenizer.id_of(pad) if pad else next(iter(stops.ids), None)
 
 
-def _identity(pipeline: Pipeline, examples: Sequence[TokenizedExample]) -> dict[str, str]:
-    """What a checkpoint must agree with: the ids and weights, the template, the tokenizer."""
-    assert pipeline.tokenizer is not None
-    data = hashlib.sha256()
-    for example in examples:
-        data.update(repr((example.input_ids, example.loss_weights)).encode())
-    return {
-        "data": data.hexdigest(),
-        "template": hashlib.sha256(pipeline.template.source.encode()).hexdigest(),
-        "tokenizer": pipeline.tokenizer.fingerprint,
-    }
-
-
 def _write_summary(folder: Path, run: Run, identity: Mapping[str, str]) -> None:
     summary = {
         "templatekit": __version__,
@@ -319,10 +342,13 @@ def _write_summary(folder: Path, run: Run, identity: Mapping[str, str]) -> None:
         "steps": run.steps,
         "eval_before": run.eval_before,
         "eval_after": run.eval_after,
+        "best_step": run.best_step,
+        "stopped_early": run.stopped_early,
         "splits": run.splits,
         "counts": run.counts.as_dict(),
         "sha256": dict(identity),
         "seconds": round(run.seconds, 1),
+        "cost": run.cost.as_dict(),
     }
     write_json(folder / SUMMARY, summary)
 

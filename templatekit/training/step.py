@@ -3,159 +3,311 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from templatekit.config import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
-from templatekit.packing import pack, pack_examples, pack_sharing
+from templatekit.packing import pack, pack_examples, pack_groups
 from templatekit.training.attention import isolate, supports_isolation
-from templatekit.training.collate import Batch, collate_packed, collate_padded
+from templatekit.training.collate import Batch, collate_packed, collate_padded, idle
+from templatekit.training.distributed import ALONE, World, divide, holding_back, whole
 from templatekit.training.fused import Fusion, fuse
-from templatekit.training.loss import Head, head_of, weighted_loss
+from templatekit.training.loss import Head, TargetLosses, head_of
 from templatekit.training.model import computes_in_bf16, drops_out, unwrap
 from templatekit.types import TokenizedExample
+
+EVALUATED_AT_ONCE = 512
+"""Examples that are packed together in an evaluation: enough to fill packs well, and cheap to pack."""
+
+
+class Numbered(Protocol):
+    """What a step is made of: it knows the row that it came from."""
+
+    @property
+    def row(self) -> int:
+        """The record's number in its source, counted from 0."""
+        ...
+
+
+Item = TypeVar("Item", bound=Numbered, contravariant=True)
+
+
+class Objective(Protocol[Item]):
+    """What is minimised: how items become batches, and batches a loss."""
+
+    @property
+    def computation(self) -> Computation:
+        """How the model's losses are computed."""
+        ...
+
+    def micro_batches(self, items: Sequence[Item], numbers: Sequence[int]) -> Iterator[tuple[list[int], Batch]]:
+        """`items[n]` for each n of `numbers`, as this process's batches, each with the numbers that it holds.
+
+        Every process gets equally many; one that has less to do gets idle ones, which hold nothing.
+        """
+        ...
+
+    def measured(self, batch: Batch) -> AbstractContextManager[tuple[Tensor, Mapping[str, Tensor]]]:
+        """The batch's sum of losses, over what its `weight` counts, and other sums over the same.
+
+        The backward pass belongs inside.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepNumbers:
-    """What a step tells about itself."""
+    """What a step tells about itself, over all processes."""
 
     loss: float
-    """Mean over the step's targets, by weight, in nats."""
+    """Mean over the step's targets, by weight, in nats; over its pairs with DPO."""
     grad_norm: float
     """Before clipping."""
     tokens: int
     """Inputs of the examples, those that several share counted for each."""
     computed_tokens: int
     """Inputs that the model computed: shared ones once, padding among them."""
+    padded_tokens: int
+    """Inputs that it would have computed in padded rectangles, one a micro-batch."""
     target_tokens: int
+    more: Mapping[str, float]
+    """Other means of the objective, by name."""
+
+    def line(self) -> dict[str, float]:
+        """As the metrics have it."""
+        names = ("loss", "grad_norm", "tokens", "computed_tokens", "padded_tokens", "target_tokens")
+        return {**{name: getattr(self, name) for name in names}, **self.more}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What a model makes of held-out examples."""
+
+    loss: float
+    """Mean over the targets, by weight, in nats; over the pairs with DPO."""
+    more: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computation:
-    """How a model's loss is computed: what does not change from step to step."""
+    """How a model's loss is computed: what does not change from step to step. The objective of supervised training."""
 
     model: PreTrainedModel
     """The causal language model itself; adapters are in it."""
     head: Head | None
+    losses: nn.Module
+    """Takes a batch, gives its targets' losses: `TargetLosses`, perhaps wrapped for several processes."""
     packing: bool
     share: bool
     """Whether what several examples of a pack begin with is computed once."""
     pack_tokens: int
     batch_size: int
     bf16: bool
-    fusion: Fusion
+    world: World = ALONE
+    fusion: Fusion = field(default_factory=Fusion)
     """What of the model is computed in fewer passes, to the same result."""
 
     @classmethod
-    def of(cls, model: PreTrainedModel, options: FinetuneOptions) -> Computation:
-        """Looks at what the model can do; raises `ConfigError` where it cannot take packs."""
+    def of(cls, model: PreTrainedModel, options: FinetuneOptions, world: World = ALONE) -> Computation:
+        """Looks at what the model can do; raises `ConfigError` where it cannot take packs.
+
+        With several processes the model is divided between them, as the options say.
+        """
         causal = unwrap(model)
         reason = supports_isolation(causal) if options.packing else None
         if reason is not None:
             raise ConfigError(f"packing: {reason}; use --no-packing")
+        head = head_of(causal)
+        fusion = fuse(causal)  # while its weights are whole
         return cls(
             model=causal,
-            head=head_of(causal),
+            head=head,
+            losses=divide(TargetLosses(causal, head), world, options.distributed),
             packing=options.packing,
             share=options.share and not drops_out(causal),
             pack_tokens=options.pack_tokens,
             batch_size=options.batch_size,
             bf16=computes_in_bf16(options.precision, causal.device),
-            fusion=fuse(causal),
+            world=world,
+            fusion=fusion,
         )
 
-    def micro_batches(
-        self, examples: Sequence[TokenizedExample], documents: Sequence[int]
-    ) -> Iterator[tuple[list[int], Batch]]:
-        """`examples[d]` for each d of `documents`, as batches, each with the indices that it holds."""
-        for part in self._cut(examples, documents):
-            if self.packing:
-                batch = collate_packed(pack_examples(examples, part, share=self.share), self.model.device)
-            else:
-                batch = collate_padded(examples, part, self.model.device)
-            if batch.tokens:
-                yield part, batch
+    @property
+    def computation(self) -> Computation:
+        """Itself."""
+        return self
 
-    def _cut(self, examples: Sequence[TokenizedExample], documents: Sequence[int]) -> list[list[int]]:
-        """One step's examples as micro-batches: packs within the budget, or all of them in one padded batch."""
+    def micro_batches(
+        self, items: Sequence[TokenizedExample], numbers: Sequence[int]
+    ) -> Iterator[tuple[list[int], Batch]]:
+        """As `Objective` says."""
+        for part, is_idle in self.parts([(items[number].input_ids[:-1],) for number in numbers]):
+            documents = [numbers[place] for place in part]
+            if self.packing:
+                batch = collate_packed(pack_examples(items, documents, share=self.share), self.model.device)
+            else:
+                batch = collate_padded(items, documents, self.model.device)
+            if is_idle:
+                yield [], idle(batch)
+            elif batch.tokens:
+                yield documents, batch
+
+    def parts(self, groups: Sequence[Sequence[Sequence[int]]]) -> list[tuple[list[int], bool]]:
+        """This process's share of the groups of inputs, cut into micro-batches; true for those it is to idle through.
+
+        Packs within the budget, or padded batches. Every process makes the same cut and takes its part of it.
+        """
+        world = self.world
         if not self.packing:
-            return [list(documents)]
-        inputs = [examples[document].input_ids[:-1] for document in documents]
-        packs = pack_sharing(inputs, self.pack_tokens) if self.share else pack([*map(len, inputs)], self.pack_tokens)
-        return [[documents[item] for item in items] for items in packs]
+            parts = [list(range(len(groups)))[start :: world.size] for start in range(world.size)]
+            parts = [part for part in parts if part]
+        else:
+            budget = self.pack_tokens
+            parts = self._packs(groups, budget)
+            while len(parts) < min(world.size, len(groups)) and budget > 1:  # or some would have nothing to do
+                budget //= 2
+                parts = self._packs(groups, budget)
+        if world.size == 1 or not parts:
+            return [(part, False) for part in parts]
+        heaviest_first = sorted(parts, key=lambda part: -sum(len(item) for place in part for item in groups[place]))
+        own = heaviest_first[world.rank :: world.size]
+        missing = math.ceil(len(parts) / world.size) - len(own)
+        return [(part, False) for part in own] + [(parts[0], True)] * missing
+
+    def _packs(self, groups: Sequence[Sequence[Sequence[int]]], budget: int) -> list[list[int]]:
+        if self.share:
+            return pack_groups(groups, budget)
+        return pack([sum(map(len, group)) for group in groups], budget)
 
     @contextmanager
-    def loss(self, batch: Batch) -> Iterator[Tensor]:
-        """The batch's weighted sum of losses. The backward pass belongs inside, where examples are kept apart."""
+    def target_losses(self, batch: Batch) -> Iterator[Tensor]:
+        """Shape (targets,). The backward pass belongs inside, where examples are kept apart."""
         apart = isolate(self.model, batch.segments) if batch.segments is not None else nullcontext()
         with apart, self.fusion.active():
             with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
-                loss = weighted_loss(self.model, self.head, batch)
-            yield loss
+                losses = cast("Tensor", self.losses(batch))
+            yield losses
+
+    @contextmanager
+    def loss(self, batch: Batch) -> Iterator[Tensor]:
+        """The batch's weighted sum of losses. The backward pass belongs inside."""
+        with self.target_losses(batch) as losses:
+            yield (losses * batch.weights).sum()
+
+    @contextmanager
+    def measured(self, batch: Batch) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        """As `Objective` says."""
+        with self.loss(batch) as loss:
+            yield loss, {}
 
 
 def train_step(
-    computation: Computation,
+    objective: Objective[Item],
     optimizer: torch.optim.Optimizer,
-    examples: Sequence[TokenizedExample],
-    documents: Sequence[int],
+    items: Sequence[Item],
+    numbers: Sequence[int],
     *,
     clip_norm: float | None,
 ) -> StepNumbers:
-    """Makes one step on `examples[d]` for each d of `documents`, however many micro-batches they take.
+    """Makes one step on `items[n]` for each n of `numbers`, however many micro-batches and processes they take.
 
     Raises `RunError`, before any weight is changed, where the loss or the gradient is not finite.
     """
-    batches = list(computation.micro_batches(examples, documents))
-    weight = sum(batch.weight for _, batch in batches) or 1.0
-    total = 0.0
-    for part, batch in batches:
-        with computation.loss(batch) as loss:
-            total += _finite(loss, "the loss", examples, part)
-            torch.autograd.backward([loss / weight])
+    world = objective.computation.world
+    batches = list(objective.micro_batches(items, numbers))
+    weight = world.sum([sum(batch.weight for _, batch in batches)])[0] or 1.0
+    sums = _Sums()
+    failure: RunError | None = None
+    for number, (part, batch) in enumerate(batches, 1):
+        with (
+            holding_back(objective.computation.losses, last=number == len(batches)),
+            objective.measured(batch) as (loss, more),
+        ):
+            failure = failure or _not_finite(loss, "the loss", items, part)
+            if failure is not None and world.size == 1:
+                break
+            sums.add(batch, loss, more)
+            # DDP and FSDP average over the processes; what is wanted is the sum.
+            torch.autograd.backward([loss * world.size / weight])
+    world.agree(failure)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(weights, math.inf if clip_norm is None else clip_norm)
-    grad_norm = _finite(norm, "the gradient", examples, documents)
+    norm = whole(torch.nn.utils.clip_grad_norm_(weights, math.inf if clip_norm is None else clip_norm))
+    failure = _not_finite(norm, "the gradient", items, numbers)
+    if failure is not None:
+        raise failure
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    total, counts, means = sums.over(world, weight)
     return StepNumbers(
-        loss=total / weight,
-        grad_norm=grad_norm,
-        tokens=sum(batch.tokens for _, batch in batches),
-        computed_tokens=sum(batch.computed_tokens for _, batch in batches),
-        target_tokens=sum(batch.target_tokens for _, batch in batches),
+        loss=total,
+        grad_norm=float(norm),
+        tokens=counts[0],
+        computed_tokens=counts[1],
+        padded_tokens=counts[2],
+        target_tokens=counts[3],
+        more=means,
     )
 
 
-def evaluate(computation: Computation, examples: Sequence[TokenizedExample]) -> float:
-    """The mean loss over all targets of the examples, by weight, in nats; the model is in evaluation mode after it."""
+def evaluate(objective: Objective[Item], items: Sequence[Item]) -> Evaluation:
+    """The mean loss over all targets or pairs of the items, by weight; the model is in evaluation mode after it."""
+    computation = objective.computation
     computation.model.train(False)
-    total = weight = 0.0
-    # By the hundred: enough to fill packs well, and cheap to pack.
-    at_once = 512 if computation.packing else computation.batch_size
+    sums = _Sums()
+    failure: RunError | None = None
+    at_once = EVALUATED_AT_ONCE if computation.packing else computation.batch_size
     with torch.no_grad():
-        for start in range(0, len(examples), at_once):
-            documents = range(start, min(start + at_once, len(examples)))
-            for part, batch in computation.micro_batches(examples, documents):
-                with computation.loss(batch) as loss:
-                    total += _finite(loss, "the held-out loss", examples, part)
-                weight += batch.weight
-    return total / (weight or 1.0)
+        for start in range(0, len(items), at_once):
+            numbers = range(start, min(start + at_once, len(items)))
+            for part, batch in objective.micro_batches(items, numbers):
+                with objective.measured(batch) as (loss, more):
+                    failure = failure or _not_finite(loss, "the held-out loss", items, part)
+                    sums.add(batch, loss, more)
+    computation.world.agree(failure)
+    weight = computation.world.sum([sums.weight])[0] or 1.0
+    total, _, means = sums.over(computation.world, weight)
+    return Evaluation(loss=total, more=means)
 
 
-def _finite(value: Tensor, what: str, examples: Sequence[TokenizedExample], documents: Sequence[int]) -> float:
+class _Sums:
+    """What the micro-batches of this process add up to."""
+
+    def __init__(self) -> None:
+        self.loss = self.weight = 0.0
+        self.counts = [0, 0, 0, 0]
+        self.more: dict[str, float] = {}
+
+    def add(self, batch: Batch, loss: Tensor, more: Mapping[str, Tensor]) -> None:
+        self.loss += float(loss.detach())
+        self.weight += batch.weight
+        counts = (batch.tokens, batch.computed_tokens, batch.padded_tokens, batch.target_tokens)
+        for place, count in enumerate(counts):
+            self.counts[place] += count
+        for name, value in more.items():
+            self.more[name] = self.more.get(name, 0.0) + float(value)
+
+    def over(self, world: World, weight: float) -> tuple[float, list[int], dict[str, float]]:
+        """The mean loss, the counts and the other means, over all processes."""
+        loss, *rest = world.sum([self.loss, *self.counts, *self.more.values()])
+        size = len(self.counts)
+        counts = [int(count) for count in rest[:size]]
+        return loss / weight, counts, {name: v / weight for name, v in zip(self.more, rest[size:], strict=True)}
+
+
+def _not_finite(value: Tensor, what: str, items: Sequence[Numbered], numbers: Sequence[int]) -> RunError | None:
+    """The error for a number that is not finite, None for one that is."""
     number = float(value.detach())
     if math.isfinite(number):
-        return number
-    rows = sorted(examples[document].row for document in documents)
+        return None
+    rows = sorted(items[place].row for place in numbers)
     shown = ", ".join(map(str, rows[:16])) + (f" and {len(rows) - 16} more" if len(rows) > 16 else "")
-    raise RunError(
+    return RunError(
         f"{what} is {number}; rows {shown}; look at these rows, lower --learning-rate, or use --precision fp32"
     )

@@ -19,7 +19,7 @@ from templatekit.config import FinetuneOptions
 from templatekit.training import elementwise, head_loss, tree_attention
 from templatekit.training.elementwise import rms_norm, rotary
 from templatekit.training.fused import Fusion, fuse
-from templatekit.training.head_loss import linear_loss
+from templatekit.training.head_loss import linear_losses
 from templatekit.training.lora import attach_lora
 from templatekit.training.model import unwrap
 from templatekit.training.step import Computation
@@ -105,52 +105,46 @@ def test_rotary_in_bf16() -> None:
         torch.testing.assert_close(one, other.bfloat16(), rtol=2**-7, atol=1e-6)
 
 
-def _plain_loss(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    return (cross_entropy(hidden @ head.t(), targets, reduction="none") * weights).sum()
+def _plain_losses(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(hidden @ head.t(), targets, reduction="none")
 
 
-@pytest.fixture(params=[(2**26, 2**19), (8 * 7 * 2, 7), (1, 1)], ids=["whole", "chunks", "rows"])
+@pytest.fixture(params=[(2**26, 2**27, 2**19), (2 * 7 * 8, 4 * 7 * 8, 7), (1, 0, 1)], ids=["whole", "chunks", "rows"])
 def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_loss, "CHUNK_BYTES", request.param[0])
-    monkeypatch.setattr(head_loss, "BLOCK", request.param[1])
+    monkeypatch.setattr(head_loss, "KEPT_BYTES", request.param[1])
+    monkeypatch.setattr(head_loss, "BLOCK", request.param[2])
 
 
 @pytest.mark.usefixtures("_chunks")
 @given(count=st.integers(0, 9), width=SIZES, seed=SEEDS)
 def test_loss(count: int, width: int, seed: int) -> None:
-    hidden, head, weights = _drawn(seed, (count, width), (7, width), (count,))
+    hidden, head = _drawn(seed, (count, width), (7, width))
     targets = torch.arange(count) * 3 % 7
-    assert _differ(linear_loss, _plain_loss, [hidden, head], [targets, weights]) < 1e-10
+    assert _differ(linear_losses, _plain_losses, [hidden, head], [targets]) < 1e-10
     if count:
         wrong = (targets + 1) % 7
-        assert _differ(linear_loss, lambda h, w, t, s: _plain_loss(h, w, wrong, s), [hidden, head], [targets, weights])
+        assert _differ(linear_losses, lambda h, w, t: _plain_losses(h, w, wrong), [hidden, head], [targets])
 
 
-def test_loss_without_gradients_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    hidden, head, weights = _drawn(0, (5, 4), (7, 4), (5,))
+def test_loss_without_gradients() -> None:
+    hidden, head = _drawn(0, (5, 4), (7, 4))
     targets = torch.arange(5)
-    expected = _plain_loss(hidden, head, targets, weights)
-    products = []
-    mm = torch.mm
-    monkeypatch.setattr(torch, "mm", lambda *args, **more: products.append(args) or mm(*args, **more))  # type: ignore[func-returns-value]
     with torch.no_grad():
-        found = linear_loss(hidden, head.requires_grad_(), targets, weights)
-    assert not products
+        found = linear_losses(hidden, head.requires_grad_(), targets)
     assert not found.requires_grad
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, _plain_losses(hidden, head.detach(), targets))
 
 
 def test_loss_in_bf16() -> None:
-    hidden, head, weights = (tensor.float() for tensor in _drawn(0, (40, 16), (50, 16), (40,)))
+    hidden, head = (tensor.float() for tensor in _drawn(0, (40, 16), (50, 16)))
     targets = torch.arange(40)
     narrow = [tensor.bfloat16().requires_grad_() for tensor in (hidden, head)]
     wide = [tensor.detach().float().requires_grad_() for tensor in narrow]
-    found, expected = (
-        _loss(*leaves, targets, weights.abs()) for _loss, leaves in ((linear_loss, narrow), (_plain_loss, wide))
-    )
+    found, expected = (_loss(*leaves, targets) for _loss, leaves in ((linear_losses, narrow), (_plain_losses, wide)))
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=1e-2, atol=0)
-    pairs = zip(torch.autograd.grad(found, narrow), torch.autograd.grad(expected, wide), strict=True)
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    pairs = zip(torch.autograd.grad(found.sum(), narrow), torch.autograd.grad(expected.sum(), wide), strict=True)
     for one, other in pairs:
         assert float((one.float() - other).norm()) < 2e-2 * float(other.norm())
 

@@ -14,7 +14,7 @@ from templatekit.errors import RunError
 from templatekit.packing import pack, pack_examples
 from templatekit.training.attention import NAME, isolate, supports_isolation
 from templatekit.training.collate import Batch, collate_packed, collate_padded
-from templatekit.training.loss import head_of, weighted_loss
+from templatekit.training.loss import TargetLosses, head_of, weighted_loss
 from templatekit.types import TokenizedExample
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ def _run(model: PreTrainedModel, batches: Sequence[Batch], *, isolated: bool = T
     for batch in batches:
         around = isolate(model, batch.segments) if isolated and batch.segments else nullcontext()
         with around:
-            loss = weighted_loss(model, head, batch)
+            loss = weighted_loss(TargetLosses(model, head), batch)
             torch.autograd.backward([loss])
         total += float(loss.detach())
     return total, {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}

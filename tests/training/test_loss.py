@@ -15,7 +15,7 @@ from transformers import GraniteConfig, GraniteForCausalLM, PreTrainedModel
 from templatekit.config import FinetuneOptions
 from templatekit.training import loss as losses
 from templatekit.training.collate import collate_padded
-from templatekit.training.loss import head_of, weighted_loss
+from templatekit.training.loss import TargetLosses, head_of, weighted_loss
 from templatekit.training.step import Computation, evaluate, train_step
 from templatekit.types import TokenizedExample
 
@@ -41,8 +41,8 @@ def test_the_loss_is_the_weighted_cross_entropy_of_the_next_tokens(
     batch = collate_padded(examples, range(len(examples)), CPU)
     head = head_of(model)
     assert head is not None
-    assert weighted_loss(model, head, batch).item() == pytest.approx(expected, rel=1e-5)
-    assert weighted_loss(model, None, batch).item() == pytest.approx(expected, rel=1e-5)
+    assert weighted_loss(TargetLosses(model, head), batch).item() == pytest.approx(expected, rel=1e-5)
+    assert weighted_loss(TargetLosses(model, None), batch).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("at_once", [64, 64 * 7])
@@ -51,12 +51,12 @@ def test_chunks_change_neither_loss_nor_gradient(
 ) -> None:
     model = tiny_model("gemma2")
     batch = collate_padded(examples, range(len(examples)), CPU)
-    whole = weighted_loss(model, head_of(model), batch)
+    whole = weighted_loss(TargetLosses(model, head_of(model)), batch)
     torch.autograd.backward([whole])
     expected = _gradients(model)
     model.zero_grad()
     monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
-    chunked = weighted_loss(model, head_of(model), batch)
+    chunked = weighted_loss(TargetLosses(model, head_of(model)), batch)
     torch.autograd.backward([chunked])
     torch.testing.assert_close(chunked, whole)
     torch.testing.assert_close(_gradients(model), expected, rtol=1e-4, atol=1e-5)
@@ -70,7 +70,7 @@ def test_a_head_that_does_more_is_found_out(examples: list[TokenizedExample]) ->
     )  # fmt: skip
     model = GraniteForCausalLM(config)
     assert head_of(model) is None
-    assert torch.isfinite(weighted_loss(model, None, collate_padded(examples, [0, 1], CPU)))
+    assert torch.isfinite(weighted_loss(TargetLosses(model, None), collate_padded(examples, [0, 1], CPU)))
     assert model.training
 
 
@@ -80,7 +80,7 @@ def test_no_targets_give_zero_with_a_graph(tiny_model: MakeModel, make_example: 
     assert batch.weight == 0
     for head in (head_of(model), None):
         model.zero_grad()
-        loss = weighted_loss(model, head, batch)
+        loss = weighted_loss(TargetLosses(model, head), batch)
         assert loss.item() == 0
         torch.autograd.backward([loss])
         assert all((gradient == 0).all() for gradient in _gradients(model).values())
@@ -92,9 +92,9 @@ def test_bf16_is_for_products_only(tiny_model: MakeModel, examples: list[Tokeniz
     head = head_of(model)
     assert head is not None
     batch = collate_padded(examples, range(len(examples)), CPU)
-    exact = weighted_loss(model, head, batch)
+    exact = weighted_loss(TargetLosses(model, head), batch)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = weighted_loss(model, head, batch)
+        rounded = weighted_loss(TargetLosses(model, head), batch)
         assert head(torch.ones(1, 32)).dtype == torch.float32
     assert rounded.dtype == torch.float32
     assert rounded.item() != exact.item()
@@ -167,7 +167,11 @@ def test_a_mean_of_means_would_differ(tiny_model: MakeModel, examples: list[Toke
     optimizer = torch.optim.SGD(model.parameters(), lr=0)
     whole = train_step(computation, optimizer, examples, range(len(examples)), clip_norm=None).loss
     parts = [batch for _, batch in computation.micro_batches(examples, range(len(examples)))]
-    means = [weighted_loss(model, computation.head, batch).item() / batch.weight for batch in parts if batch.weight]
+    means = [
+        weighted_loss(TargetLosses(model, computation.head), batch).item() / batch.weight
+        for batch in parts
+        if batch.weight
+    ]
     assert sum(means) / len(means) != pytest.approx(whole, rel=1e-3)
 
 
@@ -183,7 +187,7 @@ def test_a_step_without_targets_changes_nothing(tiny_model: MakeModel, make_exam
 
 def test_packed_and_padded_evaluation_agree(tiny_model: MakeModel, examples: list[TokenizedExample]) -> None:
     model = tiny_model()
-    packed = evaluate(Computation.of(model, _options(pack_tokens=50)), examples)
-    padded = evaluate(Computation.of(model, _options(packing=False, batch_size=5)), examples)
+    packed = evaluate(Computation.of(model, _options(pack_tokens=50)), examples).loss
+    padded = evaluate(Computation.of(model, _options(packing=False, batch_size=5)), examples).loss
     assert packed == pytest.approx(padded, rel=1e-6)
     assert not model.training

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from templatekit.training.metrics import MetricsFile, read_metrics
-from templatekit.training.report import Progress, plot_losses
+from templatekit.training.report import Progress, plot_run
 
 LINES: list[dict[str, float]] = [
     {"step": 0, "eval_loss": 1.25, "seconds": 2.0},
@@ -63,21 +63,21 @@ def _metrics(folder: Path, lines: list[dict[str, float]] = LINES) -> Path:
 
 
 def test_the_losses_become_a_picture(tmp_path: Path) -> None:
-    assert plot_losses(_metrics(tmp_path), tmp_path / "loss.png") is None
+    assert plot_run(_metrics(tmp_path), tmp_path / "loss.png") is None
     data = (tmp_path / "loss.png").read_bytes()
     assert data.startswith(b"\x89PNG")
     assert len(data) > 10_000
 
 
 def test_no_losses_are_no_picture(tmp_path: Path) -> None:
-    assert "holds none" in str(plot_losses(tmp_path / "none.jsonl", tmp_path / "loss.png"))
-    assert plot_losses(_metrics(tmp_path, LINES[:1]), tmp_path / "loss.png") is None
+    assert "holds none" in str(plot_run(tmp_path / "none.jsonl", tmp_path / "loss.png"))
+    assert plot_run(_metrics(tmp_path, LINES[:1]), tmp_path / "loss.png") is None
 
 
 def test_without_matplotlib_a_line_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("templatekit.training.report.find_spec", lambda name: None)
     expected = "no picture of the losses: pip install 'templatekit[plots]'"
-    assert plot_losses(_metrics(tmp_path), tmp_path / "loss.png") == expected
+    assert plot_run(_metrics(tmp_path), tmp_path / "loss.png") == expected
     assert not (tmp_path / "loss.png").exists()
 
 

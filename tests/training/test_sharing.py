@@ -18,7 +18,7 @@ from templatekit.packing import pack_examples
 from templatekit.training import tree_attention
 from templatekit.training.attention import isolate
 from templatekit.training.collate import Batch, collate_packed
-from templatekit.training.loss import head_of, weighted_loss
+from templatekit.training.loss import TargetLosses, head_of, weighted_loss
 from templatekit.training.step import Computation
 from templatekit.types import RenderedText, Segment, TokenizedExample
 
@@ -63,7 +63,7 @@ def _run(model: PreTrainedModel, batch: Batch) -> tuple[float, dict[str, Tensor]
     assert batch.segments is not None
     head = head_of(model)
     with isolate(model, batch.segments):
-        loss = weighted_loss(model, head, batch)
+        loss = weighted_loss(TargetLosses(model, head), batch)
         torch.autograd.backward([loss])
     grads = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     return float(loss.detach()), grads

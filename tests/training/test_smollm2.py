@@ -54,7 +54,7 @@ def test_the_embedded_model_trains_and_serves(tmp_path: Path) -> None:
     dtype = final_dtype(options, CPU)
     save_model(adapted, tmp_path, eos_ids=[2], pad_id=2, dtype=dtype, extra=lambda f: tokenizer.save_pretrained(f))
     served = load_model(tmp_path, device=CPU)
-    assert evaluate(Computation.of(served, options), examples) == pytest.approx(result.eval_after, abs=0.02)
+    assert evaluate(Computation.of(served, options), examples).loss == pytest.approx(result.eval_after, abs=0.02)
     found = generate(served, prompts[0], decode=tokenizer.decode, max_new_tokens=12, stop_ids=[2])
     assert found.stopped == "token"
     assert found.text.startswith("the city of")

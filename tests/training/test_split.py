@@ -9,7 +9,8 @@ from templatekit import create_registry
 from templatekit.config import FinetuneOptions
 from templatekit.errors import ConfigError
 from templatekit.pipeline import Pipeline
-from templatekit.training.run import _splits, _with_prompt
+from templatekit.training.data import read_splits
+from templatekit.training.run import _with_prompt
 from templatekit.training.split import parse_split, split_rows
 
 CHAPTER7 = "train=0.85,test=0.1,validation=rest"
@@ -86,7 +87,9 @@ def test_the_examples_of_a_row_stay_in_one_part(seed: int, tokenizer_of: Tokeniz
     options = FinetuneOptions.parse({"adapter": "oasst-all", "split": "train=0.5,validation=rest", "seed": seed})
     pipeline = Pipeline(options, create_registry(), tokenizer=tokenizer_of("bytes"))
     pipeline.open = lambda: iter(rows)  # type: ignore[method-assign]
-    parts = {name: [item.rendered.row for item in items] for name, items in _splits(options, pipeline).items()}
+    parts = {
+        name: [item.rendered.row for item in items] for name, items in read_splits(options, pipeline).samples.items()
+    }
     assert {name: len(items) for name, items in parts.items()} == {"train": 10, "validation": 10}
     assert not set(parts["train"]) & set(parts["validation"])
 

@@ -1,0 +1,145 @@
+"""`finetune`, killed at any moment and taken up again, has the losses of the run that nobody killed, bit for bit.
+
+A few kills in the default suite; `TEMPLATEKIT_KILLS=100` makes a hundred, and so does `HYPOTHESIS_PROFILE=long`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from testkit.tiny_model import tiny_folder
+from tqdm import tqdm
+
+import templatekit
+from templatekit.registry import create_registry
+from templatekit.training.folder import RECIPE
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
+LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
+KILLS = int(os.environ.get("TEMPLATEKIT_KILLS", "100" if LONG else "4"))
+ROWS = [{"prompt": f"What is {n} and {n}?", "completion": f"It is {2 * n}."} for n in range(20)]
+PAIRS = [
+    {"prompt": row["prompt"], "chosen": row["completion"], "rejected": f"No idea, {n}."} for n, row in enumerate(ROWS)
+]
+KINDS: dict[str, dict[str, Any]] = {
+    "sft": {"dataset": "rows.json", "lora": False, "learning_rate": 1e-2},
+    "dpo": {"dataset": "pairs.json", "method": "dpo", "lora": True, "learning_rate": 1e-2},
+    "best": {"dataset": "rows.json", "lora": False, "learning_rate": 3e-2, "keep_best": True, "patience": 6},
+}
+
+
+def _finetune(place: Path, folder: Path, options: dict[str, Any]) -> multiprocessing.process.BaseProcess:
+    """A process that begins the run, or goes on with it."""
+    given = {
+        "model": str(place / "model"),
+        "template": "chatml",
+        "output": folder,
+        "resume": (folder / RECIPE).exists(),
+        "epochs": 12,
+        "batch_size": 4,
+        "save_every": 3,
+        "eval_every": 5,
+        "samples": 1,
+        "max_new_tokens": 2,
+        "precision": "fp32",
+        **options,
+        "dataset": str(place / options["dataset"]),
+    }
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        # tqdm's own lock is one of all forks of a process: who is killed with it would stop those that come after.
+        tqdm.set_lock(threading.RLock())
+        with Path(os.devnull).open("w") as nowhere:
+            sys.stderr = nowhere
+            templatekit.finetune(given)
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, of forks beside threads
+        process.start()
+    return process
+
+
+def _import_all() -> None:
+    """Here, and not in every process anew."""
+    for name in ("matplotlib.backends.backend_agg", "matplotlib.figure", "peft", "templatekit.training.run"):
+        importlib.import_module(name)
+    create_registry().templates  # noqa: B018
+
+
+def _numbers(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def _weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_killed_runs_are_the_unbroken_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _import_all()
+    tiny_folder(tmp_path / "model")
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS), encoding="utf-8")
+    (tmp_path / "pairs.json").write_text(json.dumps(PAIRS), encoding="utf-8")
+    whole: dict[str, tuple[list[dict[str, float]], bytes, float]] = {}
+    kinds = list(KINDS)[: max(1, KILLS // 2)]
+    for kind in kinds:
+        options = KINDS[kind]
+        began = time.monotonic()
+        process = _finetune(tmp_path, tmp_path / kind, options)
+        process.join(120)
+        assert process.exitcode == 0, kind
+        whole[kind] = (_numbers(tmp_path / kind), _weights(tmp_path / kind), time.monotonic() - began)
+    draw = random.Random(11)
+    kills = runs = 0
+    while kills < KILLS:
+        kind = kinds[runs % len(kinds)]
+        numbers, weights, seconds = whole[kind]
+        folder = tmp_path / f"{kind}-{runs}"
+        while True:
+            process = _finetune(tmp_path, folder, KINDS[kind])
+            # Half of them anywhere in a run, half where the steps are.
+            process.join(draw.uniform(0, seconds) if draw.random() < 0.5 else draw.uniform(0.3, 0.8) * seconds)
+            if process.is_alive() and kills < KILLS:
+                process.kill()
+                process.join()
+                kills += process.exitcode == -signal.SIGKILL
+                continue
+            process.join(120)
+            assert process.exitcode == 0, f"{kind}, after {kills} kills: {sorted(folder.iterdir())}"
+            break
+        assert _numbers(folder) == numbers, f"{kind}, after {kills} kills"
+        assert _weights(folder) == weights, f"{kind}, after {kills} kills"
+        runs += 1
+    with capsys.disabled():
+        if KILLS > 4:
+            print(f"\n{kills} kills in {runs} runs: every loss and every weight is that of the unbroken run")
+
+
+def test_the_comparison_would_notice(tmp_path: Path) -> None:
+    """A run that goes on without the optimizer's state has other losses."""
+    tiny_folder(tmp_path / "model")
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS), encoding="utf-8")
+    seeds = []
+    for seed in (1, 2):
+        process = _finetune(tmp_path, tmp_path / str(seed), {**KINDS["sft"], "seed": seed, "max_steps": 3})
+        process.join(120)
+        assert process.exitcode == 0
+        seeds.append(_numbers(tmp_path / str(seed)))
+    assert seeds[0] != seeds[1]
