@@ -267,10 +267,12 @@ class Pipeline:
         messages = chain.from_iterable(sample.example.messages for sample in samples)
         if any(m.role == "assistant" and not (m.content.strip() or m.tool_calls) for m in messages):
             self.counts.empty_responses += 1
-        return [
-            Prepared(example=sample.example, rendered=replace(sample.rendered, sample=number, samples=len(samples)))
-            for number, sample in enumerate(samples)
-        ]
+        if len(found) > 1:  # of one example the samples are numbered
+            samples = [
+                replace(sample, rendered=replace(sample.rendered, sample=number, samples=len(samples)))
+                for number, sample in enumerate(samples)
+            ]
+        return [Prepared(example=sample.example, rendered=sample.rendered) for sample in samples]
 
     def _conversations(self, example: Example) -> tuple[Example, ...]:
         """What is rendered of an example: all of it; of a preference pair the chosen answer, as training follows it."""

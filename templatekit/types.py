@@ -235,7 +235,7 @@ class _FromDeferred:
             return value
 
 
-_LATER = frozenset({"text", "spans", "target_spans", "message_weights", "roles"})
+_LATER = frozenset({"text", "spans", "target_spans", "message_weights", "roles", "sample", "samples", "history"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,15 +263,12 @@ class RenderedText(_FromDeferred):
     """How many of its messages an earlier sample begins with: of these, targets alone may be trained here."""
 
     @classmethod
-    def deferred(cls, source: Deferred, *, row: int, sample: int, samples: int, history: int) -> RenderedText:
+    def deferred(cls, source: Deferred, row: int) -> RenderedText:
         """One whose other fields are worked out when they are first asked for."""
         self = object.__new__(cls)
-        put = object.__setattr__
-        put(self, "_deferred", source)
-        put(self, "row", row)
-        put(self, "sample", sample)
-        put(self, "samples", samples)
-        put(self, "history", history)
+        object.__setattr__(self, "_deferred", source)
+        object.__setattr__(self, "row", row)
+        object.__setattr__(self, "source", "")  # a mixture says it
         return self
 
     @property

@@ -16,7 +16,6 @@ one in `EVERY` are rendered too. A difference is an error.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -40,7 +39,7 @@ PATIENCE = 8
 TRIES = 3
 """So many failures to make a plan, and a shape is left alone."""
 MOST_SHAPES = 1024
-"""Of one template; those that were not met for the longest time go."""
+"""Of one template; those that were met first go."""
 MOST_PLANS = 16
 """Of one shape."""
 MOST_MESSAGES = 32
@@ -152,8 +151,9 @@ class _Filled:
         messages = self.messages[: self.outline.messages]
         if field == "message_weights":
             return tuple(message.weight for message in messages)
-        assert field == "roles"
-        return tuple(message.role for message in messages)
+        if field == "roles":
+            return tuple(message.role for message in messages)
+        return {"sample": self.outline.number, "samples": self.outline.samples, "history": self.outline.history}[field]
 
     def pieces(self) -> tuple[tuple[str, bool], ...]:
         return tuple(zip(self.texts, self.outline.literal, strict=True))
@@ -177,13 +177,7 @@ class Plan:
         for outline, pieces in zip(self.outlines, texts, strict=True):
             messages = example.messages
             whole = outline.messages == len(messages)
-            rendered = RenderedText.deferred(
-                _Filled(outline, pieces, messages),
-                row=row,
-                sample=outline.number,
-                samples=outline.samples,
-                history=outline.history,
-            )
+            rendered = RenderedText.deferred(_Filled(outline, pieces, messages), row)
             own = example if whole else replace(example, messages=messages[: outline.messages])
             samples.append(Sample(example=own, rendered=rendered))
         return tuple(samples)
@@ -241,7 +235,9 @@ class Plans:
 
     def __init__(self, template: Renderer) -> None:
         self._template = template
-        self._shapes: OrderedDict[Hashable, _Shape] = OrderedDict()
+        self._shapes: dict[Hashable, _Shape] = {}
+        self._tokens: SpecialTokens | None = None
+        self._numbers: dict[SpecialTokens, int] = {}
         self.planned = self.others = 0
         """How many examples had a plan, and how many had none."""
 
@@ -269,7 +265,10 @@ class Plans:
         messages = example.messages
         if len(messages) > MOST_MESSAGES:
             return None
-        key: list[Hashable] = [tokens, manner]
+        if tokens is not self._tokens:  # a number is hashed faster
+            self._tokens = tokens
+            self._number = self._numbers.setdefault(tokens, len(self._numbers))
+        key: list[Hashable] = [self._number, manner]
         for message in messages:
             if message.parts or message.tool_calls:
                 return None
@@ -287,9 +286,7 @@ class Plans:
         if shape is None:
             shape = self._shapes[known] = _Shape()
             if len(self._shapes) > MOST_SHAPES:
-                self._shapes.popitem(last=False)
-        else:
-            self._shapes.move_to_end(known)
+                del self._shapes[next(iter(self._shapes))]
         return shape
 
     def _plan(
