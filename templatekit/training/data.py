@@ -106,28 +106,34 @@ def read_splits(
             tokenizer=pipeline.tokenizer,
         )
         return Splits(samples={"train": items, "validation": prepared_samples(own, say=say)}, pairs=pairs)
-    groups = _by_row(items)
-    parts = split_rows(options.split, len(groups), shuffle=options.split_order == "shuffled", seed=options.seed)
-    samples = {name: _taken(items, [groups[row] for row in chosen]) for name, chosen in parts.items()}
+    samples = _divided(items, options)
     if not samples["train"]:
         raise ConfigError(f"split {options.split!r} leaves no training examples of {len(items)}")
     return Splits(samples=samples, pairs=pairs)
 
 
-def _by_row(items: Sequence[Prepared]) -> Sequence[NDArray[np.int64] | list[int]]:
-    """The places of the examples of each row, which stay together, as do its repeats in a mixture: they share text."""
+def _divided(items: Sequence[Prepared], options: FinetuneOptions) -> dict[str, Sequence[Prepared]]:
+    """The samples by split. Those of one row stay together, and so do its repeats in a mixture: they share text."""
+
+    def divide(rows: int) -> dict[str, list[int]]:
+        return split_rows(options.split, rows, shuffle=options.split_order == "shuffled", seed=options.seed)
+
     if isinstance(items, StoredSamples):  # of one set, each row once
-        return np.split(np.arange(len(items)), np.flatnonzero(np.diff(items.rows)) + 1)
-    by_row: dict[tuple[str, int], list[int]] = {}
-    for place, item in enumerate(items):
-        by_row.setdefault((item.rendered.source, item.rendered.row), []).append(place)
-    return list(by_row.values())
+        edges = np.concatenate([[0], np.flatnonzero(np.diff(items.rows)) + 1, [len(items)]])
+        parts = divide(len(edges) - 1)
+        return {name: items.take(_of_rows(edges, np.array(rows, dtype=np.int64))) for name, rows in parts.items()}
+    by_row: dict[tuple[str, int], list[Prepared]] = {}
+    for item in items:
+        by_row.setdefault((item.rendered.source, item.rendered.row), []).append(item)
+    groups = list(by_row.values())
+    return {name: [item for row in rows for item in groups[row]] for name, rows in divide(len(groups)).items()}
 
 
-def _taken(items: Sequence[Prepared], groups: Sequence[NDArray[np.int64] | list[int]]) -> Sequence[Prepared]:
-    if isinstance(items, StoredSamples):
-        return items.take(np.concatenate([np.zeros(0, np.int64), *groups]))
-    return [items[place] for group in groups for place in group]
+def _of_rows(edges: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The places of the samples of these rows: row r has those from `edges[r]` to `edges[r + 1]`."""
+    counts = np.diff(edges)[rows]
+    ends = np.cumsum(counts)
+    return np.repeat(edges[rows] - ends + counts, counts) + np.arange(counts.sum())
 
 
 def identity_of(pipeline: Pipeline, items: Sequence[TokenizedExample] | Sequence[TokenizedPair]) -> dict[str, str]:
