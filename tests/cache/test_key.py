@@ -221,6 +221,19 @@ def test_adapters_told_by_keys_all_count(setting: Setting) -> None:
     assert setting.key(**options) != before
 
 
+def test_a_pattern_counts_by_what_it_names_now(tmp_path: Path, builtin: Registry, tokenizer_of: Tokenizers) -> None:
+    (tmp_path / "a.csv").write_text("instruction,input,output\na,,b\n")
+
+    def found() -> str:
+        pipeline = Pipeline(DataOptions(dataset=str(tmp_path / "*.csv")), builtin, tokenizer=tokenizer_of("nfc"))
+        return key_of(parts_of(pipeline))
+
+    before = found()
+    assert found() == before
+    (tmp_path / "b.csv").write_text("instruction,input,output\na,,b\n")
+    assert found() != before
+
+
 def test_folders_count_by_names_and_contents(tmp_path: Path, builtin: Registry, tokenizer_of: Tokenizers) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
@@ -314,7 +327,12 @@ def test_sources_that_cannot_tell_are_not_kept(tmp_path: Path, tokenizer_of: Tok
     )
     registry = create_registry(plugin_dirs=[tmp_path])
     assert Elsewhere().files("elsewhere") is None
-    for dataset, said in {"there": "source 'place'", "somebody/set": "source 'hub'"}.items():
+    for dataset, said in {
+        "-": "source 'stdin'",
+        "memory://a.jsonl": "source 'remote'",
+        "there": "source 'place'",
+        "somebody/set": "source 'hub'",
+    }.items():
         with pytest.raises(NotCached, match=said):
             parts_of(Pipeline(DataOptions(dataset=dataset), registry, tokenizer=tokenizer_of("nfc")))
     with pytest.raises(NotCached, match="without a tokenizer"):

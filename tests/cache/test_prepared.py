@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from templatekit.cache import prepared_batches, run, writer
 from templatekit.cache.values import NotPlain, example_from_json, example_to_json
 from templatekit.columns import TokenizedColumns, token_arrays
 from templatekit.errors import ConfigError, RecordError
+from templatekit.mixture import pipeline_of
 from templatekit.pipeline import Batch, Pipeline
-from templatekit.types import Example, Message
+from templatekit.types import Example, Message, RenderedText
 
 SMALL = 5
 """Records of a part in these tests."""
@@ -364,6 +365,40 @@ def test_a_datasets_object_is_kept_by_its_fingerprint(bench: Any) -> None:
     assert len(at.parts()) == 6
     templatekit.prepare([alpaca(n) for n in range(12)], **given)
     assert len(at.parts()) == 6, "a list has no fingerprint"
+
+
+def test_mixtures_are_said_not_to_be_kept(bench: Any) -> None:
+    at = bench([alpaca(n) for n in range(3)])
+    mix = ({"dataset": "starter-dolly", "limit": 2}, {"dataset": str(at.data)})
+    options = DataOptions.parse({"mix": mix, "template": "alpaca", "cache": True, "cache_dir": str(at.cache)})
+    said: list[str] = []
+    mixture = pipeline_of(options, at.registry, tokenizer=at.tokenizer)
+    found = Look(mixture, prepared_batches(mixture, say=said.append))
+    assert len(found.items) == 5
+    assert said == ["cache: not used: mixed sets and pairs of answers are not kept"]
+    assert not at.cache.exists()
+
+
+def test_counts_of_others_stay_out_of_what_is_kept(bench: Any) -> None:
+    """What an exporter refuses while a part is made is its own affair: another may take it."""
+    at = bench([alpaca(n) for n in range(12)])
+    pipeline = at.pipeline(cache=True)
+    for batch in prepared_batches(pipeline):
+        for item in batch:
+            pipeline.counts_of(item).drop(RecordError("cannot be said there", reason="refused"))
+    assert pipeline.counts.dropped == {"refused": 12}
+    assert pipeline.counts.rows_in == 12
+    assert at.look(cache=True).counts["dropped"] == {}
+
+
+def test_every_field_of_a_text_is_kept() -> None:
+    """A field that is new has to be written and read, or be empty in what is kept, as `source` is."""
+    assert {one.name for one in fields(RenderedText)} - {"source"} == {
+        *("text", "spans", "target_spans", "message_weights", "roles", "row", "sample", "samples", "history")
+    }
+    assert {one.name for one in fields(TokenizedColumns)} == {
+        *("rendered", "loss_spans", "truncated", "offsets", "input_ids", "loss_weights")
+    }
 
 
 def test_joined_columns_of_parts_are_columns(bench: Any) -> None:

@@ -112,6 +112,14 @@ def test_a_cache_that_is_a_file_is_an_error(templatekit: object, tokenizer_folde
     assert not (tmp_path / "a.jsonl").exists()
 
 
+def test_workers_and_a_cache_exclude_each_other(templatekit: object, tokenizer_folder: Path, tmp_path: Path) -> None:
+    done = templatekit(  # type: ignore[operator]
+        "render", "--tokenizer", tokenizer_folder, "--output", "a.jsonl", "--cache", "--workers", "2"
+    )
+    assert done.code == 2
+    assert done.err == "Error: --cache keeps what one process makes; found --workers 2; expected one of the two\n"
+
+
 def test_the_folder_follows_the_platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TEMPLATEKIT_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
