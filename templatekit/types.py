@@ -268,6 +268,7 @@ class RenderedText(_FromDeferred):
         self = object.__new__(cls)
         object.__setattr__(self, "_deferred", source)
         object.__setattr__(self, "row", row)
+        object.__setattr__(self, "source", "")  # a mixture says it
         return self
 
     @property

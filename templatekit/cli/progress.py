@@ -26,7 +26,7 @@ class Shown(Protocol):
 @contextmanager
 def progress(options: DataOptions) -> Iterator[Shown]:
     """A bar on standard error while a run goes on; nothing where that is no terminal."""
-    if not sys.stderr.isatty():
+    if not (sys.stderr and sys.stderr.isatty()):  # None where the caller closed it
         yield lambda rows: None
         return
     from rich.console import Console

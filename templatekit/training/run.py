@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from templatekit.formats.variables import chat_variables, plain
 from templatekit.pipeline import Pipeline, Prepared
 from templatekit.registry import Registry, create_registry
 from templatekit.tokens.load import from_transformers, load_transformers_tokenizer, resolve_model
+from templatekit.training.answers import answer, samples_before, with_prompt
 from templatekit.training.checkpoint import lock_run, trainable
 from templatekit.training.data import identity_of, pipeline_for, read_splits
 from templatekit.training.distributed import World, join_world, local_device, whole
@@ -31,7 +31,6 @@ from templatekit.training.folder import (
     PICTURE,
     SUMMARY,
     Sample,
-    read_samples,
     run_folder,
     write_json,
     write_recipe,
@@ -42,9 +41,7 @@ from templatekit.training.lora import attach_lora
 from templatekit.training.metrics import Line
 from templatekit.training.model import add_token_rows, check_vocabulary, load_model, resolve_device
 from templatekit.training.report import Cost, Progress, cost_of, plot_run
-from templatekit.training.sampling import generate
 from templatekit.training.trackers import check_installed, tracking
-from templatekit.types import Example
 
 if TYPE_CHECKING:
     from templatekit.tokens.tokenizer import Tokenizer
@@ -154,7 +151,7 @@ def _run(
     model = build()
     template = pipeline.template.original
     world.first(lambda: write_recipe(folder, options, adapter=adapter, template=template))
-    samples = world.first(lambda: _samples_before(folder, options, splits.asked, model, pipeline, stops))
+    samples = world.first(lambda: samples_before(folder, options, splits.asked, model, pipeline, stops))
     train_items, held_out = splits.train, splits.held_out
     identity = identity_of(pipeline, train_items)
     with ExitStack() as shown:
@@ -187,8 +184,8 @@ def _run(
         served.save_pretrained(staging)
 
     def finish() -> Run:
-        for sample, item in zip(samples, _with_prompt(splits.asked), strict=False):
-            sample.after = _answer(trained, pipeline, item.example, stops, options.max_new_tokens)
+        for sample, item in zip(samples, with_prompt(splits.asked), strict=False):
+            sample.after = answer(trained, pipeline, item.example, stops, options.max_new_tokens)
         write_samples(folder, samples)
         save_model(
             trained,
@@ -287,45 +284,6 @@ def _holds_control_text(pipeline: Pipeline, item: Prepared) -> bool:
     assert pipeline.tokenizer is not None
     texts = [field for m in item.example.messages for field in (m.role, m.content, m.context)]
     return any(token in text for text in texts for token in pipeline.tokenizer.control_tokens)
-
-
-def _samples_before(
-    folder: Path,
-    options: FinetuneOptions,
-    items: Sequence[Prepared],
-    model: PreTrainedModel,
-    pipeline: Pipeline,
-    stops: Stops,
-) -> list[Sample]:
-    """Answers to the first held-out prompts before training; those of the first start where the run is resumed."""
-    if options.resume and (known := read_samples(folder)) is not None:
-        return known
-    samples = []
-    for item in islice(_with_prompt(items), options.samples):
-        before, last = item.example.messages[-2], item.example.messages[-1]
-        prompt = before.content + (f"\n\n{before.context}" if before.context else "")
-        answer = _answer(model, pipeline, item.example, stops, options.max_new_tokens)
-        samples.append(Sample(prompt=prompt, reference=last.content, before=answer))
-    write_samples(folder, samples)
-    return samples
-
-
-def _with_prompt(items: Iterable[Prepared]) -> Iterator[Prepared]:
-    """Those in which something comes before the last answer."""
-    return (item for item in items if len(item.example.messages) > 1)
-
-
-def _answer(model: PreTrainedModel, pipeline: Pipeline, example: Example, stops: Stops, longest: int) -> str:
-    assert pipeline.tokenizer is not None
-    answer = generate(
-        model,
-        pipeline.prompt_ids(example),
-        decode=pipeline.tokenizer.decode,
-        max_new_tokens=longest,
-        stop_ids=stops.ids,
-        stop_strings=stops.strings,
-    )
-    return answer.text.strip()
 
 
 def _pad_id(tokenizer: Tokenizer, stops: Stops) -> int | None:
