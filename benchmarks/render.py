@@ -14,20 +14,21 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from templatekit.config import DataOptions
+from templatekit.formats.plans import without_plans
 from templatekit.pipeline import Pipeline
 from templatekit.registry import create_registry
-from templatekit.types import Record
+from templatekit.types import Example, Record
 from templatekit.workers import converted, converted_by_workers
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -131,7 +132,8 @@ def measure(one: Set, folder: Path, *, trl: bool) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in one.rows), encoding="utf-8")
     pipeline = pipeline_of(one, file)
     assert pipeline.tokenizer is not None
-    texts = [item.rendered.text for item in pipeline.run(pipeline.open())]
+    prepared = [*pipeline.run(pipeline.open())]
+    texts = [item.rendered.text for item in prepared]
     backend = pipeline.tokenizer.backend(control=True, prefix=True)
     bare = min(timed(lambda: backend.encode_batch_fast(texts, add_special_tokens=False)) for _ in range(3))
     print(f"{one.name}: {len(one.rows):,} rows, {pipeline.counts.tokens / len(texts):.0f} tokens a text")
@@ -143,6 +145,7 @@ def measure(one: Set, folder: Path, *, trl: bool) -> None:
     }
     for name, work in contenders.items():
         report(name, min(timed(work) for _ in range(2)), bare, len(one.rows))
+    compare_rendering(pipeline, [item.example for item in prepared])
     if trl:
         measure_theirs(one, texts, bare)
 
@@ -169,6 +172,24 @@ def write(one: Set, file: Path, folder: Path, *, workers: int = 1, **options: An
         parts = converted_by_workers(pipeline, pipeline.open(), exporter, workers=workers)
     with (folder / "rows.parquet").open("wb") as output:
         exporter.write_converted((part.content for part in parts), output)
+
+
+def render_all(pipeline: Pipeline, examples: list[Example]) -> None:
+    """Texts, origins and targets, without a tokenizer's work."""
+    for example in examples:
+        for sample in pipeline.template.samples(example, pipeline.special_tokens):
+            _ = sample.rendered.text, sample.rendered.spans, sample.rendered.target_spans
+
+
+def compare_rendering(pipeline: Pipeline, examples: list[Example]) -> None:
+    """Rendering alone: by plans, and each example as if it were the first."""
+    planned = best_of(3, partial(render_all, pipeline, examples)) / len(examples)
+    few = examples[: len(examples) // 10]
+    with without_plans():
+        anew = best_of(3, partial(render_all, pipeline, few)) / len(few)
+    print(
+        f"  rendering alone: {planned * 1e6:.1f} µs a row, without plans {anew * 1e6:.1f}, ratio {anew / planned:.1f}"
+    )
 
 
 def measure_theirs(one: Set, texts: list[str], bare: Cost) -> None:

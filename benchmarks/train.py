@@ -1,20 +1,25 @@
-"""Training steps on the CPU, side by side: TRL's trainer, padded batches, plain packs, packs that share prefixes.
+"""Training steps side by side: TRL's trainer, padded batches, plain packs, packs that share prefixes, LoRA.
 
-All train every weight of the small built-in model on the same rows, the same steps and the same targets; each runs in
-a process of its own, so that its peak memory is its own. The loss and the gradient's norm of the first step stand
-beside the speed: they show that it is the same work. With `--pairs`, steps of direct preference optimization instead:
-each answer with its own prompt, and answers that share it; what the starting weights are asked is counted apart.
+All but `lora` train every weight of the small built-in model on the same rows, the same steps and the same targets;
+each runs in a process of its own, so that its peak memory is its own. The loss and the gradient's norm of the first
+step stand beside the speed: they show that it is the same work. `trl-4` is TRL with 4 rows a pass and as many passes a
+step as give the same effective batch; its best is the fastest of them. Memory is what a run took at its peak above
+weights, gradients and the optimizer's state, which takes two steps to show: the first begins without them.
+
+With `--pairs`, steps of direct preference optimization instead: each answer with its own prompt, and answers that share
+it; what the starting weights are asked is counted apart.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +35,14 @@ from templatekit.types import TokenizedExample, TokenizedPair
 MODEL = "smollm2-135m-instruct"
 TEMPLATE = "alpaca"
 RATE = 1e-5
-OURS: dict[str, dict[str, bool]] = {"padded": {"packing": False}, "packed": {"share": False}, "shared": {}}
+OURS: dict[str, dict[str, bool]] = {
+    "padded": {"packing": False},
+    "packed": {"share": False},
+    "shared": {},
+    "lora": {"lora": True},
+}
+PEAK = Path("/proc/self/clear_refs")
+"""Where Linux takes a 5 for: begin the process's peak memory anew."""
 LONGEST_ANSWER = 1024
 """Tokens of a prompt with its answer; longer pairs are left out."""
 
@@ -53,15 +65,24 @@ def pairs_from(path: str, count: int) -> list[TokenizedPair]:
     return pairs_of(pipeline.run(records))[:count]
 
 
-def run_ours(options: FinetuneOptions, items: list[TokenizedExample] | list[TokenizedPair]) -> dict[str, Any]:
+def run_ours(
+    options: FinetuneOptions, items: list[TokenizedExample] | list[TokenizedPair], *, profiled: bool
+) -> dict[str, Any]:
     """Our own step, once over the examples, or over the pairs."""
     import torch
 
+    from benchmarks.profile import shares
+    from templatekit.training.checkpoint import trainable
     from templatekit.training.dpo import REFERENCE, Preferences, judge
-    from templatekit.training.model import load_model
+    from templatekit.training.lora import attach_lora
+    from templatekit.training.memory import keep_freed_memory
+    from templatekit.training.model import load_model, resolve_device
     from templatekit.training.step import Computation, Objective, train_step
 
-    model = load_model(resolve_model(MODEL, create_registry()), device=torch.device("cpu"))
+    model = load_model(resolve_model(MODEL, create_registry()), device=resolve_device(options.device))
+    if options.lora:
+        model = attach_lora(model, rank=options.lora_rank, alpha=options.lora_alpha, seed=options.seed)
+    keep_freed_memory()
     objective: Objective[Any] = Computation.of(model, options)
     examples: list[Any] = list(items)
     more = {}
@@ -72,24 +93,54 @@ def run_ours(options: FinetuneOptions, items: list[TokenizedExample] | list[Toke
             examples = list(judge(objective, examples, path=Path(folder) / REFERENCE, identity={}, warn=click.echo))
         more = {"reference_seconds": time.perf_counter() - start}
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=RATE, weight_decay=0.0, fused=True)
     steps = [
         list(range(start, min(start + options.batch_size, len(examples))))
         for start in range(0, len(examples), options.batch_size)
     ]
+
+    def step(documents: list[int]) -> Any:
+        return train_step(objective, optimizer, examples, documents, clip_norm=1.0)
+
+    if profiled:
+        step(steps[0])  # in which memory is taken and kernels are made
+        return {"shares": shares(lambda: step(steps[0]))}
+    peak = begin_peak()
     start = time.perf_counter()
-    numbers = [train_step(objective, optimizer, examples, step, clip_norm=1.0) for step in steps]
+    numbers = [step(documents) for documents in steps]
+    if objective.computation.model.device.type == "cuda":
+        torch.cuda.synchronize()
     return {
         **more,
         "seconds": time.perf_counter() - start,
         "computed_tokens": sum(step.computed_tokens for step in numbers),
         "loss": numbers[0].loss,
         "grad_norm": numbers[0].grad_norm,
+        "above": peak() - state_gib(model),
     }
 
 
-def run_trl(options: FinetuneOptions, examples: list[TokenizedExample]) -> dict[str, Any]:
-    """TRL's trainer on the same ids and labels."""
+def begin_peak() -> Callable[[], float]:
+    """Begins to watch; gives what tells the GiB that the process has taken since, at its peak."""
+    if not PEAK.exists():
+        return lambda: math.nan
+    PEAK.write_text("5")
+
+    def resident(key: str) -> float:
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(lines[key].split()[0]) / 2**20
+
+    before = resident("VmRSS")
+    return lambda: resident("VmHWM") - before
+
+
+def state_gib(model: Any) -> float:
+    """What gradients and AdamW's moments take; the weights were there before."""
+    return 3 * sum(w.numel() * w.element_size() for w in model.parameters() if w.requires_grad) / 2**30
+
+
+def run_trl(options: FinetuneOptions, examples: list[TokenizedExample], rows: int) -> dict[str, Any]:
+    """TRL's trainer on the same ids and labels, so many rows a pass."""
     import datasets
     import torch
     from transformers import AutoTokenizer
@@ -109,7 +160,8 @@ def run_trl(options: FinetuneOptions, examples: list[TokenizedExample]) -> dict[
         )
         config = SFTConfig(
             output_dir=folder,
-            per_device_train_batch_size=options.batch_size,
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=options.batch_size // rows,
             num_train_epochs=1,
             learning_rate=RATE,
             lr_scheduler_type="constant",
@@ -125,20 +177,22 @@ def run_trl(options: FinetuneOptions, examples: list[TokenizedExample]) -> dict[
             disable_tqdm=True,
         )
         trainer = SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
+        peak = begin_peak()
         start = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - start
+        above = peak() - state_gib(model)
         first = trainer.state.log_history[0]
-    width = options.batch_size
     computed = sum(
         len(batch) * max(map(len, batch))
-        for batch in (examples[start : start + width] for start in range(0, len(examples), width))
+        for batch in (examples[start : start + rows] for start in range(0, len(examples), rows))
     )
     return {
         "seconds": seconds,
         "computed_tokens": computed,
         "loss": float(first["loss"]),
         "grad_norm": float(first["grad_norm"]),
+        "above": above,
     }
 
 
@@ -146,64 +200,69 @@ def run_trl(options: FinetuneOptions, examples: list[TokenizedExample]) -> dict[
 @click.option("--rows", help="A file of records; the bundled set if left out.")
 @click.option("--pairs", help="A file of preference pairs: DPO, on `--count` of them.")
 @click.option("--count", default=96, show_default=True, help="Rows to train on.")
-@click.option("--batch-size", default=8, show_default=True, help="Rows a step.")
-@click.option("--variants", help="Of trl, padded, packed and shared; by default all, with --pairs the last two.")
+@click.option("--batch-size", default="8", show_default=True, help="Rows a step; several as 8,32,96.")
+@click.option("--variants", help="Of trl, trl-N, padded, packed, shared, lora; with --pairs of packed and shared.")
+@click.option("--pack-tokens", default=2048, show_default=True, help="Budget of one pass.")
 @click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
 @click.option("--threads", default=2, show_default=True)
+@click.option("--profile", "profiled", is_flag=True, help="Show where the time of a step goes instead; ours alone.")
 @click.option("--alone", is_flag=True, hidden=True, help="Run the one variant here and print its numbers.")
 def main(
     rows: str | None,
     pairs: str | None,
     count: int,
-    batch_size: int,
+    batch_size: str,
     variants: str | None,
+    pack_tokens: int,
     precision: str,
     threads: int,
+    profiled: bool,
     alone: bool,
 ) -> None:
-    variants = variants or ("packed,shared" if pairs else "trl,padded,packed,shared")
+    variants = variants or ("packed,shared" if pairs else "trl-4,trl-8,padded,packed,shared,lora")
     if alone:
         import torch
 
         torch.set_num_threads(threads)
-        options = FinetuneOptions.parse(
-            {
-                "batch_size": batch_size,
-                "lora": False,
-                "precision": precision,
-                "method": "dpo" if pairs else "sft",
-                **OURS.get(variants, {}),
-            }
-        )
-        if pairs:
-            items = pairs_from(pairs, count)
-            numbers = run_ours(options, items)
-            tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in items)
+        values = {"batch_size": int(batch_size), "lora": False, "precision": precision, "pack_tokens": pack_tokens}
+        values["method"] = "dpo" if pairs else "sft"
+        options = FinetuneOptions.parse({**values, "learning_rate": RATE, **OURS.get(variants, {})})
+        items = pairs_from(pairs, count) if pairs else examples_of(rows, count)
+        peer, _, width = variants.partition("-")
+        if peer == "trl":
+            numbers = run_trl(options, items, int(width or batch_size))
         else:
-            examples = examples_of(rows, count)
-            numbers = run_trl(options, examples) if variants == "trl" else run_ours(options, examples)
-            tokens = sum(map(len, examples))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        click.echo(json.dumps({"variant": variants, "tokens": tokens, "peak_gib": peak, **numbers}))
+            numbers = run_ours(options, items, profiled=profiled)
+        tokens = sum(len(i.chosen) + len(i.rejected) if isinstance(i, TokenizedPair) else len(i) for i in items)
+        click.echo(json.dumps({"tokens": tokens, **numbers}))
         return
     what = f"{pairs}, {count} pairs" if pairs else f"{rows or 'starter'}, {count} rows"
-    click.echo(f"{what}, {batch_size} a step, {precision}, {threads} threads")
-    first = None
-    for variant in variants.split(","):
-        command = [sys.executable, "-m", "benchmarks.train", *sys.argv[1:], "--variants", variant, "--alone"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            click.echo(f"{variant:8} failed: {done.stderr.strip().splitlines()[-1]}")
-            continue
-        numbers = json.loads(done.stdout.splitlines()[-1])
-        speed = numbers["tokens"] / numbers["seconds"]
-        first = first or speed
-        click.echo(
-            f"{variant:8} {speed:7.1f} tokens/s  x {speed / first:4.2f}  {numbers['tokens']:,} tokens, "
-            f"{numbers['computed_tokens']:,} computed  peak {numbers['peak_gib']:.1f} GiB  "
-            f"first loss {numbers['loss']:.4f}, gradient {numbers['grad_norm']:.4f}"
-            + (f", reference {numbers['reference_seconds']:.0f} s" if pairs else "")
-        )
+    for size in map(int, batch_size.split(",")):
+        click.echo(f"{what}, {size} a step, {precision}, {threads} threads")
+        best = None
+        for variant in variants.split(","):
+            if variant.startswith("trl") and (profiled or size % int(variant.partition("-")[2] or size)):
+                continue
+            own = ["--batch-size", str(size), "--variants", variant, "--alone"]
+            command = [sys.executable, "-m", "benchmarks.train", *sys.argv[1:], *own]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                click.echo(f"{variant:8} failed: {done.stderr.strip().splitlines()[-1]}")
+                continue
+            numbers = json.loads(done.stdout.splitlines()[-1])
+            if profiled:
+                click.echo(f"{variant}\n" + "\n".join(f"  {s:6.1%} {kind}" for kind, s in numbers["shares"].items()))
+                continue
+            speed = numbers["tokens"] / numbers["seconds"]
+            if variant.startswith("trl"):
+                best = max(best or 0.0, speed)
+            beside = f"x {speed / best:5.2f}  " if best else ""
+            click.echo(
+                f"{variant:8} {speed:7.1f} tokens/s  {beside}{numbers['tokens']:,} tokens, "
+                f"{numbers['computed_tokens']:,} computed  {numbers['above']:.2f} GiB above the state  "
+                f"first loss {numbers['loss']:.4f}, gradient {numbers['grad_norm']:.4f}"
+                + (f", reference {numbers['reference_seconds']:.0f} s" if pairs else "")
+            )
 
 
 if __name__ == "__main__":

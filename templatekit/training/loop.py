@@ -32,6 +32,7 @@ from templatekit.training.checkpoint import (
 from templatekit.training.distributed import ALONE, World
 from templatekit.training.dpo import HELD_OUT_REFERENCE, REFERENCE, Preferences, judge
 from templatekit.training.held_out import best_step, is_stuck
+from templatekit.training.memory import keep_freed_memory
 from templatekit.training.metrics import Line, MetricsFile
 from templatekit.training.order import StepOrder, total_steps
 from templatekit.training.schedule import learning_rate
@@ -109,6 +110,8 @@ def train(
     computation = Computation.of(model, options, world)
     optimizer = _optimizer(model, options)
     identity = _identity(options, computation, len(examples), identity or {})
+    if model.device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(options.seed + world.rank)
     objective, examples, held_out = _objective(computation, options, examples, held_out, folder, identity, warn)
     start = _resume(folder, model, optimizer, identity, options.resume, world, warn)

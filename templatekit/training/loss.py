@@ -16,10 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from templatekit.training.collate import Batch
+from templatekit.training.head_loss import linear_losses
 
 LOGITS_AT_ONCE = 2**24
-"""Logits computed together, as numbers: 64 MiB in fp32. Beyond that they are computed in chunks, and again in the
-backward pass, so that memory does not grow with targets times vocabulary."""
+"""Logits of a head that is more than a product, computed together, as numbers: 64 MiB in fp32. Beyond that they are
+computed in chunks, and again in the backward pass, so that memory does not grow with targets times vocabulary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,19 @@ class Head:
     projection: nn.Module
     softcap: float | None
     """Gemma's: logits pass through `softcap * tanh(logits / softcap)`."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one matrix product and no more, of a weight that lies here whole, and nobody listens to it."""
+        projection = self.projection
+        hooks = (projection._forward_hooks, projection._forward_pre_hooks, projection._backward_hooks)
+        return (
+            type(projection) is nn.Linear
+            and type(projection.weight) is nn.Parameter
+            and getattr(projection, "bias", None) is None
+            and self.softcap is None
+            and not any(hooks)
+        )
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits in fp32 or wider, shape (tokens, vocabulary), of hidden states of shape (tokens, width)."""
@@ -78,6 +92,11 @@ class TargetLosses(nn.Module):
             return cross_entropy(_wide(logits), batch.targets, reduction="none")
         states = cast("Any", self.model).get_decoder()(**inputs).last_hidden_state
         hidden = states.flatten(0, 1).index_select(0, batch.target_positions)
+        if self.head.is_plain:
+            device = hidden.device.type
+            if torch.is_autocast_enabled(device):
+                hidden = hidden.to(torch.get_autocast_dtype(device))
+            return linear_losses(hidden, cast("nn.Linear", self.head.projection).weight, batch.targets)
         size = max(1, LOGITS_AT_ONCE // self.model.config.get_text_config().vocab_size)
         if len(batch.targets) <= size:
             return _chunk(self.head, hidden, batch.targets)

@@ -16,8 +16,8 @@ METRICS = "metrics.jsonl"
 Line: TypeAlias = Mapping[str, float]
 """A step's: `step`, `loss`, `learning_rate`, `grad_norm`, `tokens`, `computed_tokens`, `padded_tokens`,
 `target_tokens`, `seconds`. An evaluation's: `step`, `eval_loss`, `seconds`. With DPO both have `reward_chosen`,
-`reward_rejected`, `reward_margin` and `reward_accuracy` too, means over pairs; an evaluation's begin with `eval_`. Steps
-count from 1; 0 is the model as it came."""
+`reward_rejected`, `reward_margin` and `reward_accuracy` too, means over pairs; an evaluation's begin with `eval_`.
+Steps count from 1; 0 is the model as it came."""
 
 
 def read_metrics(path: Path) -> list[Line]:

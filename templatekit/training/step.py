@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, cast
 
 import torch
@@ -18,6 +18,7 @@ from templatekit.packing import pack, pack_examples, pack_groups
 from templatekit.training.attention import isolate, supports_isolation
 from templatekit.training.collate import Batch, collate_packed, collate_padded, idle
 from templatekit.training.distributed import ALONE, World, divide, holding_back, whole
+from templatekit.training.fused import Fusion, fuse
 from templatekit.training.loss import Head, TargetLosses, head_of
 from templatekit.training.model import computes_in_bf16, drops_out, unwrap
 from templatekit.types import TokenizedExample
@@ -110,6 +111,8 @@ class Computation:
     batch_size: int
     bf16: bool
     world: World = ALONE
+    fusion: Fusion = field(default_factory=Fusion)
+    """What of the model is computed in fewer passes, to the same result."""
 
     @classmethod
     def of(cls, model: PreTrainedModel, options: FinetuneOptions, world: World = ALONE) -> Computation:
@@ -122,6 +125,7 @@ class Computation:
         if reason is not None:
             raise ConfigError(f"packing: {reason}; use --no-packing")
         head = head_of(causal)
+        fusion = fuse(causal)  # while its weights are whole
         return cls(
             model=causal,
             head=head,
@@ -132,6 +136,7 @@ class Computation:
             batch_size=options.batch_size,
             bf16=computes_in_bf16(options.precision, causal.device),
             world=world,
+            fusion=fusion,
         )
 
     @property
@@ -184,7 +189,8 @@ class Computation:
     @contextmanager
     def target_losses(self, batch: Batch) -> Iterator[Tensor]:
         """Shape (targets,). The backward pass belongs inside, where examples are kept apart."""
-        with isolate(self.model, batch.segments) if batch.segments is not None else nullcontext():
+        apart = isolate(self.model, batch.segments) if batch.segments is not None else nullcontext()
+        with apart, self.fusion.active():
             with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
                 losses = cast("Tensor", self.losses(batch))
             yield losses

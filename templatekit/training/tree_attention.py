@@ -25,6 +25,9 @@ from templatekit.types import Segment
 
 LONG = 512
 """Keys from which a product goes through PyTorch's kernel, which holds no scores."""
+KEPT = 128
+"""Keys up to which the weights of the forward pass are kept for the backward one. They are small beside a layer's other
+states then; of longer rows they are computed again."""
 
 _kernel: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _kernel_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -116,19 +119,24 @@ class _TreeAttention(Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout, scale: float) -> Tensor:
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
         heads = k.shape[1]
-        parts = []
+        parts, kept = [], []
         for group in layout.groups:
             block = _own_block(q, k, v, group, scale)
-            parts.append([_from_rows(states, group, heads) for states in block.attend()])
+            part, part_total, weights = block.attend()
+            parts.append([_from_rows(states, group, heads) for states in (part, part_total)])
+            # In the backward pass the weights count as a share of all that a query sees: of this and of its prefixes.
+            kept += [weights, part_total]
         output, total = (torch.cat(part).index_select(0, layout.places) for part in zip(*parts, strict=True))
         if layout.prefixes:
             output = output.to(total.dtype)
         for prefix in layout.prefixes:
             own, run = slice(prefix.start, prefix.end), slice(prefix.end, prefix.behind)
             block = _cross_block(q[run], k[own], v[own], scale)
-            _join(output[run], total[run], *(_from_row(states, heads, run) for states in block.attend()))
+            part, part_total, weights = block.attend()
+            _join(output[run], total[run], *(_from_row(states, heads, run) for states in (part, part_total)))
+            kept += [weights, part_total]
         output = output.to(q.dtype)
-        ctx.save_for_backward(q, k, v, output, total)
+        ctx.save_for_backward(q, k, v, output, total, *kept)
         ctx.layout, ctx.scale = layout, scale
         return output[None]
 
@@ -136,7 +144,8 @@ class _TreeAttention(Function):
     @custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, output, total = ctx.saved_tensors
+        q, k, v, output, total, *kept = ctx.saved_tensors
+        made = iter(zip(kept[::2], kept[1::2], strict=True))
         layout: TreeLayout = ctx.layout
         heads = k.shape[1]
         grad = grad[0].to(q.dtype)
@@ -147,7 +156,9 @@ class _TreeAttention(Function):
             block = _own_block(q, k, v, group, ctx.scale)
             given = [_rows(states, group, heads) for states in (output, total)]
             given += [_rows(states, group, heads, padding=0) for states in (grad, delta)]
-            parts.append([_from_rows(states, group, heads) for states in block.gradients(*given)])
+            given += next(made)
+            gradients = block.gradients(*given)
+            parts.append([_from_rows(states, group, heads) for states in gradients])
         dq, dk, dv = (torch.cat(part).index_select(0, layout.places) for part in zip(*parts, strict=True))
         if layout.prefixes:
             dq, dk, dv = (states.to(total.dtype) for states in (dq, dk, dv))
@@ -155,7 +166,9 @@ class _TreeAttention(Function):
             own, run = slice(prefix.start, prefix.end), slice(prefix.end, prefix.behind)
             block = _cross_block(q[run], k[own], v[own], ctx.scale)
             given = [_row(states[run], heads) for states in (output, total, grad, delta)]
-            for states, at, part in zip((dq, dk, dv), (run, own, own), block.gradients(*given), strict=True):
+            given += next(made)
+            gradients = block.gradients(*given)
+            for states, at, part in zip((dq, dk, dv), (run, own, own), gradients, strict=True):
                 states[at] += _from_row(part, heads, at)
         return (*(states.to(q.dtype).transpose(0, 1)[None] for states in (dq, dk, dv)), None, None)
 
@@ -176,25 +189,38 @@ class _Block:
     causal: int | None = None
     """The keys of a row where they are causal: as many as queries of one head."""
 
-    def attend(self) -> tuple[Tensor, Tensor]:
-        """The outputs, shape of `query`, and the log-sum-exp of each query's scores, shape (rows, queries, 1)."""
+    def attend(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The outputs, shape of `query`; the log-sum-exp of each query's scores, shape (rows, queries, 1); the weights
+        of short rows, shape (rows, queries, keys), in the type of `value`.
+        """
         if self.key.shape[1] > LONG:
             laid = (self._laid(states) for states in (self.query, self.key, self.value))
             output, total = _kernel(*laid, 0.0, self.causal is not None, scale=self.scale)
-            return output.reshape(self.query.shape), total.reshape(*self.query.shape[:2], 1)
+            return output.reshape(self.query.shape), total.reshape(*self.query.shape[:2], 1), None
         scores = self._scores()
-        total = torch.logsumexp(scores, dim=-1, keepdim=True)
-        weights = scores.sub_(total).exp_().to(self.value.dtype)
-        return torch.bmm(weights, self.value), total
+        highest = scores.amax(-1, keepdim=True)
+        exponentials = scores.sub_(highest).exp_()
+        sums = exponentials.sum(-1, keepdim=True)
+        weights = exponentials.div_(sums).to(self.value.dtype)
+        kept = weights if self.key.shape[1] <= KEPT else None
+        return torch.bmm(weights, self.value), sums.log_().add_(highest), kept
 
-    def gradients(self, output: Tensor, total: Tensor, grad: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients of query, key and value, given the output and log-sum-exp over all that the queries see."""
+    def gradients(
+        self, output: Tensor, total: Tensor, grad: Tensor, delta: Tensor, kept: Tensor | None, own_total: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of query, key and value, given the output and log-sum-exp over all that the queries see.
+
+        `kept` and `own_total` are the weights and the log-sum-exp that `attend` gave, of this product alone.
+        """
         if self.key.shape[1] > LONG:
             states = (self._laid(states) for states in (grad, self.query, self.key, self.value, output))
             sums = self._laid(total).squeeze(-1)
             dq, dk, dv = _kernel_backward(*states, sums, 0.0, self.causal is not None, scale=self.scale)
             return dq.reshape(self.query.shape), dk.sum(1), dv.sum(1)
-        weights = self._scores().sub_(total).exp_()
+        if kept is None:
+            weights = self._scores().sub_(total).exp_()
+        else:
+            weights = kept * (own_total - total).exp_()
         dv = torch.bmm(weights.to(grad.dtype).transpose(1, 2), grad)
         dscores = torch.bmm(grad.to(total.dtype), self.value.to(total.dtype).transpose(1, 2))
         dscores = dscores.sub_(delta).mul_(weights).mul_(self.scale).to(grad.dtype)

@@ -170,6 +170,7 @@ def test_the_summary_can_be_read_by_programs(templatekit: Templatekit, tmp_path:
         "left_out": {},
         "equal_pairs": 0,
         "early_pairs": 0,
+        "differing_prompts": 0,
         "unread_keys": {"id": 0},
     }
 

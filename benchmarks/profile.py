@@ -1,0 +1,43 @@
+"""Where the time of a training step goes, by kind of work."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+KINDS = {
+    "matrix products": {"mm", "addmm", "bmm", "baddbmm", "addmv_", "mkldnn_linear"},
+    "attention kernel": {"_scaled_dot_product_flash_attention_for_cpu"},
+    "casts and copies": {"copy_", "cat", "index_select", "gather", "index", "clone"},
+    "fresh memory": {"empty", "empty_strided", "fill_", "zero_", "resize_"},
+    "softmax": {
+        "_log_softmax",
+        "_log_softmax_backward_data",
+        "exp_",
+        "amax",
+        "logaddexp",
+        "log_",
+        "sub_",
+        "masked_fill_",
+    },
+    "activations": {"silu", "silu_backward", "gelu", "gelu_backward", "tanh", "tanh_backward"},
+    "norms": {"linalg_vector_norm", "native_layer_norm", "native_layer_norm_backward", "rsqrt_"},
+    "adding and scaling": {"mul", "mul_", "add", "add_", "addcmul_", "div", "div_", "sum", "sub"},
+    "optimizer": {"_fused_adamw_"},
+}
+
+
+def shares(step: Callable[[], Any]) -> dict[str, float]:
+    """The kinds' shares of one call's processor time; what is of no kind, and what Python itself takes, is `other`."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        step()
+    times: dict[str, float] = defaultdict(float)
+    for event in profiler.key_averages():
+        name = event.key.removeprefix("aten::").removesuffix("_backward" if "flash" in event.key else "\0")
+        kind = next((kind for kind, names in KINDS.items() if name in names), "other")
+        times[kind] += event.self_cpu_time_total
+    total = sum(times.values())
+    return {kind: time / total for kind, time in sorted(times.items(), key=lambda item: -item[1])}

@@ -1,0 +1,96 @@
+"""Cross-entropy of a linear head, a chunk of logits at a time, each of which becomes its own gradient in place.
+
+The logits of a few targets are a gigabyte where vocabularies are large, and every pass over them costs as much as the
+product that made them. Here a chunk goes through softmax in blocks that fit a processor's cache, and what is kept of it
+for the backward pass is the gradient of the loss, in the narrow type that the products take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import log_softmax
+
+CHUNK_BYTES = 2**26
+"""Logits that one product makes."""
+KEPT_BYTES = 2**27
+"""Gradients of logits that are kept for the backward pass; those of further targets are computed again there."""
+BLOCK = 2**19
+"""Logits that pass through softmax together on the CPU, as numbers: few enough for its cache."""
+
+
+def linear_losses(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """The cross-entropy of each target in nats, shape (targets,), of the logits `hidden @ head.T`.
+
+    Shapes (targets, width), (vocabulary, width), (targets,). The products are computed in the type of `hidden`, to
+    which `head` is cast; all else in fp32 or wider, as is the result.
+    """
+    wanted = torch.is_grad_enabled()
+    result: Tensor = _LinearLosses.apply(hidden, head.to(hidden.dtype), targets, wanted)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _LinearLosses(Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, wanted: bool) -> Tensor:
+        losses = hidden.new_empty(len(targets), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        kept: list[Tensor] = []
+        room = KEPT_BYTES if wanted else 0
+        with torch.autocast(hidden.device.type, enabled=False):
+            for own in _chunks(targets, head):
+                logits = hidden[own] @ head.t()
+                losses[own] = _to_gradient(logits, targets[own])
+                room -= logits.numel() * logits.element_size()
+                if room >= 0:
+                    kept.append(logits)
+        ctx.save_for_backward(hidden, head, targets, *kept)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, head, targets, *kept = ctx.saved_tensors
+        of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        of_head: Tensor | None = None
+        with torch.autocast(hidden.device.type, enabled=False):
+            for number, own in enumerate(_chunks(targets, head)):
+                if number < len(kept):
+                    gradient = kept[number]
+                else:
+                    gradient = hidden[own] @ head.t()
+                    _to_gradient(gradient, targets[own])
+                factor = grad[own, None]
+                if of_hidden is not None:
+                    of_hidden[own] = (gradient @ head) * factor
+                if ctx.needs_input_grad[1]:
+                    part = gradient.t() @ (hidden[own] * factor).to(hidden.dtype)
+                    # Over several chunks it is summed up in fp32 or wider, as over several micro-batches.
+                    of_head = part if of_head is None else of_head.to(grad.dtype).add_(part)
+        if ctx.needs_input_grad[1]:
+            of_head = torch.zeros_like(head) if of_head is None else of_head.to(head.dtype)
+        return of_hidden, of_head, None, None
+
+
+def _chunks(targets: Tensor, head: Tensor) -> Iterator[slice]:
+    size = max(1, CHUNK_BYTES // (head.shape[0] * head.element_size()))
+    return (slice(start, min(start + size, len(targets))) for start in range(0, len(targets), size))
+
+
+def _to_gradient(logits: Tensor, targets: Tensor) -> Tensor:
+    """The losses of a chunk; its logits become their gradients, in place."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    losses = logits.new_empty(len(targets), dtype=wide)
+    size = max(1, BLOCK // logits.shape[1]) if logits.device.type == "cpu" else len(targets)
+    for start in range(0, len(targets), size):
+        own = slice(start, start + size)
+        index = targets[own, None]
+        each = log_softmax(logits[own], dim=-1, dtype=wide)
+        losses[own] = -each.gather(1, index)[:, 0]
+        each.exp_().scatter_add_(1, index, -torch.ones_like(index, dtype=wide))
+        logits[own] = each
+    return losses
