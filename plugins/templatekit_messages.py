@@ -1,5 +1,6 @@
 """Conversations as OpenAI's chat API has them: messages with role and content."""
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ from templatekit import (
     Message,
     Record,
     RecordError,
+    RecordExporter,
     as_function,
     hookimpl,
     objects_of,
@@ -169,7 +171,49 @@ def _reasoning(value: Mapping[str, Any], where: str) -> str:
     return next(iter(found.values()), "")
 
 
+class OpenAI(RecordExporter):
+    """OpenAI's fine-tuning files: `messages` and `tools`, with weights 0 and 1, and calls whose arguments are JSON."""
+
+    def laid_out(self, record: Mapping[str, Any], example: Example) -> Mapping[str, Any]:
+        """The record; what OpenAI's files have no key for is refused."""
+        for index, (message, written) in enumerate(zip(example.messages, record["messages"], strict=True)):
+            where = f"messages[{index}]"
+            if message.role not in ("system", "developer", "user", "assistant", "tool"):
+                raise self.refusal(f"{where}.role={message.role!r}")
+            if message.reasoning:
+                raise self.refusal(f"{where}.reasoning")
+            if message.role != "assistant":
+                written.pop("weight", None)
+            elif message.weight not in (0, 1):
+                raise self.refusal(f"{where}.weight={message.weight:g}; expected 0 or 1")
+            elif message.weight == 0:
+                written["weight"] = 0
+            for call in written.get("tool_calls", ()):
+                if not call.get("id"):
+                    raise self.refusal(f"{where}: a tool call without an id")
+            if calls := written.get("tool_calls"):
+                written["tool_calls"] = [_with_json(call) for call in calls]
+        if example.documents:
+            raise self.refusal("documents")
+        if example.messages[-1].role != "assistant":
+            raise self.refusal(f"a conversation that ends with {example.messages[-1].role!r}")
+        return record
+
+
+def _with_json(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = dict(call["function"])
+    if not isinstance(function.get("arguments"), str):
+        function["arguments"] = json.dumps(function.get("arguments", {}), ensure_ascii=False)
+    return {**call, "function": function}
+
+
 @hookimpl
 def templatekit_adapters() -> Iterable[Adapter]:
     """One adapter."""
     return [Messages()]
+
+
+@hookimpl
+def templatekit_exporters() -> Iterable[RecordExporter]:
+    """OpenAI's files, which many trainers read."""
+    return [OpenAI(Messages(), name="openai", description="OpenAI's fine-tuning JSON Lines: messages, tools")]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from templatekit_messages import Messages
 from templatekit_sharegpt import ShareGPT
 
-from templatekit import Adapter, Example, Message, Record, RecordError, hookimpl, text_of, tools_of
+from templatekit import Adapter, Example, Message, Record, RecordError, RecordExporter, hookimpl, text_of, tools_of
 
 READ = Messages.inner_keys["messages"] | ShareGPT.inner_keys["conversations"]
 """The keys that are read inside a message of either spelling."""
@@ -86,3 +86,9 @@ def written(messages: Iterable[Message], *, role: str) -> Any:
 def templatekit_adapters() -> Iterable[Adapter]:
     """One adapter."""
     return [PromptCompletion()]
+
+
+@hookimpl
+def templatekit_exporters() -> Iterable[RecordExporter]:
+    """Its files, as TRL reads them."""
+    return [RecordExporter(PromptCompletion())]

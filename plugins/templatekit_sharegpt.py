@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from templatekit import (
     WEIGHT_KEYS,
     Adapter,
     Example,
+    FolderExporter,
     Message,
     Record,
     RecordError,
+    RecordExporter,
     hookimpl,
     text_of,
     tools_of,
@@ -122,3 +125,43 @@ def _calls(text: str, where: str) -> tuple[Mapping[str, Any], ...]:
 def templatekit_adapters() -> Iterable[Adapter]:
     """One adapter."""
     return [ShareGPT()]
+
+
+class LlamaFactory(FolderExporter):
+    """LLaMA-Factory's ShareGPT layout: rows, and the `dataset_info.json` that names their columns."""
+
+    name: ClassVar[str] = "llama-factory"
+    description: ClassVar[str] = "a folder for LLaMA-Factory: ShareGPT rows, and dataset_info.json"
+    whole_records: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self._rows = RecordExporter(ShareGPT(), name=self.name)
+
+    def admit(self, sample: Any) -> dict[str, Any]:
+        """The row; a weight, a role out of turn and what ShareGPT cannot say are refused."""
+        record = dict(self._rows.admit(sample))
+        turns = list(record["conversations"])
+        system = turns.pop(0)["value"] if turns[0]["from"] == "system" else ""
+        for index, turn in enumerate(turns):
+            if "weight" in turn:
+                raise self._rows.refusal(f"a weight of {turn['weight']:g}")
+            if turn["from"] not in (("human", "observation"), ("gpt", "function_call"))[index % 2]:
+                raise self._rows.refusal(f"{turn['from']!r} as turn {index}: questions and answers take turns there")
+        if len(turns) % 2:
+            raise self._rows.refusal("a question without an answer at the end")
+        return {"conversations": turns, "system": system, "tools": record.get("tools", "")}
+
+    def write_folder(self, items: Iterable[dict[str, Any]], folder: Path) -> int:
+        """A line for each conversation."""
+        with (folder / "train.jsonl").open("wb") as file:
+            count = self._rows.write(items, file)
+        columns = {"messages": "conversations", "system": "system", "tools": "tools"}
+        info = {"train": {"file_name": "train.jsonl", "formatting": "sharegpt", "columns": columns}}
+        (folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        return count
+
+
+@hookimpl
+def templatekit_exporters() -> Iterable[FolderExporter | RecordExporter]:
+    """ShareGPT's files, and LLaMA-Factory's folders of them."""
+    return [RecordExporter(ShareGPT()), LlamaFactory()]

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from templatekit.contracts import (
         WEIGHT_KEYS,
         Adapter,
-        Exporter,
         ModelResolver,
         Source,
         TemplateFile,
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from templatekit.formats import Template, load_template
     from templatekit.hookspecs import hookimpl
     from templatekit.registry import Registry, create_registry
+    from templatekit.sinks import Exporter, FolderExporter, RecordExporter
     from templatekit.tokens.tokenizer import Tokenizer
     from templatekit.training.run import Run, finetune
     from templatekit.types import (
@@ -64,7 +64,6 @@ _HOMES = {
     "contracts": (
         "WEIGHT_KEYS",
         "Adapter",
-        "Exporter",
         "ModelResolver",
         "Source",
         "TemplateFile",
@@ -90,6 +89,7 @@ _HOMES = {
     "hookspecs": ("hookimpl",),
     "calls": ("prepare", "render"),
     "registry": ("Registry", "create_registry"),
+    "sinks": ("Exporter", "FolderExporter", "RecordExporter"),
     "tokens.tokenizer": ("Tokenizer",),
     "training.run": ("Run", "finetune"),
     "types": (
@@ -119,6 +119,7 @@ __all__ = [
     "Example",
     "Exporter",
     "FinetuneOptions",
+    "FolderExporter",
     "LossSpan",
     "Message",
     "ModelResolver",
@@ -128,6 +129,7 @@ __all__ = [
     "PreferenceExample",
     "Record",
     "RecordError",
+    "RecordExporter",
     "Registry",
     "RenderedText",
     "Run",

@@ -11,7 +11,8 @@ from templatekit.config import DataOptions
 from templatekit.contracts import Adapter
 from templatekit.errors import ConfigError, RecordError, shorten
 from templatekit.formats.template import Template
-from templatekit.pipeline import Pipeline
+from templatekit.mixture import Mixture
+from templatekit.pipeline import Batch, Pipeline
 from templatekit.registry import Registry, create_registry
 from templatekit.sources import map_columns
 from templatekit.tokens.load import from_transformers
@@ -26,7 +27,7 @@ Address: TypeAlias = str | os.PathLike[str]
 
 
 def render(
-    records: Address | Iterable[Record],
+    records: Address | Iterable[Record] | None,
     *,
     adapter: str | Adapter | None = None,
     template: Address | Template = "alpaca",
@@ -34,18 +35,18 @@ def render(
     registry: Registry | None = None,
     **options: Any,
 ) -> Iterator[TokenizedExample | RenderedText]:
-    """Renders records, or the data set at an address, one by one.
+    """Renders records, or the data set at an address, or with None the sets that `mix` names, one by one.
 
     Yields `TokenizedExample`s, or `RenderedText`s without a tokenizer. `options` are the other fields of
     `DataOptions`: `train_on`, `max_length`, `columns`, `on_error`, … What is wrong with them is raised at once, what
     is wrong with a record when its turn comes.
     """
-    pipeline, found, source = _opened(records, adapter, template, tokenizer, registry, options)
-    return (item.result for item in pipeline.run(found, source=source))
+    batches = _batches(records, adapter, template, tokenizer, registry, options)
+    return (item.result for batch in batches for item in batch)
 
 
 def prepare(
-    records: Address | Iterable[Record],
+    records: Address | Iterable[Record] | None,
     *,
     tokenizer: Address | Tokenizer | PreTrainedTokenizerBase,
     adapter: str | Adapter | None = None,
@@ -62,12 +63,12 @@ def prepare(
 
     if tokenizer is None:
         raise ConfigError("tokenizer: found None; expected a folder, a name or a tokenizer")
-    pipeline, found, source = _opened(records, adapter, template, tokenizer, registry, options)
+    found = _batches(records, adapter, template, tokenizer, registry, options)
     ids, weights = pa.list_(pa.int32()), pa.list_(pa.float32())
     schema = pa.schema({"input_ids": ids, "labels": ids, "loss_weights": weights})
     weighted = False
     batches = []
-    for batch in pipeline.batches(found, source=source):
+    for batch in found:
         assert batch.columns is not None
         weighted |= batch.columns.is_weighted
         batches.append(pa.record_batch(token_arrays(batch.columns), schema=schema))
@@ -75,14 +76,16 @@ def prepare(
     return datasets.Dataset(table if weighted else table.drop_columns("loss_weights"))
 
 
-def _opened(
+def _batches(
     records: Any, adapter: Any, template: Any, tokenizer: Any, registry: Registry | None, options: Mapping[str, Any]
-) -> tuple[Pipeline, Iterator[Record | RecordError], str | None]:
-    """The stages, the records and their source's name: the calls take names and paths, or the things themselves."""
+) -> Iterator[Batch]:
+    """What comes of the records: the calls take names and paths, or the things themselves."""
     named = {"dataset": records, "adapter": adapter, "template": template, "tokenizer": tokenizer}
     addresses = {key: os.fspath(value) for key, value in named.items() if isinstance(value, (str, os.PathLike))}
     parsed = DataOptions.parse({**options, **addresses})
-    if isinstance(records, Mapping) or not isinstance(records, (str, os.PathLike, Iterable)):
+    if parsed.mix and records is not None:
+        raise ConfigError(f"records: found {shorten(records)} beside mix; expected None, as mix names its sets")
+    if not parsed.mix and (isinstance(records, Mapping) or not isinstance(records, (str, os.PathLike, Iterable))):
         raise ConfigError(
             f"records: found {type(records).__name__}; expected an address, or a list or another "
             "iterable of records (of a DatasetDict, one split)"
@@ -93,6 +96,13 @@ def _opened(
         raise ConfigError(f"template: found {shorten(template)}; expected a name, a .jinja file or a Template object")
     if tokenizer is not None and not isinstance(tokenizer, (str, os.PathLike, Tokenizer)):
         tokenizer = from_transformers(tokenizer)
+    if records is None and parsed.mix:
+        return Mixture(
+            parsed,
+            registry or create_registry(),
+            template=template if isinstance(template, Template) else None,
+            tokenizer=tokenizer if isinstance(tokenizer, Tokenizer) else None,
+        ).prepared_batches()
     pipeline = Pipeline(
         parsed,
         registry or create_registry(),
@@ -101,8 +111,8 @@ def _opened(
         tokenizer=tokenizer if isinstance(tokenizer, Tokenizer) else None,
     )
     if isinstance(records, (str, os.PathLike)):
-        return pipeline, pipeline.open(), parsed.dataset
-    return pipeline, pipeline.gathered(_mapped(records, parsed.columns)), None
+        return pipeline.batches(pipeline.open(), source=parsed.dataset)
+    return pipeline.batches(pipeline.gathered(_mapped(records, parsed.columns)))
 
 
 def _mapped(records: Iterable[object], columns: Mapping[str, str]) -> Iterator[Record | RecordError]:

@@ -12,6 +12,7 @@ import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from templatekit.errors import ConfigError, nearest, shorten
+from templatekit.expressions import Expression
 from templatekit.types import STANDARD_ROLES, Boundary, ControlTokens, TrainOn, Truncation
 
 Base = Literal["response", "content", "last", "all"]
@@ -19,6 +20,8 @@ _BASES: tuple[Base, ...] = get_args(Base)
 _FIELDS = ("content", "context", "reasoning", "tool_calls", "tool_call_id", "name")
 _OF_NO_MESSAGE = ("tools", "documents")
 _ANY = "*"
+_NEAR = 0.8
+"""The similarity from which texts are near duplicates, where none is named."""
 
 
 class TrainedParts(NamedTuple):
@@ -105,6 +108,32 @@ def _checked_train_on(text: TrainOn) -> TrainOn:
     return text
 
 
+def parse_dedup(text: str) -> float:
+    """The similarity from which texts are repeats, of `exact` (1), `near` (0.8) or `near=0.9`; `ConfigError`."""
+    name, equals, number = (part.strip() for part in text.partition("="))
+    if name == "exact" and not equals:
+        return 1.0
+    try:
+        threshold = float(number) if equals else _NEAR
+    except ValueError:
+        threshold = 0.0
+    if name != "near" or not 0.1 <= threshold < 1:
+        raise ConfigError(
+            f"dedup: found {text!r}; expected exact, near, or near with a similarity from 0.1 to below 1: near=0.8"
+        )
+    return threshold
+
+
+def _checked_filter(text: str) -> str:
+    Expression(text)
+    return text
+
+
+def _checked_dedup(text: str) -> str:
+    parse_dedup(text)
+    return text
+
+
 def _no_flag(value: object) -> object:
     """YAML's `yes` is no number, though Python would take it for 1."""
     if isinstance(value, bool):
@@ -159,7 +188,8 @@ class Options(BaseModel):
 def _explain(cls: type[Options], detail: Any) -> str:
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return f"unknown option {name!r}; {nearest(name, cls.model_fields)}"
+        known = MixedSet.model_fields if detail["loc"][0] == "mix" else cls.model_fields
+        return f"unknown option {name!r}; {nearest(str(detail['loc'][-1]), known)}"
     message = str(detail["msg"]).removeprefix("Value error, ").partition(", unable to")[0]
     expected = message.removeprefix("Input should be ")
     if expected != message:
@@ -167,10 +197,53 @@ def _explain(cls: type[Options], detail: Any) -> str:
     return f"{name}: found {shorten(detail['input'])}; {message[:1].lower()}{message[1:]}" if name else message
 
 
+class MixedSet(Options):
+    """One set of a mixture. What is left out is as in the options around it."""
+
+    dataset: str = Field(description="Where its records are.")
+    name: str | None = Field(None, description="Its name in rows and counts; by default where it is.")
+    weight: Annotated[float, BeforeValidator(_no_flag), Field(gt=0)] | None = Field(
+        None, description="How often it is drawn from, beside the others; 1 where others have a weight."
+    )
+    repeat: Positive = Field(1, description="How many times it is gone through.")
+    limit: Positive | None = Field(None, description="Read at most this many records of it.")
+    adapter: str | None = None
+    template: str | None = None
+    columns: dict[str, str] | None = None
+    chat_template_kwargs: dict[str, JsonLike] | None = None
+    filter: tuple[Annotated[str, AfterValidator(_checked_filter)], ...] = Field(
+        (), description="Conditions, beside those for all sets."
+    )
+
+
+def _mixed_set(value: object) -> object:
+    """A set as the command line has it, `ADDRESS,key=value,…`, as a mapping."""
+    if not isinstance(value, str):
+        return value
+    address, *settings = value.split(",")
+    found: dict[str, str] = {}
+    for setting in settings:
+        name, equals, text = (part.strip() for part in setting.partition("="))
+        if not (name and equals and text) or name in found:
+            raise ValueError(f"expected ADDRESS,key=value,… with each key once; found {setting!r}")
+        found[name.replace("-", "_")] = text
+    return {"dataset": address.strip(), **found}
+
+
 class DataOptions(Options):
     """From records to tokenized examples."""
 
     dataset: str = Field("starter", description="A file, a folder, a hub name, or `starter`, the bundled set.")
+    mix: tuple[Annotated[MixedSet, BeforeValidator(_mixed_set)], ...] = Field(
+        (),
+        description="Several sets in place of --dataset, one each time: `ADDRESS,weight=2,template=chatml,…`, with "
+        "name, weight, repeat, limit, adapter, template.",
+    )
+    mix_strategy: Literal["concat", "once", "first_exhausted", "all_exhausted"] | None = Field(
+        None,
+        description="One set after the other, or rows drawn by weight: each once, until one set ends, or until all "
+        "have, short ones anew. By default all_exhausted where a set has a weight, else concat.",
+    )
     adapter: str | None = Field(None, description="The shape of the records; told by their keys if left out.")
     columns: dict[str, str] = Field(
         default_factory=dict, description="Rename keys: `instruction=question,response=answer`."
@@ -208,6 +281,18 @@ class DataOptions(Options):
         "with less of their context, or with less of their last response.",
     )
     limit: Positive | None = Field(None, description="Read at most this many records.")
+    filter: tuple[Annotated[str, AfterValidator(_checked_filter)], ...] = Field(
+        (),
+        description="Keep the records that meet this condition on their columns, as `len(response) > 10`; may be given "
+        "several times.",
+    )
+    dedup: Annotated[str, AfterValidator(_checked_dedup)] | None = Field(
+        None, description="Leave out what repeats an earlier record: `exact`, or `near`, or `near=0.9`."
+    )
+    shuffle: Annotated[int, BeforeValidator(_no_flag), Field(ge=0)] | None = Field(
+        None, description="Take the records in an order that this seed decides."
+    )
+    shuffle_buffer: Positive = Field(10_000, description="Records that shuffling holds at a time.")
     on_error: Literal["stop", "skip"] = Field("stop", description="What a record that cannot be used does.")
 
     @model_validator(mode="after")
@@ -215,6 +300,17 @@ class DataOptions(Options):
         if self.truncation != "drop" and self.max_length is None:
             found = f"truncation={self.truncation!r}"
             raise ValueError(f"{found} counts tokens; found no max_length; expected --max-length too")
+        return self
+
+    @model_validator(mode="after")
+    def _check_mix(self) -> DataOptions:
+        if not self.mix and self.mix_strategy is not None:
+            raise ValueError(f"mix_strategy={self.mix_strategy!r} mixes several sets; found none; expected --mix too")
+        if self.mix and self.dataset != "starter":
+            raise ValueError(f"dataset={self.dataset!r} beside mix; expected one of them; name it as a --mix too")
+        weighted = [one.dataset for one in self.mix if one.weight is not None]
+        if weighted and self.mix_strategy == "concat":
+            raise ValueError(f"{weighted[0]!r} has a weight, and mix_strategy='concat' draws nothing; leave one out")
         return self
 
 

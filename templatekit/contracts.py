@@ -8,15 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 from templatekit.errors import RecordError, TemplateError, shorten
-from templatekit.types import Example, Record, RenderedText, TokenizedExample
-
-if TYPE_CHECKING:
-    from templatekit.columns import TokenizedColumns  # which needs NumPy
+from templatekit.types import Example, Record
 
 
 def text_of(record: Record, key: str, *, required: bool = True) -> str:
@@ -209,29 +205,3 @@ class ModelResolver(ABC):
     @abstractmethod
     def resolve(self, name: str) -> Path | None:
         """A folder that `transformers` loads, or a `.gguf` file; None where the name is not for this resolver."""
-
-
-class Exporter(ABC):
-    """Writes prepared examples to a file."""
-
-    name: ClassVar[str]
-    """Also the value of `render --format`."""
-    description: ClassVar[str] = ""
-    suffixes: ClassVar[tuple[str, ...]] = ()
-    """File endings that choose this exporter where no format is named."""
-
-    @abstractmethod
-    def write(self, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> int:
-        """Writes every example and returns their number. Without a tokenizer the examples are `RenderedText`s.
-
-        `file` may be a pipe: it is written from front to back. The caller opens it, and sees that a file is whole."""
-
-    def convert(self, columns: TokenizedColumns) -> Any:
-        """What is written for many tokenized examples, made in the process that made them: arrays, lines.
-
-        It must be of a kind that can be pickled. By default the examples one by one."""
-        return list(columns)
-
-    def write_converted(self, parts: Iterable[Any], file: BinaryIO) -> int:
-        """Writes what `convert` gave, in order, and returns the number of examples. By default `write` gets them."""
-        return self.write(chain.from_iterable(parts), file)

@@ -56,6 +56,12 @@ class Counts:
             rows.append(error.row)
         self.first_dropped.setdefault(error.reason, str(error))
 
+    def take_back(self, error: RecordError, *, row: bool) -> None:
+        """Counts a sample that came out and has no place where it was to go; `row` says whether its row goes too."""
+        self.samples -= 1
+        self.rows_out -= row
+        self.drop(error)
+
     def add(self, example: Example, *, both: bool = False) -> None:
         """Counts what an example leaves out of its record; of a preference pair one answer is used, or `both` are."""
         self.left_out.update(example.left_out)

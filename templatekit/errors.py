@@ -4,6 +4,7 @@
 TemplatekitError
 ├── SourceError(ValueError)        a file or data set cannot be read
 ├── RecordError(ValueError)        one row cannot be used; names file, row and field
+│   └── LeftOut                    one row that the options leave out
 ├── TemplateError(ValueError)      a template is wrong, or fails on a row
 ├── TokenizerError(ValueError)     a tokenizer cannot be loaded or lacks something
 ├── ConfigError(ValueError)        options that do not fit, singly or together
@@ -74,6 +75,10 @@ class RecordError(TemplatekitError, ValueError):
     def __str__(self) -> str:
         place = [str(part) for part in (self.source, self.row, self.field) if part is not None]
         return f"{':'.join(place)}: {self.message}" if place else self.message
+
+
+class LeftOut(RecordError):
+    """A row that the options leave out: counted under its reason, and nothing to stop at."""
 
 
 class TemplateError(TemplatekitError, ValueError):

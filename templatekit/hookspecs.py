@@ -12,7 +12,8 @@ from collections.abc import Iterable
 
 import pluggy
 
-from templatekit.contracts import Adapter, Exporter, ModelResolver, Source, TemplateFile
+from templatekit.contracts import Adapter, ModelResolver, Source, TemplateFile
+from templatekit.sinks import Sink
 
 PROJECT = "templatekit"
 """The name of the entry-point group, and the prefix of every hook."""
@@ -61,6 +62,10 @@ def templatekit_models() -> Iterable[ModelResolver]:
 
 
 @hookspec
-def templatekit_exporters() -> Iterable[Exporter]:
-    """Offer file formats for prepared examples: `render --format NAME`."""
+def templatekit_exporters() -> Iterable[Sink]:
+    """Offer formats for prepared examples: `render --format NAME`.
+
+    An `Exporter` writes a file of texts and ids, a `RecordExporter` conversations in an adapter's shape, a
+    `FolderExporter` a folder.
+    """
     raise NotImplementedError

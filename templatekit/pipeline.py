@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice, pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -13,12 +13,21 @@ from templatekit.columns import TokenizedColumns
 from templatekit.config import DataOptions, parse_train_on
 from templatekit.contracts import Adapter
 from templatekit.counts import Counts
-from templatekit.errors import NOTHING_TRAINED, ConfigError, PluginError, RecordError, TemplatekitError, shorten
+from templatekit.errors import (
+    NOTHING_TRAINED,
+    ConfigError,
+    LeftOut,
+    PluginError,
+    RecordError,
+    TemplatekitError,
+    shorten,
+)
 from templatekit.formats.lookup import choose_adapter, find_template
 from templatekit.formats.template import Template
 from templatekit.registry import Registry
 from templatekit.sources import open_source
 from templatekit.sources.gather import columns_of, gather
+from templatekit.sources.shuffle import placed, row_of, shuffled
 from templatekit.tokens.cuts import Encoder
 from templatekit.tokens.load import find_tokenizer
 from templatekit.tokens.supervision import loss_spans
@@ -96,6 +105,9 @@ class Pipeline:
     adapter the first record's keys choose one.
     """
 
+    takes_mix: ClassVar[bool] = False
+    """Whether it reads the several sets of `mix`."""
+
     def __init__(
         self,
         options: DataOptions,
@@ -107,6 +119,8 @@ class Pipeline:
     ) -> None:
         self.options = options
         self.registry = registry
+        if options.mix and not self.takes_mix:
+            raise ConfigError("mix: one set is read at a time here; found several; name one of them (--dataset)")
         if options.max_length is not None and options.tokenizer is None and tokenizer is None:
             raise ConfigError(
                 f"max_length={options.max_length} counts tokens; found no tokenizer; expected --tokenizer too"
@@ -147,9 +161,36 @@ class Pipeline:
         """The records of the options' data set."""
         return self.gathered(open_source(self.options.dataset, self.registry, columns=self.options.columns))
 
+    def prepared(self) -> Iterator[Prepared]:
+        """What comes of the options' data set."""
+        return self.run(self.open(), source=self.options.dataset)
+
+    def counts_of(self, item: Prepared) -> Counts:
+        """Where a sample is counted."""
+        return self.counts
+
     def gathered(self, records: Iterable[Record | RecordError]) -> Iterator[Record | RecordError]:
         """At most `limit` of the records; those that make one example come together, as the adapter says."""
-        return islice(gather(records, self._group), self.options.limit)
+        return self._chosen(islice(gather(records, self._group), self.options.limit))
+
+    def _chosen(self, records: Iterator[Record | RecordError]) -> Iterator[Record | RecordError]:
+        """The records that the options leave, in the order they ask for; others stand in their place as `LeftOut`."""
+        options = self.options
+        if options.filter:
+            from templatekit.cleaning.filters import filtered
+            from templatekit.expressions import Expression
+
+            records = filtered(records, [Expression(text) for text in options.filter])
+        if options.dedup is not None:
+            from templatekit.cleaning.duplicates import Item, texts_of, without_repeats
+
+            items = (Item(record, row) for row, record in enumerate(records))
+            kept = without_repeats(items, texts_of(options.dedup), lambda place, record: self.read(record), str)
+            records = (item.record for item in kept)
+        if options.shuffle is not None:
+            numbered = (placed(record, row) for row, record in enumerate(records))
+            records = shuffled(numbered, seed=options.shuffle, buffer=options.shuffle_buffer)
+        return records
 
     def run(
         self, records: Iterable[Record | RecordError], *, source: str | None = None, first_row: int = 0
@@ -173,7 +214,11 @@ class Pipeline:
         self, records: Iterable[Record | RecordError], *, source: str | None = None, first_row: int = 0
     ) -> Iterator[Batch]:
         """The same for records that are not all: where none of them comes out it is no error."""
-        rendered = (item for row, record in enumerate(records, first_row) for item in self._render(row, record, source))
+        rendered = (
+            item
+            for row, record in enumerate(records, first_row)
+            for item in self._render(row_of(record, row), record, source)
+        )
         last = None
         while chunk := list(islice(rendered, BATCH)):
             for batch in self._finish(chunk, source):
@@ -208,7 +253,7 @@ class Pipeline:
             samples = [sample for example in conversations for sample in self._samples(example, row)]
         except RecordError as error:
             error.at(source, row)
-            if self.options.on_error == "stop":
+            if self.options.on_error == "stop" and not isinstance(error, LeftOut):
                 error.message += "; to skip: --on-error skip"
                 raise
             self.counts.drop(error)
@@ -218,10 +263,12 @@ class Pipeline:
         messages = chain.from_iterable(sample.example.messages for sample in samples)
         if any(m.role == "assistant" and not (m.content.strip() or m.tool_calls) for m in messages):
             self.counts.empty_responses += 1
-        return [
-            Prepared(example=sample.example, rendered=replace(sample.rendered, sample=number, samples=len(samples)))
-            for number, sample in enumerate(samples)
-        ]
+        if len(found) > 1:  # of one example the samples are numbered
+            samples = [
+                replace(sample, rendered=replace(sample.rendered, sample=number, samples=len(samples)))
+                for number, sample in enumerate(samples)
+            ]
+        return [Prepared(example=sample.example, rendered=sample.rendered) for sample in samples]
 
     def _conversations(self, example: Example) -> tuple[Example, ...]:
         """What is rendered of an example: all of it; of a preference pair the chosen answer, as training follows it."""
@@ -252,6 +299,14 @@ class Pipeline:
         return self.template.render(example, self.special_tokens, row=row)
 
     def _adapt(self, row: int, record: Record) -> list[Example]:
+        found = self.read(record)
+        assert self.adapter is not None
+        for key in self.adapter.unread(columns_of(record)):
+            self.counts.unread_keys.setdefault(key, row)
+        return found
+
+    def read(self, record: Record) -> list[Example]:
+        """The adapter's examples of a record; raises `RecordError`."""
         if self.adapter is None:
             self.adapter = self._choose_adapter(record)
         adapter = self.adapter
@@ -266,8 +321,6 @@ class Pipeline:
             raise self._broken("returned no example; expected one or more, or a RecordError that says why")
         for example in found:
             self._check(example)
-        for key in adapter.unread(columns_of(record)):
-            self.counts.unread_keys.setdefault(key, row)
         return found
 
     def _check(self, example: object) -> None:

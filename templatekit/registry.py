@@ -26,9 +26,10 @@ from typing import Any, TypeVar
 import pluggy
 
 from templatekit import __version__, hookspecs
-from templatekit.contracts import Adapter, Exporter, ModelResolver, Source, TemplateFile
+from templatekit.contracts import Adapter, ModelResolver, Source, TemplateFile
 from templatekit.errors import PluginError, UnknownNameError, nearest, shorten
 from templatekit.offers import Offers, Plugin, PluginFailure
+from templatekit.sinks import Sink
 
 T = TypeVar("T")
 PLUGIN_DIR_VARIABLE = "TEMPLATEKIT_PLUGIN_DIR"
@@ -101,9 +102,9 @@ class Registry:
         return self._collect("model resolver", "templatekit_models", ModelResolver)
 
     @cached_property
-    def exporters(self) -> Offers[Exporter]:
+    def exporters(self) -> Offers[Sink]:
         """Exporters by name."""
-        return self._collect("format", "templatekit_exporters", Exporter)
+        return self._collect("format", "templatekit_exporters", Sink)
 
     def _collect(self, kind: str, hook: str, of: type[Any], *, built_in_last: bool = False) -> Offers[T]:
         offers: Offers[T] = Offers(kind, self.failures)

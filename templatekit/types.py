@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -208,8 +208,38 @@ class TargetSpan:
             raise ValueError(f"target offsets must rise; got {self.start}, {self.marker_start}, {self.end}")
 
 
+class Deferred(Protocol):
+    """Works out the fields of a `RenderedText`, each when it is first asked for."""
+
+    def work_out(self, field: str) -> Any:
+        """The value of a field."""
+
+    def pieces(self) -> tuple[tuple[str, bool], ...]:
+        """As `RenderedText.pieces`."""
+
+
+class _FromDeferred:
+    """What a `RenderedText` is made from that has not all of its fields yet."""
+
+    __slots__ = ("_deferred",)
+    _deferred: Deferred
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            # Asked for fields that are not set alone.
+            if name not in _LATER or (deferred := getattr(self, "_deferred", None)) is None:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            value = deferred.work_out(name)
+            object.__setattr__(self, name, value)
+            return value
+
+
+_LATER = frozenset({"text", "spans", "target_spans", "message_weights", "roles", "sample", "samples", "history"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RenderedText:
+class RenderedText(_FromDeferred):
     """The text of an example, with the origin of every character."""
 
     text: str
@@ -223,12 +253,34 @@ class RenderedText:
     """The roles of the example's messages: `spans` refer to them by index."""
     row: int = 0
     """The record's number in its source, counted from 0."""
+    source: str = ""
+    """The name of that source, where a run has several."""
     sample: int = 0
     """The sample's number among the record's, counted from 0."""
     samples: int = 1
     """How many samples the record gave."""
     history: int = 0
     """How many of its messages an earlier sample begins with: of these, targets alone may be trained here."""
+
+    @classmethod
+    def deferred(cls, source: Deferred, row: int) -> RenderedText:
+        """One whose other fields are worked out when they are first asked for."""
+        self = object.__new__(cls)
+        object.__setattr__(self, "_deferred", source)
+        object.__setattr__(self, "row", row)
+        object.__setattr__(self, "source", "")  # a mixture says it
+        return self
+
+    @property
+    def pieces(self) -> tuple[tuple[str, bool], ...]:
+        """The text in runs, each with whether the template wrote it.
+
+        Of texts that were rendered by one plan, what the template wrote is the same `str` object each time.
+        """
+        deferred: Deferred | None = getattr(self, "_deferred", None)
+        if deferred is not None:
+            return deferred.pieces()
+        return tuple((self.text[span.start : span.end], span.origin.is_template) for span in self.spans)
 
     @property
     def generation_boundaries(self) -> tuple[int, ...]:

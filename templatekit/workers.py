@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from templatekit.config import DataOptions
-from templatekit.contracts import Exporter
 from templatekit.counts import Counts
 from templatekit.errors import RecordError, RunError, TemplatekitError
 from templatekit.pipeline import Pipeline
 from templatekit.registry import create_registry
+from templatekit.sinks import Exporter
 from templatekit.types import Record
 
 CHUNK = 512
@@ -152,7 +152,9 @@ def _start(setup: _Setup) -> None:
     try:
         with redirect_stdout(sys.stderr):
             registry = create_registry(plugin_dirs=setup.plugin_dirs)
-            _worker = Pipeline(setup.options, registry), registry.exporters[setup.exporter]
+            exporter = registry.exporters[setup.exporter]
+            assert isinstance(exporter, Exporter)
+            _worker = Pipeline(setup.options, registry), exporter
     except TemplatekitError as error:
         _worker = error
 

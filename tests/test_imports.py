@@ -16,13 +16,14 @@ import templatekit
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "templatekit"
 ROOMS = (
-    "errors types columns hookspecs contracts offers registry config counts",
+    "errors types columns expressions hookspecs contracts sinks offers registry config counts",
     "sources",
+    "cleaning",
     "formats",
     "tokens",
     "packing",
     "pipeline",
-    "pairs",
+    "mixture pairs",
     "workers",
     "calls",
     "training",

@@ -13,7 +13,16 @@ from pathlib import Path
 import click
 import pytest
 
-from templatekit import Adapter, Exporter, ModelResolver, Source, create_registry, hookspecs
+from templatekit import (
+    Adapter,
+    Exporter,
+    FolderExporter,
+    ModelResolver,
+    RecordExporter,
+    Source,
+    create_registry,
+    hookspecs,
+)
 from templatekit.cli import cli
 from templatekit.formats.metadata import TemplateMetadata
 from templatekit.formats.source import CHAT_VARIABLES, COMMON_VARIABLES, INSTRUCTION_VARIABLES
@@ -63,6 +72,8 @@ def test_every_command_stands_in_the_reference(request: pytest.FixtureRequest) -
         ("templatekit_sources", Source),
         ("templatekit_models", ModelResolver),
         ("templatekit_exporters", Exporter),
+        ("templatekit_exporters", FolderExporter),
+        ("templatekit_exporters", RecordExporter),
     ],
 )
 def test_every_hook_has_a_heading_with_its_own_arguments(hook: str, kind: type | None) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from templatekit.audit.values import Hit, Row, Sample, Setup
-from templatekit.errors import NOTHING_TRAINED, shorten
+from templatekit.errors import NOTHING_TRAINED, LeftOut, shorten
 from templatekit.types import Message
 
 _LONGEST = 40
@@ -102,7 +102,13 @@ def shared_prompts(row: Row, setup: Setup) -> Iterator[Hit]:
 
 def unusable(row: Row, setup: Setup) -> Iterator[Hit]:
     """A record that cannot be used."""
-    if row.error is not None and row.error.reason != NOTHING_TRAINED:
+    if row.error is not None and row.error.reason != NOTHING_TRAINED and not isinstance(row.error, LeftOut):
+        yield Hit(what=row.error.reason, detail=str(row.error))
+
+
+def left_out(row: Row, setup: Setup) -> Iterator[Hit]:
+    """A record that the options leave out."""
+    if isinstance(row.error, LeftOut):
         yield Hit(what=row.error.reason, detail=str(row.error))
 
 

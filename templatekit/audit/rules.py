@@ -210,6 +210,14 @@ RULES: tuple[Rule, ...] = (
         setup=check_setup.trailing_text,
     ),
     Rule(
+        code="left-out",
+        level="note",
+        title="rows that the options leave out",
+        help="A condition (--filter) or a repeat (--dedup) takes these rows out of the set, as it would in training: "
+        "see that they are the ones that are meant.",
+        row=check_content.left_out,
+    ),
+    Rule(
         code="unread-keys",
         level="note",
         title="keys that are not read",

@@ -38,7 +38,7 @@ def audit(
     leave out, `shown` row numbers a finding keeps; `progress` is called with the number of rows, now and then.
     """
     # Every row is looked at whole; what --max-length would do to it is for the rules to say.
-    reading = options.model_copy(update={"on_error": "skip", "truncation": "drop", "max_length": None})
+    reading = options.model_copy(update={"on_error": "skip", "truncation": "drop", "max_length": None, "shuffle": None})
     pipeline = Pipeline(reading, registry or create_registry())
     rules, not_checked = _applicable(chosen(ignored), options, against)
     setup = setup_of(pipeline, options)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from itertools import compress, islice, zip_longest
 from typing import Any
 
-from templatekit.audit.first_rows import FirstRows, text_key
 from templatekit.audit.roundtrip import RoundTrip
 from templatekit.audit.values import Against, Edge, Elsewhere, Row, Sample
+from templatekit.cleaning.first_rows import FirstRows, text_key
 from templatekit.counts import Counts
 from templatekit.errors import ConfigError, RecordError
 from templatekit.pipeline import BATCH, Pipeline, Prepared

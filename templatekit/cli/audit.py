@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
+from templatekit.cli.progress import progress
 from templatekit.config import DataOptions
 from templatekit.errors import ConfigError
 
@@ -63,18 +64,16 @@ def audit(
     checked = DataOptions.parse(given(options))
     if html is not None:
         _check_page(html)
-    on_terminal = sys.stderr.isatty()
-    with redirect_stdout(sys.stderr):  # what a plugin prints is no part of the report
+    # What a plugin prints is no part of the report.
+    with redirect_stdout(sys.stderr), progress(checked) as shown:
         report = run_it(
             checked,
             registry=registry,
             against=against,
             ignored=ignored,
             shown=rows,
-            progress=_progress if on_terminal else None,
+            progress=shown,
         )
-    if on_terminal:
-        click.echo("\r\x1b[K", err=True, nl=False)
     if html is not None:
         _write_page(report, html)
     if as_json:
@@ -115,10 +114,6 @@ def _write_page(report: Report, path: Path) -> None:
 
 def _unwritable(path: Path, error: Exception) -> ConfigError:
     return ConfigError(f"--html {str(path)!r} cannot be written: {getattr(error, 'strerror', None) or error}")
-
-
-def _progress(rows: int) -> None:
-    click.echo(f"\r{rows:,} rows", err=True, nl=False)
 
 
 def _show(report: Report) -> None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import click
 
-from templatekit.contracts import Exporter
-from templatekit.errors import ConfigError, PluginError, RunError, TemplatekitError
-from templatekit.pipeline import Pipeline
+from templatekit.errors import ConfigError, PluginError, RecordError, RunError, TemplatekitError
+from templatekit.pipeline import Pipeline, Prepared
 from templatekit.registry import Registry
-from templatekit.types import RenderedText, TokenizedExample
+from templatekit.sinks import Exporter, FolderExporter, RecordExporter, Sink, whole_records
 from templatekit.workers import Part
 
 
@@ -25,7 +25,7 @@ class Converted(NamedTuple):
     parts: Iterable[Part]
 
 
-def choose_exporter(registry: Registry, format: str | None, output: Path | None) -> Exporter:
+def choose_exporter(registry: Registry, format: str | None, output: Path | None) -> Sink:
     """By name, else by the file's ending, else JSON Lines."""
     if format is not None:
         return registry.exporters[format]
@@ -38,28 +38,54 @@ def choose_exporter(registry: Registry, format: str | None, output: Path | None)
     return registry.exporters["jsonl"]
 
 
-Examples: TypeAlias = Iterable[RenderedText | TokenizedExample]
+def admitted(exporter: Sink, samples: Iterable[Prepared], pipeline: Pipeline) -> Iterator[Any]:
+    """What the exporter writes of the samples; one that it has no place for stops the run, or is counted."""
+    wanted = cast("Iterable[Prepared]", whole_records(samples)) if exporter.whole_records else samples
+    last = None
+    for sample in wanted:
+        place = (sample.rendered.source, sample.rendered.row)
+        try:
+            item = exporter.admit(sample)
+        except RecordError as error:
+            counts = pipeline.counts_of(sample)
+            error.at(sample.rendered.source or pipeline.options.dataset, sample.rendered.row)
+            if pipeline.options.on_error == "stop":
+                error.message += "; to skip: --on-error skip"
+                raise
+            counts.take_back(error, row=place != last)
+            continue
+        last = place
+        yield item
 
 
-def write(exporter: Exporter, examples: Examples | Converted, file: BinaryIO) -> None:
-    """Has an exporter write, and sees that it leaves nothing out."""
+def write(exporter: Sink, items: Iterable[Any] | Converted, target: BinaryIO | Path) -> None:
+    """Has an exporter write what it admitted, and sees that it leaves nothing out."""
     given = 0
     ended = False
 
     def counted() -> Iterator[Any]:
         nonlocal given, ended
-        if isinstance(examples, Converted):
-            for part in examples.parts:
+        if isinstance(items, Converted):
+            for part in items.parts:
                 given += part.samples
                 yield part.content
         else:
-            for example in examples:
+            for item in items:
                 given += 1
-                yield example
+                yield item
         ended = True
 
     try:
-        written = (exporter.write_converted if isinstance(examples, Converted) else exporter.write)(counted(), file)
+        if isinstance(exporter, FolderExporter):
+            if not isinstance(target, Path):
+                raise ConfigError(f"format {exporter.name!r} writes a folder; found none; expected --output FOLDER")
+            written = exporter.write_folder(counted(), target)
+        elif isinstance(items, Converted):
+            assert isinstance(exporter, Exporter)
+            written = exporter.write_converted(counted(), cast("BinaryIO", target))
+        else:
+            assert isinstance(exporter, (Exporter, RecordExporter))
+            written = exporter.write(counted(), cast("BinaryIO", target))
     except (TemplatekitError, OSError):
         raise
     except Exception as error:  # a plugin's code may raise anything
@@ -69,10 +95,35 @@ def write(exporter: Exporter, examples: Examples | Converted, file: BinaryIO) ->
         raise PluginError(f"format {exporter.name!r} wrote {written!r} examples; expected all: {given}{more}")
 
 
-def write_whole(exporter: Exporter, examples: Examples | Converted, output: Path) -> None:
-    """Has an exporter write a file that is whole or absent."""
+def write_whole(exporter: Sink, items: Iterable[Any] | Converted, output: Path) -> None:
+    """Has an exporter write a file, or a folder, that is whole or absent."""
+    if isinstance(exporter, FolderExporter):
+        with whole_folder(output) as folder:
+            write(exporter, items, folder)
+        return
     with whole_file(output) as file:
-        write(exporter, examples, file)
+        write(exporter, items, file)
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """A folder beside `output` that is moved there once it is complete; on any error nothing is left."""
+    where = f"--output {str(output)!r}"
+    try:
+        target = output.resolve()
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise ConfigError(f"{where} is there already; expected a new folder, or an empty one")
+        staging = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}")
+        staging.mkdir(parents=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        raise ConfigError(f"{where} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        yield staging
+        staging.replace(target)
+    except OSError as error:
+        raise RunError(f"{where} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager

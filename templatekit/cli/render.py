@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import click
 
+from templatekit.cli.lengths import Distributions, check_picture
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
-from templatekit.cli.output import Converted, Examples, choose_exporter, summarize, write, write_whole
+from templatekit.cli.output import Converted, admitted, choose_exporter, summarize, write, write_whole
+from templatekit.cli.progress import progress, watched
 from templatekit.config import DataOptions
-from templatekit.pipeline import Pipeline
+from templatekit.errors import ConfigError
+from templatekit.mixture import Mixture, pipeline_of
+from templatekit.sinks import Exporter
 from templatekit.workers import converted, converted_by_workers
 
+_ON_STDERR = "-"
 ON_SCREEN = 5
 """Rows shown on a terminal where no limit is given."""
 
 
 @click.command()
 @option_set(DataOptions)
-@click.option("--output", type=click.Path(path_type=Path), help="The file to write; without it, standard output.")
-@click.option("--format", help="jsonl, parquet, arrow, or a plugin's; by default told by the output's ending.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="The file or folder to write; without it, standard output."
+)
+@click.option(
+    "--format",
+    help="jsonl, parquet, arrow, datasets, axolotl, openai, sharegpt, prompt-completion, llama-factory, or a plugin's; "
+    "by default told by the output's ending.",
+)
+@click.option(
+    "--stats",
+    is_flag=False,
+    flag_value=_ON_STDERR,
+    metavar="[FILE.png]",
+    help="Show how long examples are, and how much of them is trained; as a picture where a file is named.",
+)
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -34,6 +53,7 @@ ON_SCREEN = 5
 def render(
     output: Path | None,
     format: str | None,
+    stats: str | None,
     workers: int,
     as_json: bool,
     plugin_dirs: tuple[Path, ...],
@@ -49,27 +69,50 @@ def render(
     on_screen = output is None and format is None and sys.stdout.isatty()
     if on_screen:
         values.setdefault("limit", ON_SCREEN)
-    pipeline = Pipeline(DataOptions.parse(values), registry)
+    pipeline = pipeline_of(DataOptions.parse(values), registry)
     exporter = choose_exporter(registry, format, output)
-    records, source = pipeline.open(), pipeline.options.dataset
-    results = (item.result for item in pipeline.run(records, source=source))
+    # Whole columns go to a file of rows; what looks at single samples goes without them.
+    one_set = not isinstance(pipeline, Mixture)
+    in_columns = one_set and stats is None and isinstance(exporter, Exporter) and pipeline.encoder is not None
+    if workers > 1 and not in_columns and pipeline.encoder is not None:
+        raise ConfigError(
+            f"--workers {workers} renders one set to jsonl, parquet or arrow; found --mix, --stats or another "
+            "--format; leave --workers out"
+        )
+    lengths = Distributions()
+    if stats is not None and stats != _ON_STDERR:
+        check_picture(Path(stats))
+    samples = lengths.counted(pipeline.prepared()) if stats is not None else pipeline.prepared()
     if on_screen:
         from templatekit.cli.preview import show
 
-        show(results, pipeline.options.train_on)
+        show((item.result for item in samples), pipeline.options.train_on)
     else:
-        examples: Examples | Converted = results
-        if pipeline.encoder is not None and workers > 1:
-            dirs = [folder.resolve() for folder in plugin_dirs]
-            parts = converted_by_workers(pipeline, records, exporter, workers=workers, source=source, plugin_dirs=dirs)
-            examples = Converted(parts)
-        elif pipeline.encoder is not None:
-            examples = Converted(converted(pipeline, records, exporter, source=source))
         stdout = sys.stdout.buffer
-        with redirect_stdout(sys.stderr):  # what a plugin prints must not get between the rows
+        # What a plugin prints must not get between the rows.
+        with redirect_stdout(sys.stderr), progress(pipeline.options) as shown:
+            items: Iterable[Any] | Converted
+            if in_columns:
+                assert isinstance(exporter, Exporter)
+                records, source = pipeline.open(), pipeline.options.dataset
+                if workers > 1:
+                    dirs = [folder.resolve() for folder in plugin_dirs]
+                    parts = converted_by_workers(
+                        pipeline, records, exporter, workers=workers, source=source, plugin_dirs=dirs
+                    )
+                else:
+                    parts = converted(pipeline, records, exporter, source=source)
+                items = Converted(watched(parts, pipeline, shown, every=1))
+            else:
+                items = admitted(exporter, watched(samples, pipeline, shown), pipeline)
             if output is None:
-                write(exporter, examples, stdout)
+                write(exporter, items, stdout)
                 stdout.flush()
             else:
-                write_whole(exporter, examples, output)
+                write_whole(exporter, items, output)
     summarize(pipeline, as_json=as_json)
+    if stats == _ON_STDERR:
+        for line in lengths.lines():
+            click.echo(line, err=True)
+    elif stats is not None:
+        lengths.save(Path(stats))

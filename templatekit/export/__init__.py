@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from templatekit.contracts import Exporter
+from templatekit.export.folders import AxolotlFolder, DatasetFolder
 from templatekit.export.rows import ArrowRows, JsonLines, ParquetRows
 from templatekit.hookspecs import hookimpl
+from templatekit.sinks import Sink
 
 
 @hookimpl
-def templatekit_exporters() -> Iterable[Exporter]:
-    """JSON Lines, parquet, arrow."""
-    return [JsonLines(), ParquetRows(), ArrowRows()]
+def templatekit_exporters() -> Iterable[Sink]:
+    """Files of rows, and folders that other trainers read. Layouts of conversations are offered by their adapters."""
+    return [JsonLines(), ParquetRows(), ArrowRows(), DatasetFolder(), AxolotlFolder()]

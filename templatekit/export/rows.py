@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from templatekit.contracts import Exporter
+from templatekit.sinks import Exporter
 from templatekit.types import Origin, RenderedText, TokenizedExample
 
 if TYPE_CHECKING:
@@ -22,11 +22,13 @@ _BATCH = 1024
 def to_row(example: RenderedText | TokenizedExample) -> dict[str, Any]:
     """One example as plain values.
 
-    `sample` is there only where the record gave several, `loss_weights` only where one is neither 0 nor 1, `truncated`
-    only where the example was shortened.
+    `source` is there only where the run has several sets, `sample` only where the record gave several,
+    `loss_weights` only where one is neither 0 nor 1, `truncated` only where the example was shortened.
     """
     rendered = example.rendered if isinstance(example, TokenizedExample) else example
     row: dict[str, Any] = {"row": rendered.row}
+    if rendered.source:
+        row["source"] = rendered.source
     if rendered.samples > 1:
         row["sample"] = rendered.sample
     row["text"] = rendered.text
@@ -186,7 +188,7 @@ def _record_batch(columns: TokenizedColumns) -> pa.RecordBatch:
 
 
 def _text_arrays(texts: Sequence[RenderedText]) -> dict[str, pa.Array]:
-    """What there is of an example without ids: `row`, `sample`, `text`, `spans`."""
+    """What there is of an example without ids: `row`, `source` where there are several, `sample`, `text`, `spans`."""
     import numpy as np
     import pyarrow as pa
 
@@ -208,6 +210,7 @@ def _text_arrays(texts: Sequence[RenderedText]) -> dict[str, pa.Array]:
     ends = np.cumsum([0, *(len(rendered.spans) for rendered in texts)], dtype=np.int32)
     return {
         "row": pa.array([rendered.row for rendered in texts], type=pa.int64()),
+        **({"source": pa.array([rendered.source for rendered in texts])} if texts and texts[0].source else {}),
         "sample": pa.array([rendered.sample for rendered in texts], type=pa.int32()),
         "text": pa.array([rendered.text for rendered in texts], type=pa.large_string()),
         "spans": list_array(ends, struct),

@@ -53,7 +53,8 @@ class _Generation(Extension):
 
     def _text(self, caller: Macro) -> str:
         text: str = caller()
-        return mark_generation(text) if isinstance(self.environment, TracingEnvironment) else text
+        environment = self.environment
+        return environment.mark_generation(text) if isinstance(environment, TracingEnvironment) else text
 
 
 class _Namespace(Namespace):
@@ -202,6 +203,7 @@ class TracingEnvironment(PlainEnvironment):
     code_generator_class = TracingCodeGenerator
     concat = staticmethod(concat)
     literal = staticmethod(literal)
+    mark_generation = staticmethod(mark_generation)
 
     def __init__(self) -> None:
         super().__init__()

@@ -53,6 +53,10 @@ class Traced(str):
         # `str(x)` in generated template code must keep the runs.
         return self
 
+    def _plain(self) -> str:
+        """The same characters without runs."""
+        return str.__getitem__(self, slice(None))
+
     def _cut(self, start: int, stop: int) -> Traced:
         """The characters [start, stop), 0 <= start <= stop <= len."""
         text = str.__getitem__(self, slice(start, stop))
@@ -239,6 +243,8 @@ def literal(text: str) -> Traced:
 
 def plain_text(text: str) -> str:
     """The same characters in a `str` without runs."""
+    if isinstance(text, Traced):
+        return text._plain()
     return text if type(text) is str else str.__getitem__(text, slice(None))
 
 
@@ -262,7 +268,7 @@ def concat(pieces: Iterable[str]) -> Traced:
     pieces = list(pieces)
     runs: list[tuple[int, Origin]] = []
     for piece in pieces:
-        new = piece._runs if type(piece) is Traced else ((len(piece), COMPUTED),) if piece else ()
+        new = piece._runs if isinstance(piece, Traced) else ((len(piece), COMPUTED),) if piece else ()
         for run in new:
             if runs and (runs[-1][1] is run[1] or runs[-1][1] == run[1]):
                 runs[-1] = (runs[-1][0] + run[0], run[1])
@@ -276,14 +282,15 @@ def attribute(text: str, sources: Iterable[Any]) -> Traced:
 
     One field: to that field. Only template text: to the template. Several, or none: it stays computed.
     """
-    runs: Runs = text._runs if type(text) is Traced else ((len(text), COMPUTED),) if text else ()
+    runs: Runs = text._runs if isinstance(text, Traced) else ((len(text), COMPUTED),) if text else ()
     if all(origin != COMPUTED for _, origin in runs):
-        return text if type(text) is Traced else Traced(text, runs)
-    origin = _common_origin(sources)
+        return text if isinstance(text, Traced) else Traced(text, runs)
+    origin = common_origin(sources)
     return Traced(text, tuple((length, origin if known == COMPUTED else known) for length, known in runs))
 
 
-def _common_origin(sources: Iterable[Any]) -> Origin:
+def common_origin(sources: Iterable[Any]) -> Origin:
+    """The origin of what is computed from these values."""
     origins = {origin for source in sources for origin in _origins(source)}
     data = {origin for origin in origins if not origin.is_template and origin != _NUMBER}
     if len(data) == 1:
@@ -315,14 +322,15 @@ def _origins(value: Any) -> Iterator[Origin]:
 
 
 @lru_cache(maxsize=4096)
-def _in_generation(origin: Origin) -> Origin:
+def in_generation(origin: Origin) -> Origin:
+    """The same origin, in a `{% generation %}` block."""
     return replace(origin, generation=True)
 
 
 def mark_generation(text: str) -> Traced:
     """The same text, marked as standing in a `{% generation %}` block."""
-    runs = text._runs if type(text) is Traced else ((len(text), COMPUTED),) if text else ()
-    return Traced(text, tuple((length, _in_generation(origin)) for length, origin in runs))
+    runs = text._runs if isinstance(text, Traced) else ((len(text), COMPUTED),) if text else ()
+    return Traced(text, tuple((length, in_generation(origin)) for length, origin in runs))
 
 
 def spans_of(text: Traced) -> tuple[Span, ...]:

@@ -10,10 +10,11 @@ from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import replace
 from datetime import datetime
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, cast
 
 import jinja2
+from jinja2 import nodes
 
 from templatekit.contracts import TemplateFile
 from templatekit.errors import RecordError, TemplateError, TemplatekitError, shorten
@@ -27,11 +28,17 @@ from templatekit.formats.environment import (
 )
 from templatekit.formats.kwargs import with_defaults
 from templatekit.formats.metadata import read_metadata
+from templatekit.formats.outlines import Outlined, settled
+from templatekit.formats.plans import ALL, LAST, Manner, Part, Plans, Recording
 from templatekit.formats.provenance import Traced, concat, literal, plain_text, spans_of
+from templatekit.formats.recording import Recorder, recording_environment
 from templatekit.formats.source import CHAT_VARIABLES, COMMON_VARIABLES, check_source, syntax_error
+from templatekit.formats.symbols import joined, written
 from templatekit.formats.takes import Takes, Variables, check_role
+from templatekit.formats.tapes import Unplannable
 from templatekit.formats.targets import Rendering, TargetFinder
-from templatekit.formats.turns import Conversation, Part
+from templatekit.formats.turns import Conversation, EveryTurn
+from templatekit.formats.turns import Part as TurnPart
 from templatekit.formats.variables import chat_variables, instruction_variables, plain, special_variables
 from templatekit.types import NO_TOKENIZER, Example, Message, RenderedText, Sample, Span, SpecialTokens
 
@@ -62,6 +69,7 @@ class Template:
         self._traced = _compiled(self._tracing(), checked.text, file.name)
         self._plain = _compiled(plain_environment(), checked.text, file.name)
         self._bare = False
+        self._plans = Plans(self)
         if self.kind == "instruction":
             self._probe()
             nothing = Example(messages=(Message(role="user"),))
@@ -92,6 +100,7 @@ class Template:
         changed = copy(self)
         given = {"end_marker": "none"} if end_marker == "none" else {"stop": (end_marker,), "end_marker": "required"}
         changed.metadata = self.metadata.model_copy(update=given)
+        changed._plans = Plans(changed)
         return changed
 
     def render(self, example: Example, tokens: SpecialTokens = NO_TOKENIZER, *, row: int = 0) -> RenderedText:
@@ -101,11 +110,8 @@ class Template:
         Raises `RecordError` for an example that this template cannot express, `TemplateError` where the template
         itself fails.
         """
-        conversation = self._conversation(example, tokens)
-        self._check(example, conversation.rendering(len(example.messages)))
-        with self._advice(example, tokens):
-            whole = conversation.whole()
-        return self._sample(example, conversation, whole, row).rendered
+        (sample,) = self._plans.samples(example, tokens, row, Manner(whole=True))
+        return sample.rendered
 
     def samples(
         self, example: Example, tokens: SpecialTokens = NO_TOKENIZER, *, row: int = 0, last_only: bool = False
@@ -114,10 +120,14 @@ class Template:
 
         Each such turn has targets in one of them; in order of their length. Raises as `render` does.
         """
+        return self._plans.samples(example, tokens, row, LAST if last_only else ALL)
+
+    def unplanned(self, example: Example, tokens: SpecialTokens, row: int, manner: Manner) -> tuple[Sample, ...]:
+        """What `render` and `samples` give, rendered anew whatever plans there are."""
         conversation = self._conversation(example, tokens)
         self._check(example, conversation.rendering(len(example.messages)))
         with self._advice(example, tokens):
-            parts = conversation.parts(last_only=last_only)
+            parts = [conversation.whole()] if manner.whole else conversation.parts(last_only=manner.last_only)
         samples = []
         history = 0
         for number, part in enumerate(parts):
@@ -126,6 +136,37 @@ class Template:
             samples.append(replace(sample, rendered=numbered))
             history = part.messages
         return tuple(samples)
+
+    def recorded(self, example: Example, tokens: SpecialTokens, manner: Manner) -> Recording:
+        """The same with symbolic texts, for a plan; raises `Unplannable` where none can be made."""
+        if self._recording is None:
+            raise Unplannable("HTML")
+        template = self._recording
+        recorder = Recorder(example, partial(self._variables, example=example, tokens=tokens))
+
+        def render(messages: tuple[Message, ...], prompt: bool) -> Traced:
+            with self._refusals(template):
+                text = recorder.render(template, messages, prompt)
+            return settled(joined([written(tokens.bos), text]) if self._adds_bos(tokens) else text)
+
+        markers = EndMarkers.of(self.metadata, tokens)
+        conversation = EveryTurn(example, TargetFinder(render, markers, self._marked, self.name), self._sought)
+        self._check(recorder.example, conversation.rendering(len(example.messages)))
+        found = [conversation.whole()] if manner.whole else conversation.parts(last_only=manner.last_only)
+        parts = []
+        for part in found:
+            rendering = conversation.rendering(part.messages)
+            self._check(replace(recorder.example, messages=recorder.example.messages[: part.messages]), rendering)
+            parts.append(Part(part.messages, cast("Outlined", rendering.text), part.targets))
+        return Recording(recorder.tape, recorder.fields, tuple(parts))
+
+    @cached_property
+    def _recording(self) -> jinja2.Template | None:
+        """Compiled for recording; None where text may be escaped, which no symbolic text notices."""
+        tree = plain_environment().parse(self.source)
+        if next(tree.find_all((nodes.EvalContextModifier, nodes.ScopedEvalContextModifier)), None):
+            return None
+        return _compiled(recording_environment(), self.source, self.name)
 
     def _conversation(self, example: Example, tokens: SpecialTokens, **more: Any) -> Conversation:
         now = datetime.now()
@@ -136,7 +177,7 @@ class Template:
         markers = EndMarkers.of(self.metadata, tokens)
         return Conversation(example, TargetFinder(render, markers, self._marked, self.name), self._sought)
 
-    def _sample(self, example: Example, conversation: Conversation, part: Part, row: int) -> Sample:
+    def _sample(self, example: Example, conversation: Conversation, part: TurnPart, row: int) -> Sample:
         rendering = conversation.rendering(part.messages)
         if part.messages < len(example.messages):
             example = replace(example, messages=example.messages[: part.messages])
@@ -222,6 +263,15 @@ class Template:
         now: datetime | None = None,
         more: Mapping[str, Any] | None = None,
     ) -> Traced:
+        variables = self._variables(messages, prompt, example=example, tokens=tokens)
+        if now is not None:
+            variables["strftime_now"] = clock(now)
+        text = self._run({**variables, **(more or {})})
+        return concat([literal(tokens.bos), text]) if self._adds_bos(tokens) else text
+
+    def _variables(
+        self, messages: tuple[Message, ...], prompt: bool, *, example: Example, tokens: SpecialTokens
+    ) -> Variables:
         if self.kind == "chat":
             variables = chat_variables(messages, example, self.takes)
         else:
@@ -230,15 +280,11 @@ class Template:
                 raise RecordError(
                     f"template {self.name!r} needs an answer; found none", field="messages", reason="no_response"
                 )
-        variables |= special_variables(tokens)
-        variables["add_generation_prompt"] = prompt
-        if now is not None:
-            variables["strftime_now"] = clock(now)
-        text = self._run({**variables, **(more or {})})
-        if self.kind == "instruction" and tokens.adds_bos and "bos_token" not in self.variables:
-            # Plain-text formats leave BOS to the tokenizer, as a server that is sent plain text does.
-            text = concat([literal(tokens.bos), text])
-        return text
+        return {**variables, **special_variables(tokens), "add_generation_prompt": prompt}
+
+    def _adds_bos(self, tokens: SpecialTokens) -> bool:
+        """Plain-text formats leave BOS to the tokenizer, as a server that is sent plain text does."""
+        return self.kind == "instruction" and tokens.adds_bos and "bos_token" not in self.variables
 
     def _continued(self, example: Example, tokens: SpecialTokens) -> Traced:
         """The text up to the end of the last message's own."""
@@ -271,25 +317,31 @@ class Template:
 
     def _run(self, variables: Variables) -> Traced:
         variables = {"strftime_now": clock(datetime.now())} | variables
-        try:
+        with self._refusals(self._traced):
             text = concat(self._traced.root_render_func(self._traced.new_context(variables)))
             expected = self._plain.render(plain(variables))
-        except TemplatekitError:
-            raise
-        except TemplateRefusal as error:
-            raise RecordError(f"template {self.name!r} refuses: {error}", reason="template_refused") from None
-        except Exception as error:  # templates run arbitrary expressions over the data
-            line = template_line(error, self._traced)
-            raise RecordError(
-                f"template {self.name!r}{line}: {type(error).__name__}: {_in_plain_words(error)}",
-                reason="template_failed",
-            ) from error
         if text != expected:
             raise TemplateError(
                 f"template {self.name!r}: the traced text differs from Jinja's; found {shorten(plain_text(text))}, "
                 f"expected {shorten(expected)}; {self._why_not_traced()}"
             )
         return text
+
+    @contextmanager
+    def _refusals(self, template: jinja2.Template) -> Iterator[None]:
+        """Turns what a template raises into our errors."""
+        try:
+            yield
+        except TemplatekitError:
+            raise
+        except TemplateRefusal as error:
+            raise RecordError(f"template {self.name!r} refuses: {error}", reason="template_refused") from None
+        except Exception as error:  # templates run arbitrary expressions over the data
+            line = template_line(error, template)
+            raise RecordError(
+                f"template {self.name!r}{line}: {type(error).__name__}: {_in_plain_words(error)}",
+                reason="template_failed",
+            ) from error
 
     def _why_not_traced(self) -> str:
         if self._escapes:
@@ -313,11 +365,11 @@ class Template:
         for index, message in enumerate(example.messages):
             for field in ("content", "context", "tool_calls"):
                 value = getattr(message, field)
-                if (value.strip() if isinstance(value, str) else value) and (index, field) not in printed:
+                if (index, field) not in printed and (value.strip() if isinstance(value, str) else value):
                     raise self._no_place(f"messages[{index}].{field}", f" of the {message.role} message")
             for field, names in _OPTIONAL.items():
                 # A template may leave these out of some turns (Qwen 3 drops old reasoning), but must know them.
-                if getattr(message, field) and (index, field) not in printed and self._mentions.isdisjoint(names):
+                if (index, field) not in printed and getattr(message, field) and self._mentions.isdisjoint(names):
                     raise self._no_place(f"messages[{index}].{field}", f" of the {message.role} message")
 
     def _no_place(self, field: str, whose: str = "") -> RecordError:

@@ -159,6 +159,13 @@ class Conversation:
         return edges, tuple(text in value for text in self._sought)
 
 
+class EveryTurn(Conversation):
+    """One whose turns are all rendered alone: no shape stands for another."""
+
+    def _sound(self, count: int, wanted: Sequence[int]) -> dict[int, Targets]:
+        return self._checked(wanted, self.rendering(count))
+
+
 class _Segments:
     """A text in pieces, one a message: what stands between the messages before it and those behind it."""
 

@@ -7,12 +7,16 @@ address ──Source.accepts──▶ source ──read──▶ Record | Record
 | module | what it reads |
 | --- | --- |
 | `json_records`, `json_lines`, `json_array`, `json_values` | JSON in every shape, strictly, in bounded memory |
+| `csv_records` | CSV and TSV, every value as text |
 | `arrow_records` | Parquet, Arrow, Feather |
 | `datasets_records` | folders made by `save_to_disk`, data sets on the hub |
-| `folders` | a folder of files of one kind |
+| `folders` | a folder of files of one kind, or those that a pattern names |
+| `remote` | URLs, through fsspec |
+| `stdin` | JSON from standard input |
 | `starter` | the bundled sets |
 
-`gather` brings together the records that make one example, where an adapter says so.
+`files` opens what is local, `compression` takes gzip, zstd, bzip2 and xz off any stream. `gather` brings together
+the records that make one example, where an adapter says so.
 
 This is a plugin like any other. Importing it loads none of the libraries that the readers need.
 """
@@ -29,11 +33,14 @@ from templatekit.hookspecs import hookimpl
 from templatekit.registry import Registry
 from templatekit.sources.arrow_records import ArrowSource
 from templatekit.sources.columns import map_columns, parse_columns
+from templatekit.sources.csv_records import CsvSource
 from templatekit.sources.datasets_records import HubSource, SavedSource
 from templatekit.sources.files import siblings
-from templatekit.sources.folders import FolderSource
+from templatekit.sources.folders import FolderSource, GlobSource
 from templatekit.sources.json_records import JsonSource
+from templatekit.sources.remote import RemoteSource
 from templatekit.sources.starter import StarterSource
+from templatekit.sources.stdin import StdinSource
 from templatekit.types import Record
 
 __all__ = ["find_source", "map_columns", "open_source", "parse_columns"]
@@ -42,7 +49,18 @@ __all__ = ["find_source", "map_columns", "open_source", "parse_columns"]
 @hookimpl
 def templatekit_sources() -> Iterable[Source]:
     """The built-in sources, the pickiest first."""
-    return [StarterSource(), SavedSource(), FolderSource(), ArrowSource(), JsonSource(), HubSource()]
+    return [
+        StarterSource(),
+        StdinSource(),
+        RemoteSource(),
+        SavedSource(),
+        FolderSource(),
+        GlobSource(),
+        ArrowSource(),
+        CsvSource(),
+        JsonSource(),
+        HubSource(),
+    ]
 
 
 def find_source(address: str, registry: Registry) -> Source:
@@ -55,8 +73,8 @@ def find_source(address: str, registry: Registry) -> Source:
         if accepted:
             return source
     raise SourceError(
-        f"{address}: no data there; expected a file, a folder, a hub name (organisation/name) or 'starter'; "
-        f"{siblings(address)}"
+        f"{address}: no data there; expected a file, a folder, a quoted pattern, a URL, a hub name "
+        f"(organisation/name), 'starter' or '-'; {siblings(address)}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import mmap
 from collections import Counter
 from collections.abc import Iterator
@@ -9,9 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
-from templatekit.contracts import Source
 from templatekit.errors import RecordError, SourceError, shorten
-from templatekit.sources.files import at_least_one, ending, find_file, is_folder, to_path
+from templatekit.sources.files import FileSource, at_least_one, ending, is_folder, to_path
 from templatekit.types import Record
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _BATCH_ROWS = 512
 _PARQUET, _FILE, _STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 
 
-class ArrowSource(Source):
+class ArrowSource(FileSource):
     """Parquet files, and Arrow files of both kinds (also called Feather)."""
 
     name: ClassVar[str] = "arrow"
@@ -33,19 +33,18 @@ class ArrowSource(Source):
         path = to_path(address)
         return path.suffix.lower() in ENDINGS and not is_folder(path)
 
-    def read(self, address: str) -> Iterator[Record | RecordError]:
-        """The file's rows. Text stays text; numbers, times and bytes come as Python's own objects."""
-        path = find_file(address)
-        yield from at_least_one(_rows(path, address), address)
+    def read_stream(self, stream: BinaryIO, address: str) -> Iterator[Record | RecordError]:
+        """The rows. Text stays text; numbers, times and bytes come as Python's own objects."""
+        yield from at_least_one(_rows(stream, address), address)
 
 
-def _rows(path: Path, address: str) -> Iterator[Record | RecordError]:
+def _rows(file: BinaryIO, address: str) -> Iterator[Record | RecordError]:
     import pyarrow as pa
 
     row = 0
     with ExitStack() as stack:
         try:
-            schema, batches = _open(path, address, stack)
+            schema, batches = _open(file, address, stack)
             twice = [name for name, count in Counter(schema.names).items() if count > 1]
             if twice:
                 raise SourceError(f"{address}: two columns are named {twice[0]!r}; expected each name once; rename one")
@@ -57,17 +56,16 @@ def _rows(path: Path, address: str) -> Iterator[Record | RecordError]:
             if isinstance(error, SourceError):
                 raise
             raise SourceError(
-                f"{address}: damaged or unsupported {ending(path)[1:]} file, at row {row}; "
+                f"{address}: damaged or unsupported {ending(Path(address))[1:]} file, at row {row}; "
                 f"found {shorten(str(error), 200)}; write it anew"
             ) from error
 
 
-def _open(path: Path, address: str, stack: ExitStack) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+def _open(file: BinaryIO, address: str, stack: ExitStack) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """The file's columns, and its rows in batches; its first bytes tell what it is."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file = stack.enter_context(path.open("rb"))
     magic = file.read(8)
     file.seek(0)
     if magic.startswith(_PARQUET):
@@ -85,10 +83,12 @@ def _open(path: Path, address: str, stack: ExitStack) -> tuple[pa.Schema, Iterat
     )
 
 
-def _mapped(file: BinaryIO) -> pa.Buffer:
-    """The file's bytes as mapped memory: a batch may be as large as the file, and only what is read is loaded."""
+def _mapped(file: BinaryIO) -> pa.Buffer | BinaryIO:
+    """A local file's bytes as mapped memory: a batch may be as large as the file, and only what is read is loaded."""
     import pyarrow as pa
 
+    if not isinstance(file, io.BufferedReader) or not isinstance(file.raw, io.FileIO):
+        return file
     return pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 

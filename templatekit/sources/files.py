@@ -1,20 +1,21 @@
-"""Opens local files: regular ones only, decompressed where their first bytes say gzip, with errors that help."""
+"""Opens local files: regular ones only, decompressed where their first bytes say so, with errors that help."""
 
 from __future__ import annotations
 
-import gzip
 import stat
-import zlib
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from pathlib import Path
-from typing import BinaryIO, TypeVar, cast
+from pathlib import Path, PurePath
+from typing import BinaryIO, TypeVar
 
-from templatekit.errors import SourceError
+from templatekit.contracts import Source
+from templatekit.errors import RecordError, SourceError
+from templatekit.sources.compression import SUFFIXES, decompressed
+from templatekit.types import Record
 
 T = TypeVar("T")
-GZIP = b"\x1f\x8b"
 _MANY = 8
 
 
@@ -40,10 +41,10 @@ def is_folder(path: Path) -> bool:
     return exists(path) and path.is_dir()
 
 
-def ending(path: Path) -> str:
-    """The last suffix in lower case, leaving out a `.gz` behind it."""
-    name = path.name.lower()
-    return Path(name.removesuffix(".gz")).suffix
+def ending(path: PurePath) -> str:
+    """The last suffix in lower case, leaving out that of a compression behind it."""
+    name = PurePath(path.name.lower())
+    return (name.with_suffix("") if name.suffix in SUFFIXES else name).suffix
 
 
 def find_file(address: str) -> Path:
@@ -66,21 +67,23 @@ def open_file(address: str) -> Iterator[BinaryIO]:
     """The bytes of a file, decompressed; what goes wrong while they are read becomes a `SourceError`."""
     path = find_file(address)
     try:
-        with path.open("rb") as file:
-            compressed = file.read(len(GZIP)) == GZIP
-            file.seek(0)
-            if not compressed:
-                yield file
-                return
-            with gzip.open(file) as stream:
-                yield cast("BinaryIO", stream)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        found = "an early end" if isinstance(error, EOFError) else f"{error}"
-        raise SourceError(
-            f"{address}: damaged gzip data; found {found}; expected a whole .gz file; fetch or write it anew"
-        ) from error
+        with path.open("rb") as file, decompressed(file, address) as stream:
+            yield stream
     except OSError as error:
         raise unreadable(address, error) from error
+
+
+class FileSource(Source):
+    """A source of one kind of file, whose rows can be read from a stream as well."""
+
+    def read(self, address: str) -> Iterator[Record | RecordError]:
+        """The rows of the file at `address`."""
+        with open_file(address) as stream:
+            yield from self.read_stream(stream, address)
+
+    @abstractmethod
+    def read_stream(self, stream: BinaryIO, address: str) -> Iterator[Record | RecordError]:
+        """The rows of a stream, which can go back to its beginning until it is settled; `address` names it."""
 
 
 def unreadable(address: str, error: Exception) -> SourceError:

@@ -1,30 +1,35 @@
-"""Reads a folder of data files as one data set, each file by the reader of its kind, so that no type is guessed."""
+"""Reads several data files as one set: those of a folder, or those that a pattern names; each by its kind's reader."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import ClassVar
 
 from templatekit.contracts import Source
 from templatekit.errors import RecordError, SourceError
-from templatekit.sources import arrow_records, json_records
+from templatekit.sources import arrow_records, csv_records, json_records
 from templatekit.sources.datasets_records import is_saved
-from templatekit.sources.files import ending, is_folder, to_path, unreadable
+from templatekit.sources.files import FileSource, ending, exists, is_folder, siblings, to_path, unreadable
 from templatekit.types import Record
 
-_READERS: dict[str, type[Source]] = {
+READERS: dict[str, type[FileSource]] = {
     **dict.fromkeys(json_records.ENDINGS, json_records.JsonSource),
     **dict.fromkeys(arrow_records.ENDINGS, arrow_records.ArrowSource),
+    **dict.fromkeys(csv_records.ENDINGS, csv_records.CsvSource),
 }
+"""Who reads files of each ending. JSON's reader reads those without one, too."""
+
+_PATTERN = re.compile(r"[*?\[]")
 
 
 class FolderSource(Source):
     """A folder whose data files are all of one kind; other files, hidden ones and subfolders are left alone."""
 
     name: ClassVar[str] = "folder"
-    description: ClassVar[str] = "A folder of JSON, Parquet or Arrow files, read in the order of their names."
+    description: ClassVar[str] = "A folder of JSON, CSV, Parquet or Arrow files, read in the order of their names."
 
     def accepts(self, address: str) -> bool:
         """Whether it is a folder, and not one that `save_to_disk` made."""
@@ -38,20 +43,66 @@ class FolderSource(Source):
             entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "_")))
         except OSError as error:
             raise unreadable(address, error) from error
-        files = [entry for entry in entries if ending(entry) in _READERS and not is_folder(entry)]
-        kinds = {_READERS[ending(file)] for file in files}
-        if len(kinds) != 1:
-            raise _unclear(address, entries, files)
-        reader = kinds.pop()()
-        for file in files:
-            yield from reader.read(str(file))
+        files = [entry for entry in entries if ending(entry) in READERS and not is_folder(entry)]
+        if not files:
+            found = ", ".join(entry.name + "/" * is_folder(entry) for entry in entries[:8]) or "an empty folder"
+            raise SourceError(
+                f"{address}: no data files; found {found}; expected files that end in {', '.join(READERS)}"
+            )
+        yield from _read_all(address, files)
 
 
-def _unclear(address: str, entries: list[Path], files: list[Path]) -> SourceError:
-    if files:
+class GlobSource(Source):
+    """The files that a pattern names, all of one kind: `data/*.jsonl.gz`, or `data/**/*.parquet` with subfolders."""
+
+    name: ClassVar[str] = "glob"
+    description: ClassVar[str] = "A quoted pattern of files, as 'data/*.jsonl.gz', read in the order of their names."
+
+    def accepts(self, address: str) -> bool:
+        """Whether it has `*`, `?` or `[` in it, and is not the name of a file."""
+        return is_pattern(address) and "\0" not in address and not exists(to_path(address))
+
+    def read(self, address: str) -> Iterator[Record | RecordError]:
+        """The rows of one file after the other. An error names the file that its row is in, and its number there."""
+        import glob
+
+        try:
+            found = sorted(glob.glob(str(to_path(address)), recursive=True))  # noqa: PTH207 - Path.glob takes no root
+        except (OSError, re.error) as error:
+            raise SourceError(f"{address}: no pattern of files: {error}") from None
+        files = [path for path in map(Path, found) if not is_folder(path)]
+        if not files:
+            raise SourceError(f"{address}: no file has such a name; {_before_pattern(address)}")
+        yield from _read_all(address, files)
+
+
+def is_pattern(address: str) -> bool:
+    """Whether an address has anything in it that stands for several names."""
+    return _PATTERN.search(address) is not None
+
+
+def one_kind(address: str, files: Sequence[PurePath]) -> FileSource:
+    """The reader of all the files; raises `SourceError` where they are of several kinds."""
+    kinds = {READERS.get(ending(file), json_records.JsonSource) for file in files}
+    if len(kinds) != 1:
         names = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(map(ending, files)).items()))
-        return SourceError(
+        raise SourceError(
             f"{address}: several kinds of data files; found {names}; expected one kind; name one file, or part them"
         )
-    found = ", ".join(entry.name + "/" * is_folder(entry) for entry in entries[:8]) or "an empty folder"
-    return SourceError(f"{address}: no data files; found {found}; expected files that end in {', '.join(_READERS)}")
+    return kinds.pop()()
+
+
+def _read_all(address: str, files: Sequence[Path]) -> Iterator[Record | RecordError]:
+    reader = one_kind(address, files)
+    for file in files:
+        yield from reader.read(str(file))
+
+
+def _before_pattern(address: str) -> str:
+    parts: Iterable[str] = to_path(address).parts
+    fixed: list[str] = []
+    for part in parts:
+        if is_pattern(part):
+            break
+        fixed.append(part)
+    return siblings(str(Path(*fixed, "*")))

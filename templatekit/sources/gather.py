@@ -12,6 +12,9 @@ from templatekit.types import Record
 class Gathered(dict[str, Any]):
     """Records in a row as one: `{"records": [...]}`."""
 
+    row: int
+    """Its number, where it does not come in its turn."""
+
 
 def gather(
     records: Iterable[Record | RecordError], group: Callable[[Record], Hashable]

@@ -10,16 +10,17 @@ from collections.abc import Iterator
 from json import JSONDecodeError
 from typing import Any, BinaryIO, ClassVar
 
-from templatekit.contracts import Source
 from templatekit.errors import RecordError, SourceError
-from templatekit.sources.files import at_least_one, ending, exists, is_folder, open_file, to_path
+from templatekit.sources.compression import settle
+from templatekit.sources.files import FileSource, at_least_one, ending, exists, is_folder, to_path
 from templatekit.sources.json_array import CHUNK, Window, read_array
 from templatekit.sources.json_lines import read_lines
 from templatekit.sources.json_values import BLANK, Decoder, Refused, describe, explain, fault
+from templatekit.sources.magic import begin_text
 from templatekit.types import Record
 
 ENDINGS = (".json", ".jsonl", ".ndjson")
-"""Each also with `.gz` behind it."""
+"""Each also with the ending of a compression behind it."""
 
 _LINE_ENDINGS = (".jsonl", ".ndjson")
 _CONTAINERS = frozenset({"data", "rows", "records", "examples", "items", "samples", "entries", "train"})
@@ -28,47 +29,39 @@ _PARTS = frozenset({"messages", "conversations", "conversation", "chosen", "reje
 """Names under which a single row keeps a list of objects."""
 _HEAD_LINES = 20
 _HEAD_BYTES = 1 << 20
-_BOM = b"\xef\xbb\xbf"
-_FOREIGN = (
-    (b"PAR1", "a Parquet file", "rename it to end in .parquet"),
-    (b"ARROW1", "an Arrow file", "rename it to end in .arrow"),
-    (b"PK\x03\x04", "a zip archive", "unpack it"),
-    (b"BZh", "bzip2 data", "decompress it, or use gzip"),
-    (b"\xfd7zXZ", "xz data", "decompress it, or use gzip"),
-    (b"\x28\xb5\x2f\xfd", "zstd data", "decompress it, or use gzip"),
-    (b"\xff\xfe\x00\x00", "UTF-32 text", "convert it: iconv -f UTF-32 -t UTF-8"),
-    (b"\xff\xfe", "UTF-16 text", "convert it: iconv -f UTF-16 -t UTF-8"),
-    (b"\xfe\xff", "UTF-16 text", "convert it: iconv -f UTF-16 -t UTF-8"),
-)
 
 
-class JsonSource(Source):
-    """JSON and JSON Lines files, plain or gzipped."""
+class JsonSource(FileSource):
+    """JSON and JSON Lines files, plain or compressed."""
 
     name: ClassVar[str] = "json"
-    description: ClassVar[str] = "A JSON or JSON Lines file, plain or gzipped, told by its content."
+    description: ClassVar[str] = "A JSON or JSON Lines file, plain or compressed, told by its content."
 
     def accepts(self, address: str) -> bool:
         """Whether it is a file, of any ending, or would be one that ends in `.json`, `.jsonl`, `.ndjson`."""
         path = to_path(address)
         return not is_folder(path) and (exists(path) or ending(path) in ENDINGS)
 
-    def read(self, address: str) -> Iterator[Record | RecordError]:
-        """The file's rows, each value exactly as JSON gives it."""
-        with open_file(address) as stream:
-            yield from read_json(stream, address)
+    def read_stream(self, stream: BinaryIO, address: str) -> Iterator[Record | RecordError]:
+        """The rows, each value exactly as JSON gives it."""
+        yield from read_json(stream, address)
 
 
 def read_json(stream: BinaryIO, address: str, chunk_size: int = CHUNK) -> Iterator[Record | RecordError]:
-    """The rows of a seekable stream; `address` names it in errors and, by its ending, settles what content cannot."""
-    begin = _begin(stream, address)
+    """The rows of a stream that can go back to its beginning.
+
+    `address` names it in errors and, by its ending, settles what content cannot.
+    """
+    begin = begin_text(stream, address, "JSON")
     lines = _is_lines(_head(stream))
     stream.seek(begin)
     if lines:
+        settle(stream)
         yield from read_lines(stream, address)
         return
     char = Window(stream, address, chunk_size).next_char()
     stream.seek(begin)
+    settle(stream)
     if char == "[":
         yield from at_least_one(read_array(stream, address, chunk_size), address)
     elif char == "{":
@@ -77,20 +70,6 @@ def read_json(stream: BinaryIO, address: str, chunk_size: int = CHUNK) -> Iterat
         raise _not_json(stream, address)
     else:
         raise SourceError(f"{address}: no records; found an empty file; expected objects: a list, or one on each line")
-
-
-def _begin(stream: BinaryIO, address: str) -> int:
-    """Where the text begins, behind a byte order mark; other kinds of file than UTF-8 text are named and refused."""
-    start = stream.read(8)
-    for magic, what, todo in _FOREIGN:
-        if start.startswith(magic):
-            raise SourceError(f"{address}: not JSON in UTF-8; found {what}; {todo}")
-    if len(start) >= 4 and start[:4].count(0) == 2 and (start[0] == start[2] == 0 or start[1] == start[3] == 0):
-        order = "BE" if start[0] == 0 else "LE"
-        raise SourceError(f"{address}: not UTF-8; found UTF-16 text; convert it: iconv -f UTF-16{order} -t UTF-8")
-    begin = len(_BOM) if start.startswith(_BOM) else 0
-    stream.seek(begin)
-    return begin
 
 
 def _head(stream: BinaryIO) -> list[str]:
@@ -205,5 +184,5 @@ def _not_json(stream: BinaryIO, address: str) -> SourceError:
     found = f"the lone value {start[:60]}" if whole else f"text that begins {start[:60]!r}"
     return SourceError(
         f"{address}: no JSON records; found {found}; expected objects: a list, or one on each line; "
-        "convert other formats (CSV, YAML, …) first"
+        "other formats are told by their names' endings (.csv, .tsv, .parquet, .arrow)"
     )

@@ -62,7 +62,7 @@ def encodes_words_apart(backend: tokenizers.Tokenizer) -> bool:
     if any(_may_hold_a_seam(token) for token in backend.get_added_tokens_decoder().values()):
         return False
     normalizer, pre_tokenizer = _parts(backend.normalizer), _parts(backend.pre_tokenizer)
-    if _parts_at_seams(pre_tokenizer):
+    if parts_at_seams(backend):
         return all(part == {"type": "NFC"} for part in normalizer)
     return _is_sentencepiece(normalizer, pre_tokenizer) and not model.ignore_merges and _merges_no_seam(backend)
 
@@ -78,8 +78,9 @@ def _may_hold_a_seam(token: tokenizers.AddedToken) -> bool:
     return wide or any(a != BLANK and b == BLANK for a, b in zip(token.content, token.content[1:], strict=False))
 
 
-def _parts_at_seams(pre_tokenizer: list[dict[str, Any]]) -> bool:
-    kinds = [_kind(part) for part in pre_tokenizer]
+def parts_at_seams(backend: tokenizers.Tokenizer) -> bool:
+    """Whether the pre-tokenizer is of the kinds listed here and parts a text at every seam."""
+    kinds = [_kind(part) for part in _parts(backend.pre_tokenizer)]
     return "parts" in kinds and "unknown" not in kinds
 
 

@@ -20,6 +20,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from templatekit.tokens.apart import BLANK, METASPACE
+from templatekit.tokens.quick import WORTH, Encode, is_alike, quicker, reference
 
 LONGEST = 48
 """Characters of the longest part that is kept: longer ones hardly come again."""
@@ -72,6 +73,8 @@ class Words:
         """
         self._backends = {False: backend, True: prefixed}
         self._prefixes = prefixed is not backend
+        self._quicker: Encode | None = None
+        self._asked = 0
         self._unwanted = np.array(sorted(unwanted), dtype=np.int32)
         self._forget()
 
@@ -135,17 +138,27 @@ class Words:
 
     def _encode_new(self) -> None:
         """Encodes the parts that were entered since the last batch, in one call for each variant of the tokenizer."""
-        base = self._count - len(self._new)
+        entered = list(enumerate(self._new, self._count - len(self._new)))
         for prefix, backend in self._backends.items():
-            texts = [
-                (at, entry) for at, (entry, p) in enumerate(self._new, base) if isinstance(entry, str) and p == prefix
-            ]
+            texts = [(at, entry) for at, (entry, wanted) in entered if isinstance(entry, str) and wanted == prefix]
+            quick = self._quick_one(len(texts))
+            if quick is not None:
+                alike = [(at, text) for at, text in texts if is_alike(text)]
+                self._keep([at for at, _ in alike], quick([text for _, text in alike]), told=False)
+                texts = [(at, text) for at, text in texts if not is_alike(text)]
             if texts:
-                encodings = backend.encode_batch_fast([text for _, text in texts], add_special_tokens=False)
-                self._keep([at for at, _ in texts], [encoding.ids for encoding in encodings], told=False)
-        ids = [(at, entry) for at, (entry, _) in enumerate(self._new, base) if isinstance(entry, int)]
-        self._keep([at for at, _ in ids], [[id] for _, id in ids], told=True)
+                ids = reference(backend)([text for _, text in texts])
+                self._keep([at for at, _ in texts], ids, told=False)
+        known = [(at, entry) for at, (entry, _) in entered if isinstance(entry, int)]
+        self._keep([at for at, _ in known], [[id] for _, id in known], told=True)
         self._new = []
+
+    def _quick_one(self, parts: int) -> Encode | None:
+        """The quicker encoder, once so many parts were asked for that loading it pays; it puts no prefix in front."""
+        if self._asked < WORTH <= self._asked + parts and not self._prefixes:
+            self._quicker = quicker(self._backends[False])
+        self._asked += parts
+        return self._quicker
 
     def _keep(self, numbers: Sequence[int], ids: Sequence[Sequence[int]], *, told: bool) -> None:
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))

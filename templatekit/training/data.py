@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from templatekit.config import FinetuneOptions
 from templatekit.errors import ConfigError
+from templatekit.formats.template import Template
+from templatekit.mixture import Mixture, pipeline_of
 from templatekit.pairs import PairPipeline, pairs_of
 from templatekit.pipeline import Pipeline, Prepared
+from templatekit.registry import Registry
+from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.training.split import split_rows
 from templatekit.types import TokenizedExample, TokenizedPair
 
@@ -59,27 +62,47 @@ class Splits:
         return [sample.tokenized for sample in samples if sample.tokenized is not None]
 
 
-def pipeline_class(options: FinetuneOptions) -> type[Pipeline]:
-    """What prepares the records: whole samples, or pairs of answers."""
+def pipeline_for(
+    options: FinetuneOptions, registry: Registry, *, tokenizer: Tokenizer, template: Template | None = None
+) -> Pipeline:
+    """What prepares the records: whole samples, or pairs of answers; of one set, or of several.
+
+    Raises `ConfigError` for sets of several templates: a trained model is served with one.
+    """
+    pipeline = pipeline_of(options, registry, kind=_kind(options), tokenizer=tokenizer, template=template)
+    if isinstance(pipeline, Mixture) and not pipeline.one_template:
+        raise ConfigError(
+            f"mix: a model is served with one template, {pipeline.template.name!r}; found sets with another or with "
+            "chat_template_kwargs of their own; give all sets that template, or train on what `render` writes"
+        )
+    return pipeline
+
+
+def _kind(options: FinetuneOptions) -> type[Pipeline]:
     return PairPipeline if options.method == "dpo" else Pipeline
 
 
 def read_splits(options: FinetuneOptions, pipeline: Pipeline) -> Splits:
     """Reads the data set; a held-out set of its own is `validation`."""
-    items = list(pipeline.run(pipeline.open(), source=options.dataset))
+    items = list(pipeline.prepared())
     pairs = options.method == "dpo"
     if options.eval_dataset is not None:
-        own = type(pipeline)(
-            options.model_copy(update={"dataset": options.eval_dataset, "limit": None}),
+        own = _kind(options)(
+            options.model_copy(
+                update={"dataset": options.eval_dataset, "limit": None, "mix": (), "mix_strategy": None}
+            ),
             pipeline.registry,
             adapter=pipeline.adapter,
             template=pipeline.template,
             tokenizer=pipeline.tokenizer,
         )
-        held_out = list(own.run(own.open(), source=options.eval_dataset))
+        held_out = list(own.prepared())
         return Splits(samples={"train": items, "validation": held_out}, pairs=pairs)
-    # The examples of one row stay together: they share text.
-    rows = [list(examples) for _, examples in groupby(items, key=lambda item: item.rendered.row)]
+    # The examples of one row stay together, and so do its repeats in a mixture: they share text.
+    by_row: dict[tuple[str, int], list[Prepared]] = {}
+    for item in items:
+        by_row.setdefault((item.rendered.source, item.rendered.row), []).append(item)
+    rows = list(by_row.values())
     parts = split_rows(options.split, len(rows), shuffle=options.split_order == "shuffled", seed=options.seed)
     samples = {name: [item for index in indices for item in rows[index]] for name, indices in parts.items()}
     if not samples["train"]:

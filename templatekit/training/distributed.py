@@ -21,6 +21,7 @@ from templatekit.errors import RunError, TemplatekitError
 Division: TypeAlias = Literal["ddp", "fsdp"]
 Value = TypeVar("Value")
 _CPU = torch.device("cpu")
+_groups: list[Any] = []
 
 
 class OtherProcessFailed(RunError):
@@ -115,6 +116,9 @@ def join_world(device: torch.device) -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # Kept until Python ends: were DDP's reducer the last to hold the group, it would join gloo's threads with the
+    # interpreter's lock in its hands, for which they may be waiting (torch 2.13): the process would never end.
+    _groups.append(dist.group.WORLD)
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
     except dist.DistError as error:

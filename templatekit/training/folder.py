@@ -68,7 +68,7 @@ def _free_folder(options: FinetuneOptions) -> Path:
     return folder
 
 
-def write_recipe(folder: Path, options: FinetuneOptions, *, adapter: str, template: str) -> None:
+def write_recipe(folder: Path, options: FinetuneOptions, *, adapter: str | None, template: str) -> None:
     """Writes the options with what was told by the data filled in, and the template's source."""
     resolved = options.model_copy(update={"output": folder, "adapter": adapter, "resume": False})
     text = yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -90,11 +90,6 @@ class Cost:
     peak_memory: int
     """Bytes: of the GPU, or of this process where there is none."""
 
-    @property
-    def tokens_per_second(self) -> float:
-        """Of training and evaluation together."""
-        return self.tokens / max(self.seconds, 1e-9)
-
     def as_dict(self) -> dict[str, float]:
         """For JSON."""
         return asdict(self)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,9 @@ from templatekit.formats.variables import chat_variables, plain
 from templatekit.pipeline import Pipeline, Prepared
 from templatekit.registry import Registry, create_registry
 from templatekit.tokens.load import from_transformers, load_transformers_tokenizer, resolve_model
+from templatekit.training.answers import answer, samples_before, with_prompt
 from templatekit.training.checkpoint import lock_run, trainable
-from templatekit.training.data import identity_of, pipeline_class, read_splits
+from templatekit.training.data import identity_of, pipeline_for, read_splits
 from templatekit.training.distributed import World, join_world, local_device, whole
 from templatekit.training.final import final_dtype, save_model
 from templatekit.training.folder import (
@@ -31,7 +31,6 @@ from templatekit.training.folder import (
     PICTURE,
     SUMMARY,
     Sample,
-    read_samples,
     run_folder,
     write_json,
     write_recipe,
@@ -42,9 +41,7 @@ from templatekit.training.lora import attach_lora
 from templatekit.training.metrics import Line
 from templatekit.training.model import add_token_rows, check_vocabulary, load_model, resolve_device
 from templatekit.training.report import Cost, Progress, cost_of, plot_run
-from templatekit.training.sampling import generate
 from templatekit.training.trackers import check_installed, tracking
-from templatekit.types import Example
 
 if TYPE_CHECKING:
     from templatekit.tokens.tokenizer import Tokenizer
@@ -122,16 +119,15 @@ def _run(
     address = resolve_model(options.model, registry) or options.model
     served = _load_tokenizer(options, registry, address)
     tokenizer = from_transformers(served, name=options.tokenizer or options.model)
-    prepares = pipeline_class(options)
-    pipeline = prepares(options, registry, tokenizer=tokenizer)
+    pipeline = pipeline_for(options, registry, tokenizer=tokenizer)
     added = _add_special_tokens(options, pipeline, served)
     if added:
         # The pipeline was for finding the template; what it encodes with has the new tokens.
         tokenizer = from_transformers(served, name=tokenizer.name)
-        pipeline = prepares(options, registry, tokenizer=tokenizer, template=pipeline.template)
+        pipeline = pipeline_for(options, registry, tokenizer=tokenizer, template=pipeline.template)
     splits = read_splits(options, pipeline)
-    assert pipeline.adapter is not None
-    say(f"adapter {pipeline.adapter.name}, template {pipeline.template.name}, folder {folder}")
+    adapter = pipeline.adapter.name if pipeline.adapter else None  # the sets of a mixture have their own
+    say(f"adapter {adapter or 'of each set'}, template {pipeline.template.name}, folder {folder}")
     for line in pipeline.counts.lines(tokens=True):
         say(line)
     what = "pairs" if splits.pairs else "examples"
@@ -153,9 +149,9 @@ def _run(
         )
 
     model = build()
-    adapter, template = pipeline.adapter.name, pipeline.template.original
+    template = pipeline.template.original
     world.first(lambda: write_recipe(folder, options, adapter=adapter, template=template))
-    samples = world.first(lambda: _samples_before(folder, options, splits.asked, model, pipeline, stops))
+    samples = world.first(lambda: samples_before(folder, options, splits.asked, model, pipeline, stops))
     train_items, held_out = splits.train, splits.held_out
     identity = identity_of(pipeline, train_items)
     with ExitStack() as shown:
@@ -188,8 +184,8 @@ def _run(
         served.save_pretrained(staging)
 
     def finish() -> Run:
-        for sample, item in zip(samples, _with_prompt(splits.asked), strict=False):
-            sample.after = _answer(trained, pipeline, item.example, stops, options.max_new_tokens)
+        for sample, item in zip(samples, with_prompt(splits.asked), strict=False):
+            sample.after = answer(trained, pipeline, item.example, stops, options.max_new_tokens)
         write_samples(folder, samples)
         save_model(
             trained,
@@ -288,45 +284,6 @@ def _holds_control_text(pipeline: Pipeline, item: Prepared) -> bool:
     assert pipeline.tokenizer is not None
     texts = [field for m in item.example.messages for field in (m.role, m.content, m.context)]
     return any(token in text for text in texts for token in pipeline.tokenizer.control_tokens)
-
-
-def _samples_before(
-    folder: Path,
-    options: FinetuneOptions,
-    items: Sequence[Prepared],
-    model: PreTrainedModel,
-    pipeline: Pipeline,
-    stops: Stops,
-) -> list[Sample]:
-    """Answers to the first held-out prompts before training; those of the first start where the run is resumed."""
-    if options.resume and (known := read_samples(folder)) is not None:
-        return known
-    samples = []
-    for item in islice(_with_prompt(items), options.samples):
-        before, last = item.example.messages[-2], item.example.messages[-1]
-        prompt = before.content + (f"\n\n{before.context}" if before.context else "")
-        answer = _answer(model, pipeline, item.example, stops, options.max_new_tokens)
-        samples.append(Sample(prompt=prompt, reference=last.content, before=answer))
-    write_samples(folder, samples)
-    return samples
-
-
-def _with_prompt(items: Iterable[Prepared]) -> Iterator[Prepared]:
-    """Those in which something comes before the last answer."""
-    return (item for item in items if len(item.example.messages) > 1)
-
-
-def _answer(model: PreTrainedModel, pipeline: Pipeline, example: Example, stops: Stops, longest: int) -> str:
-    assert pipeline.tokenizer is not None
-    answer = generate(
-        model,
-        pipeline.prompt_ids(example),
-        decode=pipeline.tokenizer.decode,
-        max_new_tokens=longest,
-        stop_ids=stops.ids,
-        stop_strings=stops.strings,
-    )
-    return answer.text.strip()
 
 
 def _pad_id(tokenizer: Tokenizer, stops: Stops) -> int | None:

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from templatekit.audit import RULES
-from templatekit.audit.first_rows import FirstRows, text_key
 from templatekit.audit.lengths import EXACT, OVER, LengthCounter
 from templatekit.audit.tally import KINDS, OTHERS, Tally
 from templatekit.audit.values import Hit, Setup
+from templatekit.cleaning.first_rows import FirstRows, text_key
 from templatekit.formats.lookup import find_template
 from templatekit.registry import Registry
 

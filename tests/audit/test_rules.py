@@ -261,6 +261,13 @@ CASES = (
         mended={"template": TRIMS},
         found=None,
     ),
+    Case(
+        code="left-out",
+        rows=(PLAIN, talk("a", "b")),
+        options={"filter": ["messages[0]['content'] != 'a'"]},
+        found=[1],
+        parts=["filtered"],
+    ),
     Case(code="unread-keys", rows=(PLAIN, {**talk("a", "b"), "source": "web"}), found=[1], parts=["source"]),
 )
 

@@ -40,8 +40,8 @@ def test_a_folder_without_data(write: Write, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no data files; found an empty folder"):
         list(FolderSource().read(str(tmp_path)))
     (tmp_path / "data").mkdir()
-    write("table.csv", "a,b")
-    with pytest.raises(SourceError, match=r"no data files; found data/, table\.csv; expected files that end in \.json"):
+    write("table.xlsx", "a,b")
+    with pytest.raises(SourceError, match=r"no data files; found data/, table\.xlsx; expected files that"):
         list(FolderSource().read(str(tmp_path)))
 
 

@@ -28,7 +28,9 @@ def test_the_import_is_cheap() -> None:
 
 
 def test_the_installed_plugin_offers_them() -> None:
-    assert list(create_registry(select=[]).sources) == ["starter", "saved", "folder", "arrow", "json", "hub"]
+    assert list(create_registry(select=[]).sources) == [
+        *("starter", "stdin", "remote", "saved", "folder", "glob", "arrow", "csv", "json", "hub")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,14 @@ def test_the_installed_plugin_offers_them() -> None:
         ("saved", "saved"),
         ("saved:train", "saved"),
         ("file", "json"),
-        ("file.csv", "json"),
+        ("file.csv", "csv"),
+        ("missing.csv.gz", "csv"),
+        ("missing.jsonl.zst", "json"),
+        ("s3://bucket/rows.parquet", "remote"),
+        ("here/*.json", "glob"),
+        ("odd[1].json", "json"),
+        ("-", "stdin"),
+        ("./-", "json"),
         ("./starter", "json"),
     ],
 )
@@ -58,7 +67,7 @@ def test_who_reads_what(
     monkeypatch.chdir(tmp_path)
     for folder in ("here", "here.parquet", "saved"):
         (tmp_path / folder).mkdir()
-    for file in ("saved/state.json", "file", "file.csv", "starter"):
+    for file in ("saved/state.json", "file", "file.csv", "starter", "odd[1].json", "-"):
         (tmp_path / file).write_text("{}")
     assert find_source(address, registry).name == name
 
@@ -79,8 +88,8 @@ def test_an_unknown_address_lists_its_neighbours(registry: Registry, write: Writ
     with pytest.raises(SourceError) as caught:
         open_source(str(tmp_path / "alpacca"), registry)
     assert str(caught.value) == (
-        f"{tmp_path}/alpacca: no data there; expected a file, a folder, a hub name (organisation/name) or 'starter'; "
-        f"did you mean '{tmp_path}/alpaca'?"
+        f"{tmp_path}/alpacca: no data there; expected a file, a folder, a quoted pattern, a URL, a hub name "
+        f"(organisation/name), 'starter' or '-'; did you mean '{tmp_path}/alpaca'?"
     )
 
 

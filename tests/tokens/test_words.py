@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from array import array
 from collections.abc import Iterator
 
@@ -18,7 +19,7 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from templatekit import LossSpan, Registry, Tokenizer, TokenizerError
 from templatekit.formats.lookup import find_template
 from templatekit.testing import Subject, adversarial_text
-from templatekit.tokens import words
+from templatekit.tokens import quick, words
 from templatekit.tokens.apart import HARMLESS, PARTING, encodes_words_apart
 from templatekit.tokens.cuts import Encoder
 from templatekit.tokens.words import Words
@@ -303,6 +304,69 @@ def test_an_encoder_that_fails_leaves_no_numbers_behind(tokenizer_of: Tokenizers
     with pytest.raises((TypeError, UnicodeError)):
         table.encode(numbers)
     assert by_words(table, "a b") == by_words(table_of(tokenizer_of("bytes")), "a b")
+
+
+ALIKE = st.lists(
+    st.sampled_from([text for text in FRAGMENTS if quick.is_alike(text)] + ["'s", "'LL", "\r", "=", "0x", "https://"]),
+    max_size=12,
+).map("".join)
+QUICK = ("bytes", "nfc", "gpt2", "smollm2", "qwen3")
+
+
+@pytest.mark.parametrize("name", QUICK)
+@given(texts=st.lists(ALIKE | st.text(st.characters(codec="ascii"), max_size=20), min_size=1, max_size=20))
+def test_the_quicker_encoder_gives_the_references_ids(tokenizer_of: Tokenizers, name: str, texts: list[str]) -> None:
+    pytest.importorskip("kitoken")
+    backend = tokenizer_of(name).backend(control=True, prefix=True)
+    if name not in _quicker:
+        _quicker[name] = quick.quicker(backend)
+    encode = _quicker[name]
+    assert encode is not None
+    alike = [text for text in texts if quick.is_alike(text)]
+    assert encode(alike) == quick.reference(backend)(alike)
+
+
+_quicker: dict[str, quick.Encode | None] = {}
+
+
+def test_negative_control_texts_that_are_not_alike(tokenizer_of: Tokenizers) -> None:
+    """What is kept from the quicker encoder, and for what reason."""
+    pytest.importorskip("kitoken")
+    backend = tokenizer_of("bytes").backend(control=True, prefix=True)
+    encode, text = quick.quicker(backend), "a\n's"
+    assert encode is not None
+    assert not quick.is_alike(text)
+    assert encode([text]) != quick.reference(backend)([text])
+    assert not any(map(quick.is_alike, ("é", "a\x1db", "\u00a0's", "\x00")))
+    assert quick.is_alike('don\'t say\n"so" 12 times.\t')
+
+
+def test_the_battery_tells_an_encoder_that_is_not_equal(
+    tokenizer_of: Tokenizers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("kitoken")
+    monkeypatch.setattr(quick, "_UNLIKE", re.compile(r"(?!)"))
+    assert quick.quicker(tokenizer_of("bytes").backend(control=True, prefix=True)) is None
+
+
+def test_of_which_tokenizers_there_is_none_quicker(tokenizer_of: Tokenizers) -> None:
+    for name in ("sentencepiece", "metaspace", "unigram", "unknowing", "folding"):
+        assert quick.quicker(tokenizer_of(name).backend(control=True, prefix=True)) is None
+
+
+def test_words_go_to_the_quicker_encoder_once_it_pays(
+    tokenizer_of: Tokenizers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal ids before and behind it, of texts that are alike and of others."""
+    pytest.importorskip("kitoken")
+    monkeypatch.setattr(words, "WORTH", 30)
+    tokenizer = tokenizer_of("nfc")
+    table, backend = table_of(tokenizer), tokenizer.backend(control=False, prefix=True)
+    for round in range(4):
+        texts = [f"word{round}{n} it's\n's n{round}{n} naïve{round} café {n}." for n in range(10)]
+        assert by_words(table, *texts) == [encoding.ids for encoding in backend.encode_batch_fast(texts)]
+        assert (table._quicker is not None) == (round > 0 or table._asked > 30)
+    assert table._quicker is not None
 
 
 def test_no_texts() -> None:

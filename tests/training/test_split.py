@@ -9,8 +9,8 @@ from templatekit import create_registry
 from templatekit.config import FinetuneOptions
 from templatekit.errors import ConfigError
 from templatekit.pipeline import Pipeline
+from templatekit.training.answers import with_prompt
 from templatekit.training.data import read_splits
-from templatekit.training.run import _with_prompt
 from templatekit.training.split import parse_split, split_rows
 
 CHAPTER7 = "train=0.85,test=0.1,validation=rest"
@@ -99,10 +99,10 @@ def test_texts_without_a_prompt_are_not_sampled(tokenizer_of: Tokenizers) -> Non
     pipeline = Pipeline(FinetuneOptions.parse({"template": "text"}), create_registry(), tokenizer=tokenizer_of("bytes"))
     texts = list(pipeline.run(rows))
     assert len(texts) == 2
-    assert list(_with_prompt(texts)) == []
+    assert list(with_prompt(texts)) == []
     asked = list(
         Pipeline(pipeline.options, pipeline.registry, tokenizer=pipeline.tokenizer).run(
             [{"prompt": "a", "completion": "b"}]
         )
     )
-    assert list(_with_prompt(asked)) == asked
+    assert list(with_prompt(asked)) == asked

@@ -1,0 +1,106 @@
+"""Folders that other trainers train on as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from templatekit.errors import ConfigError, RecordError
+from templatekit.sinks import NOT_EXPRESSIBLE, Finished, FolderExporter
+from templatekit.types import TokenizedExample
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BATCH = 1024
+_ROWS = "train.jsonl"
+
+
+class _TokenFolder(FolderExporter):
+    """Ids and labels: what is trained stands in the labels alone."""
+
+    def admit(self, sample: Finished) -> TokenizedExample:
+        """The tokenized example; a weight beside 0 and 1 is a `RecordError`, no tokenizer a `ConfigError`."""
+        tokenized = sample.tokenized
+        if tokenized is None:
+            raise ConfigError(f"format {self.name!r} holds token ids; found no tokenizer; expected --tokenizer too")
+        between = next((weight for weight in tokenized.loss_weights if weight not in (0, 1)), None)
+        if between is not None:
+            raise RecordError(
+                f"format {self.name!r} has no place for a loss weight of {between:g}: labels are trained or not",
+                reason=NOT_EXPRESSIBLE,
+            )
+        return tokenized
+
+
+class DatasetFolder(_TokenFolder):
+    """What `datasets.load_from_disk` loads: `input_ids`, `labels`, `attention_mask`."""
+
+    name: ClassVar[str] = "datasets"
+    description: ClassVar[str] = "a folder of datasets' save_to_disk, for TRL and Hugging Face's Trainer"
+
+    def write_folder(self, items: Iterable[TokenizedExample], folder: Path) -> int:
+        """In record batches, so that memory stays flat."""
+        import datasets
+        import pyarrow as pa
+
+        ids = pa.list_(pa.int32())
+        schema = pa.schema({"input_ids": ids, "labels": ids, "attention_mask": pa.list_(pa.int8())})
+        rows = folder / "rows" / "rows.arrow"  # datasets writes nothing into the folder that it reads
+        rows.parent.mkdir()
+        with pa.ipc.new_stream(str(rows), schema) as writer:
+            for batch in _batches(items, schema):
+                writer.write_batch(batch)
+        dataset = datasets.Dataset.from_file(str(rows))
+        shown = datasets.is_progress_bar_enabled()
+        datasets.disable_progress_bars()
+        try:
+            dataset.save_to_disk(str(folder))
+        finally:
+            if shown:
+                datasets.enable_progress_bars()
+        rows.unlink()
+        rows.parent.rmdir()
+        return len(dataset)
+
+
+class AxolotlFolder(_TokenFolder):
+    """axolotl's pre-tokenized layout: JSON Lines of ids, labels and attention mask, and the lines of its config."""
+
+    name: ClassVar[str] = "axolotl"
+    description: ClassVar[str] = "a folder for axolotl: pre-tokenized rows, and a config that names them"
+
+    def write_folder(self, items: Iterable[TokenizedExample], folder: Path) -> int:
+        """A line for each example."""
+        import json
+
+        count = 0
+        with (folder / _ROWS).open("w", encoding="utf-8") as file:
+            for item in items:
+                file.write(json.dumps(_columns(item)) + "\n")
+                count += 1
+        (folder / "axolotl.yaml").write_text(
+            f"# Beside the model and its options. No type: the rows are tokenized.\ndatasets:\n  - path: {_ROWS}\n"
+            "    ds_type: json\n    type:\n",
+            encoding="utf-8",
+        )
+        return count
+
+
+def _columns(item: TokenizedExample) -> dict[str, list[int]]:
+    return {
+        "input_ids": list(item.input_ids),
+        "labels": list(item.labels),
+        "attention_mask": [1] * len(item.input_ids),
+    }
+
+
+def _batches(items: Iterable[TokenizedExample], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    items = iter(items)
+    while chunk := list(islice(items, _BATCH)):
+        rows: list[dict[str, Any]] = [_columns(item) for item in chunk]
+        yield pa.RecordBatch.from_pylist(rows, schema=schema)

@@ -1,0 +1,234 @@
+"""A small language of conditions on a record: Python's expressions, without what could loop, reach or allocate.
+
+```
+len(response) > 10 and category == 'qa'
+instruction.lower().startswith(('name', 'list')) or row.get('score', 0) >= 0.5
+```
+
+An expression is parsed by Python and turned into functions of this module's own: nothing is evaluated by Python itself.
+Names are the record's columns, and `row` is the whole record. There are no loops and no powers, and text is not
+multiplied, so that an expression costs no more than the values it reads.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from templatekit.errors import ConfigError, nearest, shorten
+from templatekit.types import Record
+
+ROW = "row"
+"""The name of the record itself, unless it has a column of this name."""
+
+Evaluate = Callable[[Record], Any]
+
+_LONGEST = 2000
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "len": len,
+    "min": min,
+    "max": max,
+    "sum": sum,
+    "any": any,
+    "all": all,
+    "abs": abs,
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "str": str,
+}
+_METHODS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("lower", "upper", "strip", "startswith", "endswith", "split", "isascii", "isdigit"), (str,)),
+    "count": (str, list, tuple),
+    "get": (Mapping,),
+    "keys": (Mapping,),
+    "values": (Mapping,),
+}
+"""Methods, with the types that have them."""
+_COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.In: lambda one, other: one in other,
+    ast.NotIn: lambda one, other: one not in other,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+}
+_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+_UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
+    ast.Not: operator.not_,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
+
+
+class Expression:
+    """A condition on records; `ConfigError` where it is none."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        if len(text) > _LONGEST:
+            raise ConfigError(f"filter: {len(text):,} characters; expected at most {_LONGEST:,}")
+        try:
+            tree = ast.parse(text.strip(), mode="eval")
+        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+            what = getattr(error, "msg", None) or str(error)
+            raise ConfigError(
+                f"filter {text!r}: {what}; expected a condition on the columns, such as len(response) > 10 and "
+                "category == 'qa'"
+            ) from None
+        self._evaluate = _built(tree.body, text)
+
+    def holds(self, record: Record) -> bool:
+        """Whether the record meets it; raises `ValueError` that says what is wrong with the record."""
+        try:
+            return bool(self._evaluate(record))
+        except _MissingColumn:
+            raise
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+        except Exception as error:  # whatever comparing and converting values raises
+            raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+class _MissingColumn(ValueError):
+    pass
+
+
+def _built(node: ast.expr, text: str) -> Evaluate:
+    """The function that a node stands for."""
+    match node:
+        case ast.Constant(value=value) if value is None or isinstance(value, (str, bool, int, float)):
+            return lambda record: value
+        case ast.Name(id=name):
+            return _column(name)
+        case ast.Tuple(elts=elements) | ast.List(elts=elements) | ast.Set(elts=elements):
+            parts = [_built(element, text) for element in elements]
+            return lambda record: tuple(part(record) for part in parts)
+        case ast.BoolOp(op=op, values=values):
+            parts = [_built(value, text) for value in values]
+            return _all_of(parts) if isinstance(op, ast.And) else _any_of(parts)
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in _UNARY:
+            unary, inner = _UNARY[type(op)], _built(operand, text)
+            return lambda record: unary(inner(record))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
+            return _computed(_ARITHMETIC[type(op)], _built(left, text), _built(right, text))
+        case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _COMPARE for op in ops):
+            chain = [(_COMPARE[type(op)], _built(other, text)) for op, other in zip(ops, others, strict=True)]
+            return _compared(_built(left, text), chain)
+        case ast.IfExp(test=test, body=body, orelse=orelse):
+            when, one, other = _built(test, text), _built(body, text), _built(orelse, text)
+            return lambda record: one(record) if when(record) else other(record)
+        case ast.Subscript(value=value, slice=ast.Slice(lower=lower, upper=upper, step=None)):
+            whole = _built(value, text)
+            first, last = (None if end is None else _built(end, text) for end in (lower, upper))
+            return lambda record: whole(record)[slice(first and first(record), last and last(record))]
+        case ast.Subscript(value=value, slice=index) if not isinstance(index, ast.Slice):
+            whole, key = _built(value, text), _built(index, text)
+            return lambda record: whole(record)[key(record)]
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]):
+            if name not in _FUNCTIONS:
+                raise _refuse(text, f"no function named {name!r}; {nearest(name, _FUNCTIONS)}")
+            return _called(_FUNCTIONS[name], [_built(argument, text) for argument in arguments])
+        case ast.Call(func=ast.Attribute(value=value, attr=name), args=arguments, keywords=[]):
+            if name not in _METHODS:
+                raise _refuse(text, f"no method named {name!r}; {nearest(name, _METHODS)}")
+            return _method(name, _built(value, text), [_built(argument, text) for argument in arguments])
+    raise _refuse(text, f"{ast.unparse(node)!r} is more than a condition may say")
+
+
+def _refuse(text: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"filter {text!r}: {why}; expected comparisons, and/or/not, in, arithmetic, {', '.join(_FUNCTIONS)} and the "
+        f"methods {', '.join(_METHODS)}"
+    )
+
+
+def _column(name: str) -> Evaluate:
+    def value(record: Record) -> Any:
+        if name in record:
+            return record[name]
+        if name == ROW:
+            return record
+        known = [str(key) for key in record]
+        close = get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known)) or 'none'}"
+        raise _MissingColumn(f"no column {name!r}; {hint} (for one that may be missing: row.get({name!r}))")
+
+    return value
+
+
+def _all_of(parts: list[Evaluate]) -> Evaluate:
+    def value(record: Record) -> Any:
+        result: Any = True
+        for part in parts:
+            result = part(record)
+            if not result:
+                break
+        return result
+
+    return value
+
+
+def _any_of(parts: list[Evaluate]) -> Evaluate:
+    def value(record: Record) -> Any:
+        result: Any = False
+        for part in parts:
+            result = part(record)
+            if result:
+                break
+        return result
+
+    return value
+
+
+def _compared(left: Evaluate, chain: list[tuple[Callable[[Any, Any], Any], Evaluate]]) -> Evaluate:
+    def value(record: Record) -> bool:
+        one = left(record)
+        for holds, right in chain:
+            other = right(record)
+            if not holds(one, other):
+                return False
+            one = other
+        return True
+
+    return value
+
+
+def _computed(compute: Callable[[Any, Any], Any], left: Evaluate, right: Evaluate) -> Evaluate:
+    def value(record: Record) -> Any:
+        one, other = left(record), right(record)
+        for side in (one, other):
+            # `'x' * 10**9` and `'%999999999d' % 1` would fill the memory.
+            if not isinstance(side, (int, float)) and compute is not operator.add:
+                raise TypeError(f"found {shorten(side)}; expected a number")
+        return compute(one, other)
+
+    return value
+
+
+def _called(function: Callable[..., Any], arguments: list[Evaluate]) -> Evaluate:
+    return lambda record: function(*[argument(record) for argument in arguments])
+
+
+def _method(name: str, owner: Evaluate, arguments: list[Evaluate]) -> Evaluate:
+    def value(record: Record) -> Any:
+        found = owner(record)
+        if not isinstance(found, _METHODS[name]):
+            raise TypeError(f"{type(found).__name__} {shorten(found)} has no {name}()")
+        return getattr(found, name)(*[argument(record) for argument in arguments])
+
+    return value

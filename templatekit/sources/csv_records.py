@@ -1,0 +1,133 @@
+"""Reads CSV and TSV: a header, then a row a record, every value the text that stands there."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, ClassVar
+
+from templatekit.errors import RecordError, SourceError, shorten
+from templatekit.sources.compression import settle
+from templatekit.sources.files import FileSource, at_least_one, ending, is_folder, to_path
+from templatekit.sources.magic import begin_text
+from templatekit.types import Record
+
+ENDINGS = (".csv", ".tsv")
+"""Each also with the ending of a compression behind it."""
+
+_LONGEST_CELL = 1 << 28
+"""Characters. The module's own bound is 131,072; a quote that is never closed must not fill the memory all the same."""
+
+
+class CsvSource(FileSource):
+    """CSV (RFC 4180) and TSV files with a header. No types are guessed: numbers and dates stay text."""
+
+    name: ClassVar[str] = "csv"
+    description: ClassVar[str] = "A CSV or TSV file with a header, plain or compressed; every value is text."
+
+    def accepts(self, address: str) -> bool:
+        """Whether the name ends as such files' names do."""
+        path = to_path(address)
+        return ending(path) in ENDINGS and not is_folder(path)
+
+    def read_stream(self, stream: BinaryIO, address: str) -> Iterator[Record | RecordError]:
+        """The rows by the header's names; blank lines are no rows."""
+        begin_text(stream, address, "CSV")
+        settle(stream)
+        text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
+        try:
+            yield from at_least_one(_rows(text, address, "\t" if ending(Path(address)) == ".tsv" else ","), address)
+        finally:
+            text.detach()  # who opened the stream closes it
+
+
+def _rows(text: io.TextIOWrapper, address: str, delimiter: str) -> Iterator[Record | RecordError]:
+    first = text.readline()
+    while first and not first.strip():
+        first = text.readline()
+    if delimiter == "," and "," not in first:  # as spreadsheets write it where the comma is for decimals
+        delimiter = next((other for other in (";", "\t") if other in first), ",")
+    csv.field_size_limit(_LONGEST_CELL)
+    reader = csv.reader(_from(first, text), delimiter=delimiter, strict=True)
+    header = _header(reader, address)
+    begin = reader.line_num + 1
+    row = 0
+    while True:
+        try:
+            cells = next(reader, None)
+            if cells is None:
+                return
+            record = _record(cells, header) if cells else None
+        except csv.Error as error:
+            record = _broken(error)
+        if isinstance(record, RecordError):
+            record.message = f"line {begin}: {record.message}"
+            record.at(address, row)
+        if record is not None:
+            yield record
+            row += 1
+        begin = reader.line_num + 1
+
+
+def _from(first: str, text: io.TextIOWrapper) -> Iterator[str]:
+    yield first
+    yield from text
+
+
+def _header(reader: Iterator[list[str]], address: str) -> list[str]:
+    try:
+        header = next(reader, None)
+    except csv.Error as error:
+        raise SourceError(f"{address}: the header is broken; found {error}; expected the columns' names") from None
+    if not header:
+        raise SourceError(f"{address}: no records; found an empty file; expected a header and rows")
+    twice = [name for name, count in Counter(header).items() if count > 1]
+    if twice:
+        raise SourceError(f"{address}: two columns are named {twice[0]!r}; expected each name once; rename one")
+    for name in header:
+        if not _is_text(name):
+            raise SourceError(f"{address}: the header is not UTF-8; found {name!r}; {_CONVERT}")
+    return header
+
+
+_CONVERT = "convert the file: iconv -f WINDOWS-1252 -t UTF-8, or whatever its encoding is"
+
+
+def _record(cells: list[str], header: list[str]) -> Record | RecordError:
+    if len(cells) != len(header):
+        names = ", ".join(header[:8]) + (", …" if len(header) > 8 else "")
+        return RecordError(
+            f"found {len(cells)} values, the last {shorten(cells[-1])}; expected {len(header)}: {names}; put a value "
+            "that holds a comma or a line break in quotes",
+            reason="wrong_columns",
+        )
+    for name, cell in zip(header, cells, strict=True):
+        if not cell.isascii() and not _is_text(cell):
+            return RecordError(f"not UTF-8; found {cell[:60]!r}; {_CONVERT}", field=name, reason="bad_encoding")
+    return dict(zip(header, cells, strict=True))
+
+
+def _is_text(value: str) -> bool:
+    """Whether no byte in it failed to decode: such bytes come as lone surrogates."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _broken(error: csv.Error) -> RecordError:
+    said = str(error)
+    if "unexpected end" in said:
+        return RecordError(
+            "not whole; found the end of the file within quotes (was the file cut short, or a quote left open?); "
+            "expected a closing quote",
+            reason="truncated",
+        )
+    return RecordError(
+        f"not CSV; found {said}; expected each quote within a value to be doubled, and the value in quotes",
+        reason="invalid_csv",
+    )

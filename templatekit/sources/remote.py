@@ -1,0 +1,119 @@
+"""Reads what lies behind a URL, through fsspec: `s3://bucket/rows.jsonl.gz`, `https://…`, `memory://…`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, ClassVar, cast
+
+from templatekit.contracts import Source
+from templatekit.errors import RecordError, SourceError, nearest, shorten
+from templatekit.sources.compression import decompressed, rewindable
+from templatekit.sources.files import ending
+from templatekit.sources.folders import READERS, is_pattern, one_kind
+from templatekit.types import Record
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+class RemoteSource(Source):
+    """A file, a folder or a pattern of files anywhere that fsspec reaches.
+
+    The protocols beyond its own (`s3`, `gs`, `https`, …) need their packages: fsspec names them.
+    """
+
+    name: ClassVar[str] = "remote"
+    description: ClassVar[str] = "A URL that fsspec reads: s3://…, gs://…, https://…; a file, a folder or a pattern."
+
+    def accepts(self, address: str) -> bool:
+        """Whether it begins as a URL does."""
+        return _URL.match(address) is not None
+
+    def read(self, address: str) -> Iterator[Record | RecordError]:
+        """The rows, streamed. An error names the file that its row is in, and its number there."""
+        filesystem, path = _filesystem(address)
+        with _told(address):
+            files = _files(filesystem, path, address)
+        reader = one_kind(address, [_name(file) for file in files])
+        for file in files:
+            where = address if file == path else filesystem.unstrip_protocol(file)
+            with _told(where), _open(filesystem, file) as raw, decompressed(raw, where) as stream:
+                yield from reader.read_stream(stream, where)
+
+
+def _filesystem(address: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+    from fsspec.registry import available_protocols
+
+    protocol = address.partition("://")[0]
+    try:
+        filesystem, path = url_to_fs(address)
+    except ImportError as error:
+        raise SourceError(
+            f"{address}: reading {protocol}:// needs a package that is not installed; fsspec says: {error}"
+        ) from error
+    except ValueError as error:
+        if protocol not in available_protocols():
+            raise SourceError(
+                f"{address}: no protocol named {protocol!r}; {nearest(protocol, available_protocols())}"
+            ) from error
+        raise _unreadable(address, error) from error
+    except Exception as error:  # each file system's client has errors of its own
+        raise _unreadable(address, error) from error
+    return filesystem, path
+
+
+def _files(filesystem: Any, path: str, address: str) -> list[str]:
+    # In a web address ? and [ are part of a name.
+    if is_pattern(path) and not ("://" in path and "*" not in path):
+        found = [name for name in sorted(filesystem.glob(path)) if not filesystem.isdir(name)]
+        if not found:
+            raise SourceError(f"{address}: no file has such a name there")
+        return found
+    if "://" in path or not filesystem.isdir(path):
+        return [path]
+    names = sorted(entry["name"] for entry in filesystem.ls(path, detail=True) if entry["type"] == "file")
+    kept = [
+        name
+        for name in names
+        if ending(PurePosixPath(name)) in READERS and not PurePosixPath(name).name.startswith((".", "_"))
+    ]
+    if not kept:
+        others = ", ".join(PurePosixPath(name).name for name in names[:8]) or "no files"
+        raise SourceError(f"{address}: no data files; found {others}; expected files that end in {', '.join(READERS)}")
+    return kept
+
+
+def _name(path: str) -> PurePosixPath:
+    """The path, without what a web address may have behind it."""
+    return PurePosixPath(path.partition("?")[0] if "://" in path else path)
+
+
+@contextmanager
+def _open(filesystem: Any, path: str) -> Iterator[BinaryIO]:
+    with filesystem.open(path, "rb") as file:
+        # A server that gives no parts of a file gives it from front to back.
+        yield cast("BinaryIO", file) if file.seekable() else rewindable(file)
+
+
+@contextmanager
+def _told(address: str) -> Iterator[None]:
+    """What a file system's client raises becomes a `SourceError`."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except FileNotFoundError as error:
+        raise SourceError(f"{address}: no such file or folder there; check the name") from error
+    except Exception as error:
+        raise _unreadable(address, error) from error
+
+
+def _unreadable(address: str, error: Exception) -> SourceError:
+    said = shorten(str(error), 200)
+    return SourceError(
+        f"{address}: cannot be read; found {type(error).__name__}: {said}; check the address, your access and the "
+        "network"
+    )

@@ -1,0 +1,54 @@
+"""Gives records in another order, which a seed decides, holding no more of them than a buffer does."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from templatekit.errors import RecordError
+from templatekit.sources.gather import Gathered
+from templatekit.types import Record
+
+T = TypeVar("T")
+
+
+class Placed(dict[str, Any]):
+    """A record that knows its row number, since it does not come in its turn."""
+
+    row: int
+
+
+def placed(record: Record | RecordError, row: int) -> Record | RecordError:
+    """The record, knowing its row; an error knows it too, if it did not know a better one."""
+    if isinstance(record, RecordError):
+        return record.at(None, row)
+    if isinstance(record, Gathered):  # its own kind of record says how its columns are read
+        record.row = row
+        return record
+    known = Placed(record)
+    known.row = row
+    return known
+
+
+def row_of(record: Record | RecordError, default: int) -> int:
+    """The row that a record knows, or the one of its turn."""
+    return getattr(record, "row", default) if isinstance(record, (Placed, Gathered)) else default
+
+
+def shuffled(items: Iterable[T], *, seed: int, buffer: int) -> Iterator[T]:
+    """The items in an order that `seed` decides: each is drawn from the `buffer` oldest that are left.
+
+    An order of all is as likely as any other where the buffer holds them all.
+    """
+    draw = random.Random(seed)
+    held: list[T] = []
+    for item in items:
+        if len(held) < buffer:
+            held.append(item)
+            continue
+        index = draw.randrange(buffer)
+        yield held[index]
+        held[index] = item
+    draw.shuffle(held)
+    yield from held

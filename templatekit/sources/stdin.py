@@ -1,0 +1,51 @@
+"""Reads JSON from standard input, plain or compressed, as it comes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import ClassVar
+
+from templatekit.contracts import Source
+from templatekit.errors import RecordError, SourceError
+from templatekit.sources.compression import decompressed, rewindable
+from templatekit.sources.json_records import read_json
+from templatekit.types import Record
+
+ADDRESS = "-"
+
+
+class StdinSource(Source):
+    """`-`. What has no name has no ending: it is JSON, in any of its shapes."""
+
+    name: ClassVar[str] = "stdin"
+    description: ClassVar[str] = "Standard input, as `-`: JSON or JSON Lines, plain or compressed."
+
+    def accepts(self, address: str) -> bool:
+        """Whether it is `-`; a file of that name is reached as `./-`."""
+        return address == ADDRESS
+
+    def read(self, address: str) -> Iterator[Record | RecordError]:
+        """The rows, as they come; what was read is gone, so a second reading is an error."""
+        stream = None if sys.stdin is None else sys.stdin.buffer
+        if stream is None or stream.closed:
+            raise SourceError(f"{address}: standard input is closed; expected records: … | templatekit … --dataset -")
+        if stream.isatty():
+            raise SourceError(
+                f"{address}: standard input is a terminal; expected records: zcat rows.jsonl.gz | templatekit … "
+                "--dataset -"
+            )
+        with decompressed(rewindable(_Once(stream)), address) as text:
+            yield from read_json(text, address)
+
+
+class _Once:
+    """Standard input, which is not closed with what reads it."""
+
+    def __init__(self, stream: object) -> None:
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        # read1 gives what is there: the first rows of a slow pipe need not wait for the last.
+        data: bytes = self._stream.read1(size)  # type: ignore[attr-defined]
+        return data

@@ -1,0 +1,56 @@
+"""A model's answers to held-out prompts, before training and after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from templatekit.config import FinetuneOptions
+from templatekit.export.serving import Stops
+from templatekit.pipeline import Pipeline, Prepared
+from templatekit.training.folder import Sample, read_samples, write_samples
+from templatekit.training.sampling import generate
+from templatekit.types import Example
+
+
+def samples_before(
+    folder: Path,
+    options: FinetuneOptions,
+    items: Sequence[Prepared],
+    model: PreTrainedModel,
+    pipeline: Pipeline,
+    stops: Stops,
+) -> list[Sample]:
+    """Answers to the first held-out prompts before training; those of the first start where the run is resumed."""
+    if options.resume and (known := read_samples(folder)) is not None:
+        return known
+    samples = []
+    for item in islice(with_prompt(items), options.samples):
+        before, last = item.example.messages[-2], item.example.messages[-1]
+        prompt = before.content + (f"\n\n{before.context}" if before.context else "")
+        now = answer(model, pipeline, item.example, stops, options.max_new_tokens)
+        samples.append(Sample(prompt=prompt, reference=last.content, before=now))
+    write_samples(folder, samples)
+    return samples
+
+
+def with_prompt(items: Iterable[Prepared]) -> Iterator[Prepared]:
+    """Those in which something comes before the last answer."""
+    return (item for item in items if len(item.example.messages) > 1)
+
+
+def answer(model: PreTrainedModel, pipeline: Pipeline, example: Example, stops: Stops, longest: int) -> str:
+    """What the model answers to the example's prompt, in at most `longest` tokens."""
+    assert pipeline.tokenizer is not None
+    found = generate(
+        model,
+        pipeline.prompt_ids(example),
+        decode=pipeline.tokenizer.decode,
+        max_new_tokens=longest,
+        stop_ids=stops.ids,
+        stop_strings=stops.strings,
+    )
+    return found.text.strip()
