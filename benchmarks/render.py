@@ -1,43 +1,177 @@
-"""Rows a second from records to ids and loss weights, beside the limit: bare tokenization of the finished texts.
+"""Records of a file to masked ids on disk, beside bare tokenization of the finished texts, as ratios of one run.
 
-And rendering alone, by plans and without them.
+usage: python -m benchmarks.render [--shared FOLDER] [--repeat N] [--trl] [--memory ROWS ...]
 
-usage: python -m benchmarks.render [TOKENIZER_DIR] [ROWS.json ...]
-
-Without arguments: the bundled set, many times over, and the tokenizer of the small built-in model.
+`bare` is `tokenizers.encode_batch_fast` on the texts that templatekit rendered, ids thrown away: no reading, rendering,
+masking or writing. Everything else goes from the records' file to a parquet file, workers' start included. With a
+folder of real data and tokenizers beside the project the sets are Alpaca, ShareGPT and a tokenizer's own chat template;
+without one, the bundled set many times over. Beside the rows a second stands the time of all cores a row, which says
+more where the machine has other work. `--memory 10000 1000000` asks instead for the peak memory of so many rows.
 """
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import json
+import resource
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from templatekit.config import DataOptions
 from templatekit.formats.plans import without_plans
 from templatekit.pipeline import Pipeline
 from templatekit.registry import create_registry
 from templatekit.types import Example, Record
+from templatekit.workers import converted, converted_by_workers
 
-ROWS = 4000
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROWS = 14_000
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from templatekit.cli import main
+try:
+    main()
+finally:
+    print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line))
+"""
+"""The command, and how many KiB its process held at most; what the system itself reports counts the parent's too."""
+
+
+class Set(NamedTuple):
+    """What is rendered, and how."""
+
+    name: str
+    rows: list[Record]
+    template: str
+    tokenizer: str
 
 
 def best_of(times: int, work: Callable[[], object]) -> float:
     """The shortest of several runs, in seconds: what the machine's noise lengthened least."""
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return min(timed(work).seconds for _ in range(times))
 
 
-def run_through(pipeline: Pipeline, records: list[Record]) -> None:
-    for _ in pipeline.run(records):
-        pass
+class Cost(NamedTuple):
+    """What a run took."""
+
+    seconds: float
+    cpu: float
+    """Seconds of all cores, worker processes among them."""
+
+
+def timed(work: Callable[[], object]) -> Cost:
+    start, busy = time.perf_counter(), cpu_seconds()
+    work()
+    return Cost(time.perf_counter() - start, cpu_seconds() - busy)
+
+
+def cpu_seconds() -> float:
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--shared", type=Path, default=SHARED, help="a folder of real data and tokenizers")
+    parser.add_argument("--repeat", type=int, default=1, help="each set so many times over")
+    parser.add_argument("--trl", action="store_true", help="TRL's and transformers' preparation too")
+    parser.add_argument("--memory", type=int, nargs="+", metavar="ROWS", help="peak memory instead")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        smollm2 = save_smollm2(Path(folder) / "smollm2")
+        if options.memory:
+            measure_memory(Path(folder), smollm2, options.memory)
+            return
+        for one in sets(options.shared, smollm2):
+            measure(one._replace(rows=one.rows * options.repeat), Path(folder), trl=options.trl)
+
+
+def save_smollm2(folder: Path) -> str:
+    """The tokenizer of the small built-in model as tokenizer.json: to read it out of the model takes seconds."""
+    from templatekit.tokens.load import load_transformers_tokenizer, resolve_model
+
+    load_transformers_tokenizer(resolve_model("smollm2-135m-instruct", create_registry()) or "").save_pretrained(folder)
+    return str(folder)
+
+
+def sets(shared: Path, smollm2: str) -> Iterable[Set]:
+    """The real sets, or the bundled one."""
+    alpaca = [shared / "data" / "alpaca" / f"{name}.json" for name in ("alpaca_cleaned_short_12k", "alpaca_long_2000")]
+    if not all(path.is_file() for path in alpaca):
+        rows = starter(ROWS)
+        return [Set("bundled, alpaca", rows, "alpaca", smollm2), Set("bundled, chatml", rows, "chatml", smollm2)]
+    instructions = [row for path in alpaca for row in json.loads(path.read_text(encoding="utf-8"))]
+    chats = json.loads((shared / "data" / "chat" / "sharegpt_fastchat_dummy_500.json").read_text(encoding="utf-8"))
+    qwen = str(shared / "tokenizers" / "qwen3")
+    return [
+        Set("Alpaca, SmolLM2", instructions, "alpaca", smollm2),
+        Set("ShareGPT, ChatML, SmolLM2", chats * 20, "chatml", smollm2),
+        Set("Alpaca, Qwen 3's own template", instructions, "tokenizer", qwen),
+    ]
+
+
+def starter(count: int) -> list[Record]:
+    pipeline = Pipeline(DataOptions(dataset="starter"), create_registry())
+    rows = [record for record in pipeline.open() if not isinstance(record, Exception)]
+    return list(itertools.islice(itertools.cycle(rows), count))
+
+
+def measure(one: Set, folder: Path, *, trl: bool) -> None:
+    """Prints a line a contender."""
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in one.rows), encoding="utf-8")
+    pipeline = pipeline_of(one, file)
+    assert pipeline.tokenizer is not None
+    prepared = [*pipeline.run(pipeline.open())]
+    texts = [item.rendered.text for item in prepared]
+    backend = pipeline.tokenizer.backend(control=True, prefix=True)
+    bare = min(timed(lambda: backend.encode_batch_fast(texts, add_special_tokens=False)) for _ in range(3))
+    print(f"{one.name}: {len(one.rows):,} rows, {pipeline.counts.tokens / len(texts):.0f} tokens a text")
+    report("bare encode_batch_fast", bare, bare, len(one.rows))
+    contenders: dict[str, Callable[[], object]] = {
+        "templatekit --no-reuse": lambda: write(one, file, folder, reuse=False),
+        "templatekit": lambda: write(one, file, folder),
+        "templatekit --workers 2": lambda: write(one, file, folder, workers=2),
+    }
+    for name, work in contenders.items():
+        report(name, min(timed(work) for _ in range(2)), bare, len(one.rows))
+    compare_rendering(pipeline, [item.example for item in prepared])
+    if trl:
+        measure_theirs(one, texts, bare)
+
+
+def report(name: str, cost: Cost, bare: Cost, rows: int) -> None:
+    print(
+        f"  {name:28} {rows / cost.seconds:10,.0f} rows/s   {bare.seconds / cost.seconds:5.2f} × bare   "
+        f"{cost.cpu / rows * 1e6:7.1f} µs of all cores a row",
+        flush=True,
+    )
+
+
+def pipeline_of(one: Set, file: Path, **options: Any) -> Pipeline:
+    chosen = DataOptions(dataset=str(file), template=one.template, tokenizer=one.tokenizer, **options)
+    return Pipeline(chosen, create_registry())
+
+
+def write(one: Set, file: Path, folder: Path, *, workers: int = 1, **options: Any) -> None:
+    pipeline = pipeline_of(one, file, **options)
+    exporter = pipeline.registry.exporters["parquet"]
+    if workers == 1:
+        parts = converted(pipeline, pipeline.open(), exporter)
+    else:
+        parts = converted_by_workers(pipeline, pipeline.open(), exporter, workers=workers)
+    with (folder / "rows.parquet").open("wb") as output:
+        exporter.write_converted((part.content for part in parts), output)
 
 
 def render_all(pipeline: Pipeline, examples: list[Example]) -> None:
@@ -49,41 +183,72 @@ def render_all(pipeline: Pipeline, examples: list[Example]) -> None:
 
 def compare_rendering(pipeline: Pipeline, examples: list[Example]) -> None:
     """Rendering alone: by plans, and each example as if it were the first."""
-    planned = best_of(3, partial(render_all, pipeline, examples))
+    planned = best_of(3, partial(render_all, pipeline, examples)) / len(examples)
     few = examples[: len(examples) // 10]
     with without_plans():
-        anew = best_of(3, partial(render_all, pipeline, few)) * len(examples) / len(few)
-    count = len(examples)
+        anew = best_of(3, partial(render_all, pipeline, few)) / len(few)
     print(
-        f"{'':8} rendering alone {count / planned:12,.0f} rows/s ({planned / count * 1e6:.1f} µs a row)   "
-        f"without plans {count / anew:8,.0f} rows/s   ratio {anew / planned:.1f}"
+        f"  rendering alone: {planned * 1e6:.1f} µs a row, without plans {anew * 1e6:.1f}, ratio {anew / planned:.1f}"
     )
 
 
-def main() -> None:
-    registry = create_registry()
-    tokenizer, *files = sys.argv[1:] or ["smollm2-135m-instruct"]
-    records: list[Record] = []
-    for file in files:
-        records += json.loads(Path(file).read_text(encoding="utf-8"))
-    if not files:
-        pipeline = Pipeline(DataOptions(dataset="starter"), registry)
-        starter = [record for record in pipeline.open() if not isinstance(record, Exception)]
-        records = (starter * (ROWS // len(starter) + 1))[:ROWS]
-    print(f"{len(records):,} rows, tokenizer {tokenizer}")
-    for template in ("alpaca", "chatml"):
-        pipeline = Pipeline(DataOptions(template=template, tokenizer=tokenizer), registry)
-        assert pipeline.tokenizer is not None
-        prepared = [*pipeline.run(records)]
-        texts = [item.rendered.text for item in prepared]
-        backend = pipeline.tokenizer.backend(control=True, prefix=True)
-        bare = best_of(3, partial(backend.encode_batch_fast, texts, add_special_tokens=False))
-        ours = best_of(3, partial(run_through, pipeline, records))
-        print(
-            f"{template:8} bare encode_batch_fast {len(records) / bare:8,.0f} rows/s   "
-            f"templatekit {len(records) / ours:8,.0f} rows/s   ratio {bare / ours:.2f}"
-        )
-        compare_rendering(pipeline, [item.example for item in prepared])
+def measure_theirs(one: Set, texts: list[str], bare: Cost) -> None:
+    """What TRL's trainer does to finished prompts and answers, and transformers to messages without a mask."""
+    from datasets import Dataset
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    from templatekit.tokens.load import load_transformers_tokenizer
+
+    tokenizer = load_transformers_tokenizer(one.tokenizer)
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape))
+    half = [len(text) // 2 for text in texts]
+    data = Dataset.from_dict(
+        {
+            "prompt": [text[:at] for text, at in zip(texts, half, strict=True)],
+            "completion": [text[at:] for text, at in zip(texts, half, strict=True)],
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        settings = SFTConfig(output_dir=folder, report_to="none", max_length=2048, use_cpu=True, bf16=False)
+
+        def prepare() -> None:
+            SFTTrainer(model=model, args=settings, train_dataset=data, processing_class=tokenizer)
+
+        report("TRL, finished texts", timed(prepare), bare, len(texts))
+    if tokenizer.chat_template:
+        chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}] for text in texts]
+
+        def template() -> None:
+            for chat in chats:
+                tokenizer.apply_chat_template(chat, return_dict=True)
+
+        report("transformers, no mask", timed(template), bare, len(texts))
+
+
+def measure_memory(folder: Path, tokenizer: str, counts: list[int]) -> None:
+    """Peak memory of the command for several sizes, in processes of their own."""
+    rows = starter(1000)
+    for count in counts:
+        file = folder / "rows.jsonl"
+        with file.open("w", encoding="utf-8") as output:
+            for number, row in zip(range(count), itertools.cycle(rows), strict=False):
+                changed = {**row, "output": f"{row['output']} {number}"}
+                output.write(json.dumps(changed) + "\n")
+        for workers in (1, 2):
+            options = {"dataset": file, "tokenizer": tokenizer, "workers": workers, "output": folder / "rows.parquet"}
+            named = [str(text) for name, value in options.items() for text in (f"--{name}", value)]
+            run = subprocess.run(
+                [sys.executable, "-c", PEAK, "render", *named], check=True, stdout=subprocess.PIPE, encoding="utf-8"
+            )
+            peak = int(run.stdout.split()[-1]) / (1 << 20)
+            print(f"{count:9,} rows, {workers} workers: {peak:.2f} GiB at most in the process that writes", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ All but `lora` train every weight of the small built-in model on the same rows, 
 each runs in a process of its own, so that its peak memory is its own. The loss and the gradient's norm of the first
 step stand beside the speed: they show that it is the same work. `trl-4` is TRL with 4 rows a pass and as many passes a
 step as give the same effective batch; its best is the fastest of them. Memory is what a run took at its peak above
-weights, gradients and the optimizer's state, which takes two steps to show: the first begins without them. With `--pairs`, steps of direct preference optimization instead: each
-answer with its own prompt, and answers that share it; what the starting weights are asked is counted apart.
+weights, gradients and the optimizer's state, which takes two steps to show: the first begins without them.
+
+With `--pairs`, steps of direct preference optimization instead: each answer with its own prompt, and answers that share
+it; what the starting weights are asked is counted apart.
 """
 
 from __future__ import annotations

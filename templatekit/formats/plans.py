@@ -22,6 +22,7 @@ from dataclasses import fields, replace
 from datetime import datetime
 from itertools import accumulate
 from sys import intern
+from time import perf_counter
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from templatekit.errors import RecordError, TemplateError, shorten
@@ -38,6 +39,8 @@ PATIENCE = 8
 """Of so many examples of a shape without a plan one is recorded: that costs about as much as rendering them."""
 TRIES = 3
 """So many failures to make a plan, and a shape is left alone."""
+SLOW = 0.2
+"""Seconds: what took longer to render is not recorded, which would take some ten times as long."""
 MOST_SHAPES = 1024
 """Of one template; those that were met first go."""
 MOST_PLANS = 16
@@ -192,7 +195,6 @@ class _Shape:
 
     def __init__(self) -> None:
         self.plans: tuple[Plan, ...] = ()
-        self._fields: dict[tuple[int, str], str] = {}
         self._find: Callable[[tuple[Message, ...]], Found | None] | None = None
         self._missed = self._failed = 0
 
@@ -216,9 +218,9 @@ class _Shape:
         self._find = names["find"]
         return plan
 
-    def drop(self, plan: Plan) -> None:
-        """Takes a plan out that did not find its own example."""
-        self.plans = tuple(one for one in self.plans if one is not plan)
+    def give_up(self) -> None:
+        """Goes without plans from now on."""
+        self.plans = ()
         self._find = None
         self._failed = TRIES
 
@@ -236,8 +238,8 @@ class Plans:
     def __init__(self, template: Renderer) -> None:
         self._template = template
         self._shapes: dict[Hashable, _Shape] = {}
-        self._tokens: SpecialTokens | None = None
-        self._numbers: dict[SpecialTokens, int] = {}
+        self._marks: dict[SpecialTokens, object] = {}
+        self._mark: tuple[SpecialTokens | None, object] = (None, None)
         self.planned = self.others = 0
         """How many examples had a plan, and how many had none."""
 
@@ -253,9 +255,10 @@ class Plans:
             if plan.uses <= FEW or not plan.uses % EVERY:
                 self._compare(samples, example, tokens, row, manner)
             return samples
+        started = perf_counter()
         samples = self._template.unplanned(example, tokens, row, manner)
         self.others += 1
-        if shape is not None and shape.wanted():
+        if shape is not None and perf_counter() - started < SLOW and shape.wanted():
             self._plan(shape, example, tokens, row, manner, samples)
         return samples
 
@@ -265,20 +268,18 @@ class Plans:
         messages = example.messages
         if len(messages) > MOST_MESSAGES:
             return None
-        if tokens is not self._tokens:  # a number is hashed faster
-            self._tokens = tokens
-            self._number = self._numbers.setdefault(tokens, len(self._numbers))
-        key: list[Hashable] = [self._number, manner]
+        mark = self._mark
+        if mark[0] is not tokens:  # hashing them takes longer than all the rest
+            mark = self._mark = (tokens, self._marks.setdefault(tokens, object()))
+        key: list[Hashable] = [mark[1], manner]
         for message in messages:
             if message.parts or message.tool_calls:
                 return None
             filled = 0
             for text in (message.content, message.context, message.reasoning, message.name, message.tool_call_id):
-                filled <<= 1
-                if text:
-                    if type(text) is not str or not (text.isascii() or _is_encodable(text)):
-                        return None
-                    filled += 1
+                if type(text) is not str or not (text.isascii() or _is_encodable(text)):
+                    return None
+                filled = 2 * filled + (text != "")
             key.append(message.role)
             key.append(filled if message.weight else -1 - filled)
         known = tuple(key)
@@ -306,8 +307,7 @@ class Plans:
             return
         found = shape.find(example.messages)
         if found is None or found[0] is not plan:
-            # It depends on the moment.
-            shape.drop(plan)
+            shape.give_up()  # it depends on the moment
             return
         _check_same(plan.samples(example, found[1], row), expected, self._template)
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from templatekit.contracts import TemplateFile
 from templatekit.errors import RecordError, TemplateError, TemplatekitError
 from templatekit.formats.bounds import allowance
+from templatekit.formats.plans import Plans
 from templatekit.formats.provenance import Traced, plain_text
 from templatekit.formats.takes import Variables
 from templatekit.formats.template import Template, template_line
@@ -212,6 +213,7 @@ def serve(*limits: int) -> None:
     # What is loaded when it is first needed is needed now, while files can be opened.
     time.localtime()
     import_module("jinja2.debug")
+    Plans.on = False  # recording takes longer than rendering, and the limits are for that
     _judged(TemplateFile(name="first", source="{{ instruction ~ '\n' }}{{ response }}"), True, pickle.dumps(None))
     confine(_Judged.limits.megabytes)
     while True:

@@ -348,6 +348,11 @@ def test_the_pieces_of_a_text_say_what_the_template_wrote() -> None:
         assert (first is last) == (first not in ("c", "d"))
 
 
+def test_what_is_slow_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "SLOW", 0.0)
+    assert not check_stream(answering("{{ m.content }}"), [conversation(user("x"), assistant("a"))] * 4)
+
+
 def test_few_plans_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "MOST_SHAPES", 2)
     monkeypatch.setattr(plans, "MOST_PLANS", 3)

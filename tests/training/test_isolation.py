@@ -81,6 +81,7 @@ def test_without_isolation_examples_see_each_other(
         weights=packed.weights,
         weight=packed.weight,
         tokens=packed.tokens,
+        padded_tokens=packed.padded_tokens,
         target_tokens=packed.target_tokens,
     )
     assert _run(model, [joined])[0] != pytest.approx(_alone(model, examples)[0], rel=1e-3)
