@@ -8,7 +8,6 @@ import sys
 import sysconfig
 from collections.abc import Iterable
 from functools import lru_cache
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -72,7 +71,9 @@ def _followed(names: Iterable[str]) -> dict[str, bytes]:
         top = name.partition(".")[0]
         if name in found or (top in sys.stdlib_module_names and top != "__main__") or top == "templatekit":
             continue
-        module = sys.modules.get(name) or import_module(name)
+        module = sys.modules.get(name)
+        if module is None:
+            raise NoCode(f"module {name!r} is not loaded under its name")
         file = getattr(module, "__file__", None)
         if file is None and hasattr(module, "__path__"):
             continue  # a package without code of its own

@@ -103,9 +103,9 @@ def check_size(path: Path, expected: int) -> None:
     try:
         size = path.stat().st_size
     except OSError:
-        raise Damaged(f"{path.name} is missing") from None
+        raise Damaged(f"{path}: is missing") from None
     if size != expected:
-        raise Damaged(f"{path.name} has {size} bytes; {STATE} says {expected}")
+        raise Damaged(f"{path}: has {size} bytes; {STATE} says {expected}")
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -123,10 +123,10 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         digest, _, text = path.read_bytes().partition(b"\n")
     except FileNotFoundError:
-        raise Damaged(f"{path.name} is missing") from None
+        raise Damaged(f"{path}: is missing") from None
     except OSError as error:
-        raise Damaged(f"{path.name} cannot be read: {error.strerror or error}") from None
+        raise Damaged(f"{path}: cannot be read: {error.strerror or error}") from None
     if xxhash.xxh3_128_hexdigest(text).encode() != digest:
-        raise Damaged(f"{path.name} has another hash than its first line says")
+        raise Damaged(f"{path}: has another hash than its first line says")
     values: dict[str, Any] = json.loads(text)
     return values

@@ -60,7 +60,7 @@ class Part:
             )
             sizes = {name: self._files[name]["bytes"] for name in (TOKENS, TEXTS, EXAMPLES)}
         except (KeyError, TypeError, ValueError) as error:
-            raise Damaged(f"{STATE} lacks what it should hold ({type(error).__name__}: {error})") from None
+            raise Damaged(f"{folder / STATE}: lacks what it should hold ({type(error).__name__}: {error})") from None
         for name, size in sizes.items():
             check_size(folder / name, size)
 
@@ -147,9 +147,9 @@ class Part:
         try:
             found = hash_file(path)
         except OSError as error:
-            raise Damaged(f"{name} cannot be read: {error.strerror or error}") from None
+            raise Damaged(f"{path}: cannot be read: {error.strerror or error}") from None
         if found != self._files[name]["xxh3_128"]:
-            raise Damaged(f"{name} has another hash than {STATE} says")
+            raise Damaged(f"{path}: has another hash than {STATE} says; a new run makes it again")
         with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
             return reader.get_batch(0)
 

@@ -132,7 +132,7 @@ class _Preparation:
             part = Part(folder)
             part.check(texts=texts)
         except Damaged as error:
-            self.say(f"cache: part {str(folder)!r} is damaged and made anew: {error}")
+            self.say(f"cache: a part is damaged and made anew: {error}")
             remove_part(folder)
             return None
         return part

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -277,6 +278,17 @@ def test_an_adapter_object_counts_with_its_state(builtin: Registry, tokenizer_of
     assert found(1) != found(2)
     with pytest.raises(NotCached, match="more than plain values"):
         found(object())
+
+
+def test_code_that_lies_in_no_file_is_not_kept(builtin: Registry, tokenizer_of: Tokenizers) -> None:
+    """As in a notebook, or made by exec."""
+    for home, said in {"typed_in": "lies in no file", "nowhere": "not loaded"}.items():
+        if home == "typed_in":
+            sys.modules[home] = ModuleType(home)
+        made = type("Typed", (Counting,), {"name": "typed", "__module__": home})
+        with pytest.raises(NotCached, match=said):
+            parts_of(Pipeline(DataOptions(), builtin, adapter=made(1), tokenizer=tokenizer_of("nfc")))
+        sys.modules.pop("typed_in", None)
 
 
 CLOCKS = {
