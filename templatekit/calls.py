@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from templatekit.cache import prepared_batches
 from templatekit.columns import token_arrays
 from templatekit.config import DataOptions
 from templatekit.contracts import Adapter
@@ -111,8 +112,8 @@ def _batches(
         tokenizer=tokenizer if isinstance(tokenizer, Tokenizer) else None,
     )
     if isinstance(records, (str, os.PathLike)):
-        return pipeline.batches(pipeline.open(), source=parsed.dataset)
-    return pipeline.batches(pipeline.gathered(_mapped(records, parsed.columns)))
+        return prepared_batches(pipeline)
+    return prepared_batches(pipeline, read=lambda: pipeline.gathered(_mapped(records, parsed.columns)), given=records)
 
 
 def _mapped(records: Iterable[object], columns: Mapping[str, str]) -> Iterator[Record | RecordError]:

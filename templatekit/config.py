@@ -294,6 +294,13 @@ class DataOptions(Options):
     )
     shuffle_buffer: Positive = Field(10_000, description="Records that shuffling holds at a time.")
     on_error: Literal["stop", "skip"] = Field("stop", description="What a record that cannot be used does.")
+    cache: bool = Field(
+        False,
+        description="Keep the examples on disk: a later run takes them from there, one that was stopped goes on.",
+    )
+    cache_dir: Path | None = Field(
+        None, description="Where; by default TEMPLATEKIT_CACHE, or templatekit in the user's folder of caches."
+    )
 
     @model_validator(mode="after")
     def _check_truncation(self) -> DataOptions:
@@ -312,6 +319,10 @@ class DataOptions(Options):
         if weighted and self.mix_strategy == "concat":
             raise ValueError(f"{weighted[0]!r} has a weight, and mix_strategy='concat' draws nothing; leave one out")
         return self
+
+
+CACHE = ("cache", "cache_dir")
+"""Options of what keeps its examples."""
 
 
 class FinetuneOptions(DataOptions):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -194,6 +194,12 @@ class Source(ABC):
     def read(self, address: str) -> Iterator[Record | RecordError]:
         """The records in order. A row that cannot be read is yielded as a `RecordError`, so that the caller decides
         whether to stop; what makes the whole place unreadable raises `SourceError`."""
+
+    def files(self, address: str) -> Sequence[Path] | None:
+        """The files on this machine that decide, in this order, about all that `read` gives: while they hold the same,
+        so does it. None, the default, where nobody can tell; then nothing that comes of it is kept in the cache.
+        Raises `SourceError`."""
+        return None
 
 
 class ModelResolver(ABC):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -94,6 +95,15 @@ class Counts:
                         mine.setdefault(key, []).extend(value)
                     else:
                         mine.setdefault(key, value)  # the first of its kind
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Counts:
+        """The inverse of `as_dict`; raises `KeyError` for a count that is missing."""
+        counts = cls()
+        for one in fields(cls):
+            of = type(getattr(counts, one.name))
+            setattr(counts, one.name, of(values[one.name]))
+        return counts
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

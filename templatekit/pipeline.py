@@ -163,7 +163,11 @@ class Pipeline:
 
     def prepared(self) -> Iterator[Prepared]:
         """What comes of the options' data set."""
-        return self.run(self.open(), source=self.options.dataset)
+        return chain.from_iterable(self.prepared_batches())
+
+    def prepared_batches(self) -> Iterator[Batch]:
+        """The same, many samples at once."""
+        return self.batches(self.open(), source=self.options.dataset)
 
     def counts_of(self, item: Prepared) -> Counts:
         """Where a sample is counted."""

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from templatekit.config import DataOptions
 from templatekit.counts import Counts
 from templatekit.errors import RecordError, RunError, TemplatekitError
-from templatekit.pipeline import Pipeline
+from templatekit.pipeline import Batch, Pipeline
 from templatekit.registry import create_registry
 from templatekit.sinks import Exporter
 from templatekit.types import Record
@@ -67,11 +67,9 @@ class _Done(NamedTuple):
     """What was raised behind these parts."""
 
 
-def converted(
-    pipeline: Pipeline, records: Iterable[Record | RecordError], exporter: Exporter, *, source: str | None = None
-) -> Iterator[Part]:
-    """What becomes of the records, as the exporter writes it, in this process."""
-    for batch in pipeline.batches(records, source=source):
+def converted(batches: Iterable[Batch], exporter: Exporter) -> Iterator[Part]:
+    """What becomes of tokenized samples, as the exporter writes it, in this process."""
+    for batch in batches:
         assert batch.columns is not None
         yield Part(len(batch), exporter.convert(batch.columns))
 
@@ -85,7 +83,7 @@ def converted_by_workers(
     source: str | None = None,
     plugin_dirs: Iterable[Path] = (),
 ) -> Iterator[Part]:
-    """The same by so many worker processes; `pipeline` here reads and counts.
+    """What becomes of the records, by so many worker processes; `pipeline` here reads and counts.
 
     Its adapter, template and tokenizer, and the exporter, are found again by the options' names, in `plugin_dirs` too.
     Raises `RunError` where a worker dies.

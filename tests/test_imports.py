@@ -25,6 +25,7 @@ ROOMS = (
     "pipeline",
     "mixture pairs",
     "workers",
+    "cache",
     "calls",
     "training",
     "views export",

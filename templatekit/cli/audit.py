@@ -13,7 +13,7 @@ import click
 
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
 from templatekit.cli.progress import progress
-from templatekit.config import DataOptions
+from templatekit.config import CACHE, DataOptions
 from templatekit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@option_set(DataOptions)
+@option_set(DataOptions, only=[name for name in DataOptions.model_fields if name not in CACHE])
 @click.option(
     "--against",
     multiple=True,

@@ -13,7 +13,7 @@ import click
 
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
 from templatekit.cli.output import summarize
-from templatekit.config import DataOptions
+from templatekit.config import CACHE, DataOptions
 from templatekit.errors import ConfigError
 from templatekit.pipeline import Pipeline
 from templatekit.types import RenderedText, TokenizedExample, TrainOn
@@ -21,7 +21,7 @@ from templatekit.views import legend, to_marked, to_rich
 
 
 @click.command()
-@option_set(DataOptions, only=[name for name in DataOptions.model_fields if name != "limit"])
+@option_set(DataOptions, only=[name for name in DataOptions.model_fields if name not in ("limit", *CACHE)])
 @click.option("--row", type=click.IntRange(min=0), default=0, help="The first row to show, counted from 0.")
 @click.option("--limit", type=click.IntRange(min=1), default=1, help="How many rows to show.  [default: 1]")
 @PLUGIN_DIR

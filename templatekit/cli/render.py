@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from contextlib import redirect_stdout
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import click
 
+from templatekit.cache import prepared_batches
 from templatekit.cli.lengths import Distributions, check_picture
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
 from templatekit.cli.output import Converted, admitted, choose_exporter, summarize, write, write_whole
@@ -17,6 +19,7 @@ from templatekit.cli.progress import progress, watched
 from templatekit.config import DataOptions
 from templatekit.errors import ConfigError
 from templatekit.mixture import Mixture, pipeline_of
+from templatekit.pipeline import Prepared
 from templatekit.sinks import Exporter
 from templatekit.workers import converted, converted_by_workers
 
@@ -79,10 +82,14 @@ def render(
             f"--workers {workers} renders one set to jsonl, parquet or arrow; found --mix, --stats or another "
             "--format; leave --workers out"
         )
+    if workers > 1 and pipeline.options.cache:
+        raise ConfigError(f"--cache keeps what one process makes; found --workers {workers}; expected one of the two")
     lengths = Distributions()
     if stats is not None and stats != _ON_STDERR:
         check_picture(Path(stats))
-    samples = lengths.counted(pipeline.prepared()) if stats is not None else pipeline.prepared()
+    batches = prepared_batches(pipeline, say=lambda line: click.echo(line, err=True))
+    samples: Iterable[Prepared] = chain.from_iterable(batches)
+    samples = lengths.counted(samples) if stats is not None else samples
     if on_screen:
         from templatekit.cli.preview import show
 
@@ -94,14 +101,14 @@ def render(
             items: Iterable[Any] | Converted
             if in_columns:
                 assert isinstance(exporter, Exporter)
-                records, source = pipeline.open(), pipeline.options.dataset
                 if workers > 1:
+                    records, source = pipeline.open(), pipeline.options.dataset
                     dirs = [folder.resolve() for folder in plugin_dirs]
                     parts = converted_by_workers(
                         pipeline, records, exporter, workers=workers, source=source, plugin_dirs=dirs
                     )
                 else:
-                    parts = converted(pipeline, records, exporter, source=source)
+                    parts = converted(batches, exporter)
                 items = Converted(watched(parts, pipeline, shown, every=1))
             else:
                 items = admitted(exporter, watched(samples, pipeline, shown), pipeline)

@@ -28,6 +28,11 @@ class SavedSource(Source):
         """Whether the folder has the files that `save_to_disk` leaves."""
         return is_saved(_folder_and_split(address)[0])
 
+    def files(self, address: str) -> list[Path]:
+        """All that `save_to_disk` left in the folder, in the order of their names."""
+        folder, _ = _folder_and_split(address)
+        return sorted(path for path in folder.rglob("*") if path.is_file())
+
     def read(self, address: str) -> Iterator[Record | RecordError]:
         """The rows, memory-mapped, in no other format than Python's, whatever format was set when they were saved."""
         import datasets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path, PurePath
@@ -80,6 +80,10 @@ class FileSource(Source):
         """The rows of the file at `address`."""
         with open_file(address) as stream:
             yield from self.read_stream(stream, address)
+
+    def files(self, address: str) -> Sequence[Path] | None:
+        """The one file."""
+        return [find_file(address)]
 
     @abstractmethod
     def read_stream(self, stream: BinaryIO, address: str) -> Iterator[Record | RecordError]:

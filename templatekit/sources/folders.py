@@ -38,6 +38,10 @@ class FolderSource(Source):
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
         """The rows of one file after the other. An error names the file that its row is in, and its number there."""
+        yield from _read_all(address, self.files(address))
+
+    def files(self, address: str) -> list[Path]:
+        """The data files, in the order of their names."""
         folder = to_path(address)
         try:
             entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "_")))
@@ -49,7 +53,7 @@ class FolderSource(Source):
             raise SourceError(
                 f"{address}: no data files; found {found}; expected files that end in {', '.join(READERS)}"
             )
-        yield from _read_all(address, files)
+        return files
 
 
 class GlobSource(Source):
@@ -64,6 +68,10 @@ class GlobSource(Source):
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
         """The rows of one file after the other. An error names the file that its row is in, and its number there."""
+        yield from _read_all(address, self.files(address))
+
+    def files(self, address: str) -> list[Path]:
+        """The files that have such a name now, in the order of their names."""
         import glob
 
         try:
@@ -73,7 +81,7 @@ class GlobSource(Source):
         files = [path for path in map(Path, found) if not is_folder(path)]
         if not files:
             raise SourceError(f"{address}: no file has such a name; {_before_pattern(address)}")
-        yield from _read_all(address, files)
+        return files
 
 
 def is_pattern(address: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import resources
+from pathlib import Path
 from typing import BinaryIO, ClassVar, cast
 
 from templatekit.contracts import Source
@@ -23,6 +24,11 @@ class StarterSource(Source):
     def accepts(self, address: str) -> bool:
         """Whether it is one of the two names."""
         return address in FILES
+
+    def files(self, address: str) -> list[Path] | None:
+        """The one file; None where the package lies in no folder, as in an archive."""
+        file = resources.files("templatekit.sources") / "starter" / FILES[address]
+        return [file] if isinstance(file, Path) else None
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
         """The set's rows."""

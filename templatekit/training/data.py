@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from templatekit.cache import StoredExamples, StoredSamples, prepared_samples
 from templatekit.config import FinetuneOptions
 from templatekit.errors import ConfigError
 from templatekit.formats.template import Template
@@ -25,7 +30,7 @@ _HELD_OUT = ("validation", "test")
 class Splits:
     """Samples by split, `train` among them; with DPO a pair's chosen and rejected answer in turn."""
 
-    samples: dict[str, list[Prepared]]
+    samples: dict[str, Sequence[Prepared]]
     pairs: bool
 
     @property
@@ -39,12 +44,12 @@ class Splits:
         return self._items(self._first_of(_HELD_OUT))
 
     @property
-    def asked(self) -> list[Prepared]:
+    def asked(self) -> Sequence[Prepared]:
         """Samples whose prompts show what the model has learned: of the test set where there is one."""
         return self._first_of(("test", *_HELD_OUT))[:: 2 if self.pairs else 1]
 
     @property
-    def checked(self) -> list[Prepared]:
+    def checked(self) -> Sequence[Prepared]:
         """Samples to try a server's prompt on."""
         return (self.asked or self.samples["train"])[:20]
 
@@ -53,12 +58,14 @@ class Splits:
         """Examples, or pairs, of each split."""
         return {name: len(samples) // (2 if self.pairs else 1) for name, samples in self.samples.items()}
 
-    def _first_of(self, names: Sequence[str]) -> list[Prepared]:
+    def _first_of(self, names: Sequence[str]) -> Sequence[Prepared]:
         return next((self.samples[name] for name in names if self.samples.get(name)), [])
 
     def _items(self, samples: Sequence[Prepared]) -> Sequence[TokenizedExample] | Sequence[TokenizedPair]:
         if self.pairs:
             return pairs_of(samples)
+        if isinstance(samples, StoredSamples):
+            return samples.tokenized
         return [sample.tokenized for sample in samples if sample.tokenized is not None]
 
 
@@ -82,9 +89,11 @@ def _kind(options: FinetuneOptions) -> type[Pipeline]:
     return PairPipeline if options.method == "dpo" else Pipeline
 
 
-def read_splits(options: FinetuneOptions, pipeline: Pipeline) -> Splits:
-    """Reads the data set; a held-out set of its own is `validation`."""
-    items = list(pipeline.prepared())
+def read_splits(
+    options: FinetuneOptions, pipeline: Pipeline, *, say: Callable[[str], None] = lambda line: None
+) -> Splits:
+    """Reads the data set; a held-out set of its own is `validation`. `say` hears what the cache has to tell."""
+    items = prepared_samples(pipeline, say=say)
     pairs = options.method == "dpo"
     if options.eval_dataset is not None:
         own = _kind(options)(
@@ -96,29 +105,59 @@ def read_splits(options: FinetuneOptions, pipeline: Pipeline) -> Splits:
             template=pipeline.template,
             tokenizer=pipeline.tokenizer,
         )
-        held_out = list(own.prepared())
-        return Splits(samples={"train": items, "validation": held_out}, pairs=pairs)
-    # The examples of one row stay together, and so do its repeats in a mixture: they share text.
-    by_row: dict[tuple[str, int], list[Prepared]] = {}
-    for item in items:
-        by_row.setdefault((item.rendered.source, item.rendered.row), []).append(item)
-    rows = list(by_row.values())
-    parts = split_rows(options.split, len(rows), shuffle=options.split_order == "shuffled", seed=options.seed)
-    samples = {name: [item for index in indices for item in rows[index]] for name, indices in parts.items()}
+        return Splits(samples={"train": items, "validation": prepared_samples(own, say=say)}, pairs=pairs)
+    samples = _divided(items, options)
     if not samples["train"]:
         raise ConfigError(f"split {options.split!r} leaves no training examples of {len(items)}")
     return Splits(samples=samples, pairs=pairs)
 
 
+def _divided(items: Sequence[Prepared], options: FinetuneOptions) -> dict[str, Sequence[Prepared]]:
+    """The samples by split. Those of one row stay together, and so do its repeats in a mixture: they share text."""
+
+    def divide(rows: int) -> dict[str, list[int]]:
+        return split_rows(options.split, rows, shuffle=options.split_order == "shuffled", seed=options.seed)
+
+    if isinstance(items, StoredSamples):  # of one set, each row once
+        edges = np.concatenate([[0], np.flatnonzero(np.diff(items.rows)) + 1, [len(items)]])
+        parts = divide(len(edges) - 1)
+        return {name: items.take(_of_rows(edges, np.array(rows, dtype=np.int64))) for name, rows in parts.items()}
+    by_row: dict[tuple[str, int], list[Prepared]] = {}
+    for item in items:
+        by_row.setdefault((item.rendered.source, item.rendered.row), []).append(item)
+    groups = list(by_row.values())
+    return {name: [item for row in rows for item in groups[row]] for name, rows in divide(len(groups)).items()}
+
+
+def _of_rows(edges: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The places of the samples of these rows: row r has those from `edges[r]` to `edges[r + 1]`."""
+    counts = np.diff(edges)[rows]
+    ends = np.cumsum(counts)
+    return np.repeat(edges[rows] - ends + counts, counts) + np.arange(counts.sum())
+
+
 def identity_of(pipeline: Pipeline, items: Sequence[TokenizedExample] | Sequence[TokenizedPair]) -> dict[str, str]:
     """What a checkpoint must agree with: the ids and weights, the template, the tokenizer."""
     assert pipeline.tokenizer is not None
-    data = hashlib.sha256()
-    for item in items:
-        for example in (item.chosen, item.rejected) if isinstance(item, TokenizedPair) else (item,):
-            data.update(repr((example.input_ids, example.loss_weights)).encode())
     return {
-        "data": data.hexdigest(),
+        "data": _data_hash(items),
         "template": hashlib.sha256(pipeline.template.source.encode()).hexdigest(),
         "tokenizer": pipeline.tokenizer.fingerprint,
     }
+
+
+def _data_hash(items: Sequence[TokenizedExample] | Sequence[TokenizedPair]) -> str:
+    """Of lengths, ids and weights, each end to end: the same wherever the examples lie."""
+    lengths, ids, weights = (xxhash.xxh3_128() for _ in range(3))
+    if isinstance(items, StoredExamples):
+        lengths.update(items.samples.lengths.tobytes())
+        for some_ids, some_weights in items.samples.runs():
+            ids.update(some_ids.tobytes())
+            weights.update(some_weights.tobytes())
+    else:
+        for item in items:
+            for example in (item.chosen, item.rejected) if isinstance(item, TokenizedPair) else (item,):
+                lengths.update(np.int64(len(example)).tobytes())
+                ids.update(np.array(example.input_ids, dtype=np.int32).tobytes())
+                weights.update(np.array(example.loss_weights, dtype=np.float64).tobytes())
+    return " ".join(digest.hexdigest() for digest in (lengths, ids, weights))

@@ -12,11 +12,12 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers import PreTrainedModel
 
+from templatekit.cache import StoredExamples
 from templatekit.config import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
 from templatekit.training.checkpoint import (
@@ -52,10 +53,15 @@ _FREE_OPTIONS = {
     "min_delta",
     "distributed",
     "report_to",
+    "cache",
+    "cache_dir",
     "samples",
     "max_new_tokens",
 }
 """Options that a resumed run may change, since no weight depends on them."""
+
+
+Items: TypeAlias = Sequence[TokenizedExample] | Sequence[TokenizedPair]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +83,8 @@ class TrainResult:
 
 def train(
     model: PreTrainedModel,
-    examples: Sequence[TokenizedExample] | Sequence[TokenizedPair],
-    held_out: Sequence[TokenizedExample] | Sequence[TokenizedPair],
+    examples: Items,
+    held_out: Items,
     options: FinetuneOptions,
     *,
     folder: Path,
@@ -106,7 +112,7 @@ def train(
     held_out = held_out[: options.eval_limit]
     if not held_out and (options.keep_best or options.patience):
         raise ConfigError("keep_best and patience compare held-out losses; found no held-out examples; see --split")
-    _check_lengths([*_answers(examples), *_answers(held_out)], model)
+    _check_lengths(examples, held_out, model)
     computation = Computation.of(model, options, world)
     optimizer = _optimizer(model, options)
     identity = _identity(options, computation, len(examples), identity or {})
@@ -192,7 +198,7 @@ def _objective(
     return objective, judged[0], judged[1]
 
 
-def _answers(items: Sequence[TokenizedExample] | Sequence[TokenizedPair]) -> Iterator[TokenizedExample]:
+def _answers(items: Items) -> Iterator[TokenizedExample]:
     for item in items:
         yield from (item.chosen, item.rejected) if isinstance(item, TokenizedPair) else (item,)
 
@@ -211,15 +217,23 @@ def _prefixed(prefix: str, numbers: Mapping[str, float]) -> dict[str, float]:
     return {f"{prefix}{name}": value for name, value in numbers.items()}
 
 
-def _check_lengths(examples: Sequence[TokenizedExample], model: PreTrainedModel) -> None:
+def _check_lengths(examples: Items, held_out: Items, model: PreTrainedModel) -> None:
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
-    rows = [example.row for example in examples if len(example) - 1 > longest]
+    rows = [row for items in (examples, held_out) for row in _longer(items, longest)]
     if rows and longest > 0:
         more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
         raise ConfigError(
             f"rows {', '.join(map(str, rows[:3]))}{more} are longer than the model's {longest} positions; "
             f"use --max-length {longest}"
         )
+
+
+def _longer(items: Items, longest: float) -> list[int]:
+    """The rows of the examples with more inputs."""
+    if isinstance(items, StoredExamples):
+        found: list[int] = items.samples.rows[items.samples.lengths - 1 > longest].tolist()
+        return found
+    return [example.row for example in _answers(items) if len(example) - 1 > longest]
 
 
 def _optimizer(model: PreTrainedModel, options: FinetuneOptions) -> torch.optim.AdamW:

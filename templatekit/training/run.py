@@ -125,7 +125,7 @@ def _run(
         # The pipeline was for finding the template; what it encodes with has the new tokens.
         tokenizer = from_transformers(served, name=tokenizer.name)
         pipeline = pipeline_for(options, registry, tokenizer=tokenizer, template=pipeline.template)
-    splits = read_splits(options, pipeline)
+    splits = read_splits(options, pipeline, say=say)
     adapter = pipeline.adapter.name if pipeline.adapter else None  # the sets of a mixture have their own
     say(f"adapter {adapter or 'of each set'}, template {pipeline.template.name}, folder {folder}")
     for line in pipeline.counts.lines(tokens=True):

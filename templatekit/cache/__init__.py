@@ -1,0 +1,39 @@
+"""Prepared data on disk: what was tokenized once is taken from there, and a run that was stopped goes on behind it.
+
+```
+FOLDER/prepared-1/KEY/      KEY: the hash of all that decides about the examples
+    about.json              what made them, for people
+    00000000/               the examples of the records 0 to 8,191: whole, or not there
+        tokens.arrow        ids, weights, row numbers: all that training reads
+        texts.arrow         texts, with where each character came from
+        examples.arrow      the conversations
+        part.json           counts, and size and hash of each file
+    00000001/ …             the last part holds fewer records
+```
+
+| module | what it does |
+| --- | --- |
+| `key` | names what decides about the examples: data, code, template, tokenizer, options |
+| `code` | hashes the code of plugins and of the package |
+| `values` | conversations and origins as JSON |
+| `writer`, `part` | write the examples of a part, and read them memory-mapped |
+| `disk` | files that are whole or absent |
+| `folder` | finds the folder, lists what is in it, removes it |
+| `run` | goes through the parts: takes those that are there, makes the others |
+| `examples` | all parts as one sequence, for training |
+"""
+
+from templatekit.cache.examples import StoredExamples, StoredSamples
+from templatekit.cache.folder import Entry, cache_folder, entries, remove
+from templatekit.cache.run import prepared_batches, prepared_samples
+
+__all__ = [
+    "Entry",
+    "StoredExamples",
+    "StoredSamples",
+    "cache_folder",
+    "entries",
+    "prepared_batches",
+    "prepared_samples",
+    "remove",
+]

@@ -1,0 +1,101 @@
+"""Hashes code: what a plugin does is decided by its module and by those it uses."""
+
+from __future__ import annotations
+
+import hashlib
+import site
+import sys
+import sysconfig
+from collections.abc import Iterable
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+
+import templatekit
+
+_MAKES_NO_EXAMPLES = ("audit", "cli", "testing", "training", "web")
+"""Rooms whose code has no part in what is kept."""
+_LIBRARIES = ("tokenizers", "jinja2", "pyarrow", "datasets", "kitoken")
+"""Others whose versions decide about records, texts or ids; those that are not installed take no part."""
+
+
+class NoCode(Exception):
+    """Code that cannot be read, as that of a notebook; the message says whose."""
+
+
+@lru_cache(maxsize=1)
+def own_code() -> str:
+    """The package's version, and a hash of all its modules that have a part in the examples.
+
+    So a changed module is noticed also where the version stays, as in an editable installation.
+    """
+    root = Path(templatekit.__file__).parent
+    files = sorted(root.rglob("*.py"))
+    digest = hashlib.sha256()
+    for file in files:
+        name = file.relative_to(root)
+        if name.parts[0] not in _MAKES_NO_EXAMPLES:
+            digest.update(f"{name.as_posix()}\0".encode() + file.read_bytes() + b"\0")
+    return f"{templatekit.__version__} {digest.hexdigest()[:32]}"
+
+
+def libraries() -> dict[str, str]:
+    """The versions of what the package leaves records, texts and ids to."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def code_of(*classes: type) -> str:
+    """A hash of the modules that define these classes and their bases, and of the modules of theirs that those use.
+
+    Of libraries beside them the version counts. Raises `NoCode` where a module has no file.
+    """
+    modules = {base.__module__ for one in classes for base in one.__mro__}
+    digest = hashlib.sha256()
+    for name, what in sorted(_followed(modules).items()):
+        digest.update(f"{name}\0".encode() + what + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def _followed(names: Iterable[str]) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    waiting = {name: name.partition(".")[0] for name in names}  # with the package that uses it
+    while waiting:
+        name, user = waiting.popitem()
+        top = name.partition(".")[0]
+        if name in found or (top in sys.stdlib_module_names and top != "__main__") or top == "templatekit":
+            continue
+        module = sys.modules.get(name) or import_module(name)
+        file = getattr(module, "__file__", None)
+        if file is None and hasattr(module, "__path__"):
+            continue  # a package without code of its own
+        if file is None or not Path(file).is_file():
+            raise NoCode(f"the code of {name!r} lies in no file")
+        if top != user and _is_installed(Path(file)) and not top.startswith("templatekit_"):
+            found[name] = str(getattr(sys.modules.get(top), "__version__", "")).encode()
+            continue
+        found[name] = Path(file).read_bytes()
+        for used in _used_by(module):
+            waiting.setdefault(used, top)
+    return found
+
+
+def _used_by(module: ModuleType) -> set[str]:
+    """The modules that a module holds, or holds anything of."""
+    values = list(vars(module).values())
+    named = {value.__name__ for value in values if isinstance(value, ModuleType)}
+    homes = {home for value in values if isinstance(home := getattr(value, "__module__", None), str)}
+    return {name for name in named | homes if name in sys.modules}
+
+
+def _is_installed(file: Path) -> bool:
+    """Whether a file belongs to a library, and not to a folder that somebody works in."""
+    paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
+    return any(file.is_relative_to(path) for path in paths)

@@ -1,0 +1,132 @@
+"""A run that is stopped at any moment goes on where it was, and two at once do no harm."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hypothesis import settings
+from testkit.at_hand import Tokenizers
+
+PROGRAM = """
+import sys
+from templatekit.cache import run
+from templatekit.cli import main
+run.PART_RECORDS = 32
+main()
+"""
+"""The command, with parts so small that a run makes many."""
+KILLS = 50 if settings.default.max_examples > 100 else 5
+ROWS = 400
+PARTS = ROWS // 32 + 1
+FILES = ["examples.arrow", "part.json", "texts.arrow", "tokens.arrow"]
+
+
+class Job(NamedTuple):
+    """A rendering, run as a process."""
+
+    folder: Path
+    tokenizer: Path
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "cache"
+
+    def start(self, output: str, *, cached: bool = True) -> subprocess.Popen[str]:
+        arguments = ["render", "--dataset", str(self.folder / "data.jsonl"), "--tokenizer", str(self.tokenizer)]
+        arguments += ["--on-error", "skip", "--json", "--output", str(self.folder / output), "--template", "chatml"]
+        if cached:
+            arguments += ["--cache", "--cache-dir", str(self.cache)]
+        return subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *arguments], stderr=subprocess.PIPE, text=True, env={**os.environ}
+        )
+
+    def finish(self, output: str, *, cached: bool = True) -> tuple[str, dict[str, object]]:
+        """Bytes' hash and counts."""
+        process = self.start(output, cached=cached)
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, said
+        return hashlib.sha256((self.folder / output).read_bytes()).hexdigest(), json.loads(said.splitlines()[-1])
+
+    def whole_parts(self) -> int:
+        return len(list(self.cache.glob("prepared-*/*/[0-9]*")))
+
+
+@pytest.fixture
+def job(tmp_path: Path, tokenizer_of: Tokenizers) -> Job:
+    rows = []
+    for n in range(ROWS):
+        turns = [{"role": ("user", "assistant")[t % 2], "content": f"{n} {t} " * (n % 13 + 1)} for t in range(n % 6)]
+        rows.append({"messages": turns} if n % 11 else {"messages": 3})
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return Job(tmp_path, tokenizer_of.folder("nfc"))
+
+
+def test_after_sigkill_the_finished_parts_stay(job: Job) -> None:
+    """Killed at random moments again and again: what was whole stays, and the end is that of a run in one go."""
+    unbroken = job.finish("plain.jsonl", cached=False)
+    moments = random.Random(KILLS)
+    kills = resumed = 0
+    while kills < KILLS:
+        before = job.whole_parts()
+        if before == PARTS:
+            assert job.finish("resumed.jsonl") == unbroken
+            shutil.rmtree(job.cache)
+            before = 0
+        process = job.start("killed.jsonl")
+        aim = moments.randint(before, PARTS)
+        while process.poll() is None and job.whole_parts() < aim:
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.1))
+        process.kill()
+        process.communicate(timeout=60)
+        kills += process.returncode == -signal.SIGKILL
+        resumed += before > 0
+        assert job.whole_parts() >= before
+        for path in job.cache.glob("prepared-*/*/[0-9]*"):
+            assert sorted(file.name for file in path.iterdir()) == FILES
+    assert resumed, "at least one kill met a run that went on behind parts of an earlier one"
+    assert job.finish("again.jsonl") == unbroken
+    assert job.whole_parts() == PARTS
+    if output := [path for path in job.folder.glob("killed.jsonl") if path.exists()]:  # killed on its way out
+        assert hashlib.sha256(output[0].read_bytes()).hexdigest() == unbroken[0]
+
+
+def test_two_at_once_are_both_right(job: Job) -> None:
+    unbroken = job.finish("plain.jsonl", cached=False)
+    both = [job.start(f"{name}.jsonl") for name in "ab"]
+    for name, process in zip("ab", both, strict=True):
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, said
+        assert hashlib.sha256((job.folder / f"{name}.jsonl").read_bytes()).hexdigest() == unbroken[0]
+    assert not list(job.cache.glob("prepared-*/*/.making-*"))
+    assert job.finish("c.jsonl") == unbroken
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits on processes there")
+def test_a_full_disk_is_told_and_leaves_no_half(job: Job) -> None:
+    """A limit on the size of files stands for it: the error comes from the same call."""
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n" + PROGRAM
+    arguments = ["--dataset", str(job.folder / "data.jsonl"), "--tokenizer", str(job.tokenizer), "--on-error", "skip"]
+    arguments += ["--template", "chatml", "--output", os.devnull, "--format", "jsonl"]
+    arguments += ["--cache", "--cache-dir", str(job.cache)]
+    done = subprocess.run(
+        [sys.executable, "-c", limited, "render", *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"Error: cache '{job.cache}/prepared-1/")
+    said = "' cannot be written: File too large; make room there, name another folder (--cache-dir), or go without"
+    assert last.endswith(f"{said} (--no-cache)")
+    assert job.whole_parts() == 0
+    assert not list(job.cache.glob("prepared-*/*/.making-*"))

@@ -1,0 +1,148 @@
+"""Training from mapped examples is training from examples in memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from testkit.at_hand import Tokenizers
+from testkit.tiny_model import tiny_folder
+
+import templatekit
+from templatekit import FinetuneOptions, Registry
+from templatekit.cache import StoredExamples, StoredSamples, prepared_samples, run
+from templatekit.cache.disk import Damaged
+from templatekit.errors import RunError
+from templatekit.pipeline import Pipeline
+from templatekit.training.data import identity_of, read_splits
+
+ROWS = [
+    {"messages": [{"role": ("user", "assistant")[t % 2], "content": f"{n} {t} so"} for t in range(2 + 2 * (n % 3))]}
+    for n in range(23)
+]
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "PART_RECORDS", 5)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def stored(data: Path, builtin: Registry, tokenizer_of: Tokenizers, tmp_path: Path) -> Any:
+    """A pipeline's options and tokenizer, with a cache or without."""
+
+    def pipeline(cache: bool, **more: Any) -> tuple[FinetuneOptions, Pipeline]:
+        values = {"dataset": str(data), "template": "qwen3", "cache": cache, "cache_dir": tmp_path / "cache", **more}
+        options = FinetuneOptions.parse(values)
+        return options, Pipeline(options, builtin, tokenizer=tokenizer_of("nfc"))
+
+    return pipeline
+
+
+@settings(max_examples=settings.default.max_examples // 3)
+@given(
+    split=st.sampled_from(["train=rest,validation=0.2", "train=0.5,test=0.2,validation=rest", "train=rest"]),
+    order=st.sampled_from(["shuffled", "sequential"]),
+    train_on=st.sampled_from(["response", "response=0.3,user=0.1", "last"]),
+)
+def test_splits_are_the_same(stored: Any, split: str, order: str, train_on: str) -> None:
+    more = {"split": split, "split_order": order, "train_on": train_on}
+    options, in_memory = stored(False, **more)
+    plain = read_splits(options, in_memory)
+    for _ in range(2):  # made, then taken
+        options, mapped = stored(True, **more)
+        found = read_splits(options, mapped)
+        assert all(isinstance(samples, StoredSamples) for samples in found.samples.values())
+        assert {name: list(samples) for name, samples in found.samples.items()} == plain.samples
+        assert list(found.train) == list(plain.train)
+        assert list(found.held_out) == list(plain.held_out)
+        assert list(found.asked) == list(plain.asked)
+        assert (found.sizes, list(found.checked)) == (plain.sizes, list(plain.checked))
+        assert identity_of(mapped, found.train) == identity_of(in_memory, plain.train)
+        assert mapped.counts.as_dict() == in_memory.counts.as_dict()
+
+
+def test_another_weight_is_another_identity(stored: Any) -> None:
+    hashes = set()
+    for more in ({}, {"train_on": "response=0.5"}, {"limit": 22}, {"seed": 5}):
+        options, pipeline = stored(True, **more)
+        hashes.add(identity_of(pipeline, read_splits(options, pipeline).train)["data"])
+    assert len(hashes) == 4
+
+
+@settings(max_examples=settings.default.max_examples // 2)
+@given(chosen=st.lists(st.integers(0, 22), max_size=12), start=st.integers(0, 12), step=st.integers(1, 3))
+def test_any_choice_in_any_order(stored: Any, chosen: list[int], start: int, step: int) -> None:
+    _, in_memory = stored(False)
+    plain = prepared_samples(in_memory)
+    _, mapped = stored(True)
+    samples = prepared_samples(mapped)
+    assert isinstance(samples, StoredSamples)
+    some = samples.take(np.array(chosen, dtype=np.int64))
+    expected = [plain[place] for place in chosen]
+    assert list(some) == expected
+    assert list(some[start::step]) == expected[start::step]
+    assert list(some.tokenized[start::step]) == [item.tokenized for item in expected[start::step]]
+    assert some.rows.tolist() == [item.rendered.row for item in expected]
+    assert some.lengths.tolist() == [len(item.tokenized.input_ids) for item in expected if item.tokenized]
+    ids, weights = ([value for pair in some.runs() for value in pair[at].tolist()] for at in (0, 1))
+    assert ids == [id for item in expected if item.tokenized for id in item.tokenized.input_ids]
+    assert weights == [weight for item in expected if item.tokenized for weight in item.tokenized.loss_weights]
+
+
+def test_training_maps_tokens_and_reads_no_text(stored: Any) -> None:
+    """What training looks at before its first step lies in the tokens' file alone."""
+    options, pipeline = stored(True)
+    read_splits(options, pipeline)
+    folder = next((options.cache_dir or Path()).glob("prepared-*/*"))
+    for path in folder.glob("*/texts.arrow"):
+        path.write_bytes(b"\0" * path.stat().st_size)
+    options, pipeline = stored(True)
+    splits = read_splits(options, pipeline)
+    assert isinstance(splits.train, StoredExamples)
+    identity_of(pipeline, splits.train)
+    assert splits.train.samples.lengths.sum() > 0
+    with pytest.raises(Damaged, match=r"texts\.arrow has another hash"):
+        splits.train[0]
+    assert issubclass(Damaged, RunError)
+
+
+def test_a_run_is_the_same_with_a_cache(data: Path, tmp_path: Path) -> None:
+    """Losses to the last bit; and a run that began without one goes on with one."""
+    tiny_folder(tmp_path / "model")
+    shared = {
+        "dataset": str(data),
+        "template": "chatml",
+        "model": str(tmp_path / "model"),
+        "cache_dir": tmp_path / "cache",
+        "samples": 1,
+        "max_new_tokens": 2,
+        "lora": False,
+        "save_every": 2,
+    }
+    losses = {}
+    for name, more in {"plain": {}, "made": {"cache": True}, "taken": {"cache": True}}.items():
+        said: list[str] = []
+        folder = tmp_path / name
+        templatekit.finetune(shared | more | {"output": folder, "max_steps": 4}, say=said.append)
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses[name] = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+        assert any("cache: examples are taken" in line for line in said) == (name == "taken")
+    assert len(losses["plain"]) == 4
+    assert losses["made"] == losses["taken"] == losses["plain"]
+    run = templatekit.finetune(
+        shared | {"cache": True, "resume": True, "output": tmp_path / "plain", "max_steps": 4}, say=said.append
+    )
+    assert run.steps == 4

@@ -1,0 +1,139 @@
+"""`templatekit cache` as a user runs it, and what `render --cache` says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from templatekit.cache.folder import cache_folder, user_caches
+from templatekit.cli.cache import in_words
+
+
+@pytest.fixture
+def kept(templatekit: object, tokenizer_folder: Path, tmp_path: Path) -> Path:
+    """A cache with two entries: the first made two days ago."""
+    for template in ("alpaca", "chatml"):
+        done = templatekit(  # type: ignore[operator]
+            *("render", "--tokenizer", tokenizer_folder, "--template", template, "--limit", "3"),
+            *("--output", f"{template}.jsonl", "--cache", "--cache-dir", "kept"),
+        )
+        assert done.code == 0, done.err
+    old = next(p for p in (tmp_path / "kept").glob("prepared-1/*") if '"alpaca"' in (p / "about.json").read_text())
+    two_days_ago = time.time() - 2 * 86_400
+    os.utime(old, (two_days_ago, two_days_ago))
+    return tmp_path / "kept"
+
+
+def test_list_shows_size_origin_and_age(templatekit: object, kept: Path, tokenizer_folder: Path) -> None:
+    done = templatekit("cache", "list", "--cache-dir", kept)  # type: ignore[operator]
+    first, second, total = done.out.splitlines()
+    pattern = r"[0-9a-f]{12} +\d+\.\d kB +3 examples +(\d+s|2d) ago  starter, template (\w+), tokenizer (.*)"
+    found = [re.fullmatch(pattern, line) for line in (first, second)]
+    assert [match and match.groups()[1:] for match in found] == [
+        ("chatml", str(tokenizer_folder)),
+        ("alpaca", str(tokenizer_folder)),
+    ]
+    assert found[1] and found[1][1] == "2d"
+    assert re.fullmatch(rf"2 in {re.escape(str(kept))}, \d+\.\d kB", total)
+    assert templatekit("cache", "--cache-dir", kept).out.splitlines()[1] == second  # type: ignore[operator]
+
+
+def test_list_as_json(templatekit: object, kept: Path) -> None:
+    done = templatekit("cache", "list", "--cache-dir", kept, "--json")  # type: ignore[operator]
+    listed = json.loads(done.out)
+    assert listed["folder"] == str(kept)
+    for entry in listed["entries"]:
+        files = [file for file in Path(entry["path"]).rglob("*") if file.is_file()]
+        assert entry["bytes"] == sum(file.stat().st_size for file in files)
+        assert (entry["records"], entry["examples"], entry["parts"], entry["damaged"]) == (3, 3, 1, 0)
+        assert entry["about"]["options"]["limit"] == 3
+        assert len(entry["key"]) == 32
+    next(kept.glob("prepared-1/*/00000000/part.json")).write_text("x")
+    damaged = json.loads(templatekit("cache", "list", "--cache-dir", kept, "--json").out)  # type: ignore[operator]
+    assert sorted(entry["damaged"] for entry in damaged["entries"]) == [0, 1]
+
+
+def test_clear_by_key_by_age_and_all(templatekit: object, kept: Path) -> None:
+    run = templatekit
+    keys = {json.loads((path / "about.json").read_text())["template"]: path.name for path in kept.glob("prepared-1/*")}
+    for wrong, said in (
+        ((), "expected one of: keys"),
+        (("--all", "--older-than", "1d"), "expected one of: keys"),
+        (("zzz",), "no kept data named 'zzz'; known: "),
+        (("--older-than", "soon"), "found 'soon'; expected a number of minutes, hours, days or weeks"),
+    ):
+        done = run("cache", "clear", *wrong, "--cache-dir", kept)  # type: ignore[operator]
+        assert done.code == 2
+        assert said in done.err
+    assert len(list(kept.glob("prepared-1/*"))) == 2
+    done = run("cache", "clear", "--older-than", "1d", "--cache-dir", kept)  # type: ignore[operator]
+    assert done.out.splitlines()[0].startswith(f"removed {keys['alpaca'][:12]}")
+    assert re.fullmatch(r"removed 1 of 2, \d+\.\d kB", done.out.splitlines()[1])
+    assert [path.name for path in kept.glob("prepared-1/*")] == [keys["chatml"]]
+    done = run("cache", "clear", keys["chatml"][:6], "--cache-dir", kept, "--json")  # type: ignore[operator]
+    assert json.loads(done.out)["removed"] == [keys["chatml"]]
+    assert list(kept.glob("prepared-1/*")) == []
+    assert run("cache", "clear", "--all", "--cache-dir", kept).out == "removed 0 of 0, 0 B\n"  # type: ignore[operator]
+
+
+def test_a_second_run_says_where_its_examples_come_from(
+    templatekit: object, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    def render(*more: str) -> list[str]:
+        done = templatekit(  # type: ignore[operator]
+            *("render", "--tokenizer", tokenizer_folder, "--output", "rows.jsonl", *more),
+            env={"TEMPLATEKIT_CACHE": str(tmp_path / "kept")},
+        )
+        assert done.code == 0, done.err
+        return list(done.lines)
+
+    plain = render()
+    assert not (tmp_path / "kept").exists()
+    rows = (tmp_path / "rows.jsonl").read_bytes()
+    assert render("--cache") == plain
+    again = render("--cache")
+    assert again[1:] == plain
+    assert re.fullmatch(rf"cache: examples are taken from '{tmp_path}/kept/prepared-1/[0-9a-f]{{32}}'", again[0])
+    assert (tmp_path / "rows.jsonl").read_bytes() == rows
+
+
+def test_a_cache_that_is_a_file_is_an_error(templatekit: object, tokenizer_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("")
+    done = templatekit(  # type: ignore[operator]
+        "render", "--tokenizer", tokenizer_folder, "--output", "a.jsonl", "--cache", "--cache-dir", "kept"
+    )
+    assert done.code == 2
+    assert done.lines[-1] == "Error: cache 'kept': found a file; expected a folder; name another (--cache-dir)"
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_workers_and_a_cache_exclude_each_other(templatekit: object, tokenizer_folder: Path, tmp_path: Path) -> None:
+    done = templatekit(  # type: ignore[operator]
+        "render", "--tokenizer", tokenizer_folder, "--output", "a.jsonl", "--cache", "--workers", "2"
+    )
+    assert done.code == 2
+    assert done.err == "Error: --cache keeps what one process makes; found --workers 2; expected one of the two\n"
+
+
+def test_the_folder_follows_the_platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TEMPLATEKIT_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "templatekit"
+    monkeypatch.setenv("TEMPLATEKIT_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
+    assert cache_folder(Path("~/here")) == Path.home() / "here"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    for platform, expected in {"linux": ".cache", "darwin": "Library/Caches"}.items():
+        monkeypatch.setattr("sys.platform", platform)
+        assert user_caches() == Path.home() / expected
+
+
+def test_sizes_in_words() -> None:
+    assert [in_words(size) for size in (0, 999, 1000, 12_900_000, 2_500_000_000, 10**15)] == [
+        *("0 B", "999 B", "1.0 kB", "12.9 MB", "2.5 GB", "1000.0 TB")
+    ]
