@@ -117,14 +117,14 @@ def test_a_prompts_text_is_trained_once(builtin: Registry) -> None:
 @given(turns=st.lists(st.integers(1, 4), min_size=2, max_size=12), seed=st.integers(0, 99))
 def test_a_record_is_on_one_side_of_a_split(turns: list[int], seed: int, builtin: Registry, tmp_path: Path) -> None:
     from templatekit.config import FinetuneOptions
-    from templatekit.training.run import _splits
+    from templatekit.training.data import read_splits
 
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(talk(count)) + "\n" for count in turns), encoding="utf-8")
     options = FinetuneOptions.parse(
         {"dataset": str(path), "split": "train=rest,validation=0.4", "split_order": "shuffled", "seed": seed}
     )
-    splits = _splits(options, Pipeline(options, builtin, template=template()))
+    splits = read_splits(options, Pipeline(options, builtin, template=template())).samples
     check_split(splits, turns)
 
 
