@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import replace
@@ -18,6 +18,7 @@ from jinja2 import nodes
 
 from templatekit.contracts import TemplateFile
 from templatekit.errors import RecordError, TemplateError, TemplatekitError, shorten
+from templatekit.formats.complete import check_complete, no_place
 from templatekit.formats.endings import EndMarkers
 from templatekit.formats.environment import (
     TemplateRefusal,
@@ -34,16 +35,13 @@ from templatekit.formats.provenance import Traced, concat, literal, plain_text, 
 from templatekit.formats.recording import Recorder, recording_environment
 from templatekit.formats.source import CHAT_VARIABLES, COMMON_VARIABLES, check_source, syntax_error
 from templatekit.formats.symbols import joined, written
-from templatekit.formats.takes import Takes, Variables, check_role
+from templatekit.formats.takes import Takes, Variables
 from templatekit.formats.tapes import Unplannable
 from templatekit.formats.targets import Rendering, TargetFinder
 from templatekit.formats.turns import Conversation, EveryTurn
 from templatekit.formats.turns import Part as TurnPart
 from templatekit.formats.variables import chat_variables, instruction_variables, plain, special_variables
 from templatekit.types import NO_TOKENIZER, Example, Message, RenderedText, Sample, Span, SpecialTokens
-
-_OPTIONAL = {"reasoning": {"reasoning_content", "thinking"}, "name": {"name"}}
-"""Fields that a template may leave out of some turns, with the names under which it may know them."""
 
 
 class Template:
@@ -125,13 +123,13 @@ class Template:
     def unplanned(self, example: Example, tokens: SpecialTokens, row: int, manner: Manner) -> tuple[Sample, ...]:
         """What `render` and `samples` give, rendered anew whatever plans there are."""
         conversation = self._conversation(example, tokens)
-        self._check(example, conversation.rendering(len(example.messages)))
+        self._check(example, conversation.rendering(len(example.messages)), self._whole(tokens))
         with self._advice(example, tokens):
             parts = [conversation.whole()] if manner.whole else conversation.parts(last_only=manner.last_only)
         samples = []
         history = 0
         for number, part in enumerate(parts):
-            sample = self._sample(example, conversation, part, row)
+            sample = self._sample(example, conversation, part, row, tokens)
             numbered = replace(sample.rendered, sample=number, samples=len(parts), history=history)
             samples.append(replace(sample, rendered=numbered))
             history = part.messages
@@ -151,12 +149,13 @@ class Template:
 
         markers = EndMarkers.of(self.metadata, tokens)
         conversation = EveryTurn(example, TargetFinder(render, markers, self._marked, self.name), self._sought)
-        self._check(recorder.example, conversation.rendering(len(example.messages)))
+        self._check(recorder.example, conversation.rendering(len(example.messages)), _unseen)
         found = [conversation.whole()] if manner.whole else conversation.parts(last_only=manner.last_only)
         parts = []
         for part in found:
             rendering = conversation.rendering(part.messages)
-            self._check(replace(recorder.example, messages=recorder.example.messages[: part.messages]), rendering)
+            own = replace(recorder.example, messages=recorder.example.messages[: part.messages])
+            self._check(own, rendering, _unseen)
             parts.append(Part(part.messages, cast("Outlined", rendering.text), part.targets))
         return Recording(recorder.tape, recorder.fields, tuple(parts))
 
@@ -177,11 +176,13 @@ class Template:
         markers = EndMarkers.of(self.metadata, tokens)
         return Conversation(example, TargetFinder(render, markers, self._marked, self.name), self._sought)
 
-    def _sample(self, example: Example, conversation: Conversation, part: TurnPart, row: int) -> Sample:
+    def _sample(
+        self, example: Example, conversation: Conversation, part: TurnPart, row: int, tokens: SpecialTokens
+    ) -> Sample:
         rendering = conversation.rendering(part.messages)
         if part.messages < len(example.messages):
             example = replace(example, messages=example.messages[: part.messages])
-            self._check(example, rendering)
+            self._check(example, rendering, self._whole(tokens))
         rendered = RenderedText(
             text=rendering.text,
             spans=rendering.spans,
@@ -192,9 +193,14 @@ class Template:
         )
         return Sample(example=example, rendered=rendered)
 
-    def _check(self, example: Example, rendering: Rendering) -> None:
+    def _check(self, example: Example, rendering: Rendering, render: Callable[[Example], str]) -> None:
         _check_encodable(*rendering)
-        self._check_complete(example, rendering.spans)
+        self._check_complete(example, rendering.spans, render)
+
+    def _whole(self, tokens: SpecialTokens, *, prompt: bool = False) -> Callable[[Example], str]:
+        """The text of other examples, all at one moment."""
+        now = datetime.now()
+        return lambda example: self._text(example.messages, example, tokens, prompt=prompt, now=now)
 
     @contextmanager
     def _advice(self, example: Example, tokens: SpecialTokens) -> Iterator[None]:
@@ -246,7 +252,8 @@ class Template:
             if not messages:
                 raise RecordError("no message comes before the answer", field="messages", reason="no_prompt")
             text = self._text(messages, example, tokens, prompt=True)
-            self._check_complete(replace(example, messages=messages), spans_of(text))
+            own = replace(example, messages=messages)
+            self._check_complete(own, spans_of(text), self._whole(tokens, prompt=True))
         spans = spans_of(text)
         _check_encodable(text, spans)
         return RenderedText(
@@ -297,7 +304,7 @@ class Template:
                 reason="no_answer_to_continue",
             )
         text = self._text(example.messages, example, tokens, prompt=False)
-        self._check_complete(example, spans_of(text))
+        self._check_complete(example, spans_of(text), self._whole(tokens))
         for field in ("content", "reasoning"):
             ends = [span.end for span in spans_of(text) if (span.origin.message, span.origin.field) == (last, field)]
             if ends:
@@ -307,7 +314,7 @@ class Template:
         text = self._text(messages, example, tokens, prompt=False)
         starts = [s.start for s in spans_of(text) if (s.origin.message, s.origin.field) == (last, "content")]
         if not starts:
-            raise self._no_place(f"messages[{last}].content", " of the assistant message")
+            raise no_place(self.name, f"messages[{last}].content", " of the assistant message")
         return concat([text[: starts[-1]]])
 
     @cached_property
@@ -351,33 +358,8 @@ class Template:
             )
         return "please report this template"
 
-    def _check_complete(self, example: Example, spans: tuple[Span, ...]) -> None:
-        """Sees that no field is left out: a template that has no place for one must not lose it in silence."""
-        printed = {(span.origin.message, span.origin.field) for span in spans}
-        for index, message in enumerate(example.messages):
-            check_role(message.role, index, self._mentions, printed=(index, "role") in printed, name=self.name)
-        if any(span.origin.kind == "computed" for span in spans):
-            # Made from several fields at once, any of which may stand there.
-            return
-        for field in ("tools", "documents"):
-            if getattr(example, field) and (None, field) not in printed:
-                raise self._no_place(field)
-        for index, message in enumerate(example.messages):
-            for field in ("content", "context", "tool_calls"):
-                value = getattr(message, field)
-                if (index, field) not in printed and (value.strip() if isinstance(value, str) else value):
-                    raise self._no_place(f"messages[{index}].{field}", f" of the {message.role} message")
-            for field, names in _OPTIONAL.items():
-                # A template may leave these out of some turns (Qwen 3 drops old reasoning), but must know them.
-                if (index, field) not in printed and getattr(message, field) and self._mentions.isdisjoint(names):
-                    raise self._no_place(f"messages[{index}].{field}", f" of the {message.role} message")
-
-    def _no_place(self, field: str, whose: str = "") -> RecordError:
-        return RecordError(
-            f"template {self.name!r} has no place for this text{whose}; choose a template that has, or leave it out",
-            field=field,
-            reason="no_place_for_field",
-        )
+    def _check_complete(self, example: Example, spans: tuple[Span, ...], render: Callable[[Example], str]) -> None:
+        check_complete(example, spans, name=self.name, mentions=self._mentions, render=render)
 
     def _probe(self) -> None:
         """Renders an instruction format once, to see that the response comes last of all fields, and once."""
@@ -397,6 +379,11 @@ class Template:
             raise TemplateError(
                 f"template {self.name!r}: the response must be printed once, behind all other fields; found {found}"
             )
+
+
+def _unseen(example: Example) -> str:
+    """For a plan: that a text may stand in a computed one was seen in one example alone."""
+    raise Unplannable("a field that may stand in a computed text")
 
 
 def _compiled(environment: jinja2.Environment, text: str, name: str) -> jinja2.Template:

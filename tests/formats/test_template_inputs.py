@@ -176,6 +176,35 @@ def test_documents_without_a_place_are_refused(source: str) -> None:
     assert caught.value.reason == "no_place_for_field"
 
 
+DATED = "{{ strftime_now('%Y') }}{% for message in messages %}{{ message.role }}: MESSAGE<|END|>\n{% endfor %}"
+"""A date is text that is computed, so that it might hold any field."""
+
+
+@pytest.mark.parametrize(
+    ("printed", "example", "lost"),
+    [
+        ("{{ message.content }}", Example(messages=ASKED, documents=DOCUMENTS), "documents"),
+        ("{{ message.content }}", Example(messages=ASKED, tools=({"type": "function", "function": {}},)), "tools"),
+        ("{{ message.content if message.role != 'user' }}", Example(messages=ASKED), "messages[0].content"),
+        ("{{ message.content | length if message.role == 'user' else message.content }}", Example(messages=ASKED),
+         "messages[0].content"),
+        ("{{ message.content if message.role != 'user' else [message.content, loop.index] }}", Example(messages=ASKED),
+         None),
+    ],
+)  # fmt: skip
+def test_what_is_computed_hides_no_loss(printed: str, example: Example, lost: str | None) -> None:
+    """Neither a date nor a length is a place for a text; what is joined with a number may be one."""
+    template = given_source(DATED.replace("MESSAGE", printed))
+    tokens = SpecialTokens(special=frozenset({"<|END|>"}))
+    for _ in range(20):  # with a plan and without
+        if lost is None:
+            assert "Who flies?" in template.render(example, tokens).text
+            continue
+        with pytest.raises(RecordError) as caught:
+            template.render(example, tokens)
+        assert (caught.value.reason, caught.value.field) == ("no_place_for_field", lost)
+
+
 # --- tool calls ---------------------------------------------------------------------------------------------------
 
 OBJECTS = (
