@@ -24,6 +24,7 @@ from templatekit.errors import (
 )
 from templatekit.formats.lookup import choose_adapter, find_template
 from templatekit.formats.template import Template
+from templatekit.garbage import rarely_collected
 from templatekit.registry import Registry
 from templatekit.sources import open_source
 from templatekit.sources.gather import columns_of, gather
@@ -218,6 +219,9 @@ class Pipeline:
         self, records: Iterable[Record | RecordError], *, source: str | None = None, first_row: int = 0
     ) -> Iterator[Batch]:
         """The same for records that are not all: where none of them comes out it is no error."""
+        return rarely_collected(self._made(records, source, first_row))
+
+    def _made(self, records: Iterable[Record | RecordError], source: str | None, first_row: int) -> Iterator[Batch]:
         rendered = (
             item
             for row, record in enumerate(records, first_row)
