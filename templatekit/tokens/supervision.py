@@ -7,11 +7,11 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from templatekit.config import TrainedParts, parse_train_on
-from templatekit.types import LossSpan, Origin, RenderedText, TargetSpan, TrainOn
+from templatekit.types import COMPUTED, LossSpan, Origin, RenderedText, TargetSpan, TrainOn
 
 
 class _Run(NamedTuple):
-    """Characters of one origin that lie in one target, or in none."""
+    """Characters that lie in one target, or in none."""
 
     start: int
     end: int
@@ -49,19 +49,19 @@ def loss_spans(rendered: RenderedText, train_on: TrainOn) -> tuple[LossSpan, ...
 
 
 def _runs(rendered: RenderedText, *, by_origin: bool) -> Iterator[_Run]:
-    """The whole text in order; without `by_origin` a run may go on behind its origin."""
+    """The whole text in order; without `by_origin` no run has one: to work the origins out costs more than the rest."""
     targets = rendered.target_spans
     edges = {0, len(rendered.text), *(edge for t in targets for edge in (t.start, t.marker_start, t.end))}
     if by_origin:
         edges.update(span.end for span in rendered.spans)
     span, target = 0, 0
     for start, end in pairwise(sorted(edges)):
-        while rendered.spans[span].end <= start:
+        while by_origin and rendered.spans[span].end <= start:
             span += 1
         while target < len(targets) and targets[target].end <= start:
             target += 1
         inside = target < len(targets) and targets[target].start <= start
-        yield _Run(start, end, rendered.spans[span].origin, target if inside else None)
+        yield _Run(start, end, rendered.spans[span].origin if by_origin else COMPUTED, target if inside else None)
 
 
 def _turn_weights(rendered: RenderedText, parts: TrainedParts) -> list[float]:
