@@ -271,7 +271,7 @@ class Pipeline:
         messages = chain.from_iterable(sample.example.messages for sample in samples)
         if any(m.role == "assistant" and not (m.content.strip() or m.tool_calls) for m in messages):
             self.counts.empty_responses += 1
-        if len(found) > 1:  # of one example the samples are numbered
+        if len(conversations) > 1:  # of one the samples are numbered
             samples = [
                 replace(sample, rendered=replace(sample.rendered, sample=number, samples=len(samples)))
                 for number, sample in enumerate(samples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from templatekit import (
@@ -20,6 +20,7 @@ from templatekit import (
     TokenizedExample,
     text_of,
 )
+from templatekit.columns import TokenizedColumns
 from templatekit.export.serving import Stops
 from templatekit.pipeline import Pipeline, Prepared
 from templatekit.testing import Subject, tiny_tokenizer
@@ -120,8 +121,26 @@ class WrongEncoder(Encoder):
         super().__init__(right.tokenizer, boundary=right.boundary)
         self.change = change
 
-    def encode_batch(self, texts: Iterable[tuple[RenderedText, Sequence[LossSpan]]]) -> list[TokenizedExample]:
-        return [self.change(each) for each in super().encode_batch(texts)]
+    def encode_columns(self, texts: Iterable[tuple[RenderedText, Sequence[LossSpan]]]) -> TokenizedColumns:
+        return given([self.change(each) for each in super().encode_columns(texts)])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Given(TokenizedColumns):
+    """Columns that give these very examples, whatever they are."""
+
+    examples: Sequence[TokenizedExample]
+
+    def __getitem__(self, index: int) -> TokenizedExample:
+        return self.examples[index]
+
+    def select(self, keep: Sequence[int]) -> TokenizedColumns:
+        return given([self.examples[index] for index in keep])
+
+
+def given(examples: Sequence[TokenizedExample]) -> TokenizedColumns:
+    columns = TokenizedColumns.of(examples)
+    return Given(**{field.name: getattr(columns, field.name) for field in fields(columns)}, examples=examples)
 
 
 def encoding(change: Encoded, *, source: str = CHAT, tokenizer: str = "bytes") -> Subject:
@@ -286,10 +305,10 @@ def labels_shifted_already() -> Subject:
 @mutant("a_batch_is_its_single_records")
 def pads_to_the_longest() -> Subject:
     class Padding(Encoder):
-        def encode_batch(self, texts: Iterable[tuple[RenderedText, Sequence[LossSpan]]]) -> list[TokenizedExample]:
-            right = super().encode_batch(texts)
+        def encode_columns(self, texts: Iterable[tuple[RenderedText, Sequence[LossSpan]]]) -> TokenizedColumns:
+            right = list(super().encode_columns(texts))
             longest = max(map(len, right), default=0)
-            return [
+            padded = [
                 replace(
                     each,
                     input_ids=(*each.input_ids, *[0] * (longest - len(each))),
@@ -297,6 +316,7 @@ def pads_to_the_longest() -> Subject:
                 )
                 for each in right
             ]
+            return TokenizedColumns.of(padded)
 
     def bend(pipeline: Pipeline) -> None:
         pipeline.encoder = Padding(tiny_tokenizer("bytes"))
@@ -360,8 +380,8 @@ def repeats_the_question() -> Subject:
 
 @mutant("texts_are_printed_once")
 def loses_the_context_behind_a_number() -> Subject:
-    # The number is computed from several fields, so the template itself cannot tell that one of them is gone.
-    return only_template("{{ (instruction ~ context)|length }} Q: {{ instruction }}\nA: {{ response }}{{ eos_token }}")
+    # It depends on the context's characters, so that the template itself takes it for a place of the context.
+    return only_template("{{ context|unique|list|length }} Q: {{ instruction }}\nA: {{ response }}{{ eos_token }}")
 
 
 @mutant("prints_no_none")
@@ -613,8 +633,8 @@ def trains_the_last_turn_alone() -> Subject:
 
 @mutant("odd_roles_lose_no_message")
 def skips_tools_behind_a_number() -> Subject:
-    # The number is computed from several fields, so the template itself cannot tell that one of them is gone.
-    number = "{{ (messages[0].content ~ messages[-1].content) | length }}\n"
+    # It depends on the characters of all texts, so that the template itself takes it for a place of theirs.
+    number = "{{ messages | map(attribute='content') | join | unique | list | length }}\n"
     skip = "{% if message.role == 'tool' %}{% continue %}{% endif %}\n{{ '"
     return only_template(number + CHAT.replace("{{ '", skip, 1))
 
