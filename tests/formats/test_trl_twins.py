@@ -108,6 +108,8 @@ OTHERWISE: Mapping[tuple[str, str], str] = {
     ("diffusion_gemma", "a call beside text"): "a call ends in <|tool_response>, at which a server stops",
 }
 """Where more is trained here than in front and behind; the twin's text is in it."""
+LOSING = {("gemma", "a system message"), ("muse_glimmer", "a call beside text")}
+"""What has no place in an original: refused here, and left out by its twin or refused too."""
 WITH_TOOLS = (
     "diffusion_gemma",
     "gptoss",
@@ -150,7 +152,7 @@ def test_the_trained_text_is_the_twins(name: str, case: str) -> None:
             with pytest.raises((RecordError, TemplateError), match=APART[name]):
                 ours(name, example)
         return
-    if (name, case) == ("gemma", "a system message") or (example.tools and name not in WITH_TOOLS):
+    if (name, case) in LOSING or (example.tools and name not in WITH_TOOLS):
         with pytest.raises(RecordError, match=r"refuses|has no place|does not know role"):
             ours(name, example)
         return
