@@ -167,7 +167,7 @@ def write(one: Set, file: Path, folder: Path, *, workers: int = 1, **options: An
     pipeline = pipeline_of(one, file, **options)
     exporter = pipeline.registry.exporters["parquet"]
     if workers == 1:
-        parts = converted(pipeline, pipeline.open(), exporter)
+        parts = converted(pipeline.prepared_batches(), exporter)
     else:
         parts = converted_by_workers(pipeline, pipeline.open(), exporter, workers=workers)
     with (folder / "rows.parquet").open("wb") as output:
