@@ -70,8 +70,8 @@ class Render:
         run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert not run.stdout
         file = self.folder / f"{workers}.{format}"
-        # Two workers print at once: what the plugin says may share a line.
-        said = "\n".join(line for line in run.stderr.splitlines() if line and "said by" not in line)
+        # Two workers print at once, and one may be ended within a line: ours may then stand behind what it said.
+        said = "\n".join(filter(None, run.stderr.replace("said by a plugin", "").splitlines()))
         return file.read_bytes() if file.exists() else b"", said, run.returncode
 
 
