@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Literal
 
 from jinja2 import TemplateSyntaxError, meta, nodes
@@ -42,14 +43,14 @@ class TemplateSource:
 def check_source(text: str, name: str, *, strict: bool = True) -> TemplateSource:
     """Parses a template, tells its kind and sees that its generation prompt can be rendered.
 
-    `strict` refuses names that nothing provides, unless the template itself asks whether they are defined. Templates
-    that come with a tokenizer are taken as transformers takes them: unknown names print nothing.
+    `strict` refuses names that nothing provides, unless the template provides for their absence. Templates that come
+    with a tokenizer are taken as transformers takes them: unknown names print nothing.
     """
     tree, read = parse(text, name)
     variables = read - {"raise_exception", "strftime_now", "namespace"}
     kind: Literal["instruction", "chat"] = "chat" if "messages" in variables else "instruction"
     known = (*(CHAT_VARIABLES if kind == "chat" else INSTRUCTION_VARIABLES), *COMMON_VARIABLES)
-    unknown = sorted(variables - set(known) - _asked_for(tree) - set(plain_environment().globals))
+    unknown = sorted(variables - set(known) - _provided_for(tree, kind, known) - set(plain_environment().globals))
     if strict and unknown:
         line = next((node.lineno for node in tree.find_all(nodes.Name) if node.name == unknown[0]), 1)
         raise TemplateError(
@@ -120,13 +121,35 @@ def _texts(node: nodes.Node) -> Iterator[str]:
         yield node.value
 
 
-def _asked_for(tree: nodes.Template) -> set[str]:
-    """Names whose absence the template provides for: `x is defined`, `x | default(...)`."""
-    asked = set()
+def _provided_for(tree: nodes.Template, kind: str, known: Sequence[str]) -> set[str]:
+    """Names whose absence the template provides for, so that they are no slips of the pen.
+
+    It asks for them (`x is defined`, `x | default(...)`), or sets them, if only in a branch. Published chat templates
+    also look whether an option of theirs is true (`{% if add_vision_id %}`): what is not like a known name is one.
+    """
+    names = {node.name for node in tree.find_all(nodes.Name) if node.ctx != "load"}
     for test in tree.find_all((nodes.Test, nodes.Filter)):
         if test.name in ("defined", "undefined", "default", "d") and isinstance(test.node, nodes.Name):
-            asked.add(test.node.name)
-    return asked
+            names.add(test.node.name)
+    if kind != "chat":
+        return names
+    conditions = [
+        *(each.test for each in tree.find_all(nodes.If)),
+        *(each.test for each in tree.find_all(nodes.CondExpr)),
+    ]
+    looked_at = {name for condition in conditions for name in _truths(condition)}
+    return names | {name for name in looked_at if not get_close_matches(name, known, n=1)}
+
+
+def _truths(condition: nodes.Expr) -> Iterator[str]:
+    """The names of which a condition asks whether they are true."""
+    if isinstance(condition, nodes.Name):
+        yield condition.name
+    elif isinstance(condition, nodes.Not):
+        yield from _truths(condition.node)
+    elif isinstance(condition, (nodes.And, nodes.Or)):
+        yield from _truths(condition.left)
+        yield from _truths(condition.right)
 
 
 def _guard_response(text: str, tree: nodes.Template, name: str) -> str:

@@ -8,6 +8,7 @@ import jinja2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from testkit.published import TRL, source_of
 
 from templatekit import Example, Message, RecordError, Template, TemplateError, TemplateFile, load_template
 from templatekit.formats.metadata import TemplateMetadata, read_metadata
@@ -93,6 +94,35 @@ def test_wrong_source(name: str) -> None:
 def test_names_that_the_template_asks_for_are_no_error() -> None:
     source = "{% if mood is defined %}{{ mood }}{% endif %}{{ tone | default('calm') }}{{ instruction }}{{ response }}"
     assert template(source).kind == "instruction"
+
+
+SET = "{% for m in messages %}{% if m.content %}{% set text = m.content %}{% endif %}{{ text }}{% endfor %}"
+OPTION = "{% if not add_vision_id and messages %}{{ add_vision_id or '' }}{% endif %}{{ messages[0].content }}"
+
+
+@pytest.mark.parametrize("source", [SET, OPTION])
+def test_what_is_set_in_a_branch_or_is_an_option_is_no_error(source: str) -> None:
+    assert template(source).kind == "chat"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        (SET.replace("{{ text }}", "{{ texts }}"), "texts"),
+        (OPTION.replace("and messages", "and mesages"), "mesages"),
+        (OPTION.replace("{{ add_vision_id or '' }}", "{{ add_vision_ids }}"), "add_vision_ids"),
+        ("{% if input %}{{ input }}{% endif %}{{ instruction }}{{ response }}", "input"),
+    ],
+)
+def test_slips_of_the_pen_beside_them_are_still_found(source: str, name: str) -> None:
+    with pytest.raises(TemplateError, match=f"unknown variable '{name}'"):
+        template(source)
+
+
+@pytest.mark.parametrize("name", TRL)
+def test_a_published_template_is_taken_as_a_file(name: str) -> None:
+    """As strictly as a file of one's own: `chat_template.jinja` is what models come with."""
+    assert template(source_of(name), strict=True).kind == "chat"
 
 
 def test_a_tokenizers_own_template_may_read_anything() -> None:
