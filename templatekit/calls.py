@@ -13,7 +13,8 @@ from templatekit.contracts import Adapter
 from templatekit.errors import ConfigError, RecordError, shorten
 from templatekit.formats.template import Template
 from templatekit.mixture import Mixture
-from templatekit.pipeline import Batch, Pipeline
+from templatekit.pipeline import Pipeline
+from templatekit.prepared import Batch
 from templatekit.registry import Registry, create_registry
 from templatekit.sources import map_columns
 from templatekit.tokens.load import from_transformers

@@ -13,7 +13,8 @@ from templatekit.config import DataOptions, MixedSet
 from templatekit.counts import Counts
 from templatekit.errors import ConfigError, RecordError
 from templatekit.formats.template import Template
-from templatekit.pipeline import BATCH, Batch, Pipeline, Prepared
+from templatekit.pipeline import Pipeline
+from templatekit.prepared import BATCH, Batch, Prepared
 from templatekit.registry import Registry
 from templatekit.sources.mixing import Drawn, Mix, Passes, Strategy
 from templatekit.sources.shuffle import placed, row_of, shuffled

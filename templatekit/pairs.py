@@ -8,7 +8,8 @@ from itertools import groupby, takewhile
 
 from templatekit.config import parse_train_on
 from templatekit.errors import ConfigError, RecordError
-from templatekit.pipeline import Batch, Pipeline, Prepared
+from templatekit.pipeline import Pipeline
+from templatekit.prepared import Batch, Prepared
 from templatekit.types import Example, Message, PreferenceExample, Sample, TokenizedExample, TokenizedPair
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain, islice, pairwise
 from typing import Any, ClassVar
 
-import numpy as np
-
-from templatekit.columns import TokenizedColumns
 from templatekit.config import DataOptions, parse_train_on
 from templatekit.contracts import Adapter
 from templatekit.counts import Counts
@@ -25,6 +22,7 @@ from templatekit.errors import (
 from templatekit.formats.lookup import choose_adapter, find_template
 from templatekit.formats.template import Template
 from templatekit.garbage import rarely_collected
+from templatekit.prepared import BATCH, Batch, Prepared
 from templatekit.registry import Registry
 from templatekit.sources import open_source
 from templatekit.sources.gather import columns_of, gather
@@ -42,61 +40,7 @@ from templatekit.types import (
     Record,
     RenderedText,
     Sample,
-    TokenizedExample,
 )
-
-BATCH = 256
-"""Records that go to the encoder in one call."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """One sample of a record after all stages; most records give one."""
-
-    example: Example
-    rendered: RenderedText
-    tokenized: TokenizedExample | None = None
-    """None without a tokenizer."""
-
-    @property
-    def result(self) -> TokenizedExample | RenderedText:
-        """What came of the sample: with a tokenizer the tokenized example, without one the rendered text."""
-        return self.rendered if self.tokenized is None else self.tokenized
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Batch:
-    """Samples that came out together; what is there once a token lies in columns."""
-
-    items: Sequence[Prepared]
-    """Where there are columns, the tokens stand there."""
-    columns: TokenizedColumns | None = None
-    """As long as `items`; None without a tokenizer, and for pairs."""
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[Prepared]:
-        """Sample by sample, each with its tokens."""
-        if self.columns is None:
-            yield from self.items
-            return
-        for item, tokenized in zip(self.items, self.columns, strict=True):
-            yield _with(item, tokenized)
-
-    @property
-    def tokens(self) -> int:
-        """Of all samples."""
-        if self.columns is not None:
-            return len(self.columns.input_ids)
-        return sum(len(item.tokenized) for item in self.items if item.tokenized is not None)
-
-    @property
-    def trained_tokens(self) -> int:
-        """Those that carry loss."""
-        if self.columns is not None:
-            return int(np.count_nonzero(self.columns.loss_weights))
-        return sum(item.tokenized.trained_tokens for item in self.items if item.tokenized is not None)
 
 
 class Pipeline:
@@ -398,12 +342,12 @@ class Pipeline:
                 kept[index] = None
             else:
                 try:
-                    kept.update((index, fitted) for fitted in self._fit([_with(item, columns[index])], source))
+                    kept.update((index, fitted) for fitted in self._fit([item.with_tokens(columns[index])], source))
                 except RecordError as error:
                     failure = error
                     break
         if kept:
-            yield _chosen(items, columns, kept)
+            yield Batch.chosen(items, columns, kept)
         if failure is not None:
             raise failure
 
@@ -469,22 +413,6 @@ class Pipeline:
 
     def _drop(self, error: RecordError, item: Prepared, source: str | None) -> None:
         self.counts.drop(error.at(source, item.rendered.row))
-
-
-def _with(item: Prepared, tokenized: TokenizedExample) -> Prepared:
-    return Prepared(example=item.example, rendered=tokenized.rendered, tokenized=tokenized)
-
-
-def _chosen(items: Sequence[Prepared], columns: TokenizedColumns, kept: Mapping[int, Prepared | None]) -> Batch:
-    """The samples that are kept, by their indices, with those that were shortened in their places."""
-    shorter = {index: item for index, item in kept.items() if item is not None}
-    if shorter:
-        places = {index: len(items) + number for number, index in enumerate(shorter)}
-        others = TokenizedColumns.of([item.tokenized for item in shorter.values() if item.tokenized is not None])
-        columns = TokenizedColumns.join([columns, others]).select([places.get(index, index) for index in kept])
-    elif len(kept) < len(items):
-        columns = columns.select(list(kept))
-    return Batch(items=[shorter.get(index, items[index]) for index in kept], columns=columns)
 
 
 def _untrained(item: Prepared) -> RecordError:

@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 from templatekit.config import DataOptions
 from templatekit.counts import Counts
 from templatekit.errors import RecordError, RunError, TemplatekitError
-from templatekit.pipeline import Batch, Pipeline
+from templatekit.pipeline import Pipeline
+from templatekit.prepared import Batch
 from templatekit.registry import create_registry
 from templatekit.sinks import Exporter
 from templatekit.types import Record

@@ -17,7 +17,8 @@ from templatekit.columns import TokenizedColumns, token_arrays
 from templatekit.config import DataOptions
 from templatekit.errors import TemplatekitError
 from templatekit.export.rows import to_row
-from templatekit.pipeline import Pipeline, Prepared
+from templatekit.pipeline import Pipeline
+from templatekit.prepared import Prepared
 
 WEIGHTS = st.sampled_from([0.0, 1.0, 0.1, 0.25, 2.0])
 

@@ -21,7 +21,7 @@ ROOMS = (
     "cleaning",
     "formats",
     "tokens",
-    "packing",
+    "packing prepared",
     "pipeline",
     "mixture pairs",
     "workers",

@@ -14,7 +14,8 @@ import templatekit
 from templatekit import ConfigError, DataOptions, RecordError, Registry, Template, TemplateFile
 from templatekit.export.rows import to_row
 from templatekit.formats import load_template
-from templatekit.pipeline import Pipeline, Prepared
+from templatekit.pipeline import Pipeline
+from templatekit.prepared import Prepared
 from templatekit.tokens.supervision import loss_spans
 from templatekit.types import RenderedText, TokenizedExample
 

@@ -18,7 +18,8 @@ from templatekit import Example, Message, Record, RecordError, RecordExporter, p
 from templatekit.cli.output import admitted, write, write_whole
 from templatekit.config import DataOptions
 from templatekit.errors import ConfigError, RunError
-from templatekit.pipeline import Pipeline, Prepared
+from templatekit.pipeline import Pipeline
+from templatekit.prepared import Prepared
 from templatekit.registry import create_registry
 from templatekit.types import RenderedText
 

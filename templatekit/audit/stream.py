@@ -12,7 +12,8 @@ from templatekit.audit.values import Against, Edge, Elsewhere, Row, Sample
 from templatekit.cleaning.first_rows import FirstRows, text_key
 from templatekit.counts import Counts
 from templatekit.errors import ConfigError, RecordError
-from templatekit.pipeline import BATCH, Pipeline, Prepared
+from templatekit.pipeline import Pipeline
+from templatekit.prepared import BATCH, Prepared
 from templatekit.sources.gather import columns_of
 from templatekit.tokens.cuts import Encoder
 from templatekit.tokens.supervision import loss_spans

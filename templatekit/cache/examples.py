@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from templatekit.cache.part import Part
-from templatekit.pipeline import Prepared
+from templatekit.prepared import Prepared
 from templatekit.types import TokenizedExample
 
 

@@ -16,7 +16,7 @@ from templatekit.cache.values import example_from_json, origin_from_json
 from templatekit.cache.writer import EXAMPLES, TEXTS, TOKENS
 from templatekit.columns import TokenizedColumns
 from templatekit.counts import Counts
-from templatekit.pipeline import BATCH, Batch, Prepared
+from templatekit.prepared import BATCH, Batch, Prepared
 from templatekit.types import Example, LossSpan, Origin, RenderedText, Span, TargetSpan, Truncation
 
 if TYPE_CHECKING:

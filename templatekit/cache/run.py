@@ -21,7 +21,8 @@ from templatekit.cache.values import NotPlain
 from templatekit.cache.writer import PartWriter
 from templatekit.counts import Counts
 from templatekit.errors import RecordError
-from templatekit.pipeline import Batch, Pipeline, Prepared
+from templatekit.pipeline import Pipeline
+from templatekit.prepared import Batch, Prepared
 from templatekit.types import Record
 
 PART_RECORDS = 8192

@@ -13,7 +13,7 @@ from templatekit.cache.disk import STATE, size_and_hash, staging, write_state
 from templatekit.cache.values import example_to_json, origin_to_json
 from templatekit.columns import TokenizedColumns
 from templatekit.counts import Counts
-from templatekit.pipeline import Batch
+from templatekit.prepared import Batch
 from templatekit.types import Origin, RenderedText, TargetSpan
 
 if TYPE_CHECKING:

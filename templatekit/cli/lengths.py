@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from templatekit.errors import ConfigError, RunError
-from templatekit.pipeline import Prepared
+from templatekit.prepared import Prepared
 
 _BINS = 16
 _WIDTH = 40

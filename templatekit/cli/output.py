@@ -13,7 +13,8 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import click
 
 from templatekit.errors import ConfigError, PluginError, RecordError, RunError, TemplatekitError
-from templatekit.pipeline import Pipeline, Prepared
+from templatekit.pipeline import Pipeline
+from templatekit.prepared import Prepared
 from templatekit.registry import Registry
 from templatekit.sinks import Exporter, FolderExporter, RecordExporter, Sink, whole_records
 from templatekit.workers import Part

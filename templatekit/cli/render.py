@@ -19,7 +19,7 @@ from templatekit.cli.progress import progress, watched
 from templatekit.config import DataOptions
 from templatekit.errors import ConfigError
 from templatekit.mixture import Mixture, pipeline_of
-from templatekit.pipeline import Prepared
+from templatekit.prepared import Prepared
 from templatekit.sinks import Exporter
 from templatekit.workers import converted, converted_by_workers
 

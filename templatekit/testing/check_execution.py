@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 from templatekit.errors import RecordError
-from templatekit.pipeline import Prepared
+from templatekit.prepared import Prepared
 from templatekit.testing.check import Violation, check, equal, holds, no_adapter
 from templatekit.testing.records import with_text
 from templatekit.testing.subject import Case, Sample, Subject

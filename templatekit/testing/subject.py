@@ -18,7 +18,8 @@ from templatekit.export.serving import Stops, stops_of
 from templatekit.formats.lookup import find_template
 from templatekit.formats.metadata import Capabilities
 from templatekit.formats.template import Template
-from templatekit.pipeline import Pipeline, Prepared
+from templatekit.pipeline import Pipeline
+from templatekit.prepared import Prepared
 from templatekit.registry import Registry, create_registry
 from templatekit.testing.records import (
     Place,

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from templatekit.config import FinetuneOptions
 from templatekit.export.serving import Stops
-from templatekit.pipeline import Pipeline, Prepared
+from templatekit.pipeline import Pipeline
+from templatekit.prepared import Prepared
 from templatekit.training.folder import Sample, read_samples, write_samples
 from templatekit.training.sampling import generate
 from templatekit.types import Example

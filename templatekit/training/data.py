@@ -16,7 +16,8 @@ from templatekit.errors import ConfigError
 from templatekit.formats.template import Template
 from templatekit.mixture import Mixture, pipeline_of
 from templatekit.pairs import PairPipeline, pairs_of
-from templatekit.pipeline import Pipeline, Prepared
+from templatekit.pipeline import Pipeline
+from templatekit.prepared import Prepared
 from templatekit.registry import Registry
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.training.split import split_rows

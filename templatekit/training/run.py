@@ -18,7 +18,8 @@ from templatekit.counts import Counts
 from templatekit.errors import ConfigError, RunError
 from templatekit.export.serving import Stops, chat_template, stops_of
 from templatekit.formats.variables import chat_variables, plain
-from templatekit.pipeline import Pipeline, Prepared
+from templatekit.pipeline import Pipeline
+from templatekit.prepared import Prepared
 from templatekit.registry import Registry, create_registry
 from templatekit.tokens.load import from_transformers, load_transformers_tokenizer, resolve_model
 from templatekit.training.answers import answer, samples_before, with_prompt

@@ -13,7 +13,7 @@ from templatekit import ConfigError, SourceError, TemplateError, TokenizerError,
 from templatekit.audit import Report, audit
 from templatekit.config import DataOptions
 from templatekit.errors import RecordError
-from templatekit.pipeline import BATCH
+from templatekit.prepared import BATCH
 from templatekit.registry import Registry
 from templatekit.types import Record
 

@@ -25,7 +25,8 @@ from templatekit.cache.values import NotPlain, example_from_json, example_to_jso
 from templatekit.columns import TokenizedColumns, token_arrays
 from templatekit.errors import ConfigError, RecordError
 from templatekit.mixture import pipeline_of
-from templatekit.pipeline import Batch, Pipeline
+from templatekit.pipeline import Pipeline
+from templatekit.prepared import Batch
 from templatekit.types import Example, Message, RenderedText
 
 SMALL = 5

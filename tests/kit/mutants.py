@@ -22,7 +22,8 @@ from templatekit import (
 )
 from templatekit.columns import TokenizedColumns
 from templatekit.export.serving import Stops
-from templatekit.pipeline import Pipeline, Prepared
+from templatekit.pipeline import Pipeline
+from templatekit.prepared import Prepared
 from templatekit.testing import Subject, tiny_tokenizer
 from templatekit.tokens.cuts import Encoder
 from templatekit.types import Sample

@@ -35,7 +35,8 @@ from templatekit import (
 from templatekit.export.rows import to_row
 from templatekit.formats.lookup import find_template
 from templatekit.formats.template import Template
-from templatekit.pipeline import Pipeline, Prepared
+from templatekit.pipeline import Pipeline
+from templatekit.prepared import Prepared
 from templatekit.testing import adversarial_text, oracle, plain_text
 from templatekit.testing.check_execution import labels_agree
 from templatekit.testing.subject import Sample
