@@ -141,7 +141,7 @@ def _provided_for(tree: nodes.Template, kind: str, known: Sequence[str]) -> set[
     return names | {name for name in looked_at if not get_close_matches(name, known, n=1)}
 
 
-def _truths(condition: nodes.Expr) -> Iterator[str]:
+def _truths(condition: nodes.Node) -> Iterator[str]:
     """The names of which a condition asks whether they are true."""
     if isinstance(condition, nodes.Name):
         yield condition.name
