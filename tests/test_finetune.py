@@ -157,7 +157,7 @@ def test_a_run_trains_on_roles_and_fields_by_their_weight(tiny_model: Path, rows
         total += float((each * torch.tensor(example.loss_weights[1:])).sum())
         weight += sum(example.loss_weights)
     assert step["loss"] == pytest.approx(total / weight, rel=1e-4)
-    assert step["target_tokens"] == sum(example.trained_tokens for example in examples)  # type: ignore[union-attr]
+    assert step["target_tokens"] == sum(example.trained_tokens for example in examples)
     assert yaml.safe_load((done.folder / "recipe.yaml").read_text(encoding="utf-8"))["train_on"] == train_on
 
 
