@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from testkit.losses import weighted_loss
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,7 +19,7 @@ from templatekit.packing import pack_examples
 from templatekit.training import tree_attention
 from templatekit.training.attention import isolate
 from templatekit.training.collate import Batch, collate_packed
-from templatekit.training.loss import TargetLosses, head_of, weighted_loss
+from templatekit.training.loss import TargetLosses, head_of
 from templatekit.training.step import Computation
 from templatekit.types import RenderedText, Segment, TokenizedExample
 
