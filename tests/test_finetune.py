@@ -233,7 +233,7 @@ def test_dolly_adds_its_special_tokens(tiny_model: Path, rows_file: Path, tmp_pa
     tokenizer = find_tokenizer(str(done.folder), create_registry())
     assert {"### End", "### Instruction:", "### Response:\n"} <= tokenizer.control_tokens.keys()
     model = AutoModelForCausalLM.from_pretrained(done.folder)
-    assert model.get_input_embeddings().weight.shape[0] >= tokenizer.vocabulary_size
+    assert model.get_input_embeddings().get_parameter("weight").shape[0] >= tokenizer.vocabulary_size
     eos = model.generation_config.eos_token_id
     assert tokenizer.id_of("### End") in (eos if isinstance(eos, list) else [eos])
 

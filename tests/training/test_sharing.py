@@ -39,7 +39,9 @@ def forests(draw: st.DrawFn) -> list[TokenizedExample]:
     """Examples that go on from each other's beginnings: random prefix trees, equal examples among them."""
     examples: list[list[tuple[int, float]]] = []
     for _ in range(draw(st.integers(1, 7))):
-        stem = draw(st.sampled_from(examples)) if examples and draw(st.booleans()) else []
+        stem: list[tuple[int, float]] = []
+        if bool(examples) and draw(st.booleans()):
+            stem = draw(st.sampled_from(examples))
         kept = stem[: draw(st.integers(0, len(stem)))]
         # The ids are shared, the weights are each example's own.
         begun = [(token, draw(WEIGHTS)) for token, _ in kept]
