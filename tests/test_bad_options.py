@@ -255,6 +255,15 @@ def test_without_an_end_the_template_needs_one(run: Callable[..., Result], folde
     assert chatml.code == 0, "ChatML ends its turns itself"
 
 
+def test_an_end_marker_that_nothing_writes(run: Callable[..., Result], folder: Path) -> None:
+    options = ("render", "--dataset", ROWS, "--tokenizer", folder, "--template", "chatml", "--end-marker")
+    line = refused(run(*options, "<|im_ned|>"))
+    assert "end_marker='<|im_ned|>'" in line
+    assert "did you mean '<|im_end|>'" in line
+    for text in ("<|im_end|>", "<|im_end|>\n", "none"):
+        assert run(*options, text).code == 0
+
+
 @pytest.mark.parametrize("pad", [None, "<|endoftext|>", "<|im_end|>"])
 def test_padding_changes_nothing(pad: str | None, folder: Path) -> None:
     expected = [item.input_ids for item in render(GOOD, tokenizer=folder)]
