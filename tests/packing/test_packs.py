@@ -217,6 +217,8 @@ def read(registry: Registry, format: str, packs: list[Packs], folder: Path) -> l
 @pytest.mark.parametrize("format", ["jsonl", "parquet", "arrow", "datasets"])
 @pytest.mark.parametrize("lengths", [[], [5], [6, 7, 8, 9, 10, 11, 12]])
 def test_files_give_packs_back(format: str, lengths: list[int], builtin: Registry, tmp_path: Path) -> None:
+    if format == "datasets" and not lengths:
+        pytest.skip("datasets loads no folder without rows, whoever saved it")
     packs = list(packed([sequences(lengths)], FEWEST, window=1))
     read_back = read(builtin, format, packs, tmp_path)
     trainers = ("input_ids", "labels", "position_ids", "seq_lengths")
@@ -239,7 +241,7 @@ def test_files_give_packs_back(format: str, lengths: list[int], builtin: Registr
 def test_weights_and_sources_are_kept(format: str, builtin: Registry, tmp_path: Path) -> None:
     packs = list(packed([sequences([6, 7, 8], sources=["a", "b", "a"], weight=0.25)], FEWEST))
     read_back = read(builtin, format, packs, tmp_path)
-    assert [row["sources"] for row in read_back] == [["a", "a"], ["b"]]
+    assert [row["sources"] for row in read_back] == [["a"], ["b", "a"]]
     for row in read_back:
         assert [weight for weight in row["loss_weights"] if weight] == [0.25] * sum(x != -100 for x in row["labels"])
 
