@@ -79,7 +79,7 @@ def run_ours(
     from templatekit.training.model import load_model, resolve_device
     from templatekit.training.step import Computation, Objective, train_step
 
-    model = load_model(resolve_model(MODEL, create_registry()), device=resolve_device(options.device))
+    model = load_model(model_path(), device=resolve_device(options.device))
     if options.lora:
         model = attach_lora(model, rank=options.lora_rank, alpha=options.lora_alpha, seed=options.seed)
     keep_freed_memory()
@@ -134,9 +134,17 @@ def begin_peak() -> Callable[[], float]:
     return lambda: resident("VmHWM") - before
 
 
+def model_path() -> Path:
+    """The file of the built-in model."""
+    path = resolve_model(MODEL, create_registry())
+    assert path is not None
+    return path
+
+
 def state_gib(model: Any) -> float:
     """What gradients and AdamW's moments take; the weights were there before."""
-    return 3 * sum(w.numel() * w.element_size() for w in model.parameters() if w.requires_grad) / 2**30
+    sizes: list[int] = [w.numel() * w.element_size() for w in model.parameters() if w.requires_grad]
+    return 3 * sum(sizes) / 2**30
 
 
 def run_trl(options: FinetuneOptions, examples: list[TokenizedExample], rows: int) -> dict[str, Any]:
@@ -149,7 +157,7 @@ def run_trl(options: FinetuneOptions, examples: list[TokenizedExample], rows: in
     from templatekit.training.model import load_model
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(resolve_model(MODEL, create_registry()))
+        path = model_path()
         model = load_model(path, device=torch.device("cpu"))
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
         data = datasets.Dataset.from_dict(
@@ -227,7 +235,7 @@ def main(
         values = {"batch_size": int(batch_size), "lora": False, "precision": precision, "pack_tokens": pack_tokens}
         values["method"] = "dpo" if pairs else "sft"
         options = FinetuneOptions.parse({**values, "learning_rate": RATE, **OURS.get(variants, {})})
-        items = pairs_from(pairs, count) if pairs else examples_of(rows, count)
+        items: list[Any] = [*(pairs_from(pairs, count) if pairs else examples_of(rows, count))]
         peer, _, width = variants.partition("-")
         if peer == "trl":
             numbers = run_trl(options, items, int(width or batch_size))

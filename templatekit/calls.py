@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from templatekit.cache import prepared_batches
 from templatekit.columns import TokenizedColumns, token_arrays
@@ -27,6 +27,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Address: TypeAlias = str | os.PathLike[str]
+
+
+@overload
+def render(
+    records: Address | Iterable[Record] | None,
+    *,
+    adapter: str | Adapter | None = None,
+    template: Address | Template = "alpaca",
+    tokenizer: None = None,
+    registry: Registry | None = None,
+    **options: Any,
+) -> Iterator[RenderedText]: ...
+
+
+@overload
+def render(
+    records: Address | Iterable[Record] | None,
+    *,
+    adapter: str | Adapter | None = None,
+    template: Address | Template = "alpaca",
+    tokenizer: Address | Tokenizer | PreTrainedTokenizerBase,
+    registry: Registry | None = None,
+    **options: Any,
+) -> Iterator[TokenizedExample]: ...
 
 
 def render(

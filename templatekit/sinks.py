@@ -52,9 +52,9 @@ class Finished(Protocol):
 class Sink(ABC):
     """Writes prepared samples."""
 
-    name: ClassVar[str]
+    name: str
     """Also the value of `render --format`."""
-    description: ClassVar[str] = ""
+    description: str = ""
     suffixes: ClassVar[tuple[str, ...]] = ()
     """File endings that choose this exporter where no format is named."""
     whole_records: ClassVar[bool] = False
@@ -121,8 +121,8 @@ class RecordExporter(Sink):
 
     def __init__(self, adapter: Adapter, *, name: str | None = None, description: str = "") -> None:
         self.adapter = adapter
-        self.name = name or adapter.name  # type: ignore[misc]
-        self.description = description or f"JSON Lines of {adapter.description}"  # type: ignore[misc]
+        self.name = name or adapter.name
+        self.description = description or f"JSON Lines of {adapter.description}"
 
     def admit(self, sample: Finished) -> Any:
         """The record; raises `RecordError` for what does not come back from it."""

@@ -257,11 +257,11 @@ def test_without_an_end_the_template_needs_one(run: Callable[..., Result], folde
 
 @pytest.mark.parametrize("pad", [None, "<|endoftext|>", "<|im_end|>"])
 def test_padding_changes_nothing(pad: str | None, folder: Path) -> None:
-    expected = [item.input_ids for item in render(GOOD, tokenizer=folder)]  # type: ignore[union-attr]
+    expected = [item.input_ids for item in render(GOOD, tokenizer=folder)]
     change(folder, pad_token=pad)
     items = list(render(GOOD, tokenizer=folder))
-    assert [item.input_ids for item in items] == expected  # type: ignore[union-attr]
-    assert all(item.labels[-1] == item.input_ids[-1] for item in items), "EOS is trained"  # type: ignore[union-attr]
+    assert [item.input_ids for item in items] == expected
+    assert all(item.labels[-1] == item.input_ids[-1] for item in items), "EOS is trained"
 
 
 @pytest.mark.parametrize("address", ["no/such/folder", "nosuchmodel", "./tokenizer2", "~/no/such", "x.gguf", ROWS, ""])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from templatekit.errors import ConfigError, RecordError
 from templatekit.sinks import NOT_EXPRESSIBLE, Finished, FolderExporter
@@ -48,9 +48,9 @@ class DatasetFolder(_TokenFolder):
     Of packs `input_ids`, `labels`, `position_ids`, `seq_lengths`.
     """
 
-    name: ClassVar[str] = "datasets"
-    description: ClassVar[str] = "a folder of datasets' save_to_disk, for TRL and Hugging Face's Trainer"
-    takes_packs: ClassVar[bool] = True
+    name = "datasets"
+    description = "a folder of datasets' save_to_disk, for TRL and Hugging Face's Trainer"
+    takes_packs = True
 
     def write_folder(self, items: Iterable[TokenizedExample], folder: Path) -> int:
         """In record batches, so that memory stays flat."""
@@ -95,8 +95,8 @@ class DatasetFolder(_TokenFolder):
 class AxolotlFolder(_TokenFolder):
     """axolotl's pre-tokenized layout: JSON Lines of ids, labels and attention mask, and the lines of its config."""
 
-    name: ClassVar[str] = "axolotl"
-    description: ClassVar[str] = "a folder for axolotl: pre-tokenized rows, and a config that names them"
+    name = "axolotl"
+    description = "a folder for axolotl: pre-tokenized rows, and a config that names them"
 
     def write_folder(self, items: Iterable[TokenizedExample], folder: Path) -> int:
         """A line for each example."""

@@ -85,7 +85,9 @@ def check(whole: Sequences, rows: list[dict[str, list[Any]]], pack_tokens: int) 
         assert list(zip(row["rows"], row["samples"], strict=True)) == sorted(
             zip(row["rows"], row["samples"], strict=True)
         ), "samples come in their order"
-        ids, labels, positions = [], [], []
+        ids: list[int] = []
+        labels: list[int] = []
+        positions: list[int] = []
         for key in zip(row["rows"], row["samples"], strict=True):
             own, weights = expected[key]
             ids += own

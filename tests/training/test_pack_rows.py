@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import load_from_disk
+from testkit.losses import weighted_loss
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import DataCollatorWithFlattening, PreTrainedModel
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -19,10 +22,11 @@ from templatekit.columns import TokenizedColumns
 from templatekit.packing import Sequences, pack_examples, packed
 from templatekit.training.attention import isolate
 from templatekit.training.collate import collate_packed
-from templatekit.training.loss import TargetLosses, head_of, weighted_loss
+from templatekit.training.loss import TargetLosses, head_of
 from templatekit.types import TokenizedExample
 
 PACK_TOKENS = 40
+READ = ("input_ids", "labels", "position_ids")
 Make = Callable[..., TokenizedExample]
 Row = dict[str, list[Any]]
 
@@ -59,27 +63,27 @@ def model(tiny_model: Callable[..., PreTrainedModel], in_fp64: Callable[[PreTrai
 @pytest.fixture
 def expected(model: Any, trained: list[TokenizedExample]) -> float:
     """The mean loss over all targets, each example by itself."""
-    losses = [model(**_tensors(one.input_ids, one.labels)).loss * one.trained_tokens for one in trained]
-    return float(sum(losses)) / sum(one.trained_tokens for one in trained)
+    return mean_loss(model, [_tensors(input_ids=one.input_ids, labels=one.labels) for one in trained])
 
 
-def _tensors(ids: Any, labels: Any) -> dict[str, torch.Tensor]:
-    return {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels])}
+def _tensors(**values: Sequence[int]) -> dict[str, Tensor]:
+    return {name: torch.tensor([list(value)]) for name, value in values.items()}
 
 
-def mean_loss(model: Any, batches: list[dict[str, Any]]) -> float:
-    """The mean over all targets of all batches, as transformers' model computes it."""
+def mean_loss(model: Any, batches: list[dict[str, Tensor]]) -> float:
+    """The mean over all targets of all batches, in fp64, which a model's own `loss` is not."""
     total, targets = 0.0, 0
-    for batch in batches:
-        count = int((batch["labels"][..., 1:] != -100).sum())
-        total += float(model(**batch, use_cache=False).loss) * count
-        targets += count
+    with torch.no_grad():
+        for batch in batches:
+            inputs = {name: value for name, value in batch.items() if name != "labels"}
+            logits, labels = model(**inputs, use_cache=False).logits[0, :-1], batch["labels"][0, 1:]
+            total += float(cross_entropy(logits, labels, reduction="sum"))
+            targets += int((labels != -100).sum())
     return total / targets
 
 
 def test_transformers_model_takes_a_row_as_it_is(model: Any, rows: list[Row], expected: float) -> None:
-    names = ("input_ids", "labels", "position_ids")
-    batches = [{name: torch.tensor([row[name]]) for name in names} for row in rows]
+    batches = [_tensors(**{name: row[name] for name in READ}) for row in rows]
     assert mean_loss(model, batches) == pytest.approx(expected, rel=1e-12)
     for batch in batches:
         batch.pop("position_ids")
@@ -88,8 +92,7 @@ def test_transformers_model_takes_a_row_as_it_is(model: Any, rows: list[Row], ex
 
 def test_a_mask_of_ones_would_join_the_examples(model: Any, rows: list[Row], expected: float) -> None:
     """Why packs are written without one."""
-    names = ("input_ids", "labels", "position_ids")
-    batches = [{name: torch.tensor([row[name]]) for name in names} for row in rows]
+    batches = [_tensors(**{name: row[name] for name in READ}) for row in rows]
     for batch in batches:
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     assert mean_loss(model, batches) != pytest.approx(expected, rel=1e-3)
@@ -101,7 +104,7 @@ def test_trls_collator_takes_rows(model: Any, rows: list[Row], expected: float, 
     batches = [collate(rows[at : at + size]) for at in range(0, len(rows), size)]
     positions = torch.cat([batch["position_ids"][0] for batch in batches])
     assert positions.tolist() == [position for row in rows for position in row["position_ids"]]
-    used = [{name: batch[name] for name in ("input_ids", "labels", "position_ids")} for batch in batches]
+    used = [{name: batch[name] for name in READ} for batch in batches]
     assert mean_loss(model, used) == pytest.approx(expected, rel=1e-12)
 
 
@@ -112,7 +115,7 @@ def test_a_collator_that_knows_no_lengths_joins_the_examples(model: Any, rows: l
 
 
 def test_our_loop_takes_rows(model: Any, rows: list[Row], make_example: Make, expected: float) -> None:
-    total, targets = 0.0, 0.0
+    total, targets, head = 0.0, 0.0, head_of(model)
     for row in rows:
         examples, start = [], 0
         for length in row["seq_lengths"]:
@@ -122,6 +125,6 @@ def test_our_loop_takes_rows(model: Any, rows: list[Row], make_example: Make, ex
             start += length
         batch = collate_packed(pack_examples(examples, range(len(examples))), torch.device("cpu"))
         with isolate(model, batch.segments) if batch.segments else nullcontext():
-            total += float(weighted_loss(TargetLosses(model, head_of(model)), batch))
+            total += float(weighted_loss(TargetLosses(model, head), batch).detach())
         targets += sum(example.trained_tokens for example in examples)
     assert total / targets == pytest.approx(expected, rel=1e-12)
