@@ -22,9 +22,10 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from templatekit.config import DataOptions
+from templatekit.config import DataOptions, RenderOptions
 from templatekit.counts import Counts
 from templatekit.errors import RecordError, RunError, TemplatekitError
+from templatekit.packing import Sequences
 from templatekit.pipeline import Pipeline
 from templatekit.prepared import Batch
 from templatekit.registry import create_registry
@@ -42,7 +43,7 @@ class Part(NamedTuple):
 
     samples: int
     content: Any
-    """What `Exporter.convert` made of them."""
+    """What `Exporter.convert` made of them; with the option `pack_tokens` their `Sequences`, to be packed."""
 
 
 class _Setup(NamedTuple):
@@ -174,13 +175,15 @@ def _run(chunk: _Chunk) -> _Done:
     if chunk.adapter is not None:
         pipeline.adapter = pipeline.registry.adapters[chunk.adapter]
     pipeline.counts = Counts()
+    packs = isinstance(pipeline.options, RenderOptions) and pipeline.options.pack_tokens is not None
+    convert = Sequences.of if packs else exporter.convert
     parts: list[Part] = []
     error: BaseException | None = None
     with redirect_stdout(sys.stderr):
         try:
             for batch in pipeline.some_batches(chunk.records, source=chunk.source, first_row=chunk.first_row):
                 assert batch.columns is not None
-                parts.append(Part(len(batch), exporter.convert(batch.columns)))
+                parts.append(Part(len(batch), convert(batch.columns)))
         except Exception as raised:  # sent on as it is, so that it is met in its turn
             error = _sendable(raised)
     return _Done(parts, pipeline.counts, error)

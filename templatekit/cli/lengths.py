@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from templatekit.errors import ConfigError, RunError
-from templatekit.prepared import Prepared
+from templatekit.prepared import Batch
 
 _BINS = 16
 _WIDTH = 40
@@ -33,16 +33,16 @@ class Distributions:
     trained: Counter[int] = field(default_factory=Counter)
     unit: str = "characters"
 
-    def counted(self, items: Iterable[Prepared]) -> Iterator[Prepared]:
-        """The items, each counted."""
-        for item in items:
-            if item.tokenized is None:
-                self.lengths[len(item.rendered.text)] += 1
+    def counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, their samples counted."""
+        for batch in batches:
+            if batch.columns is None:
+                self.lengths.update(len(item.rendered.text) for item in batch.items)
             else:
                 self.unit = "tokens"
-                self.lengths[len(item.tokenized)] += 1
-                self.trained[item.tokenized.trained_tokens] += 1
-            yield item
+                self.lengths.update(batch.columns.lengths.tolist())
+                self.trained.update(batch.columns.trained_tokens.tolist())
+            yield batch
 
     def parts(self) -> list[tuple[str, Counter[int]]]:
         """What there is to show, with a title each."""

@@ -7,14 +7,18 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import click
 
+from templatekit.columns import TokenizedColumns
+from templatekit.config import DataOptions
 from templatekit.errors import ConfigError, PluginError, RecordError, RunError, TemplatekitError
+from templatekit.packing import Packs
 from templatekit.pipeline import Pipeline
-from templatekit.prepared import Prepared
+from templatekit.prepared import Batch, Prepared
 from templatekit.registry import Registry
 from templatekit.sinks import Exporter, FolderExporter, RecordExporter, Sink, whole_records
 from templatekit.workers import Part
@@ -24,6 +28,35 @@ class Converted(NamedTuple):
     """Examples that the exporter has already converted."""
 
     parts: Iterable[Part]
+
+
+@dataclass
+class Packed:
+    """Examples in packs, which are counted as they pass."""
+
+    packs: Iterable[Packs]
+    pack_tokens: int
+    count: int = 0
+    tokens: int = 0
+
+    def __iter__(self) -> Iterator[Packs]:
+        for some in self.packs:
+            self.count += len(some)
+            self.tokens += int(some.offsets[-1])
+            yield some
+
+    @property
+    def fill(self) -> float:
+        """How much of the packs is tokens; 1 where there are none."""
+        return self.tokens / (self.count * self.pack_tokens) if self.count else 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"packs": self.count, "pack_tokens": self.pack_tokens, "fill": round(self.fill, 4)}
+
+    def line(self) -> str:
+        """The same in words."""
+        return f"packs: {self.count:,} of at most {self.pack_tokens:,} tokens, {self.fill:.1%} full"
 
 
 def choose_exporter(registry: Registry, format: str | None, output: Path | None) -> Sink:
@@ -37,6 +70,15 @@ def choose_exporter(registry: Registry, format: str | None, output: Path | None)
         known = ", ".join(suffix for exporter in registry.exporters.values() for suffix in exporter.suffixes)
         raise ConfigError(f"--output {str(output)!r}: no format has this ending; known: {known}; or name a --format")
     return registry.exporters["jsonl"]
+
+
+def check_packs(exporter: Sink, registry: Registry, options: DataOptions) -> None:
+    """Raises `ConfigError` where packs have no place in a format, or there is nothing to make them of."""
+    if not exporter.takes_packs:
+        known = ", ".join(name for name, one in registry.exporters.items() if one.takes_packs)
+        raise ConfigError(f"--pack-tokens: format {exporter.name!r} has no place for packs; expected one of: {known}")
+    if options.tokenizer is None:
+        raise ConfigError("--pack-tokens packs token ids; found no tokenizer; expected --tokenizer too")
 
 
 def admitted(exporter: Sink, samples: Iterable[Prepared], pipeline: Pipeline) -> Iterator[Any]:
@@ -59,7 +101,17 @@ def admitted(exporter: Sink, samples: Iterable[Prepared], pipeline: Pipeline) ->
         yield item
 
 
-def write(exporter: Sink, items: Iterable[Any] | Converted, target: BinaryIO | Path) -> None:
+def admitted_columns(exporter: Sink, batches: Iterable[Batch], pipeline: Pipeline) -> Iterator[TokenizedColumns]:
+    """The same in columns, of exporters that write the tokenized examples themselves."""
+    for batch in batches:
+        assert batch.columns is not None
+        if exporter.admits_all(batch.columns):
+            yield batch.columns
+        else:
+            yield TokenizedColumns.of(list(admitted(exporter, batch, pipeline)))
+
+
+def write(exporter: Sink, items: Iterable[Any] | Converted | Packed, target: BinaryIO | Path) -> None:
     """Has an exporter write what it admitted, and sees that it leaves nothing out."""
     given = 0
     ended = False
@@ -70,6 +122,10 @@ def write(exporter: Sink, items: Iterable[Any] | Converted, target: BinaryIO | P
             for part in items.parts:
                 given += part.samples
                 yield part.content
+        elif isinstance(items, Packed):
+            for some in items:
+                given += len(some)
+                yield some
         else:
             for item in items:
                 given += 1
@@ -80,10 +136,12 @@ def write(exporter: Sink, items: Iterable[Any] | Converted, target: BinaryIO | P
         if isinstance(exporter, FolderExporter):
             if not isinstance(target, Path):
                 raise ConfigError(f"format {exporter.name!r} writes a folder; found none; expected --output FOLDER")
-            written = exporter.write_folder(counted(), target)
-        elif isinstance(items, Converted):
+            write_folder = exporter.write_packs if isinstance(items, Packed) else exporter.write_folder
+            written = write_folder(counted(), target)
+        elif isinstance(items, (Converted, Packed)):
             assert isinstance(exporter, Exporter)
-            written = exporter.write_converted(counted(), cast("BinaryIO", target))
+            write_file = exporter.write_packs if isinstance(items, Packed) else exporter.write_converted
+            written = write_file(counted(), cast("BinaryIO", target))
         else:
             assert isinstance(exporter, (Exporter, RecordExporter))
             written = exporter.write(counted(), cast("BinaryIO", target))
@@ -93,10 +151,11 @@ def write(exporter: Sink, items: Iterable[Any] | Converted, target: BinaryIO | P
         raise PluginError(f"format {exporter.name!r} raised {type(error).__name__}: {error}") from error
     if written != given or not ended:
         more = "" if ended else " and more to come"
-        raise PluginError(f"format {exporter.name!r} wrote {written!r} examples; expected all: {given}{more}")
+        what = "packs" if isinstance(items, Packed) else "examples"
+        raise PluginError(f"format {exporter.name!r} wrote {written!r} {what}; expected all: {given}{more}")
 
 
-def write_whole(exporter: Sink, items: Iterable[Any] | Converted, output: Path) -> None:
+def write_whole(exporter: Sink, items: Iterable[Any] | Converted | Packed, output: Path) -> None:
     """Has an exporter write a file, or a folder, that is whole or absent."""
     if isinstance(exporter, FolderExporter):
         with whole_folder(output) as folder:
@@ -159,14 +218,17 @@ def whole_file(output: Path) -> Iterator[BinaryIO]:
             path.unlink(missing_ok=True)
 
 
-def summarize(pipeline: Pipeline, *, as_json: bool) -> None:
-    """What became of the rows, on stderr."""
+def summarize(pipeline: Pipeline, *, as_json: bool, packed: Packed | None = None) -> None:
+    """What became of the rows, on stderr, and how full packs are."""
     counts = pipeline.counts
     if as_json:
         adapter = pipeline.adapter.name if pipeline.adapter else None
-        click.echo(json.dumps({"adapter": adapter, **counts.as_dict()}, ensure_ascii=False), err=True)
+        values = {"adapter": adapter, **counts.as_dict(), **(packed.as_dict() if packed else {})}
+        click.echo(json.dumps(values, ensure_ascii=False), err=True)
         return
     if pipeline.options.adapter is None and pipeline.adapter is not None:
         click.echo(f"adapter: {pipeline.adapter.name} (told by the records' keys)", err=True)
     for line in counts.lines(tokens=pipeline.tokenizer is not None):
         click.echo(line, err=True)
+    if packed is not None:
+        click.echo(packed.line(), err=True)

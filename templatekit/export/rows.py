@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from templatekit.export.packs import pack_batch, pack_rows
 from templatekit.sinks import Exporter
 from templatekit.types import Origin, RenderedText, TokenizedExample
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from templatekit.columns import TokenizedColumns
+    from templatekit.packing import Packs
 
 _BATCH = 1024
 """Rows of a record batch or of a row group."""
@@ -51,6 +53,7 @@ class JsonLines(Exporter):
     name = "jsonl"
     description = "JSON Lines, one example a line"
     suffixes = (".jsonl", ".ndjson", ".json")
+    takes_packs = True
 
     def write(self, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> int:
         """Text stays readable: only what JSON must escape is escaped."""
@@ -72,6 +75,15 @@ class JsonLines(Exporter):
             count += lines
         return count
 
+    def write_packs(self, packs: Iterable[Packs], file: BinaryIO) -> int:
+        """A line for each; `loss_weights` and `samples` as of examples, where there is something to say."""
+        count = 0
+        for some in packs:
+            for row in pack_rows(some):
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+                count += 1
+        return count
+
 
 def _line(example: RenderedText | TokenizedExample) -> bytes:
     return (json.dumps(to_row(example), ensure_ascii=False) + "\n").encode()
@@ -79,6 +91,8 @@ def _line(example: RenderedText | TokenizedExample) -> bytes:
 
 class ArrowExporter(Exporter):
     """Rows in columns, by whatever writes Arrow record batches to a file."""
+
+    takes_packs = True
 
     @abstractmethod
     def open_writer(self, file: BinaryIO, schema: pa.Schema) -> AbstractContextManager[Any]:
@@ -95,6 +109,10 @@ class ArrowExporter(Exporter):
     def write_converted(self, parts: Iterable[pa.RecordBatch], file: BinaryIO) -> int:
         """In the same batches."""
         return self._write(_evened(parts), file)
+
+    def write_packs(self, packs: Iterable[Packs], file: BinaryIO) -> int:
+        """In a batch for each window of packs."""
+        return self._write(map(pack_batch, packs), file)
 
     def _write(self, batches: Iterator[pa.RecordBatch], file: BinaryIO) -> int:
         first = next(batches)
