@@ -85,19 +85,20 @@ def run_ours(
     keep_freed_memory()
     objective: Objective[Any] = Computation.of(model, options)
     examples: list[Any] = list(items)
+    steps = [
+        list(range(start, min(start + options.batch_size, len(examples))))
+        for start in range(0, len(examples), options.batch_size)
+    ]
     more = {}
     start = time.perf_counter()
     if options.method == "dpo":
         objective = Preferences.of(objective.computation, options)
         with tempfile.TemporaryDirectory() as folder:
-            examples = list(judge(objective, examples, path=Path(folder) / REFERENCE, identity={}, warn=click.echo))
+            path = Path(folder) / REFERENCE
+            examples = list(judge(objective, examples, path=path, identity={}, warn=click.echo, steps=steps))
         more = {"reference_seconds": time.perf_counter() - start}
     model.train()
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=RATE, weight_decay=0.0, fused=True)
-    steps = [
-        list(range(start, min(start + options.batch_size, len(examples))))
-        for start in range(0, len(examples), options.batch_size)
-    ]
 
     def step(documents: list[int]) -> Any:
         return train_step(objective, optimizer, examples, documents, clip_norm=1.0)
