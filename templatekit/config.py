@@ -382,6 +382,9 @@ class FinetuneOptions(DataOptions):
     packing: bool = Field(True, description="Lay examples end to end without padding, or pad them to a rectangle.")
     share: bool = Field(True, description="Compute what several examples of a pack begin with once, or for each.")
     pack_tokens: Positive = Field(2048, description="Token budget of one forward and backward pass.")
+    activation_checkpointing: bool = Field(
+        False, description="Keep a layer's input alone, and compute the layer again in the backward pass: less memory."
+    )
     drop_last: bool = Field(False, description="Leave out an epoch's last batch where it is not full.")
 
     dpo_beta: Annotated[float, Field(gt=0)] = Field(

@@ -235,6 +235,32 @@ def test_the_first_loss_is_ln_2_and_margins_rise(
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("way", [{}, {"lora": True}, {"packing": False}, {"drop_last": True, "batch_size": 3}])
+def test_in_bf16_too_a_model_that_has_not_moved_has_no_reward(
+    tiny_model: MakeModel, tmp_path: Path, way: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = random.Random(1)
+    prompts = [[made.randrange(VOCABULARY) for _ in range(30)] for _ in range(5)]
+    answers = [[made.randrange(VOCABULARY) for _ in range(made.randint(9, 40))] for _ in range(40)]
+    some_pairs = [_pair(prompts[row % 5], answers[row], answers[row + 20], row) for row in range(20)]
+    options = _options(**{"precision": "bf16", "batch_size": 2, "learning_rate": 1e-30, **way})
+
+    def first_epoch(folder: Path) -> list[dict[str, float]]:
+        model = attach_lora(tiny_model(), rank=2, alpha=4, seed=1) if options.lora else tiny_model()
+        folder.mkdir()
+        train(model, some_pairs, some_pairs[:3], options.model_copy(update={"epochs": 1}), folder=folder)
+        return _without_time(folder)
+
+    for line in first_epoch(tmp_path / "same packs"):
+        of = "eval_" if "eval_loss" in line else ""
+        assert line[f"{of}reward_chosen"] == line[f"{of}reward_rejected"] == 0
+        assert line[f"{of}loss"] == pytest.approx(math.log(2), abs=1e-8)
+    together = dpo._together
+    monkeypatch.setattr(dpo, "_together", lambda objective, count, steps: together(objective, count, ()))
+    if options.packing:
+        assert any(line.get("reward_chosen") for line in first_epoch(tmp_path / "other packs"))  # the negative control
+
+
 def test_with_lora_the_reference_is_the_model_without_adapters(
     tiny_model: MakeModel, tmp_path: Path, some_pairs: list[TokenizedPair]
 ) -> None:
