@@ -18,6 +18,7 @@ from templatekit.registry import Registry
 from templatekit.types import Record
 
 RunAudit = Callable[..., Report]
+PROMPTS = ["shared-prompts", "same-prompt"]
 PLAIN = {"instruction": "Name one.", "input": "", "output": "Red."}
 
 
@@ -62,11 +63,11 @@ def test_near_rows_of_other_sets_are_named(run_audit: RunAudit) -> None:
 
     others = [said("Four."), said(near), said(nearer), said(same)]
     data = [said("Five.", "Another."), said(whole), said(same)]
-    report = run_audit(data, template="alpaca", against=others, shared="near=0.7", ignored=["shared-prompts"])
+    report = run_audit(data, template="alpaca", against=others, shared="near=0.7", ignored=PROMPTS)
     assert {f.rule.code: f.rows for f in report.findings} == {"nearly-shared-rows": (1,), "shared-rows": (2,)}
     example = next(f.example for f in report.findings if f.rule.code == "nearly-shared-rows")
     assert example is not None and example.detail.startswith("nearly the text of row 2 there (similarity 0.9")
-    exact = run_audit(data, template="alpaca", against=others, ignored=["shared-prompts"])
+    exact = run_audit(data, template="alpaca", against=others, ignored=PROMPTS)
     assert counts(exact) == {"shared-rows": 1}
     assert exact.not_checked["nearly-shared-rows"] == "--shared"
     with pytest.raises(ConfigError, match="shared: found 'nearly'; expected exact, near"):
