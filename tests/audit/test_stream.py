@@ -63,15 +63,15 @@ def test_near_rows_of_other_sets_are_named(run_audit: RunAudit) -> None:
 
     others = [said("Four."), said(near), said(nearer), said(same)]
     data = [said("Five.", "Another."), said(whole), said(same)]
-    report = run_audit(data, template="alpaca", against=others, shared="near=0.7", ignored=PROMPTS)
+    report = run_audit(data, template="alpaca", tokenizer=None, against=others, shared="near=0.7", ignored=PROMPTS)
     assert {f.rule.code: f.rows for f in report.findings} == {"nearly-shared-rows": (1,), "shared-rows": (2,)}
     example = next(f.example for f in report.findings if f.rule.code == "nearly-shared-rows")
     assert example is not None and example.detail.startswith("nearly the text of row 2 there (similarity 0.")
-    exact = run_audit(data, template="alpaca", against=others, ignored=PROMPTS)
+    exact = run_audit(data, template="alpaca", tokenizer=None, against=others, ignored=PROMPTS)
     assert counts(exact) == {"shared-rows": 1}
     assert exact.not_checked["nearly-shared-rows"] == "--shared"
     with pytest.raises(ConfigError, match="shared: found 'nearly'; expected exact, near"):
-        run_audit(data, template="alpaca", against=others, shared="nearly")
+        run_audit(data, template="alpaca", tokenizer=None, against=others, shared="nearly")
 
 
 def test_a_limit_holds_for_the_set_alone(run_audit: RunAudit) -> None:
