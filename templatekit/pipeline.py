@@ -29,7 +29,7 @@ from templatekit.sources.gather import columns_of, gather
 from templatekit.sources.shuffle import placed, row_of, shuffled
 from templatekit.tokens.cuts import Encoder
 from templatekit.tokens.load import find_tokenizer
-from templatekit.tokens.supervision import loss_spans
+from templatekit.tokens.supervision import Losses, loss_spans
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.tokens.truncation import Limit
 from templatekit.types import (
@@ -330,8 +330,8 @@ class Pipeline:
         if self.encoder is None:
             yield from self._finish_one_by_one(items, source)
             return
-        losses = [loss_spans(item.rendered, self.options.train_on) for item in items]
-        columns = self.encoder.encode_columns((item.rendered, spans) for item, spans in zip(items, losses, strict=True))
+        train_on = self.options.train_on
+        columns = self.encoder.encode_columns((item.rendered, Losses(item.rendered, train_on)) for item in items)
         lengths, trained = columns.lengths.tolist(), columns.trained_tokens.tolist()
         kept: dict[int, Prepared | None] = {}
         failure: RecordError | None = None
