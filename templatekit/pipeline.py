@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, islice, pairwise
+from operator import attrgetter
 from typing import Any, ClassVar
 
 from templatekit.config import DataOptions, parse_train_on
@@ -212,8 +213,7 @@ class Pipeline:
             return []
         for example in found:
             self._count(example)
-        messages = chain.from_iterable(sample.example.messages for sample in samples)
-        if any(m.role == "assistant" and not (m.content.strip() or m.tool_calls) for m in messages):
+        if any(_holds_no_answer(sample.example) for sample in samples):
             self.counts.empty_responses += 1
         if len(conversations) > 1:  # of one the samples are numbered
             samples = [
@@ -239,7 +239,7 @@ class Pipeline:
         samples = self.template.samples(example, self.special_tokens, row=row, last_only=base == "last")
         if base != "last":
             turns = {index for index, m in enumerate(example.messages) if m.role == "assistant" and m.weight}
-            found = {target.message for sample in samples for target in sample.rendered.target_spans}
+            found: set[int] = set().union(*(sample.rendered.target_messages for sample in samples))
             self.counts.untrained_turns += len(turns - found) if found else 0
         return samples
 
@@ -284,8 +284,11 @@ class Pipeline:
         for index, message in enumerate(example.messages):
             if not isinstance(message, Message):
                 raise self._broken(f"returned messages[{index}]={shorten(message)}; expected a Message")
-            for name in _TEXTS:
-                if not isinstance(value := getattr(message, name), str):
+            texts = _texts(message)
+            if [*map(type, texts)] == _ALL_STR:
+                continue
+            for name, value in zip(_TEXTS, texts, strict=True):
+                if not isinstance(value, str):
                     raise self._broken(f"returned messages[{index}].{name}={shorten(value)}; expected text")
 
     def _group(self, record: Record) -> Hashable:
@@ -427,10 +430,21 @@ def _untrained(item: Prepared) -> RecordError:
 
 
 _TEXTS = ("role", "content", "context", "reasoning", "name", "tool_call_id")
+_ALL_STR = [str] * len(_TEXTS)
+_texts = attrgetter(*_TEXTS)
+
+
+def _holds_no_answer(example: Example) -> bool:
+    for message in example.messages:
+        if message.role == "assistant" and not message.content.strip() and not message.tool_calls:
+            return True
+    return False
 
 
 def _copied(value: Any) -> Any:
     """A value with objects and lists of its own."""
+    if type(value) is str:
+        return value
     if isinstance(value, Mapping):
         return {key: _copied(item) for key, item in value.items()}
     return [_copied(item) for item in value] if isinstance(value, list) else value

@@ -225,7 +225,11 @@ class Outline(Protocol):
 
     @property
     def target_messages(self) -> frozenset[int]:
-        """The messages that the targets belong to."""
+        """As `RenderedText.target_messages`."""
+
+    @property
+    def sample(self) -> int:
+        """As `RenderedText.sample`."""
 
 
 class Deferred(Protocol):
@@ -300,6 +304,12 @@ class RenderedText(_FromDeferred):
     def filled(self) -> Deferred | None:
         """Its outline and pieces, where a plan made it."""
         return getattr(self, "_deferred", None)
+
+    @property
+    def target_messages(self) -> frozenset[int]:
+        """The messages that targets belong to."""
+        filled = self.filled
+        return frozenset(t.message for t in self.target_spans) if filled is None else filled.outline.target_messages
 
     @property
     def generation_boundaries(self) -> tuple[int, ...]:

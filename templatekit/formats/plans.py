@@ -50,6 +50,8 @@ MOST_MESSAGES = 32
 COMMON_WEIGHTS = (1.0, 0.0)
 """Weights of messages that are part of a shape: which turns are trained, and for most examples all there is to say."""
 
+_NO_OTHERS = ("", "", "", "")
+
 
 class Manner(NamedTuple):
     """What is asked of an example."""
@@ -104,7 +106,7 @@ class _Outline:
     def __init__(self, part: Part, number: int, samples: int, history: int, weights: tuple[float, ...] | None) -> None:
         self.messages = part.messages
         self.message_weights = weights and weights[: part.messages]
-        self.number, self.samples, self.history = number, samples, history
+        self.sample, self.samples, self.history = number, samples, history
         pieces = pieces_of(part.text)
         self.words = [piece.name or repr(intern(piece.text)) for piece in pieces]
         """Each piece in Python's words."""
@@ -163,7 +165,7 @@ class _Filled:
             return tuple(message.weight for message in messages)
         if field == "roles":
             return tuple(message.role for message in messages)
-        return {"sample": self.outline.number, "samples": self.outline.samples, "history": self.outline.history}[field]
+        return getattr(self.outline, field)
 
 
 class Plan:
@@ -279,14 +281,17 @@ class Plans:
         for message in messages:
             if message.parts or message.tool_calls:
                 return None
-            filled = 0
-            for text in (message.content, message.context, message.reasoning, message.name, message.tool_call_id):
-                if type(text) is not str or not (text.isascii() or _is_encodable(text)):
-                    return None
-                filled = 2 * filled + (text != "")
-            key.append(message.role)
-            key.append(filled)
-            key.append(message.weight if message.weight in COMMON_WEIGHTS else None)
+            content, weight = message.content, message.weight
+            if type(content) is not str or not (content.isascii() or _is_encodable(content)):
+                return None
+            filled = 16 * (content != "")
+            others = message.context, message.reasoning, message.name, message.tool_call_id
+            if others != _NO_OTHERS:
+                for bit, text in zip((8, 4, 2, 1), others, strict=True):
+                    if type(text) is not str or not (text.isascii() or _is_encodable(text)):
+                        return None
+                    filled += bit * (text != "")
+            key += message.role, filled, weight if weight in COMMON_WEIGHTS else None
         known = tuple(key)
         shape = self._shapes.get(known)
         if shape is None:

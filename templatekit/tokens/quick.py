@@ -20,7 +20,7 @@ from templatekit.tokens.apart import is_control, parts_at_seams
 Encode: TypeAlias = Callable[[Sequence[str]], list[list[int]]]
 """The ids of each text."""
 
-WORTH = 10_000
+WORTH = 5_000
 """Parts behind which it pays to load the quicker encoder, which takes a good part of a second."""
 
 _LETTERS = ("a", "Z", "the", "Abc", "x" * 40)

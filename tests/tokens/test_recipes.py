@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,73 +12,21 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from testkit.at_hand import Tokenizers
-from testkit.by_hand import byte_tokenizer, rendered
+from testkit.by_hand import byte_tokenizer
+from testkit.outlined import ANSWER, ROLE, USER, Filled, Outline, outline
 from tokenizers import AddedToken, models, pre_tokenizers
 
-from templatekit import RenderedText, Tokenizer, TokenizerError
+from templatekit import Tokenizer, TokenizerError
 from templatekit.testing.texts import adversarial_text
 from templatekit.tokens import cuts, recipes, words
 from templatekit.tokens.cuts import Encoder
 from templatekit.tokens.quick import reference
 from templatekit.tokens.recipes import Recipe, Recipes
 from templatekit.tokens.supervision import Losses, loss_spans
-from templatekit.types import TEMPLATE, Origin, TargetSpan, field_origin
+from templatekit.types import TEMPLATE
 
-USER, ANSWER, ROLE = field_origin("content", 0), field_origin("content", 1), field_origin("role", 1)
 APART = ("bytes", "nfc", "sentencepiece", "metaspace", "strips")
 TRAIN_ON = ("response", "content", "all", "response=0.5,user=0.1", "last=0.25")
-
-
-@dataclass(frozen=True, eq=False)
-class Outline:
-    """Pieces by hand; a text of None is a variable."""
-
-    pieces: tuple[tuple[str | None, Origin], ...]
-    target: tuple[int, int, int]
-    """The pieces in front of which the target begins, its marker begins, and it ends."""
-    message_weights: tuple[float, ...] | None = (1.0, 1.0)
-    target_messages: frozenset[int] = frozenset({1})
-
-    @property
-    def fixed(self) -> tuple[bool, ...]:
-        return tuple(text is not None for text, _ in self.pieces)
-
-    @property
-    def origins(self) -> tuple[Origin, ...]:
-        return tuple(origin for _, origin in self.pieces)
-
-
-@dataclass(frozen=True, eq=False)
-class Filled:
-    """A text of an outline."""
-
-    outline: Outline
-    variables: tuple[str, ...]
-    weights: tuple[float, ...] = (1.0, 1.0)
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        given = iter(self.variables)
-        return tuple(next(given) if text is None else text for text, _ in self.outline.pieces)
-
-    def whole(self) -> RenderedText:
-        texts = self.texts
-        start, marker, end = (sum(map(len, texts[:piece])) for piece in self.outline.target)
-        target = TargetSpan(message=1, start=start, marker_start=marker, end=end)
-        plain = rendered(*zip(texts, self.outline.origins, strict=True))
-        return replace(plain, target_spans=(target,), message_weights=self.weights)
-
-    def work_out(self, field: str) -> Any:
-        return getattr(self.whole(), field)
-
-    def deferred(self) -> RenderedText:
-        return RenderedText.deferred(self, 0)
-
-
-def outline(*pieces: tuple[str | None, Origin], **more: Any) -> Outline:
-    """What is trained: from the answer on."""
-    at = next(number for number, (_, origin) in enumerate(pieces) if origin == ANSWER)
-    return Outline(pieces, (at, at + 1, len(pieces)), **more)
 
 
 def used(encoder: Encoder) -> list[Recipe]:
