@@ -108,7 +108,7 @@ def _checked_train_on(text: TrainOn) -> TrainOn:
     return text
 
 
-def parse_dedup(text: str) -> float:
+def parse_dedup(text: str, *, option: str = "dedup") -> float:
     """The similarity from which texts are repeats, of `exact` (1), `near` (0.8) or `near=0.9`; `ConfigError`."""
     name, equals, number = (part.strip() for part in text.partition("="))
     if name == "exact" and not equals:
@@ -119,7 +119,7 @@ def parse_dedup(text: str) -> float:
         threshold = 0.0
     if name != "near" or not 0.1 <= threshold < 1:
         raise ConfigError(
-            f"dedup: found {text!r}; expected exact, near, or near with a similarity from 0.1 to below 1: near=0.8"
+            f"{option}: found {text!r}; expected exact, near, or near with a similarity from 0.1 to below 1: near=0.8"
         )
     return threshold
 
