@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -159,8 +160,11 @@ def test_an_attention_that_misses_the_prefix_is_noticed(
             layout = whole(segments)
             if broken == "prefixes":
                 return replace(layout, prefixes=())
-            value = {"keys": lambda group: group.keys.flip(0), "hidden": lambda group: group.hidden * 0}[broken]
-            return replace(layout, groups=tuple(group._replace(**{broken: value(group)}) for group in layout.groups))
+            change: Callable[[Tensor], Tensor] = (
+                torch.zeros_like if broken == "hidden" else partial(torch.flip, dims=[0])
+            )
+            changed = (group._replace(**{broken: change(getattr(group, broken))}) for group in layout.groups)
+            return replace(layout, groups=tuple(changed))
 
         monkeypatch.setattr(attention, found_by[broken], without)
     assert not _difference(_run(model, _batch(trees, share=True)), expected) <= 1e-3  # or not a number
