@@ -26,10 +26,12 @@ from typing import Any, NamedTuple
 
 from templatekit.config import DataOptions
 from templatekit.formats.plans import without_plans
+from templatekit.parts import parts_of
 from templatekit.pipeline import Pipeline
 from templatekit.registry import create_registry
 from templatekit.types import Example, Record
-from templatekit.workers import converted, converted_by_workers
+from templatekit.work import parts_by
+from templatekit.workers import local_workers
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 ROWS = 14_000
@@ -167,9 +169,9 @@ def write(one: Set, file: Path, folder: Path, *, workers: int = 1, **options: An
     pipeline = pipeline_of(one, file, **options)
     exporter = pipeline.registry.exporters["parquet"]
     if workers == 1:
-        parts = converted(pipeline.prepared_batches(), exporter)
+        parts = parts_of(pipeline.prepared_batches(), exporter, pipeline)
     else:
-        parts = converted_by_workers(pipeline, pipeline.open(), exporter, workers=workers)
+        parts = parts_by(local_workers(workers), pipeline, exporter)
     with (folder / "rows.parquet").open("wb") as output:
         exporter.write_converted((part.content for part in parts), output)
 

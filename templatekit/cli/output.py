@@ -8,22 +8,15 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, cast
 
 import click
 
-from templatekit.errors import ConfigError, PluginError, RecordError, RunError, TemplatekitError
+from templatekit.errors import ConfigError, PluginError, RunError, TemplatekitError
+from templatekit.parts import Part
 from templatekit.pipeline import Pipeline
-from templatekit.prepared import Prepared
 from templatekit.registry import Registry
-from templatekit.sinks import Exporter, FolderExporter, RecordExporter, Sink, whole_records
-from templatekit.workers import Part
-
-
-class Converted(NamedTuple):
-    """Examples that the exporter has already converted."""
-
-    parts: Iterable[Part]
+from templatekit.sinks import Exporter, FolderExporter, RecordExporter, Sink
 
 
 def choose_exporter(registry: Registry, format: str | None, output: Path | None) -> Sink:
@@ -39,40 +32,17 @@ def choose_exporter(registry: Registry, format: str | None, output: Path | None)
     return registry.exporters["jsonl"]
 
 
-def admitted(exporter: Sink, samples: Iterable[Prepared], pipeline: Pipeline) -> Iterator[Any]:
-    """What the exporter writes of the samples; one that it has no place for stops the run, or is counted."""
-    wanted = cast("Iterable[Prepared]", whole_records(samples)) if exporter.whole_records else samples
-    last = None
-    for sample in wanted:
-        place = (sample.rendered.source, sample.rendered.row)
-        try:
-            item = exporter.admit(sample)
-        except RecordError as error:
-            counts = pipeline.counts_of(sample)
-            error.at(sample.rendered.source or pipeline.options.dataset, sample.rendered.row)
-            if pipeline.options.on_error == "stop":
-                error.message += "; to skip: --on-error skip"
-                raise
-            counts.take_back(error, row=place != last)
-            continue
-        last = place
-        yield item
-
-
-def write(exporter: Sink, items: Iterable[Any] | Converted, target: BinaryIO | Path) -> None:
-    """Has an exporter write what it admitted, and sees that it leaves nothing out."""
+def write(exporter: Sink, parts: Iterable[Part], target: BinaryIO | Path, *, columns: bool = False) -> None:
+    """Has an exporter write the parts, and sees that it leaves nothing out; `columns` says that it converted them."""
     given = 0
     ended = False
 
     def counted() -> Iterator[Any]:
+        """What was converted part by part, else item by item."""
         nonlocal given, ended
-        if isinstance(items, Converted):
-            for part in items.parts:
-                given += part.samples
-                yield part.content
-        else:
-            for item in items:
-                given += 1
+        for part in parts:
+            for samples, item in [part] if columns else ((1, one) for one in part.content):
+                given += samples
                 yield item
         ended = True
 
@@ -81,7 +51,7 @@ def write(exporter: Sink, items: Iterable[Any] | Converted, target: BinaryIO | P
             if not isinstance(target, Path):
                 raise ConfigError(f"format {exporter.name!r} writes a folder; found none; expected --output FOLDER")
             written = exporter.write_folder(counted(), target)
-        elif isinstance(items, Converted):
+        elif columns:
             assert isinstance(exporter, Exporter)
             written = exporter.write_converted(counted(), cast("BinaryIO", target))
         else:
@@ -96,14 +66,14 @@ def write(exporter: Sink, items: Iterable[Any] | Converted, target: BinaryIO | P
         raise PluginError(f"format {exporter.name!r} wrote {written!r} examples; expected all: {given}{more}")
 
 
-def write_whole(exporter: Sink, items: Iterable[Any] | Converted, output: Path) -> None:
+def write_whole(exporter: Sink, parts: Iterable[Part], output: Path, *, columns: bool = False) -> None:
     """Has an exporter write a file, or a folder, that is whole or absent."""
     if isinstance(exporter, FolderExporter):
         with whole_folder(output) as folder:
-            write(exporter, items, folder)
+            write(exporter, parts, folder)
         return
     with whole_file(output) as file:
-        write(exporter, items, file)
+        write(exporter, parts, file, columns=columns)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from contextlib import redirect_stdout
 from itertools import chain
 from pathlib import Path
@@ -14,14 +13,14 @@ import click
 from templatekit.cache import prepared_batches
 from templatekit.cli.lengths import Distributions, check_picture
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
-from templatekit.cli.output import Converted, admitted, choose_exporter, summarize, write, write_whole
+from templatekit.cli.output import choose_exporter, summarize, write, write_whole
 from templatekit.cli.progress import progress, watched
 from templatekit.config import DataOptions
 from templatekit.errors import ConfigError
-from templatekit.mixture import Mixture, pipeline_of
-from templatekit.prepared import Prepared
-from templatekit.sinks import Exporter
-from templatekit.workers import converted, converted_by_workers
+from templatekit.mixture import pipeline_of
+from templatekit.parts import in_columns, parts_of
+from templatekit.work import parts_by
+from templatekit.workers import local_workers
 
 _ON_STDERR = "-"
 ON_SCREEN = 5
@@ -74,49 +73,35 @@ def render(
         values.setdefault("limit", ON_SCREEN)
     pipeline = pipeline_of(DataOptions.parse(values), registry)
     exporter = choose_exporter(registry, format, output)
-    # Whole columns go to a file of rows; what looks at single samples goes without them.
-    one_set = not isinstance(pipeline, Mixture)
-    in_columns = one_set and stats is None and isinstance(exporter, Exporter) and pipeline.encoder is not None
-    if workers > 1 and not in_columns and pipeline.encoder is not None:
-        raise ConfigError(
-            f"--workers {workers} renders one set to jsonl, parquet or arrow; found --mix, --stats or another "
-            "--format; leave --workers out"
-        )
     if workers > 1 and pipeline.options.cache:
         raise ConfigError(f"--cache keeps what one process makes; found --workers {workers}; expected one of the two")
-    lengths = Distributions()
     if stats is not None and stats != _ON_STDERR:
         check_picture(Path(stats))
-    batches = prepared_batches(pipeline, say=lambda line: click.echo(line, err=True))
-    samples: Iterable[Prepared] = chain.from_iterable(batches)
-    samples = lengths.counted(samples) if stats is not None else samples
+    lengths = Distributions()
+    counted = lengths if stats is not None else None
+    if on_screen or workers == 1:
+        batches = prepared_batches(pipeline, say=lambda line: click.echo(line, err=True))
     if on_screen:
         from templatekit.cli.preview import show
 
+        samples = chain.from_iterable(batches if counted is None else counted.counting(batches))
         show((item.result for item in samples), pipeline.options.train_on)
     else:
         stdout = sys.stdout.buffer
         # What a plugin prints must not get between the rows.
         with redirect_stdout(sys.stderr), progress(pipeline.options) as shown:
-            items: Iterable[Any] | Converted
-            if in_columns:
-                assert isinstance(exporter, Exporter)
-                if workers > 1:
-                    records, source = pipeline.open(), pipeline.options.dataset
-                    dirs = [folder.resolve() for folder in plugin_dirs]
-                    parts = converted_by_workers(
-                        pipeline, records, exporter, workers=workers, source=source, plugin_dirs=dirs
-                    )
-                else:
-                    parts = converted(batches, exporter)
-                items = Converted(watched(parts, pipeline, shown, every=1))
+            if workers == 1:
+                parts = parts_of(batches, exporter, pipeline, lengths=counted)
             else:
-                items = admitted(exporter, watched(samples, pipeline, shown), pipeline)
+                dirs = [folder.resolve() for folder in plugin_dirs]
+                parts = parts_by(local_workers(workers), pipeline, exporter, plugin_dirs=dirs, lengths=counted)
+            parts = watched(parts, pipeline, shown)
+            columns = in_columns(exporter, pipeline)
             if output is None:
-                write(exporter, items, stdout)
+                write(exporter, parts, stdout, columns=columns)
                 stdout.flush()
             else:
-                write_whole(exporter, items, output)
+                write_whole(exporter, parts, output, columns=columns)
     summarize(pipeline, as_json=as_json)
     if stats == _ON_STDERR:
         for line in lengths.lines():
