@@ -26,11 +26,10 @@ from typing import Any, NamedTuple
 
 from templatekit.config import DataOptions
 from templatekit.formats.plans import without_plans
-from templatekit.parts import parts_of
 from templatekit.pipeline import Pipeline
 from templatekit.registry import create_registry
 from templatekit.types import Example, Record
-from templatekit.work import parts_by
+from templatekit.work import parts_by, parts_here
 from templatekit.workers import local_workers
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -169,7 +168,7 @@ def write(one: Set, file: Path, folder: Path, *, workers: int = 1, **options: An
     pipeline = pipeline_of(one, file, **options)
     exporter = pipeline.registry.exporters["parquet"]
     if workers == 1:
-        parts = parts_of(pipeline.prepared_batches(), exporter, pipeline)
+        parts = parts_here(pipeline, exporter)
     else:
         parts = parts_by(local_workers(workers), pipeline, exporter)
     with (folder / "rows.parquet").open("wb") as output:

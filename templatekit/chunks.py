@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -21,21 +21,33 @@ class Chunk:
     """Records and what is wrong with them, as they are read; of a mixture each with the number of its set."""
     first_row: int = 0
     """Of the records that do not know theirs."""
-    adapters: tuple[str | None, ...] = ()
+    adapters: tuple[str | None, ...]
     """The name of the adapter of each set; None where no record has told it yet."""
+    error: Exception | None = None
+    """What reading on raised: it has its turn behind these records."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """With a mixture's last chunk: what mixing did with the rows of a set."""
 
 
-def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """The items, so many at a time. Where getting one raises, those before it come first."""
+class Some(NamedTuple, Generic[T]):
+    """Some items in a row."""
+
+    items: list[T]
+    error: Exception | None
+    """What getting the next one raised; there are no more then."""
+
+
+def chunked(items: Iterable[T], size: int) -> Iterator[Some[T]]:
+    """The items, so many at a time."""
     iterator = iter(items)
     while True:
-        chunk: list[T] = []
+        some: list[T] = []
+        error = None
         try:
-            chunk.extend(islice(iterator, size))
-        except Exception:
-            if chunk:
-                yield chunk
-            raise
-        if not chunk:
+            some.extend(islice(iterator, size))
+        except Exception as raised:
+            error = raised
+        if some or error:
+            yield Some(some, error)
+        if error or len(some) < size:
             return
-        yield chunk

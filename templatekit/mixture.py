@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from typing import Any, ClassVar
@@ -146,23 +146,39 @@ class Mixture(Pipeline):
             seed=self.options.shuffle or 0,
         )
         drawn = self._chosen_of(islice(mix, self.options.limit))
-        for records in chunked(drawn, _CHUNK):
-            yield Chunk(records=records, adapters=tuple(pipeline.adapter_name for pipeline in self.pipelines))
-        for index, passes in enumerate(mix.passes):
-            adapter = self.pipelines[index].adapter
-            told = f"adapter {adapter.name}, told by the records' keys" if adapter and not sets[index].adapter else ""
-            if note := "; ".join(filter(None, (_note(passes), told))):
-                self.counts.notes[self.names[index]] = note
+        for records, error in chunked(drawn, _CHUNK):
+            yield Chunk(records=records, adapters=self._adapters(), error=error)
+        yield Chunk(records=[], adapters=self._adapters(), notes=self._notes(mix.passes))
 
     def of_chunk(self, chunk: Chunk) -> Iterator[Batch]:
         """What comes of a chunk's records, in their order."""
-        for pipeline, name in zip(self.pipelines, chunk.adapters, strict=True):
-            pipeline.take_adapter(name)
+        self.take_adapters(chunk.adapters)
         items = self._together(chunk.records)
         while some := list(islice(items, BATCH)):
             tokenized = [item.tokenized for item in some if item.tokenized is not None]
             yield Batch(items=some, columns=TokenizedColumns.of(tokenized) if tokenized else None)
+        self.counts.notes.update(chunk.notes)
         self.counts.add_up()
+        if chunk.error is not None:
+            raise chunk.error
+
+    def take_adapters(self, names: Sequence[str | None]) -> None:
+        """Reads each set's records by the adapter that another's records have told."""
+        for pipeline, name in zip(self.pipelines, names, strict=True):
+            pipeline.take_adapters([name])
+
+    def _adapters(self) -> tuple[str | None, ...]:
+        return tuple(pipeline.adapter_name for pipeline in self.pipelines)
+
+    def _notes(self, passes: Iterable[Passes]) -> dict[str, str]:
+        """What mixing did with each set's rows, where there is something to say."""
+        notes = {}
+        for name, pipeline, one, of in zip(self.names, self.pipelines, self.options.mix, passes, strict=True):
+            adapter = pipeline.adapter
+            told = f"adapter {adapter.name}, told by the records' keys" if adapter and not one.adapter else ""
+            if note := "; ".join(filter(None, (_note(of), told))):
+                notes[name] = note
+        return notes
 
     def prepared_batches(self) -> Iterator[Batch]:
         """Every set's samples, in the order in which their records were drawn."""

@@ -81,8 +81,10 @@ def some_parts(
             assert batch.columns is not None
             yield Part(len(batch), sink.convert(batch.columns))
     else:
-        for items in chunked(admitted(sink, chain.from_iterable(batches), pipeline), BATCH):
+        for items, error in chunked(admitted(sink, chain.from_iterable(batches), pipeline), BATCH):
             yield Part(len(items), items)
+            if error is not None:
+                raise error
 
 
 def admitted(sink: Sink, samples: Iterable[Prepared], pipeline: Pipeline) -> Iterator[Any]:

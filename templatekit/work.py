@@ -39,14 +39,20 @@ class Done(NamedTuple):
     """What became of a chunk."""
 
     parts: list[Part]
-    counts: Counts
+    counts: Counts | None
+    """None where the worker could not be set up."""
+    adapters: tuple[str | None, ...]
+    """Of the chunk."""
     lengths: Lengths | None = None
     error: BaseException | None = None
     """What was raised behind these parts."""
 
 
 Engine: TypeAlias = Callable[[Setup, Iterator[Chunk]], Generator[Done, None, None]]
-"""Gives what became of each chunk, in their order, few of them on the way at a time. Closing it ends its workers."""
+"""Gives what became of each chunk, in their order, few of them on the way at a time. Closing it ends its workers.
+
+The chunks are read here where the engine takes them; one that has them read elsewhere leaves them alone.
+"""
 
 
 class Worker:
@@ -65,7 +71,7 @@ class Worker:
     def __call__(self, chunk: Chunk) -> Done:
         """A chunk's parts, up to the first error."""
         if isinstance(self._made, TemplatekitError):
-            return Done([], Counts(), error=sendable(self._made))
+            return Done([], None, chunk.adapters, error=sendable(self._made))
         pipeline, sink = self._made
         pipeline.take_counts()
         lengths = Lengths() if self._lengths else None
@@ -76,7 +82,16 @@ class Worker:
                 parts.extend(some_parts(pipeline.of_chunk(chunk), sink, pipeline, lengths=lengths))
             except Exception as raised:  # sent on as it is, so that it is met in its turn
                 error = sendable(raised)
-        return Done(parts, pipeline.take_counts(), lengths, error)
+        return Done(parts, pipeline.take_counts(), chunk.adapters, lengths, error)
+
+
+def parts_here(pipeline: Pipeline, sink: Sink, *, lengths: Lengths | None = None) -> Iterator[Part]:
+    """What becomes of the records of the options' data set, in this process: chunk by chunk too, so that the order in
+    which refusals are counted is the same.
+    """
+    for chunk in pipeline.chunks():
+        yield from some_parts(pipeline.of_chunk(chunk), sink, pipeline, lengths=lengths)
+    pipeline.check_any_left()
 
 
 def parts_by(
@@ -87,43 +102,23 @@ def parts_by(
     plugin_dirs: Iterable[Path] = (),
     lengths: Lengths | None = None,
 ) -> Iterator[Part]:
-    """What becomes of the records of the options' data set; `pipeline` here reads them and counts.
+    """The same by an engine's workers; `pipeline` counts.
 
-    The adapters, templates and tokenizer, and the sink, are found again by the options' names, in `plugin_dirs` too.
+    Adapters, templates, the tokenizer and the sink are found again by their names in the options, in `plugin_dirs` too.
     """
     name = next(name for name, offered in pipeline.registry.exporters.items() if offered is sink)
     setup = Setup(pipeline.options, tuple(plugin_dirs), name, lengths is not None)
-    chunks = _Read(pipeline.chunks())
-    with closing(engine(setup, chunks)) as results:
+    with closing(engine(setup, pipeline.chunks())) as results:
         for done in results:
-            pipeline.counts.merge(done.counts)
+            pipeline.take_adapters(done.adapters)
+            if done.counts is not None:
+                pipeline.counts.merge(done.counts)
             if lengths is not None and done.lengths is not None:
                 lengths.merge(done.lengths)
             yield from done.parts
             if done.error is not None:
                 raise done.error
-    if chunks.error is not None:
-        raise chunks.error
     pipeline.check_any_left()
-
-
-class _Read(Iterator[Chunk]):
-    """The chunks up to where reading them raises, which has its turn when all before it is done."""
-
-    def __init__(self, chunks: Iterator[Chunk]) -> None:
-        self._chunks = chunks
-        self.error: Exception | None = None
-
-    def __next__(self) -> Chunk:
-        if self.error is not None:
-            raise StopIteration
-        try:
-            return next(self._chunks)
-        except StopIteration:
-            raise
-        except Exception as error:
-            self.error = error
-            raise StopIteration from None
 
 
 def sendable(error: Exception) -> Exception:

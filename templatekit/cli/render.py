@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from itertools import chain
 from pathlib import Path
@@ -19,7 +20,8 @@ from templatekit.config import DataOptions
 from templatekit.errors import ConfigError
 from templatekit.mixture import pipeline_of
 from templatekit.parts import in_columns, parts_of
-from templatekit.work import parts_by
+from templatekit.prepared import Batch
+from templatekit.work import parts_by, parts_here
 from templatekit.workers import local_workers
 
 _ON_STDERR = "-"
@@ -79,19 +81,23 @@ def render(
         check_picture(Path(stats))
     lengths = Distributions()
     counted = lengths if stats is not None else None
-    if on_screen or workers == 1:
-        batches = prepared_batches(pipeline, say=lambda line: click.echo(line, err=True))
+
+    def batches() -> Iterator[Batch]:
+        return prepared_batches(pipeline, say=lambda line: click.echo(line, err=True))
+
     if on_screen:
         from templatekit.cli.preview import show
 
-        samples = chain.from_iterable(batches if counted is None else counted.counting(batches))
+        samples = chain.from_iterable(batches() if counted is None else counted.counting(batches()))
         show((item.result for item in samples), pipeline.options.train_on)
     else:
         stdout = sys.stdout.buffer
         # What a plugin prints must not get between the rows.
         with redirect_stdout(sys.stderr), progress(pipeline.options) as shown:
-            if workers == 1:
-                parts = parts_of(batches, exporter, pipeline, lengths=counted)
+            if pipeline.options.cache:
+                parts = parts_of(batches(), exporter, pipeline, lengths=counted)
+            elif workers == 1:
+                parts = parts_here(pipeline, exporter, lengths=counted)
             else:
                 dirs = [folder.resolve() for folder in plugin_dirs]
                 parts = parts_by(local_workers(workers), pipeline, exporter, plugin_dirs=dirs, lengths=counted)
