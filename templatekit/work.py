@@ -71,7 +71,7 @@ class Worker:
     def __call__(self, chunk: Chunk) -> Done:
         """A chunk's parts, up to the first error."""
         if isinstance(self._made, TemplatekitError):
-            return Done([], None, chunk.adapters, error=sendable(self._made))
+            return failed(self._made)
         pipeline, sink = self._made
         pipeline.take_counts()
         lengths = Lengths() if self._lengths else None
@@ -110,8 +110,8 @@ def parts_by(
     setup = Setup(pipeline.options, tuple(plugin_dirs), name, lengths is not None)
     with closing(engine(setup, pipeline.chunks())) as results:
         for done in results:
-            pipeline.take_adapters(done.adapters)
             if done.counts is not None:
+                pipeline.take_adapters(done.adapters)
                 pipeline.counts.merge(done.counts)
             if lengths is not None and done.lengths is not None:
                 lengths.merge(done.lengths)
@@ -119,6 +119,11 @@ def parts_by(
             if done.error is not None:
                 raise done.error
     pipeline.check_any_left()
+
+
+def failed(error: TemplatekitError) -> Done:
+    """What a worker gives that could not be set up."""
+    return Done([], None, (), error=sendable(error))
 
 
 def sendable(error: Exception) -> Exception:

@@ -26,7 +26,7 @@ ROOMS = (
     "mixture pairs",
     "parts",
     "work",
-    "workers",
+    "workers on_ray",
     "cache",
     "calls",
     "training",

@@ -21,7 +21,7 @@ from templatekit.errors import ConfigError
 from templatekit.mixture import pipeline_of
 from templatekit.parts import in_columns, parts_of
 from templatekit.prepared import Batch
-from templatekit.work import parts_by, parts_here
+from templatekit.work import Engine, parts_by, parts_here
 from templatekit.workers import local_workers
 
 _ON_STDERR = "-"
@@ -49,8 +49,15 @@ ON_SCREEN = 5
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    default=1,
-    help="Processes that render and encode; the output is the same for any number.  [default: 1]",
+    help="Processes that render and encode; the output is the same for any number.  [default: 1; with ray as many as "
+    "the cluster has cores]",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    help="Where they run: on this machine, or on a Ray cluster, by default one that is started here "
+    "(RAY_ADDRESS names another).  [default: local]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @PLUGIN_DIR
@@ -58,7 +65,8 @@ def render(
     output: Path | None,
     format: str | None,
     stats: str | None,
-    workers: int,
+    workers: int | None,
+    engine: str,
     as_json: bool,
     plugin_dirs: tuple[Path, ...],
     **options: Any,
@@ -75,8 +83,10 @@ def render(
         values.setdefault("limit", ON_SCREEN)
     pipeline = pipeline_of(DataOptions.parse(values), registry)
     exporter = choose_exporter(registry, format, output)
-    if workers > 1 and pipeline.options.cache:
-        raise ConfigError(f"--cache keeps what one process makes; found --workers {workers}; expected one of the two")
+    workshop = _engine(engine, workers)
+    if workshop is not None and pipeline.options.cache:
+        found = f"--engine {engine}" if workers is None else f"--workers {workers}"
+        raise ConfigError(f"--cache keeps what one process makes; found {found}; expected one of the two")
     if stats is not None and stats != _ON_STDERR:
         check_picture(Path(stats))
     lengths = Distributions()
@@ -96,11 +106,10 @@ def render(
         with redirect_stdout(sys.stderr), progress(pipeline.options) as shown:
             if pipeline.options.cache:
                 parts = parts_of(batches(), exporter, pipeline, lengths=counted)
-            elif workers == 1:
+            elif workshop is None:
                 parts = parts_here(pipeline, exporter, lengths=counted)
             else:
-                dirs = [folder.resolve() for folder in plugin_dirs]
-                parts = parts_by(local_workers(workers), pipeline, exporter, plugin_dirs=dirs, lengths=counted)
+                parts = parts_by(workshop, pipeline, exporter, plugin_dirs=plugin_dirs, lengths=counted)
             parts = watched(parts, pipeline, shown)
             columns = in_columns(exporter, pipeline)
             if output is None:
@@ -114,3 +123,12 @@ def render(
             click.echo(line, err=True)
     elif stats is not None:
         lengths.save(Path(stats))
+
+
+def _engine(name: str, workers: int | None) -> Engine | None:
+    """What does the work; None where this process does it itself."""
+    if name == "ray":
+        from templatekit.on_ray import on_ray
+
+        return on_ray(workers)
+    return None if workers in (None, 1) else local_workers(workers or 1)
