@@ -28,6 +28,7 @@ from templatekit.config import DataOptions
 from templatekit.formats.plans import without_plans
 from templatekit.pipeline import Pipeline
 from templatekit.registry import create_registry
+from templatekit.sinks import Exporter
 from templatekit.types import Example, Record
 from templatekit.work import parts_by, parts_here
 from templatekit.workers import local_workers
@@ -167,6 +168,7 @@ def pipeline_of(one: Set, file: Path, **options: Any) -> Pipeline:
 def write(one: Set, file: Path, folder: Path, *, workers: int = 1, **options: Any) -> None:
     pipeline = pipeline_of(one, file, **options)
     exporter = pipeline.registry.exporters["parquet"]
+    assert isinstance(exporter, Exporter)
     if workers == 1:
         parts = parts_here(pipeline, exporter)
     else:

@@ -9,7 +9,10 @@ from itertools import chain
 from typing import Any, NamedTuple, cast
 
 from templatekit.chunks import chunked
+from templatekit.columns import TokenizedColumns
+from templatekit.config import RenderOptions
 from templatekit.errors import RecordError
+from templatekit.packing import Sequences
 from templatekit.pipeline import Pipeline
 from templatekit.prepared import BATCH, Batch, Prepared
 from templatekit.sinks import Exporter, Sink, whole_records
@@ -20,7 +23,8 @@ class Part(NamedTuple):
 
     samples: int
     content: Any
-    """What `Exporter.convert` made of them, where they go `in_columns`; else a list of what the sink admitted."""
+    """What is to be packed their `Sequences`; what goes `in_columns` as `Exporter.convert` made it; else a list of what
+    the sink admitted."""
 
 
 @dataclass(kw_only=True)
@@ -54,6 +58,11 @@ class Lengths:
         self.trained.update(later.trained)
 
 
+def in_packs(pipeline: Pipeline) -> bool:
+    """Whether what comes out of a pipeline is to be packed, as the options say."""
+    return isinstance(pipeline.options, RenderOptions) and pipeline.options.pack_tokens is not None
+
+
 def in_columns(sink: Sink, pipeline: Pipeline) -> bool:
     """Whether a sink takes whole columns of what comes out of a pipeline, or looks at single samples."""
     return isinstance(sink, Exporter) and pipeline.encoder is not None
@@ -75,7 +84,10 @@ def some_parts(
 ) -> Iterator[Part]:
     """The same for samples that are not all, but whole records': where none of them is left it is no error."""
     batches = batches if lengths is None else lengths.counting(batches)
-    if in_columns(sink, pipeline):
+    if in_packs(pipeline):
+        for columns in admitted_columns(sink, batches, pipeline):
+            yield Part(len(columns), Sequences.of(columns))
+    elif in_columns(sink, pipeline):
         assert isinstance(sink, Exporter)
         for batch in batches:
             assert batch.columns is not None
@@ -104,6 +116,16 @@ def admitted(sink: Sink, samples: Iterable[Prepared], pipeline: Pipeline) -> Ite
                 yield item
         for number, one in enumerate(refused):
             pipeline.counts_of(record[0]).take_back(one, row=number == 0 and len(refused) == len(record))
+
+
+def admitted_columns(sink: Sink, batches: Iterable[Batch], pipeline: Pipeline) -> Iterator[TokenizedColumns]:
+    """The same in columns, of sinks that write the tokenized examples themselves."""
+    for batch in batches:
+        assert batch.columns is not None
+        if sink.admits_all(batch.columns):
+            yield batch.columns
+        else:
+            yield TokenizedColumns.of(list(admitted(sink, batch, pipeline)))
 
 
 def _by_record(samples: Iterable[Prepared]) -> Iterator[list[Prepared]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from itertools import chain, islice, pairwise
 from typing import Any, ClassVar
 
@@ -82,6 +83,8 @@ class Pipeline:
         if options.end_marker is not None:
             self.template = self.template.ended_by(options.end_marker)
         self.special_tokens = tokenizer.special_tokens if tokenizer else NO_TOKENIZER
+        if options.end_marker not in (None, "none"):
+            self._check_end_marker(options.end_marker)
         self.encoder = (
             Encoder(tokenizer, boundary=options.boundary, control_tokens=options.control_tokens, reuse=options.reuse)
             if tokenizer
@@ -90,6 +93,19 @@ class Pipeline:
         self.limit = self.limit_of(options)
         self.counts = Counts()
         self._no_context = {text.strip().casefold() for text in options.empty_context}
+
+    def _check_end_marker(self, marker: str) -> None:
+        """Raises `ConfigError` for a text that can end no answer, since neither template nor tokenizer have it."""
+        special = {self.special_tokens.eos, *self.special_tokens.special}
+        # By words: a template may write a line break as it is, or as `\\n`.
+        if marker in special or all(word in self.template.source for word in marker.split()):
+            return
+        close = get_close_matches(marker, sorted(special), n=3)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "expected what it writes behind an answer"
+        raise ConfigError(
+            f"end_marker={marker!r}: template {self.template.name!r} does not write it, and it is no special token; "
+            f"{hint} (`none`: an answer may end without one)"
+        )
 
     def limit_of(self, options: DataOptions) -> Limit | None:
         """What the options make of samples that are too long; None where they set no length."""

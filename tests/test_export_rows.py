@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from templatekit import Exporter, Registry, RenderedText, TokenizedExample, rend
 from templatekit.export.rows import to_row
 
 
-def table(exporter: Exporter, examples: list[RenderedText | TokenizedExample]) -> list[dict[str, Any]]:
+def table(exporter: Exporter, examples: Sequence[RenderedText | TokenizedExample]) -> list[dict[str, Any]]:
     """What a file holds, read back."""
     file = io.BytesIO()
     assert exporter.write(iter(examples), file) == len(examples)
@@ -42,7 +43,9 @@ def chat(count: int, *, weighted: int | None = None) -> list[dict[str, Any]]:
 
 @pytest.fixture(params=["jsonl", "parquet", "arrow"])
 def exporter(request: pytest.FixtureRequest, builtin: Registry) -> Exporter:
-    return builtin.exporters[request.param]
+    found = builtin.exporters[request.param]
+    assert isinstance(found, Exporter)
+    return found
 
 
 @pytest.mark.parametrize("count", [0, 1, 1024, 1025])

@@ -38,7 +38,7 @@ def sample(*messages: Message, **more: Any) -> Prepared:
 
 
 def text(role: str) -> st.SearchStrategy[Message]:
-    words = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
+    words = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
     weights = st.sampled_from([1.0, 1.0, 0.0, 0.5]) if role == "assistant" else st.just(1.0)
     return st.builds(
         Message,
@@ -168,7 +168,12 @@ def test_trl_and_transformers_train_on_the_folder(tokenizer_of: Any, tmp_path: P
     assert dataset.select_columns(expected.column_names).to_list() == expected.to_list()
     assert dataset["attention_mask"] == [[1] * len(ids) for ids in expected["input_ids"]]
     served = AutoTokenizer.from_pretrained(folder)
-    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(served), num_key_value_heads=2, **shape))
     losses = []
     for data in (dataset, expected):

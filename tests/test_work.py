@@ -16,10 +16,12 @@ from testkit.at_hand import Tokenizers
 
 from templatekit import DataOptions, Registry
 from templatekit.chunks import Chunk, chunked
-from templatekit.cli.output import write_whole
+from templatekit.cli.output import Packed, write_whole
+from templatekit.config import RenderOptions
 from templatekit.errors import RecordError, TemplatekitError
 from templatekit.mixture import pipeline_of
-from templatekit.parts import Lengths, in_columns, parts_of
+from templatekit.packing import packed
+from templatekit.parts import Lengths, in_columns, in_packs, parts_of
 from templatekit.work import Done, Engine, Setup, Worker, parts_by, parts_here
 
 SINKS = ("jsonl", "parquet", "arrow", "openai", "sharegpt", "datasets", "axolotl")
@@ -72,8 +74,9 @@ def run(engine: Engine | str, options: DataOptions, sink: str, registry: Registr
         parts = parts_by(engine, pipeline, exporter, lengths=lengths)
     output = folder / "output"
     error = ""
+    packs = Packed(packed((part.content for part in parts), 500), 500) if in_packs(pipeline) else None
     try:
-        write_whole(exporter, parts, output, columns=in_columns(exporter, pipeline))
+        write_whole(exporter, packs or parts, output, columns=in_columns(exporter, pipeline))
     except TemplatekitError as raised:
         error = f"{type(raised).__name__}: {raised}"
     # The name of an Arrow file of `datasets` and its fingerprint are drawn anew each time.
@@ -95,7 +98,9 @@ def compare(folder: Path, builtin: Registry, tokenizer_of: Tokenizers, monkeypat
     """Runs rows of these kinds at once and in pieces, and says what came of them both times."""
     tokenizer = str(tokenizer_of.folder("bytes"))
 
-    def compared(kinds: list[str], sink: str, size: int, engine: Engine = in_pieces, **options: Any) -> list[Came]:
+    def compared(
+        kinds: list[str], sink: str, size: int, engine: Engine = in_pieces, *, packs: bool = False, **options: Any
+    ) -> list[Came]:
         monkeypatch.setattr("templatekit.pipeline.CHUNK", size)
         monkeypatch.setattr("templatekit.mixture._CHUNK", size)
         rows = folder / "rows.jsonl"
@@ -108,7 +113,8 @@ def compare(folder: Path, builtin: Registry, tokenizer_of: Tokenizers, monkeypat
             options["dataset"] = str(rows)
         if options.pop("tokenized", True):
             options |= {"tokenizer": tokenizer, "max_length": 400}
-        parsed = DataOptions.parse({"template": "qwen3", **options})
+            options |= {"pack_tokens": 500} if packs and builtin.exporters[sink].takes_packs else {}
+        parsed = RenderOptions.parse({"template": "qwen3", **options})
         return [run(one, parsed, sink, builtin, folder) for one in ("here", engine, "at once")]
 
     return compared
@@ -120,14 +126,17 @@ def compare(folder: Path, builtin: Registry, tokenizer_of: Tokenizers, monkeypat
     size=st.integers(1, 5),
     tokenized=st.sampled_from([True, True, False]),
     mixed=st.booleans(),
+    packs=st.booleans(),
     on_error=st.sampled_from(["skip", "stop"]),
 )
-@example(kinds=["two turns", "half"], sink="datasets", size=1, tokenized=True, mixed=True, on_error="skip")
-@example(
-    kinds=["plain"] * 4 + ["wrong", "no record"], sink="jsonl", size=3, tokenized=True, mixed=False, on_error="stop"
-)
-def test_pieces_come_to_the_same(compare: Any, **chosen: Any) -> None:
-    here, pieces, whole = compare(**chosen)
+@example(["two turns", "half"], "datasets", 1, True, True, False, "skip")
+@example(["two turns", "half", "long"], "datasets", 1, True, False, True, "skip")
+@example(["plain"] * 4 + ["wrong", "no record"], "jsonl", 3, True, False, False, "stop")
+def test_pieces_come_to_the_same(
+    compare: Any, kinds: list[str], sink: str, size: int, tokenized: bool, mixed: bool, packs: bool, on_error: str
+) -> None:
+    options = {"tokenized": tokenized, "mixed": mixed, "packs": packs, "on_error": on_error}
+    here, pieces, whole = compare(kinds, sink, size, **options)
     assert here == pieces
     if " samples left; " not in here.error:  # which of several reasons is the first depends on the pieces
         assert here == whole
@@ -151,6 +160,7 @@ def twice(setup: Setup, chunks: Iterator[Chunk]) -> Generator[Done, None, None]:
 def counted_on(setup: Setup, chunks: Iterator[Chunk]) -> Generator[Done, None, None]:
     last = None
     for done in in_pieces(setup, chunks):
+        assert done.counts is not None
         if last is not None:
             done.counts.merge(last)
         last = done.counts

@@ -24,14 +24,13 @@ FOLDER/prepared-1/KEY/      KEY: the hash of all that decides about the examples
 """
 
 from templatekit.cache.examples import StoredExamples, StoredSamples
-from templatekit.cache.folder import Entry, cache_folder, entries, remove
+from templatekit.cache.folder import Entry, entries, remove
 from templatekit.cache.run import prepared_batches, prepared_samples
 
 __all__ = [
     "Entry",
     "StoredExamples",
     "StoredSamples",
-    "cache_folder",
     "entries",
     "prepared_batches",
     "prepared_samples",

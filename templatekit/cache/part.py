@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from templatekit.cache.disk import STATE, Damaged, check_size, hash_file, read_state
 from templatekit.cache.values import example_from_json, origin_from_json
 from templatekit.cache.writer import EXAMPLES, TEXTS, TOKENS
-from templatekit.columns import TokenizedColumns
+from templatekit.columns import TokenizedColumns, places_of
 from templatekit.counts import Counts
 from templatekit.prepared import BATCH, Batch, Prepared
 from templatekit.types import Example, LossSpan, Origin, RenderedText, Span, TargetSpan, Truncation
@@ -107,9 +107,7 @@ class Part:
 
     def tokens_of(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """The ids and weights of the examples at these places, end to end."""
-        starts, lengths = self.offsets[places], np.diff(self.offsets)[places]
-        ends = np.cumsum(lengths)
-        tokens = np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
+        tokens = places_of(self.offsets[places], np.diff(self.offsets)[places])
         return self.input_ids[tokens], self._weights(0, self.state.samples)[tokens]
 
     def _weights(self, start: int, end: int) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from templatekit.cache.disk import Damaged
 from templatekit.cache.examples import StoredSamples
-from templatekit.cache.folder import begin, cache_folder, part_folder, remove_part
+from templatekit.cache.folder import begin, part_folder, remove_part
 from templatekit.cache.key import NotCached, key_of, parts_of, stamp_of
 from templatekit.cache.part import Part
 from templatekit.cache.values import NotPlain
@@ -22,6 +22,7 @@ from templatekit.cache.writer import PartWriter
 from templatekit.counts import Counts
 from templatekit.errors import RecordError
 from templatekit.pipeline import Pipeline
+from templatekit.places import cache_folder
 from templatekit.prepared import Batch, Prepared
 from templatekit.types import Record
 

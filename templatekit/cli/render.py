@@ -14,11 +14,12 @@ import click
 from templatekit.cache import prepared_batches
 from templatekit.cli.lengths import Distributions, check_picture
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
-from templatekit.cli.output import choose_exporter, summarize, write, write_whole
+from templatekit.cli.output import Packed, check_packs, choose_exporter, summarize, write, write_whole
 from templatekit.cli.progress import progress, watched
-from templatekit.config import DataOptions
+from templatekit.config import RenderOptions
 from templatekit.errors import ConfigError
 from templatekit.mixture import pipeline_of
+from templatekit.packing import packed
 from templatekit.parts import in_columns, parts_of
 from templatekit.prepared import Batch
 from templatekit.work import Engine, parts_by, parts_here
@@ -30,7 +31,7 @@ ON_SCREEN = 5
 
 
 @click.command()
-@option_set(DataOptions)
+@option_set(RenderOptions)
 @click.option(
     "--output", type=click.Path(path_type=Path), help="The file or folder to write; without it, standard output."
 )
@@ -49,8 +50,8 @@ ON_SCREEN = 5
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    help="Processes that render and encode; the output is the same for any number.  [default: 1; with ray as many as "
-    "the cluster has cores]",
+    help="Processes that render and encode; the output is the same for any number.  "
+    "[default: 1; with ray the cluster's cores]",
 )
 @click.option(
     "--engine",
@@ -74,23 +75,28 @@ def render(
     """Render records to text, ids and labels.
 
     One object a row: row, text, input_ids, labels (-100 where not trained) and spans; without a tokenizer row, text
-    and spans. On a terminal, coloured text instead.
+    and spans. On a terminal, coloured text instead. With --pack-tokens one object a pack: input_ids, labels,
+    position_ids, seq_lengths and rows.
     """
     registry = load_registry(plugin_dirs)
     values = given(options)
-    on_screen = output is None and format is None and sys.stdout.isatty()
-    if on_screen:
-        values.setdefault("limit", ON_SCREEN)
-    pipeline = pipeline_of(DataOptions.parse(values), registry)
+    chosen = RenderOptions.parse(values)
+    on_screen = output is None and format is None and chosen.pack_tokens is None and sys.stdout.isatty()
+    if on_screen and chosen.limit is None:
+        chosen = chosen.model_copy(update={"limit": ON_SCREEN})
     exporter = choose_exporter(registry, format, output)
+    if chosen.pack_tokens is not None:
+        check_packs(exporter, registry, chosen)
+    pipeline = pipeline_of(chosen, registry)
     workshop = _engine(engine, workers)
     if workshop is not None and pipeline.options.cache:
         found = f"--engine {engine}" if workers is None else f"--workers {workers}"
         raise ConfigError(f"--cache keeps what one process makes; found {found}; expected one of the two")
+    lengths = Distributions()
     if stats is not None and stats != _ON_STDERR:
         check_picture(Path(stats))
-    lengths = Distributions()
     counted = lengths if stats is not None else None
+    packs: Packed | None = None
 
     def batches() -> Iterator[Batch]:
         return prepared_batches(pipeline, say=lambda line: click.echo(line, err=True))
@@ -111,13 +117,15 @@ def render(
             else:
                 parts = parts_by(workshop, pipeline, exporter, plugin_dirs=plugin_dirs, lengths=counted)
             parts = watched(parts, pipeline, shown)
+            if chosen.pack_tokens is not None:
+                packs = Packed(packed((part.content for part in parts), chosen.pack_tokens), chosen.pack_tokens)
             columns = in_columns(exporter, pipeline)
             if output is None:
-                write(exporter, parts, stdout, columns=columns)
+                write(exporter, packs or parts, stdout, columns=columns)
                 stdout.flush()
             else:
-                write_whole(exporter, parts, output, columns=columns)
-    summarize(pipeline, as_json=as_json)
+                write_whole(exporter, packs or parts, output, columns=columns)
+    summarize(pipeline, as_json=as_json, packed=packs)
     if stats == _ON_STDERR:
         for line in lengths.lines():
             click.echo(line, err=True)

@@ -146,6 +146,11 @@ def isolate(model: PreTrainedModel, segments: Sequence[Segment]) -> Iterator[Non
         model.set_attn_implementation(own)
 
 
+def backend(model: PreTrainedModel) -> str:
+    """What computes the attention of packs, in words."""
+    return "products over the prefix tree" if model.device.type == "cpu" else "segments of like length, in PyTorch's"
+
+
 def supports_isolation(model: PreTrainedModel) -> str | None:
     """None where packs of this model are exact, else the reason why they are not.
 

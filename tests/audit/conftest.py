@@ -116,7 +116,11 @@ def command(tmp_path: Path) -> Command:
     """Runs `templatekit audit` as a process."""
 
     def run(*args: str | Path, **changes: str) -> Result:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("TEMPLATEKIT_", "PYTHON"))}
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if key == "TEMPLATEKIT_CACHE" or not key.startswith(("TEMPLATEKIT_", "PYTHON"))
+        }
         environment = {**kept, "COLUMNS": "100", "NO_COLOR": "1", **changes}
         done = subprocess.run(
             [str(Path(sys.executable).with_name("templatekit")), "audit", *map(str, args)],

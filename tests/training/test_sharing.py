@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from testkit.losses import weighted_loss
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,7 +19,7 @@ from templatekit.packing import pack_examples
 from templatekit.training import tree_attention
 from templatekit.training.attention import isolate
 from templatekit.training.collate import Batch, collate_packed
-from templatekit.training.loss import TargetLosses, head_of, weighted_loss
+from templatekit.training.loss import TargetLosses, head_of
 from templatekit.training.step import Computation
 from templatekit.types import RenderedText, Segment, TokenizedExample
 
@@ -38,7 +39,9 @@ def forests(draw: st.DrawFn) -> list[TokenizedExample]:
     """Examples that go on from each other's beginnings: random prefix trees, equal examples among them."""
     examples: list[list[tuple[int, float]]] = []
     for _ in range(draw(st.integers(1, 7))):
-        stem = draw(st.sampled_from(examples)) if examples and draw(st.booleans()) else []
+        stem: list[tuple[int, float]] = []
+        if bool(examples) and draw(st.booleans()):
+            stem = draw(st.sampled_from(examples))
         kept = stem[: draw(st.integers(0, len(stem)))]
         # The ids are shared, the weights are each example's own.
         begun = [(token, draw(WEIGHTS)) for token, _ in kept]
