@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from itertools import chain, islice, pairwise
 from operator import attrgetter
 from typing import Any, ClassVar
 
+from templatekit.chunks import CHUNK, Chunk, chunked
 from templatekit.config import DataOptions, parse_train_on
 from templatekit.contracts import Adapter
 from templatekit.counts import Counts
@@ -131,9 +132,38 @@ class Pipeline:
         """The same, many samples at once."""
         return self.batches(self.open(), source=self.options.dataset)
 
+    def chunks(self) -> Iterator[Chunk]:
+        """The records of the options' data set, some at a time: what `of_chunk` takes, here or in another process."""
+        first_row = 0
+        for records, error in chunked(self.open(), CHUNK):
+            yield Chunk(records=records, first_row=first_row, adapters=(self.adapter_name,), error=error)
+            first_row += len(records)
+
+    def of_chunk(self, chunk: Chunk) -> Iterator[Batch]:
+        """What comes of a chunk's records."""
+        self.take_adapters(chunk.adapters)
+        yield from self.some_batches(chunk.records, source=self.options.dataset, first_row=chunk.first_row)
+        if chunk.error is not None:
+            raise chunk.error
+
+    @property
+    def adapter_name(self) -> str | None:
+        """The name under which the registry has the adapter, `plugin:name` where two plugins offer one."""
+        return next((name for name, one in self.registry.adapters.items() if one is self.adapter), None)
+
+    def take_adapters(self, names: Sequence[str | None]) -> None:
+        """Reads records by the adapters that another's records have told."""
+        if names[0] is not None:
+            self.adapter = self.registry.adapters[names[0]]
+
     def counts_of(self, item: Prepared) -> Counts:
         """Where a sample is counted."""
         return self.counts
+
+    def take_counts(self) -> Counts:
+        """What was counted so far; counting begins anew."""
+        counts, self.counts = self.counts, Counts()
+        return counts
 
     def gathered(self, records: Iterable[Record | RecordError]) -> Iterator[Record | RecordError]:
         """At most `limit` of the records; those that make one example come together, as the adapter says."""
