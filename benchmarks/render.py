@@ -34,7 +34,8 @@ from templatekit.pipeline import Pipeline
 from templatekit.registry import create_registry
 from templatekit.sinks import Exporter
 from templatekit.types import Example, Record, RenderedText
-from templatekit.workers import converted, converted_by_workers
+from templatekit.work import parts_by, parts_here
+from templatekit.workers import local_workers
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 ROWS = 14_000
@@ -191,9 +192,9 @@ def write(
             exporter.write_packs(packed(map(Sequences.of, columns), pack_tokens), output)
         return
     if workers == 1:
-        parts = converted(pipeline.prepared_batches(), exporter)
+        parts = parts_here(pipeline, exporter)
     else:
-        parts = converted_by_workers(pipeline, pipeline.open(), exporter, workers=workers)
+        parts = parts_by(local_workers(workers), pipeline, exporter)
     with (folder / "rows.parquet").open("wb") as output:
         exporter.write_converted((part.content for part in parts), output)
 

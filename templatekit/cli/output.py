@@ -9,25 +9,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, cast
 
 import click
 
-from templatekit.columns import TokenizedColumns
 from templatekit.config import DataOptions
-from templatekit.errors import ConfigError, PluginError, RecordError, RunError, TemplatekitError
+from templatekit.errors import ConfigError, PluginError, RunError, TemplatekitError
 from templatekit.packing import Packs
+from templatekit.parts import Part
 from templatekit.pipeline import Pipeline
-from templatekit.prepared import Batch, Prepared
 from templatekit.registry import Registry
-from templatekit.sinks import Exporter, FolderExporter, RecordExporter, Sink, whole_records
-from templatekit.workers import Part
-
-
-class Converted(NamedTuple):
-    """Examples that the exporter has already converted."""
-
-    parts: Iterable[Part]
+from templatekit.sinks import Exporter, FolderExporter, RecordExporter, Sink
 
 
 @dataclass
@@ -81,55 +73,23 @@ def check_packs(exporter: Sink, registry: Registry, options: DataOptions) -> Non
         raise ConfigError("--pack-tokens packs token ids; found no tokenizer; expected --tokenizer too")
 
 
-def admitted(exporter: Sink, samples: Iterable[Prepared], pipeline: Pipeline) -> Iterator[Any]:
-    """What the exporter writes of the samples; one that it has no place for stops the run, or is counted."""
-    wanted = cast("Iterable[Prepared]", whole_records(samples)) if exporter.whole_records else samples
-    last = None
-    for sample in wanted:
-        place = (sample.rendered.source, sample.rendered.row)
-        try:
-            item = exporter.admit(sample)
-        except RecordError as error:
-            counts = pipeline.counts_of(sample)
-            error.at(sample.rendered.source or pipeline.options.dataset, sample.rendered.row)
-            if pipeline.options.on_error == "stop":
-                error.message += "; to skip: --on-error skip"
-                raise
-            counts.take_back(error, row=place != last)
-            continue
-        last = place
-        yield item
-
-
-def admitted_columns(exporter: Sink, batches: Iterable[Batch], pipeline: Pipeline) -> Iterator[TokenizedColumns]:
-    """The same in columns, of exporters that write the tokenized examples themselves."""
-    for batch in batches:
-        assert batch.columns is not None
-        if exporter.admits_all(batch.columns):
-            yield batch.columns
-        else:
-            yield TokenizedColumns.of(list(admitted(exporter, batch, pipeline)))
-
-
-def write(exporter: Sink, items: Iterable[Any] | Converted | Packed, target: BinaryIO | Path) -> None:
-    """Has an exporter write what it admitted, and sees that it leaves nothing out."""
+def write(exporter: Sink, items: Iterable[Part] | Packed, target: BinaryIO | Path, *, columns: bool = False) -> None:
+    """Has an exporter write parts, or packs, and sees that it leaves nothing out; `columns`: it converted the parts."""
     given = 0
     ended = False
 
     def counted() -> Iterator[Any]:
+        """Packs window by window, what was converted part by part, else item by item."""
         nonlocal given, ended
-        if isinstance(items, Converted):
-            for part in items.parts:
-                given += part.samples
-                yield part.content
-        elif isinstance(items, Packed):
+        if isinstance(items, Packed):
             for some in items:
                 given += len(some)
                 yield some
         else:
-            for item in items:
-                given += 1
-                yield item
+            for part in items:
+                for samples, item in [part] if columns else ((1, one) for one in part.content):
+                    given += samples
+                    yield item
         ended = True
 
     try:
@@ -138,7 +98,7 @@ def write(exporter: Sink, items: Iterable[Any] | Converted | Packed, target: Bin
                 raise ConfigError(f"format {exporter.name!r} writes a folder; found none; expected --output FOLDER")
             write_folder = exporter.write_packs if isinstance(items, Packed) else exporter.write_folder
             written = write_folder(counted(), target)
-        elif isinstance(items, (Converted, Packed)):
+        elif columns or isinstance(items, Packed):
             assert isinstance(exporter, Exporter)
             write_file = exporter.write_packs if isinstance(items, Packed) else exporter.write_converted
             written = write_file(counted(), cast("BinaryIO", target))
@@ -155,14 +115,14 @@ def write(exporter: Sink, items: Iterable[Any] | Converted | Packed, target: Bin
         raise PluginError(f"format {exporter.name!r} wrote {written!r} {what}; expected all: {given}{more}")
 
 
-def write_whole(exporter: Sink, items: Iterable[Any] | Converted | Packed, output: Path) -> None:
+def write_whole(exporter: Sink, items: Iterable[Part] | Packed, output: Path, *, columns: bool = False) -> None:
     """Has an exporter write a file, or a folder, that is whole or absent."""
     if isinstance(exporter, FolderExporter):
         with whole_folder(output) as folder:
             write(exporter, items, folder)
         return
     with whole_file(output) as file:
-        write(exporter, items, file)
+        write(exporter, items, file, columns=columns)
 
 
 @contextmanager
