@@ -117,6 +117,11 @@ def test_the_parts_they_come_in_decide_nothing(lengths: list[int], cuts: list[in
     assert rows_of(apart) == rows_of(together)
 
 
+def test_packing_part_by_part_would_be_noticed() -> None:
+    parts = parted(sequences([10, 12, 10, 8]), [2])
+    assert rows_of(some for part in parts for some in packed([part], FEWEST)) != rows_of(packed(parts, FEWEST))
+
+
 @given(lengths=NUMBERS)
 def test_within_a_window_packs_are_those_of_training(lengths: list[int]) -> None:
     (one,) = packed([sequences(lengths)], FEWEST)
