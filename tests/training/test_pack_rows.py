@@ -165,5 +165,6 @@ def test_trls_trainer_trains_on_rows_as_it_is_told_to(
     given = Dataset.from_list(rows)
     given = given if lengths else given.remove_columns("seq_lengths")
     trainer = SFTTrainer(model=model, args=settings, train_dataset=given, processing_class=tokenizer)
-    assert sorted(map(len, trainer.train_dataset["input_ids"])) == sorted(len(row["input_ids"]) for row in rows)
+    taken: Any = trainer.train_dataset
+    assert sorted(map(len, taken["input_ids"])) == sorted(len(row["input_ids"]) for row in rows)
     assert (trainer.train().training_loss == pytest.approx(expected, rel=1e-5)) == lengths
