@@ -28,8 +28,10 @@ from templatekit.config import DataOptions
 from templatekit.formats.plans import without_plans
 from templatekit.pipeline import Pipeline
 from templatekit.registry import create_registry
+from templatekit.sinks import Exporter
 from templatekit.types import Example, Record
-from templatekit.workers import converted, converted_by_workers
+from templatekit.work import parts_by, parts_here
+from templatekit.workers import local_workers
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 ROWS = 14_000
@@ -166,10 +168,11 @@ def pipeline_of(one: Set, file: Path, **options: Any) -> Pipeline:
 def write(one: Set, file: Path, folder: Path, *, workers: int = 1, **options: Any) -> None:
     pipeline = pipeline_of(one, file, **options)
     exporter = pipeline.registry.exporters["parquet"]
+    assert isinstance(exporter, Exporter)
     if workers == 1:
-        parts = converted(pipeline.prepared_batches(), exporter)
+        parts = parts_here(pipeline, exporter)
     else:
-        parts = converted_by_workers(pipeline, pipeline.open(), exporter, workers=workers)
+        parts = parts_by(local_workers(workers), pipeline, exporter)
     with (folder / "rows.parquet").open("wb") as output:
         exporter.write_converted((part.content for part in parts), output)
 

@@ -1,10 +1,12 @@
-"""Training steps side by side: TRL's trainer, padded batches, plain packs, packs that share prefixes, LoRA.
+"""Training steps side by side: TRL's trainer, LitGPT's, padded batches, plain packs, packs that share prefixes, LoRA.
 
-All but `lora` train every weight of the small built-in model on the same rows, the same steps and the same targets;
-each runs in a process of its own, so that its peak memory is its own. The loss and the gradient's norm of the first
-step stand beside the speed: they show that it is the same work. `trl-4` is TRL with 4 rows a pass and as many passes a
-step as give the same effective batch; its best is the fastest of them. Memory is what a run took at its peak above
-weights, gradients and the optimizer's state, which takes two steps to show: the first begins without them.
+`again` is the shared packs with activation checkpointing. All but `lora` train every weight of the small built-in model
+on the same rows, the same steps and the same targets; each runs in a process of its own, so that its peak memory is its
+own. The loss and the gradient's norm of the first step stand beside the speed: they show that it is the same work.
+`trl-4` is TRL with 4 rows a pass and as many passes a step as give the same effective batch, `litgpt-4` likewise (it is
+left out where `pip install litgpt` was not done); all stand beside the fastest of TRL's. Memory is what a run took at
+its peak above weights, gradients and the optimizer's state, which takes two steps to show: the first begins without
+them.
 
 With `--pairs`, steps of direct preference optimization instead: each answer with its own prompt, and answers that share
 it; what the starting weights are asked is counted apart.
@@ -13,18 +15,18 @@ it; what the starting weights are asked is counted apart.
 from __future__ import annotations
 
 import json
-import math
 import random
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
+from benchmarks.memory import begin_peak, state_gib
 from templatekit.config import DataOptions, FinetuneOptions
 from templatekit.pairs import PairPipeline, pairs_of
 from templatekit.pipeline import Pipeline
@@ -35,14 +37,14 @@ from templatekit.types import TokenizedExample, TokenizedPair
 MODEL = "smollm2-135m-instruct"
 TEMPLATE = "alpaca"
 RATE = 1e-5
+PEERS = ("trl", "litgpt")
 OURS: dict[str, dict[str, bool]] = {
     "padded": {"packing": False},
     "packed": {"share": False},
     "shared": {},
+    "again": {"activation_checkpointing": True},
     "lora": {"lora": True},
 }
-PEAK = Path("/proc/self/clear_refs")
-"""Where Linux takes a 5 for: begin the process's peak memory anew."""
 LONGEST_ANSWER = 1024
 """Tokens of a prompt with its answer; longer pairs are left out."""
 
@@ -79,25 +81,26 @@ def run_ours(
     from templatekit.training.model import load_model, resolve_device
     from templatekit.training.step import Computation, Objective, train_step
 
-    model = load_model(resolve_model(MODEL, create_registry()), device=resolve_device(options.device))
+    model = load_model(resolve_model(MODEL, create_registry()) or MODEL, device=resolve_device(options.device))
     if options.lora:
         model = attach_lora(model, rank=options.lora_rank, alpha=options.lora_alpha, seed=options.seed)
     keep_freed_memory()
     objective: Objective[Any] = Computation.of(model, options)
     examples: list[Any] = list(items)
+    steps = [
+        list(range(start, min(start + options.batch_size, len(examples))))
+        for start in range(0, len(examples), options.batch_size)
+    ]
     more = {}
     start = time.perf_counter()
     if options.method == "dpo":
         objective = Preferences.of(objective.computation, options)
         with tempfile.TemporaryDirectory() as folder:
-            examples = list(judge(objective, examples, path=Path(folder) / REFERENCE, identity={}, warn=click.echo))
+            path = Path(folder) / REFERENCE
+            examples = list(judge(objective, examples, path=path, identity={}, warn=click.echo, steps=steps))
         more = {"reference_seconds": time.perf_counter() - start}
     model.train()
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=RATE, weight_decay=0.0, fused=True)
-    steps = [
-        list(range(start, min(start + options.batch_size, len(examples))))
-        for start in range(0, len(examples), options.batch_size)
-    ]
 
     def step(documents: list[int]) -> Any:
         return train_step(objective, optimizer, examples, documents, clip_norm=1.0)
@@ -120,88 +123,15 @@ def run_ours(
     }
 
 
-def begin_peak() -> Callable[[], float]:
-    """Begins to watch; gives what tells the GiB that the process has taken since, at its peak."""
-    if not PEAK.exists():
-        return lambda: math.nan
-    PEAK.write_text("5")
-
-    def resident(key: str) -> float:
-        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        return int(lines[key].split()[0]) / 2**20
-
-    before = resident("VmRSS")
-    return lambda: resident("VmHWM") - before
-
-
-def state_gib(model: Any) -> float:
-    """What gradients and AdamW's moments take; the weights were there before."""
-    return 3 * sum(w.numel() * w.element_size() for w in model.parameters() if w.requires_grad) / 2**30
-
-
-def run_trl(options: FinetuneOptions, examples: list[TokenizedExample], rows: int) -> dict[str, Any]:
-    """TRL's trainer on the same ids and labels, so many rows a pass."""
-    import datasets
-    import torch
-    from transformers import AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
-
-    from templatekit.training.model import load_model
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(resolve_model(MODEL, create_registry()))
-        model = load_model(path, device=torch.device("cpu"))
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-        data = datasets.Dataset.from_dict(
-            {
-                "input_ids": [list(example.input_ids) for example in examples],
-                "labels": [list(example.labels) for example in examples],
-            }
-        )
-        config = SFTConfig(
-            output_dir=folder,
-            per_device_train_batch_size=rows,
-            gradient_accumulation_steps=options.batch_size // rows,
-            num_train_epochs=1,
-            learning_rate=RATE,
-            lr_scheduler_type="constant",
-            warmup_steps=0,
-            max_length=None,
-            use_cpu=True,
-            bf16=options.precision == "bf16",
-            activation_checkpointing=False,
-            train_sampling_strategy="sequential",
-            logging_steps=1,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-        )
-        trainer = SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
-        peak = begin_peak()
-        start = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - start
-        above = peak() - state_gib(model)
-        first = trainer.state.log_history[0]
-    computed = sum(
-        len(batch) * max(map(len, batch))
-        for batch in (examples[start : start + rows] for start in range(0, len(examples), rows))
-    )
-    return {
-        "seconds": seconds,
-        "computed_tokens": computed,
-        "loss": float(first["loss"]),
-        "grad_norm": float(first["grad_norm"]),
-        "above": above,
-    }
-
-
 @click.command(help=__doc__)
 @click.option("--rows", help="A file of records; the bundled set if left out.")
 @click.option("--pairs", help="A file of preference pairs: DPO, on `--count` of them.")
 @click.option("--count", default=96, show_default=True, help="Rows to train on.")
 @click.option("--batch-size", default="8", show_default=True, help="Rows a step; several as 8,32,96.")
-@click.option("--variants", help="Of trl, trl-N, padded, packed, shared, lora; with --pairs of packed and shared.")
+@click.option(
+    "--variants",
+    help="Of trl, trl-N, litgpt, litgpt-N, padded, packed, shared, again, lora; with --pairs of packed, shared, again.",
+)
 @click.option("--pack-tokens", default=2048, show_default=True, help="Budget of one pass.")
 @click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
 @click.option("--threads", default=2, show_default=True)
@@ -219,7 +149,7 @@ def main(
     profiled: bool,
     alone: bool,
 ) -> None:
-    variants = variants or ("packed,shared" if pairs else "trl-4,trl-8,padded,packed,shared,lora")
+    variants = variants or ("packed,shared" if pairs else "trl-4,trl-8,litgpt-8,padded,packed,shared,again,lora")
     if alone:
         import torch
 
@@ -227,10 +157,13 @@ def main(
         values = {"batch_size": int(batch_size), "lora": False, "precision": precision, "pack_tokens": pack_tokens}
         values["method"] = "dpo" if pairs else "sft"
         options = FinetuneOptions.parse({**values, "learning_rate": RATE, **OURS.get(variants, {})})
-        items = pairs_from(pairs, count) if pairs else examples_of(rows, count)
+        items: list[Any] = [*(pairs_from(pairs, count) if pairs else examples_of(rows, count))]
         peer, _, width = variants.partition("-")
-        if peer == "trl":
-            numbers = run_trl(options, items, int(width or batch_size))
+        if peer in PEERS:
+            from benchmarks import peers
+
+            run = peers.run_trl if peer == "trl" else peers.run_litgpt
+            numbers = run(options, items, int(width or batch_size), RATE)
         else:
             numbers = run_ours(options, items, profiled=profiled)
         tokens = sum(len(i.chosen) + len(i.rejected) if isinstance(i, TokenizedPair) else len(i) for i in items)
@@ -241,7 +174,11 @@ def main(
         click.echo(f"{what}, {size} a step, {precision}, {threads} threads")
         best = None
         for variant in variants.split(","):
-            if variant.startswith("trl") and (profiled or size % int(variant.partition("-")[2] or size)):
+            peer, _, width = variant.partition("-")
+            if peer in PEERS and (profiled or size % int(width or size)):
+                continue
+            if peer in PEERS and find_spec(peer) is None:
+                click.echo(f"{variant:8} left out: pip install {peer}")
                 continue
             own = ["--batch-size", str(size), "--variants", variant, "--alone"]
             command = [sys.executable, "-m", "benchmarks.train", *sys.argv[1:], *own]
@@ -254,7 +191,7 @@ def main(
                 click.echo(f"{variant}\n" + "\n".join(f"  {s:6.1%} {kind}" for kind, s in numbers["shares"].items()))
                 continue
             speed = numbers["tokens"] / numbers["seconds"]
-            if variant.startswith("trl"):
+            if peer == "trl":
                 best = max(best or 0.0, speed)
             beside = f"x {speed / best:5.2f}  " if best else ""
             click.echo(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from itertools import chain, islice, pairwise
 from operator import attrgetter
 from typing import Any, ClassVar
 
+from templatekit.chunks import CHUNK, Chunk, chunked
 from templatekit.config import DataOptions, parse_train_on
 from templatekit.contracts import Adapter
 from templatekit.counts import Counts
@@ -82,6 +84,8 @@ class Pipeline:
         if options.end_marker is not None:
             self.template = self.template.ended_by(options.end_marker)
         self.special_tokens = tokenizer.special_tokens if tokenizer else NO_TOKENIZER
+        if options.end_marker not in (None, "none"):
+            self._check_end_marker(options.end_marker)
         self.encoder = (
             Encoder(tokenizer, boundary=options.boundary, control_tokens=options.control_tokens, reuse=options.reuse)
             if tokenizer
@@ -90,6 +94,19 @@ class Pipeline:
         self.limit = self.limit_of(options)
         self.counts = Counts()
         self._no_context = {text.strip().casefold() for text in options.empty_context}
+
+    def _check_end_marker(self, marker: str) -> None:
+        """Raises `ConfigError` for a text that can end no answer, since neither template nor tokenizer have it."""
+        special = {self.special_tokens.eos, *self.special_tokens.special}
+        # By words: a template may write a line break as it is, or as `\\n`.
+        if marker in special or all(word in self.template.source for word in marker.split()):
+            return
+        close = get_close_matches(marker, sorted(special), n=3)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "expected what it writes behind an answer"
+        raise ConfigError(
+            f"end_marker={marker!r}: template {self.template.name!r} does not write it, and it is no special token; "
+            f"{hint} (`none`: an answer may end without one)"
+        )
 
     def limit_of(self, options: DataOptions) -> Limit | None:
         """What the options make of samples that are too long; None where they set no length."""
@@ -115,9 +132,38 @@ class Pipeline:
         """The same, many samples at once."""
         return self.batches(self.open(), source=self.options.dataset)
 
+    def chunks(self) -> Iterator[Chunk]:
+        """The records of the options' data set, some at a time: what `of_chunk` takes, here or in another process."""
+        first_row = 0
+        for records, error in chunked(self.open(), CHUNK):
+            yield Chunk(records=records, first_row=first_row, adapters=(self.adapter_name,), error=error)
+            first_row += len(records)
+
+    def of_chunk(self, chunk: Chunk) -> Iterator[Batch]:
+        """What comes of a chunk's records."""
+        self.take_adapters(chunk.adapters)
+        yield from self.some_batches(chunk.records, source=self.options.dataset, first_row=chunk.first_row)
+        if chunk.error is not None:
+            raise chunk.error
+
+    @property
+    def adapter_name(self) -> str | None:
+        """The name under which the registry has the adapter, `plugin:name` where two plugins offer one."""
+        return next((name for name, one in self.registry.adapters.items() if one is self.adapter), None)
+
+    def take_adapters(self, names: Sequence[str | None]) -> None:
+        """Reads records by the adapters that another's records have told."""
+        if names[0] is not None:
+            self.adapter = self.registry.adapters[names[0]]
+
     def counts_of(self, item: Prepared) -> Counts:
         """Where a sample is counted."""
         return self.counts
+
+    def take_counts(self) -> Counts:
+        """What was counted so far; counting begins anew."""
+        counts, self.counts = self.counts, Counts()
+        return counts
 
     def gathered(self, records: Iterable[Record | RecordError]) -> Iterator[Record | RecordError]:
         """At most `limit` of the records; those that make one example come together, as the adapter says."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from templatekit.export.spans import span_lists
 from templatekit.types import COMPUTED, TEMPLATE
 
 
-def table(exporter: Exporter, examples: list[RenderedText | TokenizedExample]) -> list[dict[str, Any]]:
+def table(exporter: Exporter, examples: Sequence[RenderedText | TokenizedExample]) -> list[dict[str, Any]]:
     """What a file holds, read back."""
     file = io.BytesIO()
     assert exporter.write(iter(examples), file) == len(examples)
@@ -73,7 +74,9 @@ def test_negative_control_neighbours_of_one_origin_are_one_span(monkeypatch: pyt
 
 @pytest.fixture(params=["jsonl", "parquet", "arrow"])
 def exporter(request: pytest.FixtureRequest, builtin: Registry) -> Exporter:
-    return builtin.exporters[request.param]
+    found = builtin.exporters[request.param]
+    assert isinstance(found, Exporter)
+    return found
 
 
 @pytest.mark.parametrize("count", [0, 1, 1024, 1025])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from templatekit.export.packs import pack_batch, pack_rows
 from templatekit.sinks import Exporter
 from templatekit.types import RenderedText, TokenizedExample
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from templatekit.columns import TokenizedColumns
+    from templatekit.packing import Packs
 
 _BATCH = 1024
 """Rows of a record batch or of a row group."""
@@ -51,6 +55,7 @@ class JsonLines(Exporter):
     name = "jsonl"
     description = "JSON Lines, one example a line"
     suffixes = (".jsonl", ".ndjson", ".json")
+    takes_packs = True
 
     def write(self, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> int:
         """Text stays readable: only what JSON must escape is escaped."""
@@ -72,20 +77,31 @@ class JsonLines(Exporter):
             count += lines
         return count
 
+    def write_packs(self, packs: Iterable[Packs], file: BinaryIO) -> int:
+        """A line for each; `loss_weights` and `samples` as of examples, where there is something to say."""
+        count = 0
+        for some in packs:
+            for row in pack_rows(some):
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+                count += 1
+        return count
+
 
 def _line(example: RenderedText | TokenizedExample) -> bytes:
     return (json.dumps(to_row(example), ensure_ascii=False) + "\n").encode()
 
 
-class ParquetRows(Exporter):
-    """A parquet file."""
+class ArrowExporter(Exporter):
+    """Rows in columns, by whatever writes Arrow record batches to a file."""
 
-    name = "parquet"
-    description = "parquet, for pandas, polars, DuckDB and datasets"
-    suffixes = (".parquet",)
+    takes_packs = True
+
+    @abstractmethod
+    def open_writer(self, file: BinaryIO, schema: pa.Schema) -> AbstractContextManager[Any]:
+        """What takes record batches of this schema by `write_batch`, and ends the file when it is left."""
 
     def write(self, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> int:
-        """In row groups, so that memory stays flat."""
+        """In batches of `_BATCH` rows, so that memory stays flat."""
         return self._write(_batches(examples), file)
 
     def convert(self, columns: TokenizedColumns) -> pa.RecordBatch:
@@ -93,53 +109,54 @@ class ParquetRows(Exporter):
         return _record_batch(columns)
 
     def write_converted(self, parts: Iterable[pa.RecordBatch], file: BinaryIO) -> int:
-        """In the same row groups."""
+        """In the same batches."""
         return self._write(_evened(parts), file)
 
+    def write_packs(self, packs: Iterable[Packs], file: BinaryIO) -> int:
+        """In a batch for each window of packs."""
+        return self._write(map(pack_batch, packs), file)
+
     def _write(self, batches: Iterator[pa.RecordBatch], file: BinaryIO) -> int:
+        first = next(batches)
+        count = 0
+        with self.open_writer(file, first.schema) as writer:
+            for batch in chain([first], batches):
+                writer.write_batch(batch)
+                count += batch.num_rows
+        return count
+
+
+class ParquetRows(ArrowExporter):
+    """A parquet file; a batch is a row group."""
+
+    name = "parquet"
+    description = "parquet, for pandas, polars, DuckDB and datasets"
+    suffixes = (".parquet",)
+
+    def open_writer(self, file: BinaryIO, schema: pa.Schema) -> AbstractContextManager[Any]:
+        """pyarrow's."""
         import pyarrow.parquet
 
         # zstd takes as long as the default, snappy with a dictionary for each column, and a quarter less room.
-        def open_writer(schema: pa.Schema) -> Any:
-            return pyarrow.parquet.ParquetWriter(file, schema, compression="zstd", use_dictionary=_FEW_VALUES)
+        writer: AbstractContextManager[Any] = pyarrow.parquet.ParquetWriter(
+            file, schema, compression="zstd", use_dictionary=_FEW_VALUES
+        )
+        return writer
 
-        return _write_batches(batches, open_writer)
 
-
-class ArrowRows(Exporter):
+class ArrowRows(ArrowExporter):
     """An Arrow IPC file, for pandas, polars and `datasets.load_dataset("arrow", data_files=…)`."""
 
     name = "arrow"
     description = "Arrow IPC file"
     suffixes = (".arrow", ".feather")
 
-    def write(self, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> int:
-        """In record batches, so that memory stays flat."""
-        return self._write(_batches(examples), file)
-
-    def convert(self, columns: TokenizedColumns) -> pa.RecordBatch:
-        """The rows in columns."""
-        return _record_batch(columns)
-
-    def write_converted(self, parts: Iterable[pa.RecordBatch], file: BinaryIO) -> int:
-        """In the same record batches."""
-        return self._write(_evened(parts), file)
-
-    def _write(self, batches: Iterator[pa.RecordBatch], file: BinaryIO) -> int:
+    def open_writer(self, file: BinaryIO, schema: pa.Schema) -> AbstractContextManager[Any]:
+        """pyarrow's."""
         import pyarrow as pa
 
-        return _write_batches(batches, lambda schema: pa.ipc.new_file(file, schema))
-
-
-def _write_batches(batches: Iterator[pa.RecordBatch], open_writer: Callable[[pa.Schema], Any]) -> int:
-    """Writes the batches with the writer that is opened for their schema; returns the number of their rows."""
-    first = next(batches)
-    count = 0
-    with open_writer(first.schema) as writer:
-        for batch in chain([first], batches):
-            writer.write_batch(batch)
-            count += batch.num_rows
-    return count
+        writer: AbstractContextManager[Any] = pa.ipc.new_file(file, schema)
+        return writer
 
 
 def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa.RecordBatch]:

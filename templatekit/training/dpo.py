@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch.nn.functional import logsigmoid
 from templatekit.config import FinetuneOptions
 from templatekit.errors import RunError
 from templatekit.training.collate import Batch, PairBatch, collate_pairs, idle
-from templatekit.training.step import EVALUATED_AT_ONCE, Computation
+from templatekit.training.step import Computation
 from templatekit.types import TokenizedExample, TokenizedPair
 
 REFERENCE = "reference.safetensors"
@@ -130,11 +130,15 @@ def judge(
     path: Path,
     identity: Mapping[str, Any],
     warn: Callable[[str], None],
+    steps: Iterable[Sequence[int]] = (),
 ) -> list[JudgedPair]:
     """The pairs with the log-probabilities that the model gives them now, or gave them when the run began.
 
-    Those are kept at `path`, with a fingerprint of the pairs and of what a run must agree with. A file that is damaged
-    or of other pairs is said and made anew. Raises `RunError` where it cannot be written.
+    `steps` are the pairs of each of the run's first steps, as numbers; no pair twice. Those of a step are judged in the
+    packs in which they will be trained: bf16 rounds the same then, and a model that has not moved has no reward.
+
+    The log-probabilities are kept at `path`, with a fingerprint of the pairs and of what a run must agree with. A file
+    that is damaged or of other pairs is said and made anew. Raises `RunError` where it cannot be written.
     """
     fingerprint = _fingerprint(pairs, identity)
     known: Tensor | None = None
@@ -144,7 +148,7 @@ def judge(
             warn(f"{str(path)!r} {wrong}: the reference is computed anew, from the starting weights")
     world = objective.computation.world
     if world.any(known is None):
-        known = _reference(objective, pairs)
+        known = _reference(objective, pairs, steps)
         found = known
         world.first(lambda: _write(path, found, fingerprint))
     assert known is not None
@@ -154,16 +158,14 @@ def judge(
     ]
 
 
-def _reference(objective: Preferences, pairs: Sequence[TokenizedPair]) -> Tensor:
+def _reference(objective: Preferences, pairs: Sequence[TokenizedPair], steps: Iterable[Sequence[int]]) -> Tensor:
     """Shape (pairs, 2), float64, on the CPU."""
     computation = objective.computation
     computation.model.train(False)
     unjudged = [JudgedPair(pair=pair, reference=(0.0, 0.0)) for pair in pairs]
     found = torch.zeros(len(pairs), 2, dtype=torch.float64)
-    at_once = EVALUATED_AT_ONCE if computation.packing else computation.batch_size
     with torch.no_grad():
-        for start in range(0, len(pairs), at_once):
-            numbers = range(start, min(start + at_once, len(pairs)))
+        for numbers in _together(objective, len(pairs), steps):
             for part, batch in objective.micro_batches(unjudged, numbers):
                 assert isinstance(batch, PairBatch)
                 with objective.logps(batch) as logps:
@@ -174,6 +176,15 @@ def _reference(objective: Preferences, pairs: Sequence[TokenizedPair]) -> Tensor
     if wrong:
         raise RunError(f"the starting weights give rows {wrong[:16]} no finite log-probability; look at these rows")
     return found
+
+
+def _together(objective: Preferences, count: int, steps: Iterable[Sequence[int]]) -> list[Sequence[int]]:
+    """The numbers of all pairs: step by step, then those of no step, as an evaluation takes them."""
+    found = list(steps)
+    known = {number for step in found for number in step}
+    rest = [number for number in range(count) if number not in known]
+    at_once = objective.computation.evaluated_at_once
+    return found + [rest[start : start + at_once] for start in range(0, len(rest), at_once)]
 
 
 def _fingerprint(pairs: Sequence[TokenizedPair], identity: Mapping[str, Any]) -> str:

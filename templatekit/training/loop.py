@@ -44,6 +44,7 @@ _FREE_OPTIONS = {
     "output",
     "resume",
     "device",
+    "activation_checkpointing",
     "eval_every",
     "eval_limit",
     "save_every",
@@ -91,15 +92,17 @@ def train(
     identity: Mapping[str, str] | None = None,
     world: World = ALONE,
     report: Callable[[Line], None] = lambda line: None,
+    say: Callable[[str], None] = lambda line: None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> TrainResult:
     """Trains what of the model is trainable, and leaves checkpoints and `metrics.jsonl` in `folder`.
 
     A step is `options.batch_size` examples, or pairs with `options.method="dpo"`, however many passes they take. With
     `options.resume` it goes on from the newest whole checkpoint, to the same losses as without the stop; `identity`
-    holds fingerprints (data, template, tokenizer) that have to be the same then. `report` gets
-    `{"step", "total_steps"}` and then each line of the metrics. torch's generators are seeded, which only dropout draws
-    from. In a `world` of several processes each calls this with the same arguments, and the first writes.
+    holds fingerprints (data, template, tokenizer) that have to be the same then. `say` gets a line on how a step is
+    computed, `report` `{"step", "total_steps"}` and then each line of the metrics. torch's generators are seeded, which
+    only dropout draws from. In a `world` of several processes each calls this with the same arguments, and the first
+    writes.
 
     Raises `ConfigError` for options that do not fit the model, the examples or the checkpoint; `RunError` where a loss
     or gradient is not finite, or the disk is full. The first SIGINT or SIGTERM ends it with a `KeyboardInterrupt` after
@@ -114,12 +117,13 @@ def train(
         raise ConfigError("keep_best and patience compare held-out losses; found no held-out examples; see --split")
     _check_lengths(examples, held_out, model)
     computation = Computation.of(model, options, world)
+    say(computation.line())
     optimizer = _optimizer(model, options)
     identity = _identity(options, computation, len(examples), identity or {})
     if model.device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(options.seed + world.rank)
-    objective, examples, held_out = _objective(computation, options, examples, held_out, folder, identity, warn)
+    objective, examples, held_out = _objective(computation, options, examples, held_out, order, folder, identity, warn)
     start = _resume(folder, model, optimizer, identity, options.resume, world, warn)
 
     with closing(MetricsFile(folder, until=start, world=world)) as metrics, _stop_requests() as stop:
@@ -182,6 +186,7 @@ def _objective(
     options: FinetuneOptions,
     examples: Sequence[Any],
     held_out: Sequence[Any],
+    order: StepOrder,
     folder: Path,
     identity: Mapping[str, Any],
     warn: Callable[[str], None],
@@ -190,10 +195,14 @@ def _objective(
     if options.method == "sft":
         return computation, examples, held_out
     objective = Preferences.of(computation, options)
-    parts = [(examples, REFERENCE), (held_out, HELD_OUT_REFERENCE)]
+    first_epoch = [order.documents(step) for step in range(order.steps_per_epoch)]
+    parts: list[tuple[Sequence[Any], str, Sequence[Sequence[int]]]] = [
+        (examples, REFERENCE, first_epoch),
+        (held_out, HELD_OUT_REFERENCE, ()),
+    ]
     judged = [
-        judge(objective, pairs, path=folder / name, identity=identity, warn=warn) if pairs else []
-        for pairs, name in parts
+        judge(objective, pairs, path=folder / name, identity=identity, warn=warn, steps=steps) if pairs else []
+        for pairs, name, steps in parts
     ]
     return objective, judged[0], judged[1]
 

@@ -104,6 +104,22 @@ def drops_out(model: PreTrainedModel) -> bool:
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Has each layer keep its input alone, and compute the rest again in the backward pass.
+
+    The gradients stay the same to the last bit. Raises `ConfigError` for a model whose code does not provide for it.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(f"activation_checkpointing: {type(model).__name__} does not provide for it; leave it out")
+    any_model = cast("Any", model)
+    # Releases of transformers before 5.23 know the older name alone.
+    enable = getattr(model, "activation_checkpointing_enable", None) or any_model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    # transformers has the embeddings' output ask for a gradient, for PyTorch's old way of checkpointing. Ours needs
+    # none, and under LoRA it would be computed for nobody.
+    any_model.disable_input_require_grads()
+
+
 def check_vocabulary(model: PreTrainedModel, vocabulary: int) -> None:
     """Raises `ConfigError` where a tokenizer of `vocabulary` ids could give one that the model has no row for."""
     rows = min(table.shape[0] for table in _tables(unwrap(model)))

@@ -177,6 +177,7 @@ def _run(
             identity=identity,
             world=world,
             report=report,
+            say=say,
             warn=say,
         )
     trained = _in_one_piece(model, build, options, world)

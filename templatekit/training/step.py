@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 from templatekit.config import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
 from templatekit.packing import pack, pack_examples, pack_groups
-from templatekit.training.attention import isolate, supports_isolation
+from templatekit.training.attention import backend, isolate, supports_isolation
 from templatekit.training.collate import Batch, collate_packed, collate_padded, idle
 from templatekit.training.distributed import ALONE, World, divide, holding_back, whole
 from templatekit.training.fused import Fusion, fuse
 from templatekit.training.loss import Head, TargetLosses, head_of
-from templatekit.training.model import computes_in_bf16, drops_out, unwrap
+from templatekit.training.model import checkpoint_activations, computes_in_bf16, drops_out, unwrap
 from templatekit.types import TokenizedExample
 
 EVALUATED_AT_ONCE = 512
@@ -113,6 +113,8 @@ class Computation:
     world: World = ALONE
     fusion: Fusion = field(default_factory=Fusion)
     """What of the model is computed in fewer passes, to the same result."""
+    checkpointing: bool = False
+    """Whether layers are computed again in the backward pass."""
 
     @classmethod
     def of(cls, model: PreTrainedModel, options: FinetuneOptions, world: World = ALONE) -> Computation:
@@ -126,6 +128,8 @@ class Computation:
             raise ConfigError(f"packing: {reason}; use --no-packing")
         head = head_of(causal)
         fusion = fuse(causal)  # while its weights are whole
+        if options.activation_checkpointing:
+            checkpoint_activations(causal)
         return cls(
             model=causal,
             head=head,
@@ -137,12 +141,34 @@ class Computation:
             bf16=computes_in_bf16(options.precision, causal.device),
             world=world,
             fusion=fusion,
+            checkpointing=options.activation_checkpointing,
         )
 
     @property
     def computation(self) -> Computation:
         """Itself."""
         return self
+
+    def line(self) -> str:
+        """In words: what a step does."""
+        model = self.model
+        packs = f"packs of up to {self.pack_tokens:,} tokens" if self.packing else "padded batches"
+        shared = "computed once" if self.share else "computed for each"
+        head = "the model's own" if self.head is None else "a product" if self.head.is_plain else "more than a product"
+        parts = [
+            f"{'bf16' if self.bf16 else 'fp32'} products on {model.device}",
+            packs + (f", what examples begin with {shared}" if self.packing else ""),
+            f"attention: {backend(model) if self.packing else model.config._attn_implementation}",
+            f"in fewer passes: {self.fusion}",
+            f"head: {head}",
+            *(["layers computed again in the backward pass"] if self.checkpointing else []),
+        ]
+        return "step: " + "; ".join(parts)
+
+    @property
+    def evaluated_at_once(self) -> int:
+        """How many examples or pairs an evaluation takes together, to be cut into micro-batches."""
+        return EVALUATED_AT_ONCE if self.packing else self.batch_size
 
     def micro_batches(
         self, items: Sequence[TokenizedExample], numbers: Sequence[int]
@@ -262,7 +288,7 @@ def evaluate(objective: Objective[Item], items: Sequence[Item]) -> Evaluation:
     computation.model.train(False)
     sums = _Sums()
     failure: RunError | None = None
-    at_once = EVALUATED_AT_ONCE if computation.packing else computation.batch_size
+    at_once = computation.evaluated_at_once
     with torch.no_grad():
         for start in range(0, len(items), at_once):
             numbers = range(start, min(start + at_once, len(items)))

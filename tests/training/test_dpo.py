@@ -21,6 +21,7 @@ from templatekit.config import FinetuneOptions
 from templatekit.errors import RunError
 from templatekit.packing import pack_groups, prefix_tree
 from templatekit.training import dpo
+from templatekit.training.collate import PairBatch, collate_pairs
 from templatekit.training.dpo import REFERENCE, JudgedPair, Preferences, judge
 from templatekit.training.loop import train
 from templatekit.training.lora import attach_lora
@@ -175,13 +176,13 @@ def test_a_mixed_up_pair_is_noticed(
     judged = _judged(reference, some_pairs, options, tmp_path)
     expected = float(_plain_loss(in_fp64(tiny_model()), reference, some_pairs, options).detach())
     assert _step(in_fp64(tiny_model()), judged, options)[0] == pytest.approx(expected, rel=1e-10)
-    collate = dpo.collate_pairs
+    collate = collate_pairs
 
     def mixed(*args: Any, **kwargs: Any) -> Any:
         batch = collate(*args, **kwargs)
         value = getattr(batch, broken)
-        return dpo.PairBatch(
-            **{name: getattr(batch, name) for name in dpo.PairBatch.__dataclass_fields__ if name != broken},
+        return PairBatch(
+            **{name: getattr(batch, name) for name in PairBatch.__dataclass_fields__ if name != broken},
             **{broken: value.flip(0)},
         )
 
@@ -232,6 +233,32 @@ def test_the_first_loss_is_ln_2_and_margins_rise(
     assert evaluations[-1].keys() - {"seconds", "step", "eval_loss"} == {
         "eval_reward_chosen", "eval_reward_rejected", "eval_reward_margin", "eval_reward_accuracy",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("way", [{}, {"lora": True}, {"packing": False}, {"drop_last": True, "batch_size": 3}])
+def test_in_bf16_too_a_model_that_has_not_moved_has_no_reward(
+    tiny_model: MakeModel, tmp_path: Path, way: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = random.Random(1)
+    prompts = [[made.randrange(VOCABULARY) for _ in range(30)] for _ in range(5)]
+    answers = [[made.randrange(VOCABULARY) for _ in range(made.randint(9, 40))] for _ in range(40)]
+    some_pairs = [_pair(prompts[row % 5], answers[row], answers[row + 20], row) for row in range(20)]
+    options = _options(**{"precision": "bf16", "batch_size": 2, "learning_rate": 1e-30, **way})
+
+    def first_epoch(folder: Path) -> list[dict[str, float]]:
+        model = attach_lora(tiny_model(), rank=2, alpha=4, seed=1) if options.lora else tiny_model()
+        folder.mkdir()
+        train(model, some_pairs, some_pairs[:3], options.model_copy(update={"epochs": 1}), folder=folder)
+        return _without_time(folder)
+
+    for line in first_epoch(tmp_path / "same packs"):
+        of = "eval_" if "eval_loss" in line else ""
+        assert line[f"{of}reward_chosen"] == line[f"{of}reward_rejected"] == 0
+        assert line[f"{of}loss"] == pytest.approx(math.log(2), abs=1e-8)
+    together = dpo._together
+    monkeypatch.setattr(dpo, "_together", lambda objective, count, steps: together(objective, count, ()))
+    if options.packing:
+        assert any(line.get("reward_chosen") for line in first_epoch(tmp_path / "other packs"))  # the negative control
 
 
 def test_with_lora_the_reference_is_the_model_without_adapters(

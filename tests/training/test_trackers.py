@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 import sys
+import time
 import types
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +46,53 @@ def test_tensorboard_has_the_numbers(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert sorted(events.Tags()["scalars"]) == sorted({name for _, numbers in TOLD for name in numbers})
-    found = [(event.step, pytest.approx(event.value)) for event in events.Scalars("train/loss")]
-    assert found == [(1, 1.5), (2, 1.25)]
+    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert found == [(1, pytest.approx(1.5)), (2, pytest.approx(1.25))]
+
+
+@pytest.mark.filterwarnings("ignore")  # its own, and its dependencies'
+def test_wandb_has_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    _tell("wandb", tmp_path)
+    (record,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    names = {name.encode() for _, numbers in TOLD for name in numbers}
+    until = time.monotonic() + 20  # its own process writes, a moment after `finish`
+    while not all(name in record.read_bytes() for name in names):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert b"train/other" not in record.read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore")  # its own, and its dependencies'
+def test_trackio_has_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    pytest.importorskip("trackio")
+    _tell("trackio", tmp_path / "my-run")
+    with closing(sqlite3.connect(tmp_path / "trackio" / "templatekit.db")) as database:
+        rows = database.execute("select step, metrics from metrics where run_name = 'my-run' order by step").fetchall()
+    assert [(step, json.loads(numbers)) for step, numbers in rows] == TOLD
+
+
+@pytest.mark.filterwarnings("ignore")  # its own, and its dependencies'
+def test_mlflow_has_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a database needs more packages
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    _tell("mlflow", tmp_path / "my-run")
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("templatekit")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status, run.data.params["seed"]) == ("my-run", "FINISHED", "1")
+    for name in {name for _, numbers in TOLD for name in numbers}:
+        found = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
+        assert found == [(step, numbers[name]) for step, numbers in TOLD if name in numbers]
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
 def test_the_others_are_called_as_their_manuals_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """With a module that takes the documented calls and nothing else; the libraries are large or need a server."""
+    """With a module that takes the documented calls and nothing else, where the libraries are not installed."""
     calls: list[tuple[Any, ...]] = []
     module: Any = types.ModuleType(name)
     if name == "mlflow":
