@@ -248,8 +248,12 @@ class Pipeline:
             if isinstance(record, RecordError):
                 raise record
             found = self._adapt(row, record)
-            conversations = [one for example in found for one in self._conversations(example)]
-            samples = [sample for example in conversations for sample in self._samples(example, row)]
+            conversations: list[Example] = []
+            for example in found:
+                conversations += self._conversations(example)
+            samples: list[Sample] = []
+            for example in conversations:
+                samples += self._samples(example, row)
         except RecordError as error:
             error.at(source, row)
             if self.options.on_error == "stop" and not isinstance(error, LeftOut):
@@ -284,9 +288,10 @@ class Pipeline:
             return (Sample(example=example, rendered=rendered),)
         samples = self.template.samples(example, self.special_tokens, row=row, last_only=base == "last")
         if base != "last":
-            turns = {index for index, m in enumerate(example.messages) if m.role == "assistant" and m.weight}
-            found: set[int] = set().union(*(sample.rendered.target_messages for sample in samples))
-            self.counts.untrained_turns += len(turns - found) if found else 0
+            found = samples[0].rendered.target_messages.union(*(s.rendered.target_messages for s in samples[1:]))
+            if found:
+                turns = [index for index, m in enumerate(example.messages) if m.role == "assistant" and m.weight]
+                self.counts.untrained_turns += sum(index not in found for index in turns)
         return samples
 
     def _whole_text(self, example: Example, row: int) -> RenderedText:

@@ -20,9 +20,6 @@ from templatekit.tokens.apart import is_control, parts_at_seams
 Encode: TypeAlias = Callable[[Sequence[str]], list[list[int]]]
 """The ids of each text."""
 
-WORTH = 5_000
-"""Parts behind which it pays to load the quicker encoder, which takes a good part of a second."""
-
 _LETTERS = ("a", "Z", "the", "Abc", "x" * 40)
 _OTHERS = ("1", "1234", ".", "!?", "'s", "'LL", "_", "/", "{}", "=", "0x", "#")
 _BLANKS = ("", " ", "  ", "    ", "\n", "\n\n", " \n ", "\r\n", "\t", "\t\t")
@@ -56,6 +53,15 @@ def reference(backend: tokenizers.Tokenizer) -> Encode:
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     return encode
+
+
+def worth(backend: tokenizers.Tokenizer) -> int:
+    """How many parts the reference encodes in about the time that it takes to load the quicker encoder.
+
+    That is a tenth of a second for a vocabulary of 50,000.
+    """
+    size: int = backend.get_vocab_size()
+    return 1_000 + size // 10
 
 
 def quicker(backend: tokenizers.Tokenizer) -> Encode | None:

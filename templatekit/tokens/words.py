@@ -21,7 +21,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from templatekit.tokens.apart import BLANK, METASPACE
-from templatekit.tokens.quick import WORTH, Encode, is_alike, quicker, reference
+from templatekit.tokens.quick import Encode, is_alike, quicker, reference, worth
 
 LONGEST = 48
 """Characters of the longest part that is kept: longer ones hardly come again."""
@@ -79,6 +79,7 @@ class Words:
         self._backends = {False: backend, True: prefixed}
         self._prefixes = prefixed is not backend
         self._quicker: Encode | None = None
+        self._worth = worth(backend)
         self._asked = 0
         self._unwanted = np.array(sorted(unwanted), dtype=np.int32)
         self._forget()
@@ -167,7 +168,7 @@ class Words:
 
     def _quick_one(self, parts: int) -> Encode | None:
         """The quicker encoder, once so many parts were asked for that loading it pays; it puts no prefix in front."""
-        if self._asked < WORTH <= self._asked + parts and not self._prefixes:
+        if self._asked < self._worth <= self._asked + parts and not self._prefixes:
             self._quicker = quicker(self._backends[False])
         self._asked += parts
         return self._quicker

@@ -20,7 +20,7 @@ from templatekit import Tokenizer, TokenizerError
 from templatekit.testing.texts import adversarial_text
 from templatekit.tokens import cuts, recipes, words
 from templatekit.tokens.cuts import Encoder
-from templatekit.tokens.quick import WORTH, reference
+from templatekit.tokens.quick import reference
 from templatekit.tokens.recipes import Recipe, Recipes
 from templatekit.tokens.supervision import Losses, loss_spans
 from templatekit.types import TEMPLATE
@@ -71,7 +71,7 @@ _encoders: dict[tuple[str, int], Encoder] = {}
 """To load the quicker encoder takes a while."""
 
 
-@pytest.mark.parametrize("worth", [1, WORTH])
+@pytest.mark.parametrize("worth", [1, 10**9], ids=["quicker at once", "never quicker"])
 @pytest.mark.parametrize("name", APART)
 @given(data=st.data())
 def test_texts_of_an_outline_are_what_they_are_alone(
@@ -95,9 +95,9 @@ def test_texts_of_an_outline_are_what_they_are_alone(
             max_size=5,
         )
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(words, "WORTH", worth)
-        assert alike(encoder, texts, data.draw(st.sampled_from(TRAIN_ON)))
+    assert encoder._words is not None
+    encoder._words._worth = worth
+    assert alike(encoder, texts, data.draw(st.sampled_from(TRAIN_ON)))
 
 
 CHAT = outline(
@@ -196,7 +196,7 @@ def test_negative_control_without_a_rule(monkeypatch: pytest.MonkeyPatch, rule: 
     wrong = RULES[rule]
     plain = wrong.tokenizer.backend(control=False, prefix=True)
     monkeypatch.setattr(words, "quicker", lambda backend: reference(plain))  # as kitoken, it knows no control tokens
-    monkeypatch.setattr(words, "WORTH", 1)
+    monkeypatch.setattr(words, "worth", lambda backend: 1)  # from the first part on
     texts = [Filled(wrong.outline, variables) for variables in wrong.variables]
     assert alike(Encoder(wrong.tokenizer), texts)
     wrong.without(monkeypatch)
