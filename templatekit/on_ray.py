@@ -128,8 +128,7 @@ def _dataset(place: _Place, workers: int) -> Dataset:
 
     # Without a core of its own, as the reading process has none among `--workers`; so it is not fused with the work.
     reading: Any = Chunks
-    tries = {"max_retries": _RETRIES}
-    read = ray.data.read_datasource(reading(), override_num_blocks=1, num_cpus=0, ray_remote_args=tries)
+    read = ray.data.read_datasource(reading(), override_num_blocks=1, num_cpus=0)
     done: Dataset = read.map_batches(
         _work,
         fn_args=(place,),
@@ -138,7 +137,7 @@ def _dataset(place: _Place, workers: int) -> Dataset:
         zero_copy_batch=True,
         compute=ray.data.TaskPoolStrategy(size=workers),
         num_cpus=1,
-        **tries,
+        max_retries=_RETRIES,
     )
     return done
 
