@@ -16,6 +16,7 @@ import logging
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, redirect_stdout
 from functools import partial
@@ -129,16 +130,19 @@ def _dataset(place: _Place, workers: int) -> Dataset:
     # Without a core of its own, as the reading process has none among `--workers`; so it is not fused with the work.
     reading: Any = Chunks
     read = ray.data.read_datasource(reading(), override_num_blocks=1, num_cpus=0)
-    done: Dataset = read.map_batches(
-        _work,
-        fn_args=(place,),
-        batch_size=None,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        compute=ray.data.TaskPoolStrategy(size=workers),
-        num_cpus=1,
-        max_retries=_RETRIES,
-    )
+    with warnings.catch_warnings():
+        # Other ways to say how often a task is tried go from Ray 2.64 on, and it names no new one yet.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        done: Dataset = read.map_batches(
+            _work,
+            fn_args=(place,),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ray.data.TaskPoolStrategy(size=workers),
+            num_cpus=1,
+            max_retries=_RETRIES,
+        )
     return done
 
 
