@@ -23,7 +23,8 @@ class TokenizedColumns:
     """Tokenized examples, their tokens end to end."""
 
     rendered: Sequence[RenderedText]
-    loss_spans: Sequence[tuple[LossSpan, ...]]
+    loss_spans: Sequence[Sequence[LossSpan]]
+    """Of each example; those that nobody has asked for may be worked out on demand."""
     truncated: Sequence[Truncation | None]
     offsets: NDArray[np.int64]
     """Shape (examples + 1,): example i has the tokens `offsets[i]` to `offsets[i + 1]`."""
@@ -56,7 +57,7 @@ class TokenizedColumns:
             input_ids=tuple(self.input_ids[start:end].tolist()),
             loss_weights=tuple(self.loss_weights[start:end].tolist()),
             rendered=self.rendered[index],
-            loss_spans=self.loss_spans[index],
+            loss_spans=tuple(self.loss_spans[index]),
             truncated=self.truncated[index],
         )
 

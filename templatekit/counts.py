@@ -65,7 +65,8 @@ class Counts:
 
     def add(self, example: Example, *, both: bool = False) -> None:
         """Counts what an example leaves out of its record; of a preference pair one answer is used, or `both` are."""
-        self.left_out.update(example.left_out)
+        if example.left_out:
+            self.left_out.update(example.left_out)
         if isinstance(example, PreferenceExample):
             if not both:
                 self.left_out["rejected answer"] += 1

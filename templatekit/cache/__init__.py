@@ -20,7 +20,7 @@ FOLDER/prepared-1/KEY/      KEY: the hash of all that decides about the examples
 | `disk` | files that are whole or absent |
 | `folder` | finds the folder, lists what is in it, removes it |
 | `run` | goes through the parts: takes those that are there, makes the others |
-| `examples` | all parts as one sequence, for training |
+| `examples` | all samples as one sequence, for training |
 """
 
 from templatekit.cache.examples import StoredExamples, StoredSamples

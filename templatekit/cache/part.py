@@ -17,7 +17,7 @@ from templatekit.cache.writer import EXAMPLES, TEXTS, TOKENS
 from templatekit.columns import TokenizedColumns, places_of
 from templatekit.counts import Counts
 from templatekit.prepared import BATCH, Batch, Prepared
-from templatekit.types import Example, LossSpan, Origin, RenderedText, Span, TargetSpan, Truncation
+from templatekit.types import Example, LossSpan, Origin, RenderedText, Span, TargetSpan, TokenizedExample, Truncation
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -154,6 +154,10 @@ class Part:
     def _items(self, start: int, texts: Sequence[RenderedText]) -> list[Prepared]:
         stored = self._example_table.column("example").slice(start, len(texts)).to_pylist()
         return [Prepared(example=example_from_json(e), rendered=text) for e, text in zip(stored, texts, strict=True)]
+
+    def tokenized(self, index: int) -> TokenizedExample:
+        """One example without its conversation."""
+        return self.columns(index, index + 1)[0]
 
     def example(self, index: int) -> Example:
         """The conversation of one example."""

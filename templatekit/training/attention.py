@@ -2,10 +2,10 @@
 
 transformers lets a model's attention be replaced by name (`AttentionInterface`). Ours computes each segment of a pack
 by itself, with the shared prefixes that it goes on from, so the cost follows the documents' lengths, not the pack's. On
-the CPU that is `tree_attention`. Elsewhere, and where a model asks for more (sliding windows that matter, dropout,
-capped scores), segments of like length are laid side by side behind their prefixes, padded on the right, and go through
-one `scaled_dot_product_attention`. transformers builds no mask for a name that it has no mask function for, which is
-what we want.
+the CPU that is `path_attention`, or `tree_attention` where documents are long. Elsewhere, and where a model asks for
+more (sliding windows that matter, dropout, capped scores), segments of like length are laid side by side behind their
+prefixes, padded on the right, and go through one `scaled_dot_product_attention`. transformers builds no mask for a name
+that it has no mask function for, which is what we want.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from templatekit.errors import RunError
+from templatekit.training.path_attention import PathLayout, lay_out_paths, path_attention
 from templatekit.training.tree_attention import TreeLayout, lay_out, tree_attention
 from templatekit.types import Segment
 
@@ -56,9 +57,9 @@ class _Pack:
         self.longest = max(map(len, self.paths), default=0)
 
     @cached_property
-    def tree(self) -> TreeLayout:
-        """For `tree_attention`."""
-        return lay_out(self.segments)
+    def on_cpu(self) -> PathLayout | TreeLayout:
+        """For `path_attention`, or where that does not pay for `tree_attention`."""
+        return lay_out_paths(self.segments) or lay_out(self.segments)
 
     @cached_property
     def groups(self) -> tuple[tuple[_Group, ...], Tensor]:
@@ -224,7 +225,10 @@ def _attend(
         window = None
     plain = window is None and softcap is None and not dropout and query.shape[3] == value.shape[3]
     if plain and query.device.type == "cpu":
-        return tree_attention(query, key, value, pack.tree, _scale(query, scaling)), None
+        layout, scale = pack.on_cpu, _scale(query, scaling)
+        if isinstance(layout, PathLayout):
+            return path_attention(query, key, value, layout, scale), None
+        return tree_attention(query, key, value, layout, scale), None
     groups, places = pack.groups
     outputs = []
     for group in groups:

@@ -121,7 +121,7 @@ def _divided(items: Sequence[Prepared], options: FinetuneOptions) -> dict[str, S
         return split_rows(options.split, rows, shuffle=options.split_order == "shuffled", seed=options.seed)
 
     if isinstance(items, StoredSamples):  # of one set, each row once
-        edges = np.concatenate([[0], np.flatnonzero(np.diff(items.rows)) + 1, [len(items)]])
+        edges = np.append(np.flatnonzero(np.diff(items.rows, prepend=-1)), len(items))
         parts = divide(len(edges) - 1)
         return {name: items.take(_of_rows(edges, np.array(rows, dtype=np.int64))) for name, rows in parts.items()}
     by_row: dict[tuple[str, int], list[Prepared]] = {}

@@ -86,6 +86,7 @@ def run_audit(
         tokenizer: Mapping[str, Any] | None = {},
         against: Sequence[object] = (),
         ignored: Sequence[str] = (),
+        shared: str = "exact",
         shown: int = 10,
         **options: Any,
     ) -> Report:
@@ -97,7 +98,8 @@ def run_audit(
             options["tokenizer"] = str(make_tokenizer(**tokenizer))
         others = [str(write_rows(against, "against.jsonl"))] if against else []
         values = {"dataset": str(write_rows(rows)), "template": template, **options}
-        return audit(DataOptions.parse(values), registry=registry, against=others, ignored=ignored, shown=shown)
+        chosen = DataOptions.parse(values)
+        return audit(chosen, registry=registry, against=others, shared=shared, ignored=ignored, shown=shown)
 
     return run
 

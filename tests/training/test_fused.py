@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 
 from templatekit.config import FinetuneOptions
 from templatekit.errors import ConfigError
-from templatekit.training import elementwise, head_loss, tree_attention
+from templatekit.training import attention, elementwise, head_loss, path_attention, tree_attention
 from templatekit.training.elementwise import rms_norm, rotary
 from templatekit.training.fused import Fusion, fuse
 from templatekit.training.head_loss import linear_losses
@@ -332,12 +333,19 @@ def test_states_that_changed_are_cast_again() -> None:
         assert not torch.equal(layer(states.mul_(2)), first)
 
 
+@pytest.mark.parametrize("way", [path_attention, tree_attention])
 def test_weights_that_are_computed_again_are_those_that_were_kept(
-    tiny_model: MakeModel, in_fp64: Exactly, examples: list[TokenizedExample], monkeypatch: pytest.MonkeyPatch
+    tiny_model: MakeModel,
+    in_fp64: Exactly,
+    examples: list[TokenizedExample],
+    monkeypatch: pytest.MonkeyPatch,
+    way: Any,
 ) -> None:
     _, plain = _computations(in_fp64(tiny_model()))
+    if way is tree_attention:
+        monkeypatch.setattr(attention, "lay_out_paths", lambda segments: None)
     kept = _step(plain, examples)
-    monkeypatch.setattr(tree_attention, "KEPT", 0)
+    monkeypatch.setattr(way, "KEPT", 0)
     again = _step(plain, examples)
     assert again[0] == kept[0]
     assert _distance(again[1], kept[1]) < 1e-12

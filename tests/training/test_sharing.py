@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 
 from templatekit.config import FinetuneOptions
 from templatekit.packing import pack_examples
-from templatekit.training import tree_attention
+from templatekit.training import attention, path_attention, tree_attention
 from templatekit.training.attention import isolate
 from templatekit.training.collate import Batch, collate_packed
 from templatekit.training.loss import TargetLosses, head_of
@@ -80,6 +81,14 @@ def _difference(found: tuple[float, dict[str, Tensor]], expected: tuple[float, d
     return max(abs(found[0] - expected[0]) / (abs(expected[0]) or 1.0), *gradients)
 
 
+@pytest.fixture(params=["paths", "tree"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each way in which the CPU computes attention; by itself it takes the tree for long documents alone."""
+    if request.param == "tree":
+        monkeypatch.setattr(attention, "lay_out_paths", lambda segments: None)
+    return str(request.param)
+
+
 @pytest.fixture
 def model(tiny_model: MakeModel, in_fp64: Exactly, kind: str) -> PreTrainedModel:
     """Each kind of model in turn, in fp64."""
@@ -88,6 +97,7 @@ def model(tiny_model: MakeModel, in_fp64: Exactly, kind: str) -> PreTrainedModel
     return in_fp64(tiny_model(kind))
 
 
+@pytest.mark.usefixtures("way")
 @given(examples=forests())
 def test_sharing_changes_neither_loss_nor_gradients(model: PreTrainedModel, examples: list[TokenizedExample]) -> None:
     shared, plain = _batch(examples, share=True), _batch(examples, share=False)
@@ -103,6 +113,7 @@ def test_norms_in_fp32_are_what_differs_else(tiny_model: MakeModel, trees: list[
     assert EXACT < difference < 1e-6
 
 
+@pytest.mark.usefixtures("way")
 def test_sharing_in_fp32(tiny_model: MakeModel, kind: str, trees: list[TokenizedExample]) -> None:
     model = tiny_model(kind)
     assert _difference(_run(model, _batch(trees, share=True)), _run(model, _batch(trees, share=False))) < 1e-5
@@ -131,20 +142,32 @@ def test_what_is_shared_is_computed_once(trees: list[TokenizedExample]) -> None:
     assert batch.target_tokens == 5 + 5 + 3 * 12 + 9 + 3 + 6
 
 
-@pytest.mark.parametrize("broken", ["prefixes", "join"])
+@pytest.mark.parametrize("broken", ["prefixes", "join", "keys", "hidden"])
 def test_an_attention_that_misses_the_prefix_is_noticed(
     tiny_model: MakeModel, in_fp64: Exactly, trees: list[TokenizedExample], broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = in_fp64(tiny_model())
     expected = _run(model, _batch(trees, share=False))
-    if broken == "prefixes":
-        whole = tree_attention.lay_out
-        monkeypatch.setattr(
-            "templatekit.training.attention.lay_out", lambda segments: replace(whole(segments), prefixes=())
-        )
-    else:
+    found_by = {"prefixes": "lay_out", "keys": "lay_out_paths", "hidden": "lay_out_paths"}
+    if broken in ("prefixes", "join"):
+        monkeypatch.setattr(attention, "lay_out_paths", lambda segments: None)
+    if broken == "join":
         monkeypatch.setattr(tree_attention, "_join", lambda output, total, part, part_total: output.add_(part))
-    assert _difference(_run(model, _batch(trees, share=True)), expected) > 1e-3
+    else:
+        whole = getattr(attention, found_by[broken])
+
+        def without(segments: Sequence[Segment]) -> Any:
+            layout = whole(segments)
+            if broken == "prefixes":
+                return replace(layout, prefixes=())
+            change: Callable[[Tensor], Tensor] = (
+                torch.zeros_like if broken == "hidden" else partial(torch.flip, dims=[0])
+            )
+            changed = (group._replace(**{broken: change(getattr(group, broken))}) for group in layout.groups)
+            return replace(layout, groups=tuple(changed))
+
+        monkeypatch.setattr(attention, found_by[broken], without)
+    assert not _difference(_run(model, _batch(trees, share=True)), expected) <= 1e-3  # or not a number
 
 
 def test_long_rows_go_through_the_kernel(
@@ -153,9 +176,20 @@ def test_long_rows_go_through_the_kernel(
     model = in_fp64(tiny_model())
     expected = _run(model, _batch(trees, share=True))
     calls = _counted(monkeypatch)
+    monkeypatch.setattr(path_attention, "LONGEST", 3)
     monkeypatch.setattr(tree_attention, "LONG", 3)
     assert _difference(_run(model, _batch(trees, share=True)), expected) <= EXACT
     assert calls[0] > 0
+
+
+def test_many_copies_are_not_made(trees: list[TokenizedExample], monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = _segments(trees)
+    assert path_attention.lay_out_paths(segments) is not None
+    stem = [(token % VOCABULARY, 0.0) for token in range(60)]
+    family = [_example(row, [*stem, (row, 1.0), (row + 1, 1.0)]) for row in range(20)]
+    assert path_attention.lay_out_paths(_segments(family)) is None
+    monkeypatch.setattr(path_attention, "COPIES", 100)
+    assert path_attention.lay_out_paths(_segments(family)) is not None
 
 
 def _counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -182,6 +216,7 @@ def test_the_general_attention_agrees(
     assert _difference(_run(model, _batch(trees, share=True)), expected) <= EXACT
 
 
+@pytest.mark.usefixtures("way")
 def test_in_bf16_sharing_is_as_near_to_the_truth_as_packing(
     tiny_model: MakeModel, in_fp64: Exactly, trees: list[TokenizedExample]
 ) -> None:
@@ -221,6 +256,41 @@ def test_dropout_keeps_examples_apart(tiny_model: MakeModel, trees: list[Tokeniz
 
 def _segments(examples: Sequence[TokenizedExample]) -> tuple[Segment, ...]:
     return pack_examples(examples, range(len(examples)), share=True).segments
+
+
+@given(examples=forests())
+def test_the_layout_of_paths_holds_every_token_once(examples: list[TokenizedExample]) -> None:
+    segments = _segments(examples)
+    layout = path_attention.lay_out_paths(segments)
+    if layout is None:
+        return
+    laid = torch.cat([group.queries for group in layout.groups])
+    assert laid[layout.places].tolist() == list(range(len(layout.places)))
+    assert sum(group.rows for group in layout.groups) == len(segments)
+    for group in layout.groups:
+        assert group.hidden.shape == (group.rows, 1, group.longest, group.widest)
+        # What a query sees is its document up to itself.
+        for row, query in enumerate(group.queries.view(group.rows, -1).tolist()):
+            keys = group.keys.view(group.rows, -1)[row]
+            for place, token in enumerate(query):
+                seen = keys[group.hidden[row, 0, place] == 0].tolist()
+                assert seen == sorted(set(seen))
+                assert seen[-1] == token
+
+
+def test_groups_are_the_cheapest_runs() -> None:
+    def cost(groups: Sequence[Sequence[int]]) -> int:
+        each = ((len(g), max(sizes[i][1] for i in g), max(sizes[i][0] for i in g)) for g in groups)
+        return sum(rows * queries * keys + path_attention.PRODUCT for rows, queries, keys in each)
+
+    sizes = [(200, 180), (190, 50), (60, 40), (58, 30), (20, 20), (8, 8)]
+    found = path_attention._alike(sizes)
+    assert sorted(index for group in found for index in group) == list(range(6))
+    for cuts in range(2**5):
+        ends = [place + 1 for place in range(5) if cuts >> place & 1] + [6]
+        other = [list(range(start, end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        assert cost(found) <= cost(other)
+    assert 1 < len(found) < 6
 
 
 @given(examples=forests())
