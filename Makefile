@@ -24,6 +24,7 @@ check: install  ## Lint, format and types.
 bench: install  ## Speed beside the limit, as ratios. Run it alone on the machine.
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.render
 	$(BIN)/python -m benchmarks.startup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.cache
 
 bench-train: install  ## Training steps beside TRL's and padded ones. Run it alone on the machine.
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.train

@@ -27,4 +27,5 @@ def begin_peak() -> Callable[[], float]:
 
 def state_gib(model: Any) -> float:
     """What gradients and AdamW's moments take; the weights were there before."""
-    return 3 * sum(w.numel() * w.element_size() for w in model.parameters() if w.requires_grad) / 2**30
+    sizes: list[int] = [w.numel() * w.element_size() for w in model.parameters() if w.requires_grad]
+    return 3 * sum(sizes) / 2**30

@@ -24,7 +24,7 @@ def run_trl(options: FinetuneOptions, examples: list[TokenizedExample], rows: in
     from templatekit.training.model import load_model
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(resolve_model(options.model, create_registry()))
+        path = Path(resolve_model(options.model, create_registry()) or options.model)
         model = load_model(path, device=torch.device("cpu"))
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
         data = datasets.Dataset.from_dict(

@@ -1,12 +1,13 @@
 """Records of a file to masked ids on disk, beside bare tokenization of the finished texts, as ratios of one run.
 
-usage: python -m benchmarks.render [--shared FOLDER] [--repeat N] [--trl] [--memory ROWS ...]
+usage: python -m benchmarks.render [--shared FOLDER] [--repeat N] [--trl] [--save] [--memory ROWS ...]
 
 `bare` is `tokenizers.encode_batch_fast` on the texts that templatekit rendered, ids thrown away: no reading, rendering,
 masking or writing. Everything else goes from the records' file to a parquet file, workers' start included. With a
 folder of real data and tokenizers beside the project the sets are Alpaca, ShareGPT and a tokenizer's own chat template;
 without one, the bundled set many times over. Beside the rows a second stands the time of all cores a row, which says
-more where the machine has other work. `--memory 10000 1000000` asks instead for the peak memory of so many rows.
+more where the machine has other work; `--save` keeps it for README (`benchmarks.results`). `--memory 10000 1000000`
+asks instead for the peak memory of so many rows.
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from templatekit.config import DataOptions
+from benchmarks import results
+from benchmarks.results import SetResult
+from templatekit.config import DataOptions, RenderOptions
 from templatekit.formats.plans import without_plans
+from templatekit.packing import Sequences, packed
 from templatekit.pipeline import Pipeline
 from templatekit.registry import create_registry
-from templatekit.types import Example, Record
-from templatekit.workers import converted, converted_by_workers
+from templatekit.sinks import Exporter
+from templatekit.types import Example, Record, RenderedText
+from templatekit.work import parts_by, parts_here
+from templatekit.workers import local_workers
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 ROWS = 14_000
@@ -85,6 +91,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=SHARED, help="a folder of real data and tokenizers")
     parser.add_argument("--repeat", type=int, default=1, help="each set so many times over")
     parser.add_argument("--trl", action="store_true", help="TRL's and transformers' preparation too")
+    parser.add_argument("--save", action="store_true", help="keep the figures that README shows")
     parser.add_argument("--memory", type=int, nargs="+", metavar="ROWS", help="peak memory instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -92,8 +99,12 @@ def main() -> None:
         if options.memory:
             measure_memory(Path(folder), smollm2, options.memory)
             return
-        for one in sets(options.shared, smollm2):
+        found = [
             measure(one._replace(rows=one.rows * options.repeat), Path(folder), trl=options.trl)
+            for one in sets(options.shared, smollm2)
+        ]
+        if options.save:
+            results.save(found)
 
 
 def save_smollm2(folder: Path) -> str:
@@ -126,8 +137,8 @@ def starter(count: int) -> list[Record]:
     return list(itertools.islice(itertools.cycle(rows), count))
 
 
-def measure(one: Set, folder: Path, *, trl: bool) -> None:
-    """Prints a line a contender."""
+def measure(one: Set, folder: Path, *, trl: bool) -> SetResult:
+    """Prints a line a contender; gives what each cost."""
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in one.rows), encoding="utf-8")
     pipeline = pipeline_of(one, file)
@@ -136,18 +147,24 @@ def measure(one: Set, folder: Path, *, trl: bool) -> None:
     texts = [item.rendered.text for item in prepared]
     backend = pipeline.tokenizer.backend(control=True, prefix=True)
     bare = min(timed(lambda: backend.encode_batch_fast(texts, add_special_tokens=False)) for _ in range(3))
-    print(f"{one.name}: {len(one.rows):,} rows, {pipeline.counts.tokens / len(texts):.0f} tokens a text")
-    report("bare encode_batch_fast", bare, bare, len(one.rows))
+    tokens = round(pipeline.counts.tokens / len(texts))
+    print(f"{one.name}: {len(one.rows):,} rows, {tokens} tokens a text")
+    costs = {"bare encode_batch_fast": bare}
     contenders: dict[str, Callable[[], object]] = {
         "templatekit --no-reuse": lambda: write(one, file, folder, reuse=False),
         "templatekit": lambda: write(one, file, folder),
+        "templatekit --pack-tokens 2048": lambda: write(one, file, folder, pack_tokens=2048),
         "templatekit --workers 2": lambda: write(one, file, folder, workers=2),
     }
-    for name, work in contenders.items():
-        report(name, min(timed(work) for _ in range(2)), bare, len(one.rows))
-    compare_rendering(pipeline, [item.example for item in prepared])
+    costs |= {name: min(timed(work) for _ in range(2)) for name, work in contenders.items()}
     if trl:
-        measure_theirs(one, texts, bare)
+        costs |= measure_theirs(one, [halves(item.rendered) for item in prepared])
+    for name, cost in costs.items():
+        report(name, cost, bare, len(one.rows))
+    compare_rendering(pipeline, [item.example for item in prepared])
+    del costs["templatekit --workers 2"]  # they save time by the clock, at the price of their start
+    micros = {name: round(cost.cpu / len(one.rows) * 1e6, 2) for name, cost in costs.items()}
+    return SetResult(one.name, len(one.rows), tokens, micros)
 
 
 def report(name: str, cost: Cost, bare: Cost, rows: int) -> None:
@@ -159,17 +176,25 @@ def report(name: str, cost: Cost, bare: Cost, rows: int) -> None:
 
 
 def pipeline_of(one: Set, file: Path, **options: Any) -> Pipeline:
-    chosen = DataOptions(dataset=str(file), template=one.template, tokenizer=one.tokenizer, **options)
-    return Pipeline(chosen, create_registry())
+    values = {"dataset": str(file), "template": one.template, "tokenizer": one.tokenizer, **options}
+    return Pipeline(RenderOptions.parse(values), create_registry())
 
 
-def write(one: Set, file: Path, folder: Path, *, workers: int = 1, **options: Any) -> None:
-    pipeline = pipeline_of(one, file, **options)
+def write(
+    one: Set, file: Path, folder: Path, *, workers: int = 1, pack_tokens: int | None = None, **options: Any
+) -> None:
+    pipeline = pipeline_of(one, file, pack_tokens=pack_tokens, **options)
     exporter = pipeline.registry.exporters["parquet"]
+    assert isinstance(exporter, Exporter)
+    if pack_tokens is not None:
+        columns = (batch.columns for batch in pipeline.prepared_batches() if batch.columns is not None)
+        with (folder / "packs.parquet").open("wb") as output:
+            exporter.write_packs(packed(map(Sequences.of, columns), pack_tokens), output)
+        return
     if workers == 1:
-        parts = converted(pipeline.prepared_batches(), exporter)
+        parts = parts_here(pipeline, exporter)
     else:
-        parts = converted_by_workers(pipeline, pipeline.open(), exporter, workers=workers)
+        parts = parts_by(local_workers(workers), pipeline, exporter)
     with (folder / "rows.parquet").open("wb") as output:
         exporter.write_converted((part.content for part in parts), output)
 
@@ -192,9 +217,15 @@ def compare_rendering(pipeline: Pipeline, examples: list[Example]) -> None:
     )
 
 
-def measure_theirs(one: Set, texts: list[str], bare: Cost) -> None:
+def halves(rendered: RenderedText) -> tuple[str, str]:
+    """The text as a prompt and its last answer, for those who want it so."""
+    at = rendered.target_spans[-1].start
+    return rendered.text[:at], rendered.text[at:]
+
+
+def measure_theirs(one: Set, texts: list[tuple[str, str]]) -> dict[str, Cost]:
     """What TRL's trainer does to finished prompts and answers, and transformers to messages without a mask."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
 
@@ -208,28 +239,27 @@ def measure_theirs(one: Set, texts: list[str], bare: Cost) -> None:
         "num_attention_heads": 1,
     }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape))
-    half = [len(text) // 2 for text in texts]
-    data = Dataset.from_dict(
-        {
-            "prompt": [text[:at] for text, at in zip(texts, half, strict=True)],
-            "completion": [text[at:] for text, at in zip(texts, half, strict=True)],
-        }
-    )
+    disable_progress_bars()
+    prompts, completions = zip(*texts, strict=True)
+    data = Dataset.from_dict({"prompt": prompts, "completion": completions})
     with tempfile.TemporaryDirectory() as folder:
         settings = SFTConfig(output_dir=folder, report_to="none", max_length=2048, use_cpu=True, bf16=False)
 
         def prepare() -> None:
             SFTTrainer(model=model, args=settings, train_dataset=data, processing_class=tokenizer)
 
-        report("TRL, finished texts", timed(prepare), bare, len(texts))
+        costs = {"TRL, finished texts": timed(prepare)}
     if tokenizer.chat_template:
-        chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}] for text in texts]
+        chats = [
+            [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}] for prompt, answer in texts
+        ]
 
         def template() -> None:
             for chat in chats:
                 tokenizer.apply_chat_template(chat, return_dict=True)
 
-        report("transformers, no mask", timed(template), bare, len(texts))
+        costs["transformers, no mask"] = timed(template)
+    return costs
 
 
 def measure_memory(folder: Path, tokenizer: str, counts: list[int]) -> None:

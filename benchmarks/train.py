@@ -84,7 +84,7 @@ def run_ours(
     from templatekit.training.quantized import quantize
     from templatekit.training.step import Computation, Objective, train_step
 
-    model = load_model(resolve_model(MODEL, create_registry()), device=resolve_device(options.device))
+    model = load_model(resolve_model(MODEL, create_registry()) or MODEL, device=resolve_device(options.device))
     if options.quantize:
         quantize(model)
     if options.lora:
@@ -163,7 +163,7 @@ def main(
         values = {"batch_size": int(batch_size), "lora": False, "precision": precision, "pack_tokens": pack_tokens}
         values["method"] = "dpo" if pairs else "sft"
         options = FinetuneOptions.parse({**values, "learning_rate": RATE, **OURS.get(variants, {})})
-        items = pairs_from(pairs, count) if pairs else examples_of(rows, count)
+        items: list[Any] = [*(pairs_from(pairs, count) if pairs else examples_of(rows, count))]
         peer, _, width = variants.partition("-")
         if peer in PEERS:
             from benchmarks import peers

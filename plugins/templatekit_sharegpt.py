@@ -130,8 +130,8 @@ def templatekit_adapters() -> Iterable[Adapter]:
 class LlamaFactory(FolderExporter):
     """LLaMA-Factory's ShareGPT layout: rows, and the `dataset_info.json` that names their columns."""
 
-    name: ClassVar[str] = "llama-factory"
-    description: ClassVar[str] = "a folder for LLaMA-Factory: ShareGPT rows, and dataset_info.json"
+    name = "llama-factory"
+    description = "a folder for LLaMA-Factory: ShareGPT rows, and dataset_info.json"
     whole_records: ClassVar[bool] = True
 
     def __init__(self) -> None:

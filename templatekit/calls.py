@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from templatekit.cache import prepared_batches
-from templatekit.columns import token_arrays
-from templatekit.config import DataOptions
+from templatekit.columns import TokenizedColumns, token_arrays
+from templatekit.config import DataOptions, RenderOptions
 from templatekit.contracts import Adapter
 from templatekit.errors import ConfigError, RecordError, shorten
 from templatekit.formats.template import Template
 from templatekit.mixture import Mixture
+from templatekit.packing import Sequences, pack_arrays, packed
 from templatekit.pipeline import Pipeline
 from templatekit.prepared import Batch
 from templatekit.registry import Registry, create_registry
@@ -26,6 +27,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Address: TypeAlias = str | os.PathLike[str]
+
+
+@overload
+def render(
+    records: Address | Iterable[Record] | None,
+    *,
+    adapter: str | Adapter | None = None,
+    template: Address | Template = "alpaca",
+    tokenizer: None = None,
+    registry: Registry | None = None,
+    **options: Any,
+) -> Iterator[RenderedText]: ...
+
+
+@overload
+def render(
+    records: Address | Iterable[Record] | None,
+    *,
+    adapter: str | Adapter | None = None,
+    template: Address | Template = "alpaca",
+    tokenizer: Address | Tokenizer | PreTrainedTokenizerBase,
+    registry: Registry | None = None,
+    **options: Any,
+) -> Iterator[TokenizedExample]: ...
 
 
 def render(
@@ -54,37 +79,53 @@ def prepare(
     adapter: str | Adapter | None = None,
     template: Address | Template = "alpaca",
     registry: Registry | None = None,
+    pack_tokens: int | None = None,
     **options: Any,
 ) -> datasets.Dataset:
     """Records as a `datasets.Dataset` with `input_ids` and `labels`, which any trainer takes as it is.
 
-    Where a weight is neither 0 nor 1 there is a column `loss_weights` too, for trainers that know it.
+    With `pack_tokens` a row is a pack of whole examples, with `position_ids` and `seq_lengths`. Where a weight is
+    neither 0 nor 1 there is a column `loss_weights` too, for trainers that know it.
     """
     import datasets
     import pyarrow as pa
 
     if tokenizer is None:
         raise ConfigError("tokenizer: found None; expected a folder, a name or a tokenizer")
-    found = _batches(records, adapter, template, tokenizer, registry, options)
-    ids, weights = pa.list_(pa.int32()), pa.list_(pa.float32())
-    schema = pa.schema({"input_ids": ids, "labels": ids, "loss_weights": weights})
+    options["pack_tokens"] = pack_tokens
+    found = _batches(records, adapter, template, tokenizer, registry, options, kind=RenderOptions)
     weighted = False
-    batches = []
-    for batch in found:
-        assert batch.columns is not None
-        weighted |= batch.columns.is_weighted
-        batches.append(pa.record_batch(token_arrays(batch.columns), schema=schema))
-    table = pa.Table.from_batches(batches, schema=schema)
+
+    def columns() -> Iterator[TokenizedColumns]:
+        nonlocal weighted
+        for batch in found:
+            assert batch.columns is not None
+            weighted |= batch.columns.is_weighted
+            yield batch.columns
+
+    if pack_tokens is None:
+        rows = map(token_arrays, columns())
+    else:
+        rows = map(pack_arrays, packed(map(Sequences.of, columns()), int(pack_tokens)))
+    batches = [pa.record_batch(row) for row in rows] or [pa.record_batch(token_arrays(TokenizedColumns.of([])))]
+    table = pa.Table.from_batches(batches)
     return datasets.Dataset(table if weighted else table.drop_columns("loss_weights"))
 
 
 def _batches(
-    records: Any, adapter: Any, template: Any, tokenizer: Any, registry: Registry | None, options: Mapping[str, Any]
+    records: Any,
+    adapter: Any,
+    template: Any,
+    tokenizer: Any,
+    registry: Registry | None,
+    options: Mapping[str, Any],
+    *,
+    kind: type[DataOptions] = DataOptions,
 ) -> Iterator[Batch]:
     """What comes of the records: the calls take names and paths, or the things themselves."""
     named = {"dataset": records, "adapter": adapter, "template": template, "tokenizer": tokenizer}
     addresses = {key: os.fspath(value) for key, value in named.items() if isinstance(value, (str, os.PathLike))}
-    parsed = DataOptions.parse({**options, **addresses})
+    parsed = kind.parse({**options, **addresses})
     if parsed.mix and records is not None:
         raise ConfigError(f"records: found {shorten(records)} beside mix; expected None, as mix names its sets")
     if not parsed.mix and (isinstance(records, Mapping) or not isinstance(records, (str, os.PathLike, Iterable))):

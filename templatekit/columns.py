@@ -23,7 +23,8 @@ class TokenizedColumns:
     """Tokenized examples, their tokens end to end."""
 
     rendered: Sequence[RenderedText]
-    loss_spans: Sequence[tuple[LossSpan, ...]]
+    loss_spans: Sequence[Sequence[LossSpan]]
+    """Of each example; those that nobody has asked for may be worked out on demand."""
     truncated: Sequence[Truncation | None]
     offsets: NDArray[np.int64]
     """Shape (examples + 1,): example i has the tokens `offsets[i]` to `offsets[i + 1]`."""
@@ -41,7 +42,7 @@ class TokenizedColumns:
             rendered=[example.rendered for example in examples],
             loss_spans=[example.loss_spans for example in examples],
             truncated=[example.truncated for example in examples],
-            offsets=np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)]),
+            offsets=ends_of(lengths),
             input_ids=np.fromiter((id for e in examples for id in e.input_ids), dtype=np.int32, count=total),
             loss_weights=np.fromiter((w for e in examples for w in e.loss_weights), dtype=np.float64, count=total),
         )
@@ -56,7 +57,7 @@ class TokenizedColumns:
             input_ids=tuple(self.input_ids[start:end].tolist()),
             loss_weights=tuple(self.loss_weights[start:end].tolist()),
             rendered=self.rendered[index],
-            loss_spans=self.loss_spans[index],
+            loss_spans=tuple(self.loss_spans[index]),
             truncated=self.truncated[index],
         )
 
@@ -77,7 +78,7 @@ class TokenizedColumns:
     @property
     def labels(self) -> NDArray[np.int32]:
         """Shape (tokens,): `input_ids` where trained, else `IGNORE_INDEX`. Not shifted: trainers shift."""
-        return np.where(self.loss_weights != 0, self.input_ids, np.int32(IGNORE_INDEX))
+        return labels_of(self.input_ids, self.loss_weights)
 
     @property
     def is_weighted(self) -> bool:
@@ -87,14 +88,12 @@ class TokenizedColumns:
     def select(self, keep: Sequence[int]) -> TokenizedColumns:
         """The examples with these indices, in this order."""
         lengths = self.lengths[list(keep)]
-        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
-        starts = self.offsets[:-1][list(keep)]
-        tokens = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+        tokens = places_of(self.offsets[:-1][list(keep)], lengths)
         return TokenizedColumns(
             rendered=[self.rendered[index] for index in keep],
             loss_spans=[self.loss_spans[index] for index in keep],
             truncated=[self.truncated[index] for index in keep],
-            offsets=offsets,
+            offsets=ends_of(lengths),
             input_ids=self.input_ids[tokens],
             loss_weights=self.loss_weights[tokens],
         )
@@ -111,6 +110,22 @@ class TokenizedColumns:
             input_ids=np.concatenate([np.zeros(0, np.int32), *(columns.input_ids for columns in several)]),
             loss_weights=np.concatenate([np.zeros(0, np.float64), *(columns.loss_weights for columns in several)]),
         )
+
+
+def labels_of(input_ids: NDArray[np.int32], loss_weights: NDArray[np.float64]) -> NDArray[np.int32]:
+    """Ids where a weight is not 0, else `IGNORE_INDEX`."""
+    return np.where(loss_weights != 0, input_ids, np.int32(IGNORE_INDEX))
+
+
+def ends_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Shape (runs + 1,): where runs of these lengths begin, laid end to end, and where the last ends."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+
+
+def places_of(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The indices of runs that begin at `starts`, end to end: run i has `lengths[i]` of them."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
 
 
 def token_arrays(columns: TokenizedColumns) -> dict[str, pa.ListArray]:

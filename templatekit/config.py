@@ -108,7 +108,7 @@ def _checked_train_on(text: TrainOn) -> TrainOn:
     return text
 
 
-def parse_dedup(text: str) -> float:
+def parse_dedup(text: str, *, option: str = "dedup") -> float:
     """The similarity from which texts are repeats, of `exact` (1), `near` (0.8) or `near=0.9`; `ConfigError`."""
     name, equals, number = (part.strip() for part in text.partition("="))
     if name == "exact" and not equals:
@@ -119,7 +119,7 @@ def parse_dedup(text: str) -> float:
         threshold = 0.0
     if name != "near" or not 0.1 <= threshold < 1:
         raise ConfigError(
-            f"dedup: found {text!r}; expected exact, near, or near with a similarity from 0.1 to below 1: near=0.8"
+            f"{option}: found {text!r}; expected exact, near, or near with a similarity from 0.1 to below 1: near=0.8"
         )
     return threshold
 
@@ -318,6 +318,33 @@ class DataOptions(Options):
         weighted = [one.dataset for one in self.mix if one.weight is not None]
         if weighted and self.mix_strategy == "concat":
             raise ValueError(f"{weighted[0]!r} has a weight, and mix_strategy='concat' draws nothing; leave one out")
+        return self
+
+
+class RenderOptions(DataOptions):
+    """Examples, or packs of them, as files."""
+
+    pack_tokens: Positive | None = Field(
+        None,
+        description="Write packs: whole examples end to end, at most so many tokens a row. Longer examples are as "
+        "with this --max-length.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bound_lengths(cls, values: Any) -> Any:
+        """No pack holds a longer example, so what is said of lengths holds of this one too."""
+        if isinstance(values, dict) and values.get("max_length") is None and values.get("pack_tokens") is not None:
+            return {**values, "max_length": values["pack_tokens"]}
+        return values
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> RenderOptions:
+        if self.pack_tokens is not None and (self.max_length or 0) > self.pack_tokens:
+            raise ValueError(
+                f"max_length={self.max_length} beside pack_tokens={self.pack_tokens}: no pack has room for such an "
+                "example; expected a max_length of at most that, or none"
+            )
         return self
 
 

@@ -65,7 +65,8 @@ class Counts:
 
     def add(self, example: Example, *, both: bool = False) -> None:
         """Counts what an example leaves out of its record; of a preference pair one answer is used, or `both` are."""
-        self.left_out.update(example.left_out)
+        if example.left_out:
+            self.left_out.update(example.left_out)
         if isinstance(example, PreferenceExample):
             if not both:
                 self.left_out["rejected answer"] += 1
@@ -128,15 +129,19 @@ class Counts:
             "unread_keys": self.unread_keys,
         }
 
-    def lines(self, *, tokens: bool) -> list[str]:
-        """The counts in words; those of tokens only where there is a tokenizer."""
+    def headline(self, *, tokens: bool) -> str:
+        """How many rows, samples and tokens; those of tokens only where there is a tokenizer."""
         line = f"rows in: {self.rows_in:,}, rows out: {self.rows_out:,}"
         if self.samples != self.rows_out:
             line += f" as {self.samples:,} samples"
         line += f", dropped: {self.dropped.total():,}"
         if tokens:
             line += f", tokens: {self.tokens:,}, trained tokens: {self.trained_tokens:,}"
-        lines = [line]
+        return line
+
+    def lines(self, *, tokens: bool) -> list[str]:
+        """The counts in words, the headline first."""
+        lines = [self.headline(tokens=tokens)]
         for reason, count in self.dropped.most_common():
             rows = _listed(self.dropped_rows.get(reason, []))
             lines.append(f"dropped {count:,} × {reason} (rows {rows}); the first: {self.first_dropped[reason]}")

@@ -120,7 +120,7 @@ def _built(node: ast.expr, text: str) -> Evaluate:
             return lambda record: tuple(part(record) for part in parts)
         case ast.BoolOp(op=op, values=values):
             parts = [_built(value, text) for value in values]
-            return _all_of(parts) if isinstance(op, ast.And) else _any_of(parts)
+            return _until(bool if isinstance(op, ast.Or) else operator.not_, parts)
         case ast.UnaryOp(op=op, operand=operand) if type(op) in _UNARY:
             unary, inner = _UNARY[type(op)], _built(operand, text)
             return lambda record: unary(inner(record))
@@ -171,24 +171,13 @@ def _column(name: str) -> Evaluate:
     return value
 
 
-def _all_of(parts: list[Evaluate]) -> Evaluate:
+def _until(decided: Callable[[Any], bool], parts: list[Evaluate]) -> Evaluate:
+    """`and` and `or`: the first part that decides, else the last."""
+
     def value(record: Record) -> Any:
-        result: Any = True
+        result: Any = None
         for part in parts:
-            result = part(record)
-            if not result:
-                break
-        return result
-
-    return value
-
-
-def _any_of(parts: list[Evaluate]) -> Evaluate:
-    def value(record: Record) -> Any:
-        result: Any = False
-        for part in parts:
-            result = part(record)
-            if result:
+            if decided(result := part(record)):
                 break
         return result
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from typing import Any, ClassVar
 
+from templatekit.chunks import Chunk, chunked
 from templatekit.columns import TokenizedColumns
 from templatekit.config import DataOptions, MixedSet
 from templatekit.counts import Counts
@@ -44,6 +45,14 @@ class MixedCounts(Counts):
             elif isinstance(getattr(self, one.name), Counter):
                 setattr(self, one.name, sum(values, Counter()))
 
+    def merge(self, later: Counts) -> None:
+        """Adds what became of the records that follow these, set by set."""
+        assert isinstance(later, MixedCounts)
+        for name, counts in later.sets.items():
+            self.sets[name].merge(counts)
+        self.notes.update(later.notes)
+        self.add_up()
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON, with every set's own counts under `sets`."""
         self.add_up()
@@ -56,7 +65,7 @@ class MixedCounts(Counts):
     def lines(self, *, tokens: bool) -> list[str]:
         """The sums, then each set's counts under its name."""
         self.add_up()
-        lines = super().lines(tokens=tokens)[:1]
+        lines = [self.headline(tokens=tokens)]
         for name, counts in self.sets.items():
             own = counts.lines(tokens=tokens)
             share = f" ({counts.rows_out / self.rows_out:.1%} of the rows)" if self.rows_out else ""
@@ -84,8 +93,7 @@ class Mixture(Pipeline):
         self._kind = kind
         self.names = _names(options.mix)
         self.pipelines = [self._pipeline(one) for one in options.mix]
-        sets = {name: pipeline.counts for name, pipeline in zip(self.names, self.pipelines, strict=True)}
-        self.counts: MixedCounts = MixedCounts(sets=sets)
+        self.counts: MixedCounts = self._counts()
 
     @property
     def one_template(self) -> bool:
@@ -117,8 +125,19 @@ class Mixture(Pipeline):
         """Refuses: the records of several sets are of no one shape."""
         raise ConfigError("a mixture is read through prepared(): its sets have adapters of their own")
 
-    def prepared(self) -> Iterator[Prepared]:
-        """Every set's samples, in the order in which their records were drawn."""
+    def take_counts(self) -> Counts:
+        """What was counted so far; counting begins anew."""
+        counts = self.counts
+        for pipeline in self.pipelines:
+            pipeline.take_counts()
+        self.counts = self._counts()
+        return counts
+
+    def _counts(self) -> MixedCounts:
+        return MixedCounts(sets={name: one.counts for name, one in zip(self.names, self.pipelines, strict=True)})
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Every set's records in the order in which they are drawn, so many at a time."""
         sets = self.options.mix
         mix = Mix(
             openers=[self._opener(index) for index in range(len(sets))],
@@ -126,27 +145,54 @@ class Mixture(Pipeline):
             strategy=strategy_of(self.options),
             seed=self.options.shuffle or 0,
         )
-        drawn = iter(self._chosen_of(islice(mix, self.options.limit)))
-        while chunk := list(islice(drawn, _CHUNK)):
-            yield from self._together(chunk)
-            self.counts.add_up()
-        for index, passes in enumerate(mix.passes):
-            adapter = self.pipelines[index].adapter
-            told = f"adapter {adapter.name}, told by the records' keys" if adapter and not sets[index].adapter else ""
-            if note := "; ".join(filter(None, (_note(passes), told))):
-                self.counts.notes[self.names[index]] = note
+        drawn = self._chosen_of(islice(mix, self.options.limit))
+        for records, error in chunked(drawn, _CHUNK):
+            yield Chunk(records=records, adapters=self._adapters(), error=error)
+        yield Chunk(records=[], adapters=self._adapters(), notes=self._notes(mix.passes))
+
+    def of_chunk(self, chunk: Chunk) -> Iterator[Batch]:
+        """What comes of a chunk's records, in their order."""
+        self.take_adapters(chunk.adapters)
+        items = self._together(chunk.records)
+        while some := list(islice(items, BATCH)):
+            tokenized = [item.tokenized for item in some if item.tokenized is not None]
+            yield Batch(items=some, columns=TokenizedColumns.of(tokenized) if tokenized else None)
+        self.counts.notes.update(chunk.notes)
+        self.counts.add_up()
+        if chunk.error is not None:
+            raise chunk.error
+
+    def take_adapters(self, names: Sequence[str | None]) -> None:
+        """Reads each set's records by the adapter that another's records have told."""
+        for pipeline, name in zip(self.pipelines, names, strict=True):
+            pipeline.take_adapters([name])
+
+    def _adapters(self) -> tuple[str | None, ...]:
+        return tuple(pipeline.adapter_name for pipeline in self.pipelines)
+
+    def _notes(self, passes: Iterable[Passes]) -> dict[str, str]:
+        """What mixing did with each set's rows, where there is something to say."""
+        notes = {}
+        for name, pipeline, one, of in zip(self.names, self.pipelines, self.options.mix, passes, strict=True):
+            adapter = pipeline.adapter
+            told = f"adapter {adapter.name}, told by the records' keys" if adapter and not one.adapter else ""
+            if note := "; ".join(filter(None, (_note(of), told))):
+                notes[name] = note
+        return notes
+
+    def prepared_batches(self) -> Iterator[Batch]:
+        """Every set's samples, in the order in which their records were drawn."""
+        for chunk in self.chunks():
+            yield from self.of_chunk(chunk)
+        self.check_any_left()
+
+    def check_any_left(self) -> None:
+        """Raises `ConfigError` where records of a set came in and none came out."""
         for name, pipeline in zip(self.names, self.pipelines, strict=True):
             try:
                 pipeline.check_any_left()
             except ConfigError as error:
                 raise ConfigError(f"{name}: {error}") from error
-
-    def prepared_batches(self) -> Iterator[Batch]:
-        """The same, many samples at once."""
-        items = self.prepared()
-        while chunk := list(islice(items, BATCH)):
-            tokenized = [item.tokenized for item in chunk if item.tokenized is not None]
-            yield Batch(items=chunk, columns=TokenizedColumns.of(tokenized) if tokenized else None)
 
     def _opener(self, index: int) -> Callable[[], Iterable[Record | RecordError]]:
         pipeline, repeat = self.pipelines[index], self.options.mix[index].repeat

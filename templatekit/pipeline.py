@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from itertools import chain, islice, pairwise
+from operator import attrgetter
 from typing import Any, ClassVar
 
+from templatekit.chunks import CHUNK, Chunk, chunked
 from templatekit.config import DataOptions, parse_train_on
 from templatekit.contracts import Adapter
 from templatekit.counts import Counts
@@ -29,7 +32,7 @@ from templatekit.sources.gather import columns_of, gather
 from templatekit.sources.shuffle import placed, row_of, shuffled
 from templatekit.tokens.cuts import Encoder
 from templatekit.tokens.load import find_tokenizer
-from templatekit.tokens.supervision import loss_spans
+from templatekit.tokens.supervision import Losses, loss_spans
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.tokens.truncation import Limit
 from templatekit.types import (
@@ -81,6 +84,8 @@ class Pipeline:
         if options.end_marker is not None:
             self.template = self.template.ended_by(options.end_marker)
         self.special_tokens = tokenizer.special_tokens if tokenizer else NO_TOKENIZER
+        if options.end_marker not in (None, "none"):
+            self._check_end_marker(options.end_marker)
         self.encoder = (
             Encoder(tokenizer, boundary=options.boundary, control_tokens=options.control_tokens, reuse=options.reuse)
             if tokenizer
@@ -89,6 +94,19 @@ class Pipeline:
         self.limit = self.limit_of(options)
         self.counts = Counts()
         self._no_context = {text.strip().casefold() for text in options.empty_context}
+
+    def _check_end_marker(self, marker: str) -> None:
+        """Raises `ConfigError` for a text that can end no answer, since neither template nor tokenizer have it."""
+        special = {self.special_tokens.eos, *self.special_tokens.special}
+        # By words: a template may write a line break as it is, or as `\\n`.
+        if marker in special or all(word in self.template.source for word in marker.split()):
+            return
+        close = get_close_matches(marker, sorted(special), n=3)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "expected what it writes behind an answer"
+        raise ConfigError(
+            f"end_marker={marker!r}: template {self.template.name!r} does not write it, and it is no special token; "
+            f"{hint} (`none`: an answer may end without one)"
+        )
 
     def limit_of(self, options: DataOptions) -> Limit | None:
         """What the options make of samples that are too long; None where they set no length."""
@@ -114,9 +132,38 @@ class Pipeline:
         """The same, many samples at once."""
         return self.batches(self.open(), source=self.options.dataset)
 
+    def chunks(self) -> Iterator[Chunk]:
+        """The records of the options' data set, some at a time: what `of_chunk` takes, here or in another process."""
+        first_row = 0
+        for records, error in chunked(self.open(), CHUNK):
+            yield Chunk(records=records, first_row=first_row, adapters=(self.adapter_name,), error=error)
+            first_row += len(records)
+
+    def of_chunk(self, chunk: Chunk) -> Iterator[Batch]:
+        """What comes of a chunk's records."""
+        self.take_adapters(chunk.adapters)
+        yield from self.some_batches(chunk.records, source=self.options.dataset, first_row=chunk.first_row)
+        if chunk.error is not None:
+            raise chunk.error
+
+    @property
+    def adapter_name(self) -> str | None:
+        """The name under which the registry has the adapter, `plugin:name` where two plugins offer one."""
+        return next((name for name, one in self.registry.adapters.items() if one is self.adapter), None)
+
+    def take_adapters(self, names: Sequence[str | None]) -> None:
+        """Reads records by the adapters that another's records have told."""
+        if names[0] is not None:
+            self.adapter = self.registry.adapters[names[0]]
+
     def counts_of(self, item: Prepared) -> Counts:
         """Where a sample is counted."""
         return self.counts
+
+    def take_counts(self) -> Counts:
+        """What was counted so far; counting begins anew."""
+        counts, self.counts = self.counts, Counts()
+        return counts
 
     def gathered(self, records: Iterable[Record | RecordError]) -> Iterator[Record | RecordError]:
         """At most `limit` of the records; those that make one example come together, as the adapter says."""
@@ -201,8 +248,12 @@ class Pipeline:
             if isinstance(record, RecordError):
                 raise record
             found = self._adapt(row, record)
-            conversations = [one for example in found for one in self._conversations(example)]
-            samples = [sample for example in conversations for sample in self._samples(example, row)]
+            conversations: list[Example] = []
+            for example in found:
+                conversations += self._conversations(example)
+            samples: list[Sample] = []
+            for example in conversations:
+                samples += self._samples(example, row)
         except RecordError as error:
             error.at(source, row)
             if self.options.on_error == "stop" and not isinstance(error, LeftOut):
@@ -212,8 +263,7 @@ class Pipeline:
             return []
         for example in found:
             self._count(example)
-        messages = chain.from_iterable(sample.example.messages for sample in samples)
-        if any(m.role == "assistant" and not (m.content.strip() or m.tool_calls) for m in messages):
+        if any(_holds_no_answer(sample.example) for sample in samples):
             self.counts.empty_responses += 1
         if len(conversations) > 1:  # of one the samples are numbered
             samples = [
@@ -238,9 +288,10 @@ class Pipeline:
             return (Sample(example=example, rendered=rendered),)
         samples = self.template.samples(example, self.special_tokens, row=row, last_only=base == "last")
         if base != "last":
-            turns = {index for index, m in enumerate(example.messages) if m.role == "assistant" and m.weight}
-            found = {target.message for sample in samples for target in sample.rendered.target_spans}
-            self.counts.untrained_turns += len(turns - found) if found else 0
+            found = samples[0].rendered.target_messages.union(*(s.rendered.target_messages for s in samples[1:]))
+            if found:
+                turns = [index for index, m in enumerate(example.messages) if m.role == "assistant" and m.weight]
+                self.counts.untrained_turns += sum(index not in found for index in turns)
         return samples
 
     def _whole_text(self, example: Example, row: int) -> RenderedText:
@@ -284,8 +335,11 @@ class Pipeline:
         for index, message in enumerate(example.messages):
             if not isinstance(message, Message):
                 raise self._broken(f"returned messages[{index}]={shorten(message)}; expected a Message")
-            for name in _TEXTS:
-                if not isinstance(value := getattr(message, name), str):
+            texts = _texts(message)
+            if [*map(type, texts)] == _ALL_STR:
+                continue
+            for name, value in zip(_TEXTS, texts, strict=True):
+                if not isinstance(value, str):
                     raise self._broken(f"returned messages[{index}].{name}={shorten(value)}; expected text")
 
     def _group(self, record: Record) -> Hashable:
@@ -330,8 +384,8 @@ class Pipeline:
         if self.encoder is None:
             yield from self._finish_one_by_one(items, source)
             return
-        losses = [loss_spans(item.rendered, self.options.train_on) for item in items]
-        columns = self.encoder.encode_columns((item.rendered, spans) for item, spans in zip(items, losses, strict=True))
+        train_on = self.options.train_on
+        columns = self.encoder.encode_columns((item.rendered, Losses(item.rendered, train_on)) for item in items)
         lengths, trained = columns.lengths.tolist(), columns.trained_tokens.tolist()
         kept: dict[int, Prepared | None] = {}
         failure: RecordError | None = None
@@ -427,10 +481,21 @@ def _untrained(item: Prepared) -> RecordError:
 
 
 _TEXTS = ("role", "content", "context", "reasoning", "name", "tool_call_id")
+_ALL_STR = [str] * len(_TEXTS)
+_texts = attrgetter(*_TEXTS)
+
+
+def _holds_no_answer(example: Example) -> bool:
+    for message in example.messages:
+        if message.role == "assistant" and not message.content.strip() and not message.tool_calls:
+            return True
+    return False
 
 
 def _copied(value: Any) -> Any:
     """A value with objects and lists of its own."""
+    if type(value) is str:
+        return value
     if isinstance(value, Mapping):
         return {key: _copied(item) for key, item in value.items()}
     return [_copied(item) for item in value] if isinstance(value, list) else value

@@ -23,6 +23,7 @@ from templatekit.types import Example, Message, RenderedText, TokenizedExample
 
 if TYPE_CHECKING:
     from templatekit.columns import TokenizedColumns  # which needs NumPy
+    from templatekit.packing import Packs
 
 NOT_EXPRESSIBLE = "not_expressible"
 """The reason under which a sample is counted that a layout has no place for."""
@@ -51,17 +52,24 @@ class Finished(Protocol):
 class Sink(ABC):
     """Writes prepared samples."""
 
-    name: ClassVar[str]
+    name: str
     """Also the value of `render --format`."""
-    description: ClassVar[str] = ""
+    description: str = ""
     suffixes: ClassVar[tuple[str, ...]] = ()
     """File endings that choose this exporter where no format is named."""
     whole_records: ClassVar[bool] = False
     """Whether it wants a record's conversation once, rather than each of the samples it is trained in."""
 
+    takes_packs: ClassVar[bool] = False
+    """Whether it has `write_packs`."""
+
     def admit(self, sample: Finished) -> Any:
         """What is written of a sample; raises `RecordError` for one that the layout has no place for."""
         return sample.result
+
+    def admits_all(self, columns: TokenizedColumns) -> bool:
+        """Whether `admit` would take each of these tokenized examples as it is; False where that is to be tried."""
+        return type(self).admit is Sink.admit
 
 
 class Exporter(Sink):
@@ -83,6 +91,12 @@ class Exporter(Sink):
         """Writes what `convert` gave, in order, and returns the number of examples. By default `write` gets them."""
         return self.write(chain.from_iterable(parts), file)
 
+    def write_packs(self, packs: Iterable[Packs], file: BinaryIO) -> int:
+        """Writes packs of examples, a row each, and returns their number; for exporters with `takes_packs`.
+
+        At least one `Packs` comes, which may hold none."""
+        raise NotImplementedError(f"format {self.name!r} takes no packs")
+
 
 class FolderExporter(Sink):
     """Writes what it admits to a folder."""
@@ -90,6 +104,10 @@ class FolderExporter(Sink):
     @abstractmethod
     def write_folder(self, items: Iterable[Any], folder: Path) -> int:
         """Writes every item and returns their number. The folder is there, empty; the caller sees that it is whole."""
+
+    def write_packs(self, packs: Iterable[Packs], folder: Path) -> int:
+        """As an `Exporter`'s, for what `admit` takes as it is."""
+        raise NotImplementedError(f"format {self.name!r} takes no packs")
 
 
 class RecordExporter(Sink):
@@ -103,8 +121,8 @@ class RecordExporter(Sink):
 
     def __init__(self, adapter: Adapter, *, name: str | None = None, description: str = "") -> None:
         self.adapter = adapter
-        self.name = name or adapter.name  # type: ignore[misc]
-        self.description = description or f"JSON Lines of {adapter.description}"  # type: ignore[misc]
+        self.name = name or adapter.name
+        self.description = description or f"JSON Lines of {adapter.description}"
 
     def admit(self, sample: Finished) -> Any:
         """The record; raises `RecordError` for what does not come back from it."""

@@ -208,14 +208,43 @@ class TargetSpan:
             raise ValueError(f"target offsets must rise; got {self.start}, {self.marker_start}, {self.end}")
 
 
+class Outline(Protocol):
+    """What texts of one plan have in common: they have as many pieces, none of them empty, each of its own origin."""
+
+    @property
+    def fixed(self) -> tuple[bool, ...]:
+        """Of each piece, whether it is the same in every text; of others any text may stand there."""
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """Of each piece. Neighbours of one origin are one span."""
+
+    @property
+    def message_weights(self) -> tuple[float, ...] | None:
+        """Those of all texts; None where they differ."""
+
+    @property
+    def target_messages(self) -> frozenset[int]:
+        """As `RenderedText.target_messages`."""
+
+    @property
+    def sample(self) -> int:
+        """As `RenderedText.sample`."""
+
+
 class Deferred(Protocol):
     """Works out the fields of a `RenderedText`, each when it is first asked for."""
 
+    @property
+    def outline(self) -> Outline:
+        """Equal to that of texts with which this one has all in common but the variable pieces."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The pieces; together the text."""
+
     def work_out(self, field: str) -> Any:
         """The value of a field."""
-
-    def pieces(self) -> tuple[tuple[str, bool], ...]:
-        """As `RenderedText.pieces`."""
 
 
 class _FromDeferred:
@@ -272,15 +301,15 @@ class RenderedText(_FromDeferred):
         return self
 
     @property
-    def pieces(self) -> tuple[tuple[str, bool], ...]:
-        """The text in runs, each with whether the template wrote it.
+    def filled(self) -> Deferred | None:
+        """Its outline and pieces, where a plan made it."""
+        return getattr(self, "_deferred", None)
 
-        Of texts that were rendered by one plan, what the template wrote is the same `str` object each time.
-        """
-        deferred: Deferred | None = getattr(self, "_deferred", None)
-        if deferred is not None:
-            return deferred.pieces()
-        return tuple((self.text[span.start : span.end], span.origin.is_template) for span in self.spans)
+    @property
+    def target_messages(self) -> frozenset[int]:
+        """The messages that targets belong to."""
+        filled = self.filled
+        return frozenset(t.message for t in self.target_spans) if filled is None else filled.outline.target_messages
 
     @property
     def generation_boundaries(self) -> tuple[int, ...]:

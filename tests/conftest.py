@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # small texts: threads cost more than they give
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core each: threads of all would wait for one another
+
+if "TEMPLATEKIT_CACHE" not in os.environ:
+    # The suite's own, for all of its processes; what it takes is read out of the built-in model once.
+    _CACHE = tempfile.TemporaryDirectory(prefix="templatekit-tests-")
+    os.environ["TEMPLATEKIT_CACHE"] = _CACHE.name
 
 _COMMON: dict[str, Any] = {
     "deadline": None,

@@ -255,13 +255,22 @@ def test_without_an_end_the_template_needs_one(run: Callable[..., Result], folde
     assert chatml.code == 0, "ChatML ends its turns itself"
 
 
+def test_an_end_marker_that_nothing_writes(run: Callable[..., Result], folder: Path) -> None:
+    options = ("render", "--dataset", ROWS, "--tokenizer", folder, "--template", "chatml", "--end-marker")
+    line = refused(run(*options, "<|im_ned|>"))
+    assert "end_marker='<|im_ned|>'" in line
+    assert "did you mean '<|im_end|>'" in line
+    for text in ("<|im_end|>", "<|im_end|>\n", "none"):
+        assert run(*options, text).code == 0
+
+
 @pytest.mark.parametrize("pad", [None, "<|endoftext|>", "<|im_end|>"])
 def test_padding_changes_nothing(pad: str | None, folder: Path) -> None:
-    expected = [item.input_ids for item in render(GOOD, tokenizer=folder)]  # type: ignore[union-attr]
+    expected = [item.input_ids for item in render(GOOD, tokenizer=folder)]
     change(folder, pad_token=pad)
     items = list(render(GOOD, tokenizer=folder))
-    assert [item.input_ids for item in items] == expected  # type: ignore[union-attr]
-    assert all(item.labels[-1] == item.input_ids[-1] for item in items), "EOS is trained"  # type: ignore[union-attr]
+    assert [item.input_ids for item in items] == expected
+    assert all(item.labels[-1] == item.input_ids[-1] for item in items), "EOS is trained"
 
 
 @pytest.mark.parametrize("address", ["no/such/folder", "nosuchmodel", "./tokenizer2", "~/no/such", "x.gguf", ROWS, ""])

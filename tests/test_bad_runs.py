@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(finetune: Finetune, t
     whole = finetune(output=tmp_path / "whole")
 
     def action(world: World) -> None:
-        from templatekit.training import loop
+        loop: Any = import_module("templatekit.training.loop")
 
         step = loop.train_step
         done = [0]
@@ -119,7 +120,7 @@ def _losses(folder: Path) -> list[float]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_step_saves_and_leaves(finetune: Finetune, tmp_path: Path, number: int) -> None:
     def action(world: World) -> None:
-        from templatekit.training import loop
+        loop: Any = import_module("templatekit.training.loop")
 
         step = loop.train_step
 
@@ -173,7 +174,7 @@ def test_no_terminal_no_locale_and_a_long_foreign_path(place: Path, tmp_path: Pa
 
 def test_a_second_signal_leaves_at_once(finetune: Finetune, tmp_path: Path) -> None:
     def action(world: World) -> None:
-        from templatekit.training import loop
+        loop: Any = import_module("templatekit.training.loop")
 
         def stuck(*arguments: Any, **more: Any) -> Any:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -123,6 +123,7 @@ def test_files_of_columns_are_those_of_examples(
     builtin: Registry, tokenizer_of: Tokenizers, name: str, count: int
 ) -> None:
     exporter = builtin.exporters[name]
+    assert isinstance(exporter, Exporter)
     pipeline = pipeline_of(builtin, tokenizer_of, train_on="response=0.5,context=0.1")
     batches = list(pipeline.batches(records(count)))
     columns = [batch.columns for batch in batches if batch.columns is not None]
@@ -139,7 +140,9 @@ def test_files_of_columns_are_those_of_examples(
 
 def test_no_columns_are_a_file_without_rows(builtin: Registry) -> None:
     file = io.BytesIO()
-    assert builtin.exporters["parquet"].write_converted([], file) == 0
+    exporter = builtin.exporters["parquet"]
+    assert isinstance(exporter, Exporter)
+    assert exporter.write_converted([], file) == 0
     assert pq.read_table(file).column_names[-1] == "truncated"
 
 

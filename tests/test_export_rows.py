@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from testkit.outlined import ANSWER, USER, Filled, outline
 
 from templatekit import Exporter, Registry, RenderedText, TokenizedExample, render
+from templatekit.export import spans
 from templatekit.export.rows import to_row
+from templatekit.export.spans import span_lists
+from templatekit.types import COMPUTED, TEMPLATE
 
 
-def table(exporter: Exporter, examples: list[RenderedText | TokenizedExample]) -> list[dict[str, Any]]:
+def table(exporter: Exporter, examples: Sequence[RenderedText | TokenizedExample]) -> list[dict[str, Any]]:
     """What a file holds, read back."""
     file = io.BytesIO()
     assert exporter.write(iter(examples), file) == len(examples)
@@ -40,9 +48,35 @@ def chat(count: int, *, weighted: int | None = None) -> list[dict[str, Any]]:
     return rows
 
 
+@st.composite
+def filled(draw: st.DrawFn) -> Filled:
+    """Texts of a few outlines, of any number of pieces."""
+    texts = st.sampled_from(["a", "été", "\n"])
+    pieces = st.tuples(st.none() | texts, st.sampled_from([TEMPLATE, USER, COMPUTED]))
+    given = outline(*draw(st.lists(pieces, max_size=4)), (None, ANSWER))
+    return Filled(given, tuple(draw(texts) for text, _ in given.pieces if text is None))
+
+
+@given(several=st.lists(st.tuples(filled(), st.booleans()), max_size=4), again=st.integers(1, 2))
+def test_spans_worked_out_all_at_once(several: list[tuple[Filled, bool]], again: int) -> None:
+    texts = [one.deferred() if by_plan else one.whole() for one, by_plan in several * again]
+    expected = [to_row(one.whole())["spans"] for one, _ in several * again]
+    assert span_lists(texts).to_pylist() == expected
+
+
+def test_negative_control_neighbours_of_one_origin_are_one_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = Filled(outline(("a", TEMPLATE), ("b", TEMPLATE), (None, ANSWER)), ("c",))
+    assert span_lists([text.deferred()]).to_pylist() == [to_row(text.whole())["spans"]]
+    apart = partial(spans._runs, joined=False)
+    monkeypatch.setattr(spans, "_runs", lambda origins, names, joined: apart(origins, names))
+    assert span_lists([text.deferred()]).to_pylist() != [to_row(text.whole())["spans"]]
+
+
 @pytest.fixture(params=["jsonl", "parquet", "arrow"])
 def exporter(request: pytest.FixtureRequest, builtin: Registry) -> Exporter:
-    return builtin.exporters[request.param]
+    found = builtin.exporters[request.param]
+    assert isinstance(found, Exporter)
+    return found
 
 
 @pytest.mark.parametrize("count", [0, 1, 1024, 1025])

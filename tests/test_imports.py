@@ -16,7 +16,7 @@ import templatekit
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "templatekit"
 ROOMS = (
-    "errors types columns expressions hookspecs contracts sinks offers registry config counts garbage",
+    "errors places types columns expressions hookspecs contracts sinks offers registry config counts garbage chunks",
     "sources",
     "cleaning",
     "formats",
@@ -24,7 +24,9 @@ ROOMS = (
     "packing prepared",
     "pipeline",
     "mixture pairs",
-    "workers",
+    "parts",
+    "work",
+    "workers on_ray",
     "cache",
     "calls",
     "training",

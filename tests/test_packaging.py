@@ -36,7 +36,11 @@ def python_files(package: str) -> Iterator[str]:
 
 def run(*command: str | Path, cwd: Path) -> str:
     """A command's output; its errors are the test's."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("TEMPLATEKIT_", "PYTHON", "PIP_"))}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key == "TEMPLATEKIT_CACHE" or not key.startswith(("TEMPLATEKIT_", "PYTHON", "PIP_"))
+    }
     done = subprocess.run(command, cwd=cwd, env=kept, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -15,7 +15,7 @@ from templatekit import ConfigError, DataOptions, RecordError, create_registry
 from templatekit.pairs import PairPipeline, pairs_of
 from templatekit.pipeline import Pipeline
 from templatekit.testing.texts import UNICODE
-from templatekit.types import TokenizedPair
+from templatekit.types import TokenizedExample, TokenizedPair
 
 TEXT = st.one_of(st.sampled_from(UNICODE), st.text(min_size=1, max_size=20)).filter(str.strip)
 Read = Callable[..., tuple[list[TokenizedPair], PairPipeline]]
@@ -35,7 +35,7 @@ def read(tokenizer_of: Tokenizers) -> Read:
 
 
 def _prompt(pair: TokenizedPair, answer: str) -> tuple[int, ...]:
-    example = getattr(pair, answer)
+    example: TokenizedExample = getattr(pair, answer)
     return example.input_ids[: next(place for place, weight in enumerate(example.loss_weights) if weight)]
 
 

@@ -43,7 +43,8 @@ def sharegpt(*texts: str) -> list[dict[str, str]]:
 
 
 def said(*texts: str) -> str:
-    return write_transcript(messages(*texts))
+    written: str = write_transcript(messages(*texts))
+    return written
 
 
 @pytest.fixture(scope="module")

@@ -139,8 +139,8 @@ def test_tokenizers_may_be_anything_that_is_one(tokenizer_of: Any, tokenizer: To
     assert all(isinstance(item, TokenizedExample) for item in expected)
     for made in folder, str(folder), folder / "tokenizer.json", AutoTokenizer.from_pretrained(folder):
         items = list(render(ROWS, tokenizer=made))
-        assert [item.input_ids for item in items] == [item.input_ids for item in expected]  # type: ignore[union-attr]
-        assert [item.labels for item in items] == [item.labels for item in expected]  # type: ignore[union-attr]
+        assert [item.input_ids for item in items] == [item.input_ids for item in expected]
+        assert [item.labels for item in items] == [item.labels for item in expected]
 
 
 @pytest.mark.parametrize(

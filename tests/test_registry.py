@@ -227,7 +227,7 @@ def test_sources_of_plugins_are_asked_before_the_built_in_ones() -> None:
     registry = create_registry(plugins=[offering([Mine()], "templatekit_sources")])
     assert next(iter(registry.sources)) == "mine"
     rendered = next(render("starter", registry=registry))
-    assert "### Response:starter" in rendered.text  # type: ignore[union-attr]
+    assert "### Response:starter" in rendered.text
 
 
 # Folders of single files
@@ -238,7 +238,7 @@ def test_a_plugin_folder_offers_adapters_and_templates(folder: Callable[..., Pat
     (place / "qa.jinja").write_text(PLAIN_TEMPLATE, encoding="utf-8")
     registry = create_registry(plugin_dirs=[place])
     (rendered,) = render([{"q": "why?", "a": "so"}], adapter="fable", template="qa", registry=registry)
-    assert rendered.text == "Q: why?\nA: so\n"  # type: ignore[union-attr]
+    assert rendered.text == "Q: why?\nA: so\n"
     assert registry.adapters.owner("fable").origin == str(place / "fable.py")
     assert registry.templates.owner("qa").origin == str(place)
 
@@ -357,7 +357,7 @@ def test_a_plugins_name_chooses_between_two_of_one_name(folder: Callable[..., Pa
     for name in ("first", "second"):
         assert registry.adapters.owner(f"{name}:same").name == name
         (rendered,) = render([record], adapter=f"{name}:same", template="chapter7", registry=registry)
-        assert name in rendered.text  # type: ignore[union-attr]
+        assert name in rendered.text
     assert registry.adapters["alpaca:alpaca"] is registry.adapters["alpaca"]
     with pytest.raises(UnknownNameError, match=r"no adapter named 'third:same'; did you mean 'first:same'"):
         registry.adapters["third:same"]

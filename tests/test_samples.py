@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def test_a_record_is_on_one_side_of_a_split(turns: list[int], seed: int, builtin
     check_split(splits, turns)
 
 
-def check_split(splits: dict[str, list[Prepared]], turns: list[int]) -> None:
+def check_split(splits: Mapping[str, Sequence[Prepared]], turns: list[int]) -> None:
     sides = {name: [item.rendered.row for item in items] for name, items in splits.items()}
     assert not set(sides["train"]) & set(sides["validation"])
     assert sorted(sides["train"] + sides["validation"]) == [row for row, n in enumerate(turns) for _ in range(n)]

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 import templatekit
 from templatekit import Example, Message, Record, RecordError, RecordExporter, prepare
-from templatekit.cli.output import admitted, write, write_whole
+from templatekit.cli.output import write, write_whole
 from templatekit.config import DataOptions
 from templatekit.errors import ConfigError, RunError
+from templatekit.parts import admitted, parts_of
 from templatekit.pipeline import Pipeline
 from templatekit.prepared import Prepared
 from templatekit.registry import create_registry
@@ -37,7 +38,7 @@ def sample(*messages: Message, **more: Any) -> Prepared:
 
 
 def text(role: str) -> st.SearchStrategy[Message]:
-    words = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
+    words = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
     weights = st.sampled_from([1.0, 1.0, 0.0, 0.5]) if role == "assistant" else st.just(1.0)
     return st.builds(
         Message,
@@ -135,7 +136,7 @@ def test_openai_has_calls_as_json_and_weights_of_answers() -> None:
 def exported(rows: list[Any], format: str, output: Path, **options: Any) -> Pipeline:
     pipeline = Pipeline(DataOptions.parse({"template": "alpaca", **options}), REGISTRY)
     exporter = REGISTRY.exporters[format]
-    write_whole(exporter, admitted(exporter, pipeline.run(pipeline.gathered(rows)), pipeline), output)
+    write_whole(exporter, parts_of(pipeline.batches(pipeline.gathered(rows)), exporter, pipeline), output)
     return pipeline
 
 
@@ -167,7 +168,12 @@ def test_trl_and_transformers_train_on_the_folder(tokenizer_of: Any, tmp_path: P
     assert dataset.select_columns(expected.column_names).to_list() == expected.to_list()
     assert dataset["attention_mask"] == [[1] * len(ids) for ids in expected["input_ids"]]
     served = AutoTokenizer.from_pretrained(folder)
-    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(served), num_key_value_heads=2, **shape))
     losses = []
     for data in (dataset, expected):

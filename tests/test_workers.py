@@ -55,21 +55,26 @@ class Render:
         (folder / "plugins" / "numbers_plugin.py").write_text(PLUGIN, encoding="utf-8")
         self._tokenizer = tokenizer
 
-    def command(self, numbers: list[object], workers: int, format: str, *arguments: str) -> list[str]:
-        rows = self.folder / "rows.jsonl"
-        rows.write_text("".join(json.dumps({"n": n}) + "\n" for n in numbers), encoding="utf-8")
-        options = {"dataset": rows, "tokenizer": self._tokenizer, "plugin-dir": self.folder / "plugins"}
+    def command(self, numbers: list[object] | None, workers: int, format: str, *arguments: str) -> list[str]:
+        """Of these numbers, or of what the arguments name."""
+        options = {"tokenizer": self._tokenizer, "plugin-dir": self.folder / "plugins"}
+        if numbers is not None:
+            options["dataset"] = self.folder / "rows.jsonl"
+            options["dataset"].write_text("".join(json.dumps({"n": n}) + "\n" for n in numbers), encoding="utf-8")
         named = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         output = str(self.folder / f"{workers}.{format}")
         given = ["--template", "chatml", "--workers", str(workers), "--output", output, *arguments]
         return [sys.executable, "-m", "templatekit", "render", *named, *given]
 
-    def __call__(self, numbers: list[object], workers: int, format: str, *arguments: str) -> tuple[bytes, str, int]:
+    def __call__(
+        self, numbers: list[object] | None, workers: int, format: str, *arguments: str
+    ) -> tuple[bytes, str, int]:
         """What the file holds, what stands on stderr, and the exit code."""
         command = self.command(numbers, workers, format, *arguments)
         run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert not run.stdout
         file = self.folder / f"{workers}.{format}"
+        file = file / "train.jsonl" if file.is_dir() else file
         # Two workers print at once, and one may be ended within a line: ours may then stand behind what it said.
         said = "\n".join(filter(None, run.stderr.replace("said by a plugin", "").splitlines()))
         return file.read_bytes() if file.exists() else b"", said, run.returncode
@@ -94,6 +99,23 @@ def test_any_number_gives_the_same_bytes_and_counts(render: Render, format: str)
     assert counts["dropped"]["odd"] == 2
     assert counts["dropped"]["too_long"] > 100
     assert len(one[0]) > 10_000
+
+
+def test_sets_and_single_samples_too(render: Render) -> None:
+    """What looks at single samples, of several sets, and how long they are."""
+    numbers: list[Any] = [n % 50 for n in range(1500)]
+    numbers[700] = "bad"
+    render.command(numbers, 1, "jsonl")
+    rows = render.folder / "rows.jsonl"
+    sets = [f"{rows},name=a,weight=2", f"{rows},name=b,limit=9"]
+    options = ["--on-error", "skip", "--stats", *(word for one in sets for word in ("--mix", one))]
+    one = render(None, 1, "axolotl", "--format", "axolotl", *options)
+    two = render(None, 2, "axolotl", "--format", "axolotl", *options)
+    assert one == two
+    assert one[2] == 0
+    assert one[0].count(b"\n") > 1500
+    assert "tokens of an example" in one[1]
+    assert "gone through" in one[1], "what mixing did is told"
 
 
 def test_the_first_error_is_the_one_that_is_met(render: Render) -> None:

@@ -91,6 +91,14 @@ def shared_rows(row: Row, setup: Setup) -> Iterator[Hit]:
             yield Hit(what=other.dataset, detail=f"the same text as row {other.row} there", sample=sample)
 
 
+def nearly_shared_rows(row: Row, setup: Setup) -> Iterator[Hit]:
+    """A text that another data set nearly has."""
+    for sample in row.samples:
+        if (other := sample.nearly_shared) is not None:
+            detail = f"nearly the text of row {other.row} there (similarity {other.similarity:.2f})"
+            yield Hit(what=other.dataset, detail=detail, sample=sample)
+
+
 def shared_prompts(row: Row, setup: Setup) -> Iterator[Hit]:
     """A prompt that another data set answers otherwise."""
     for sample in row.samples:

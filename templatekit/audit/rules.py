@@ -43,6 +43,15 @@ RULES: tuple[Rule, ...] = (
         row=check_content.shared_rows,
     ),
     Rule(
+        code="nearly-shared-rows",
+        level="warning",
+        title="rows that another split nearly holds",
+        help="A figure measured on the other data set is partly memory, where a word or two were changed: look at "
+        "them, and take those that say the same out of one of the two.",
+        needs=("against", "shared"),
+        row=check_content.nearly_shared_rows,
+    ),
+    Rule(
         code="shared-prompts",
         level="warning",
         title="prompts that another split holds too, with another answer",

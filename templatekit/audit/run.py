@@ -10,8 +10,8 @@ from templatekit.audit.rules import chosen
 from templatekit.audit.stream import Stream
 from templatekit.audit.tally import Tally, by_severity
 from templatekit.audit.values import Need, Report, Rule
-from templatekit.config import DataOptions
-from templatekit.errors import NOTHING_TRAINED, RecordError
+from templatekit.config import DataOptions, parse_dedup
+from templatekit.errors import NOTHING_TRAINED, ConfigError, RecordError
 from templatekit.pipeline import Pipeline
 from templatekit.registry import Registry, create_registry
 from templatekit.types import Record
@@ -27,6 +27,7 @@ def audit(
     *,
     registry: Registry | None = None,
     against: Sequence[str] = (),
+    shared: str = "exact",
     ignored: Iterable[str] = (),
     shown: int = ROWS_SHOWN,
     progress: Callable[[int], None] | None = None,
@@ -34,13 +35,17 @@ def audit(
     """Reads the whole set that `options` name, or the records given, and reports what is wrong with it.
 
     Every row is read to its end: records that cannot be used are reported, whatever `on_error` says, and texts longer
-    than `max_length` are looked at whole. `against` are addresses of other data sets, `ignored` codes of rules to
-    leave out, `shown` row numbers a finding keeps; `progress` is called with the number of rows, now and then.
+    than `max_length` are looked at whole. `against` are addresses of other data sets; with `shared` as `near` or
+    `near=0.9`, as of the option `dedup`, rows that are nearly in one of them are told of too. `ignored` are codes of
+    rules to leave out, `shown` row numbers a finding keeps; `progress` is called with the number of rows, now and then.
     """
     # Every row is looked at whole; what --max-length would do to it is for the rules to say.
     reading = options.model_copy(update={"on_error": "skip", "truncation": "drop", "max_length": None, "shuffle": None})
     pipeline = Pipeline(reading, registry or create_registry())
-    rules, not_checked = _applicable(chosen(ignored), options, against)
+    threshold = parse_dedup(shared, option="shared")
+    if threshold < 1 and not against:
+        raise ConfigError(f"shared={shared!r} compares with other data sets; found none; expected --against too")
+    rules, not_checked = _applicable(chosen(ignored), options, against, near=threshold < 1)
     setup = setup_of(pipeline, options)
     codes = {rule.code for rule in rules}
     stream = Stream(
@@ -49,7 +54,8 @@ def audit(
         lossy="text-normalized" in codes,
         limit=pipeline.limit_of(options),
     )
-    compared = tuple(stream.compare_with(dataset) for dataset in against)
+    near = threshold if "nearly-shared-rows" in codes else None
+    compared = tuple(stream.compare_with(dataset, near=near) for dataset in against)
     tallies = [Tally(rule=rule, shown=shown) for rule in rules]
     lengths = LengthCounter()
     rows = usable = 0
@@ -87,13 +93,14 @@ def audit(
 
 
 def _applicable(
-    rules: Iterable[Rule], options: DataOptions, against: Sequence[str]
+    rules: Iterable[Rule], options: DataOptions, against: Sequence[str], *, near: bool
 ) -> tuple[tuple[Rule, ...], dict[str, str]]:
     """The rules that have something to look at, and for the others what they need."""
     lacking: dict[Need, bool] = {
         "tokenizer": options.tokenizer is None,
         "max_length": options.max_length is None,
         "against": not against,
+        "shared": not near,
     }
     kept, without = [], {}
     for rule in rules:

@@ -9,6 +9,7 @@ from typing import Any
 
 from templatekit.audit.roundtrip import RoundTrip
 from templatekit.audit.values import Against, Edge, Elsewhere, Row, Sample
+from templatekit.cleaning.duplicates import NearTexts, conversation_text
 from templatekit.cleaning.first_rows import FirstRows, text_key
 from templatekit.counts import Counts
 from templatekit.errors import ConfigError, RecordError
@@ -59,9 +60,9 @@ class Stream:
         self._texts, self._prompts = FirstRows(), FirstRows()
         self._others: list[Other] = []
 
-    def compare_with(self, dataset: str) -> Against:
-        """Reads another data set, whose rows are then known as `Elsewhere`."""
-        other = Other(self.pipeline, dataset)
+    def compare_with(self, dataset: str, *, near: float | None = None) -> Against:
+        """Reads another data set, whose rows are then known as `Elsewhere`, with `near` also by texts that similar."""
+        other = Other(self.pipeline, dataset, near=near)
         self._others.append(other)
         return other.result
 
@@ -105,6 +106,8 @@ class Stream:
                 samples[place] = replace(
                     sample, shared_text=sample.shared_text or shared, shared_prompt=sample.shared_prompt or asked
                 )
+            for place, like in zip(longest, other.find_near([items[place] for place in longest]), strict=True):
+                samples[place] = _nearest(samples[place], like)
         if self._round_trip is not None:
             for index, lossy in self._round_trip.lossy([item.example for item in items]):
                 samples[index] = replace(samples[index], lossy=(*samples[index].lossy, lossy))
@@ -162,8 +165,11 @@ def batches(
 class Other:
     """Another data set, as hashes of its texts and prompts."""
 
-    def __init__(self, pipeline: Pipeline, dataset: str) -> None:
+    def __init__(self, pipeline: Pipeline, dataset: str, *, near: float | None = None) -> None:
         self._texts, self._prompts = FirstRows(), FirstRows()
+        self._near = None if near is None else NearTexts(near)
+        self._near_rows: list[int] = []
+        """Of the texts in it, by their places."""
         options = pipeline.options.model_copy(update={"dataset": dataset, "limit": None})
         reader = Pipeline(options, pipeline.registry, template=pipeline.template, tokenizer=pipeline.tokenizer)
         reader.encoder = None  # texts are enough
@@ -173,6 +179,9 @@ class Other:
             rows = [item.rendered.row for item in items]
             self._texts.add([text_key(item.rendered.text) for item in items], rows)
             self._prompts.add(prompt_keys(items), rows)
+            if self._near is not None:
+                self._near.keep(_said(items), list(range(len(self._near_rows), len(self._near_rows) + len(rows))))
+                self._near_rows += rows
             counts.forget()
         if not counts.rows_out:
             first = next(iter(counts.first_dropped.values()), "it is empty")
@@ -190,8 +199,32 @@ class Other:
         ]
         return self._elsewhere(same_text), self._elsewhere(same_prompt)
 
+    def find_near(self, items: Sequence[Prepared]) -> list[Elsewhere | None]:
+        """The most similar row there, by what is said and not by what the template writes around it."""
+        if self._near is None:
+            return [None] * len(items)
+        dataset, rows = self.result.dataset, self._near_rows
+        return [
+            None if like is None else Elsewhere(dataset, rows[like.place], like.similarity)
+            for like in self._near.find(_said(items))
+        ]
+
     def _elsewhere(self, rows: Sequence[int | None]) -> list[Elsewhere | None]:
         return [None if row is None else Elsewhere(self.result.dataset, row) for row in rows]
+
+
+def _said(items: Iterable[Prepared]) -> list[str]:
+    return [conversation_text([item.example]) for item in items]
+
+
+def _nearest(sample: Sample, like: Elsewhere | None) -> Sample:
+    """The sample with the more similar of two rows elsewhere; with none where its very text is there."""
+    known = sample.nearly_shared
+    if sample.shared_text is not None:
+        like = None
+    elif like is None or (known is not None and (known.similarity or 0) >= (like.similarity or 0)):
+        return sample
+    return replace(sample, nearly_shared=like)
 
 
 def going_on(items: Sequence[Prepared]) -> list[bool]:

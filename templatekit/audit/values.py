@@ -23,7 +23,7 @@ Level: TypeAlias = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 """The most severe first."""
 
-Need: TypeAlias = Literal["tokenizer", "max_length", "against"]
+Need: TypeAlias = Literal["tokenizer", "max_length", "against", "shared"]
 """An option without which a rule has nothing to look at."""
 
 
@@ -48,6 +48,8 @@ class Elsewhere(NamedTuple):
 
     dataset: str
     row: int
+    similarity: float | None = None
+    """The estimated share of runs of three words that both have; None where what is compared is equal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,8 @@ class Sample(types.Sample):
     """The first row with this text up to the last answer, and another answer."""
     shared_text: Elsewhere | None = None
     shared_prompt: Elsewhere | None = None
+    nearly_shared: Elsewhere | None = None
+    """The most similar row of another data set, where none has this very text."""
 
     def trains(self, start: int, end: int) -> bool:
         """Whether a character of `rendered.text[start:end]` carries loss."""

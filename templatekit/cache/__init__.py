@@ -20,18 +20,17 @@ FOLDER/prepared-1/KEY/      KEY: the hash of all that decides about the examples
 | `disk` | files that are whole or absent |
 | `folder` | finds the folder, lists what is in it, removes it |
 | `run` | goes through the parts: takes those that are there, makes the others |
-| `examples` | all parts as one sequence, for training |
+| `examples` | all samples as one sequence, for training |
 """
 
 from templatekit.cache.examples import StoredExamples, StoredSamples
-from templatekit.cache.folder import Entry, cache_folder, entries, remove
+from templatekit.cache.folder import Entry, entries, remove
 from templatekit.cache.run import prepared_batches, prepared_samples
 
 __all__ = [
     "Entry",
     "StoredExamples",
     "StoredSamples",
-    "cache_folder",
     "entries",
     "prepared_batches",
     "prepared_samples",

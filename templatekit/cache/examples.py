@@ -1,26 +1,70 @@
-"""All parts of a data set as one sequence: tokens stay on the disk, mapped, until an example is asked for."""
+"""All samples of a set as one sequence: tokens stay in columns, on the disk or in memory, until one is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from templatekit.cache.part import Part
-from templatekit.prepared import Prepared
-from templatekit.types import TokenizedExample
+from templatekit.columns import TokenizedColumns, places_of
+from templatekit.prepared import Batch, Prepared
+from templatekit.types import Example, TokenizedExample
+
+
+class Columns(Protocol):
+    """Some samples: a part on disk, or a batch in memory."""
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Shape (samples + 1,): where each one's tokens begin."""
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Shape (samples,): the record that each came from."""
+
+    def tokens_of(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """The ids and weights of those at these places, end to end."""
+
+    def tokenized(self, index: int) -> TokenizedExample:
+        """One of them without its conversation."""
+
+    def example(self, index: int) -> Example:
+        """Its conversation."""
+
+
+class InMemory:
+    """The samples of a batch."""
+
+    def __init__(self, batch: Batch, columns: TokenizedColumns) -> None:
+        self._items, self._columns = batch.items, columns
+        self.tokenized = columns.__getitem__
+        self.offsets = columns.offsets
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """As `Columns` says, and so do the others."""
+        return np.fromiter((text.row for text in self._columns.rendered), np.int64, len(self._columns))
+
+    def tokens_of(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Of these samples."""
+        tokens = places_of(self.offsets[places], self._columns.lengths[places])
+        return self._columns.input_ids[tokens], self._columns.loss_weights[tokens]
+
+    def example(self, index: int) -> Example:
+        """Of this sample."""
+        return self._items[index].example
 
 
 class StoredSamples(Sequence[Prepared]):
     """Samples in the order of `chosen`, or all of them as they lie."""
 
-    def __init__(self, parts: Sequence[Part], chosen: NDArray[np.int64] | None = None) -> None:
+    def __init__(self, parts: Sequence[Columns], chosen: NDArray[np.int64] | None = None) -> None:
         self._parts = parts
-        self._ends = np.cumsum([0, *(part.state.samples for part in parts)])
+        self._ends = np.cumsum([0, *(len(part.offsets) - 1 for part in parts)])
         self._chosen = np.arange(self._ends[-1]) if chosen is None else chosen
 
     def __len__(self) -> int:
@@ -34,7 +78,7 @@ class StoredSamples(Sequence[Prepared]):
         if isinstance(index, slice):
             return StoredSamples(self._parts, self._chosen[index])
         part, place = self._find(index)
-        tokenized = part.columns(place, place + 1)[0]
+        tokenized = part.tokenized(place)
         return Prepared(example=part.example(place), rendered=tokenized.rendered, tokenized=tokenized)
 
     def take(self, indices: NDArray[np.int64]) -> StoredSamples:
@@ -49,7 +93,7 @@ class StoredSamples(Sequence[Prepared]):
     def example(self, index: int) -> TokenizedExample:
         """One of them without its conversation."""
         part, place = self._find(index)
-        return part.columns(place, place + 1)[0]
+        return part.tokenized(place)
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
@@ -70,7 +114,7 @@ class StoredSamples(Sequence[Prepared]):
                 part = self._parts[parts[start]]
                 yield part.tokens_of(self._chosen[start:end] - self._ends[parts[start]])
 
-    def _find(self, index: int) -> tuple[Part, int]:
+    def _find(self, index: int) -> tuple[Columns, int]:
         at = int(self._chosen[index])
         number = int(np.searchsorted(self._ends, at, side="right")) - 1
         return self._parts[number], at - int(self._ends[number])

@@ -17,7 +17,6 @@ from templatekit.cache.part import Part
 from templatekit.errors import ConfigError
 from templatekit.pipeline import Pipeline
 
-VARIABLE = "TEMPLATEKIT_CACHE"
 ABOUT = "about.json"
 _PREPARED = "prepared-"
 
@@ -43,29 +42,6 @@ class Entry:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {**asdict(self), "path": str(self.path), "age": round(self.age)}
-
-
-def cache_folder(named: Path | None = None) -> Path:
-    """The folder that is named, else `TEMPLATEKIT_CACHE`, else `templatekit` in the user's folder of caches."""
-    if named is not None:
-        return named.expanduser()
-    if found := os.environ.get(VARIABLE):
-        return Path(found).expanduser()
-    return user_caches() / "templatekit"
-
-
-def user_caches() -> Path:
-    """Where programs of this platform keep what they can make again; `XDG_CACHE_HOME` where that is set."""
-    import sys
-
-    # The specification has relative paths ignored.
-    if (found := os.environ.get("XDG_CACHE_HOME")) and Path(found).is_absolute():
-        return Path(found)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    return Path.home() / ".cache"
 
 
 def begin(folder: Path, key: str, parts: Mapping[str, Any], pipeline: Pipeline) -> Path:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from templatekit.cache.disk import STATE, Damaged, check_size, hash_file, read_state
 from templatekit.cache.values import example_from_json, origin_from_json
 from templatekit.cache.writer import EXAMPLES, TEXTS, TOKENS
-from templatekit.columns import TokenizedColumns
+from templatekit.columns import TokenizedColumns, places_of
 from templatekit.counts import Counts
 from templatekit.prepared import BATCH, Batch, Prepared
-from templatekit.types import Example, LossSpan, Origin, RenderedText, Span, TargetSpan, Truncation
+from templatekit.types import Example, LossSpan, Origin, RenderedText, Span, TargetSpan, TokenizedExample, Truncation
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,9 +107,7 @@ class Part:
 
     def tokens_of(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """The ids and weights of the examples at these places, end to end."""
-        starts, lengths = self.offsets[places], np.diff(self.offsets)[places]
-        ends = np.cumsum(lengths)
-        tokens = np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
+        tokens = places_of(self.offsets[places], np.diff(self.offsets)[places])
         return self.input_ids[tokens], self._weights(0, self.state.samples)[tokens]
 
     def _weights(self, start: int, end: int) -> NDArray[np.float64]:
@@ -156,6 +154,10 @@ class Part:
     def _items(self, start: int, texts: Sequence[RenderedText]) -> list[Prepared]:
         stored = self._example_table.column("example").slice(start, len(texts)).to_pylist()
         return [Prepared(example=example_from_json(e), rendered=text) for e, text in zip(stored, texts, strict=True)]
+
+    def tokenized(self, index: int) -> TokenizedExample:
+        """One example without its conversation."""
+        return self.columns(index, index + 1)[0]
 
     def example(self, index: int) -> Example:
         """The conversation of one example."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from templatekit.cache.disk import Damaged
-from templatekit.cache.examples import StoredSamples
-from templatekit.cache.folder import begin, cache_folder, part_folder, remove_part
+from templatekit.cache.examples import InMemory, StoredSamples
+from templatekit.cache.folder import begin, part_folder, remove_part
 from templatekit.cache.key import NotCached, key_of, parts_of, stamp_of
 from templatekit.cache.part import Part
 from templatekit.cache.values import NotPlain
@@ -22,6 +22,7 @@ from templatekit.cache.writer import PartWriter
 from templatekit.counts import Counts
 from templatekit.errors import RecordError
 from templatekit.pipeline import Pipeline
+from templatekit.places import cache_folder
 from templatekit.prepared import Batch, Prepared
 from templatekit.types import Record
 
@@ -52,14 +53,22 @@ def prepared_batches(
 
 
 def prepared_samples(pipeline: Pipeline, *, say: Say = lambda line: None) -> Sequence[Prepared]:
-    """All samples of the options' data set: with the option `cache` memory-mapped, else in memory."""
+    """All samples of the options' data set: with the option `cache` memory-mapped, else in memory.
+
+    Tokens lie in columns, but for pairs and mixtures.
+    """
     way = _way(pipeline, pipeline.open, None, say)
     if way is not None:
         stored = way.stored()
         if stored is not None:
             return StoredSamples(stored)
         pipeline.counts = Counts()
-    return [item for batch in prepared_batches(pipeline) for item in batch]
+    batches = list(prepared_batches(pipeline))
+    if type(pipeline) is Pipeline:
+        held = [InMemory(batch, batch.columns) for batch in batches if batch.columns is not None]
+        if len(held) == len(batches):
+            return StoredSamples(held)
+    return [item for batch in batches for item in batch]
 
 
 def _way(pipeline: Pipeline, read: Open, given: Iterable[Any] | None, say: Say) -> _Preparation | None:

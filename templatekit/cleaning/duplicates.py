@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from templatekit.cleaning.first_rows import FirstRows, text_key
 from templatekit.config import parse_dedup
 from templatekit.errors import ConfigError, LeftOut, RecordError
 from templatekit.types import Example, Message, PreferenceExample, Record
+
+if TYPE_CHECKING:
+    import rensa
 
 EXACT, NEAR = "duplicate", "near_duplicate"
 """The reasons under which such records are counted."""
@@ -100,16 +103,35 @@ class NearTexts:
         """As `Texts` says; of several texts the most similar is named, and of equally similar ones the first."""
         return [self._add(text, place) for text, place in zip(texts, places, strict=True)]
 
+    def keep(self, texts: list[str], places: list[int]) -> None:
+        """Keeps every text, those that repeat another too: what is like one of them need not be like the other."""
+        for text, place in zip(texts, places, strict=True):
+            self._keep(self._signature(text), place)
+
+    def find(self, texts: list[str]) -> list[Repeated | None]:
+        """What each text repeats of those that are kept; none is kept of these."""
+        return [self._like(self._signature(text)) for text in texts]
+
     def _add(self, text: str, place: int) -> Repeated | None:
+        signature = self._signature(text)
+        repeated = self._like(signature)
+        if repeated is None:
+            self._keep(signature, place)
+        return repeated
+
+    def _signature(self, text: str) -> rensa.RMinHash:
         signature = self._hash(_PERMUTATIONS, _SEED)
         signature.update(_shingles(text))
-        others = ((signature.jaccard(self._kept[other]), -other) for other in self._index.query(signature))
-        similarity, other = max(others, default=(0.0, 0))
-        if similarity >= self._threshold:
-            return Repeated(-other, similarity)
+        return signature
+
+    def _keep(self, signature: rensa.RMinHash, place: int) -> None:
         self._index.insert(place, signature)
         self._kept[place] = signature
-        return None
+
+    def _like(self, signature: rensa.RMinHash) -> Repeated | None:
+        others = ((signature.jaccard(self._kept[other]), -other) for other in self._index.query(signature))
+        similarity, other = max(others, default=(0.0, 0))
+        return Repeated(-other, similarity) if similarity >= self._threshold else None
 
 
 def _shingles(text: str) -> list[str]:

@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     help="Another data set, such as held-out rows, that must share no row; may be given several times.",
 )
 @click.option(
+    "--shared",
+    metavar="exact|near[=0.8]",
+    default="exact",
+    help="What is told of as shared with --against: equal texts, or also similar ones, as --dedup has them.  "
+    "[default: exact]",
+)
+@click.option(
     "--fail-on",
     type=click.Choice(["error", "warning", "never"]),
     default="error",
@@ -44,6 +51,7 @@ if TYPE_CHECKING:
 @PLUGIN_DIR
 def audit(
     against: tuple[str, ...],
+    shared: str,
     fail_on: str,
     ignored: tuple[str, ...],
     rows: int,
@@ -70,6 +78,7 @@ def audit(
             checked,
             registry=registry,
             against=against,
+            shared=shared,
             ignored=ignored,
             shown=rows,
             progress=shown,

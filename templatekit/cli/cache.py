@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 
-from templatekit.cache import Entry, cache_folder, entries, remove
+from templatekit.cache import Entry, entries, remove
 from templatekit.cli.groups import Noun
 from templatekit.errors import UnknownNameError
+from templatekit.places import cache_folder
+from templatekit.tokens.kept import kept_tokenizers
 
 _CACHE_DIR = click.option(
     "--cache-dir",
@@ -45,10 +47,11 @@ def cache() -> None:
 def list_cache(cache_dir: Path | None, as_json: bool) -> None:
     """List what is kept: how much it is, what made it, when it was last used."""
     folder = cache_folder(cache_dir)
-    found = entries(folder)
+    found, tokenizers = entries(folder), kept_tokenizers(folder)
     if as_json:
         rows = [entry.as_dict() for entry in found]
-        click.echo(json.dumps({"folder": str(folder), "entries": rows}, ensure_ascii=False))
+        kept = {"count": len(tokenizers), "bytes": _size(tokenizers)}
+        click.echo(json.dumps({"folder": str(folder), "entries": rows, "tokenizers": kept}, ensure_ascii=False))
         return
     for entry in found:
         click.echo(
@@ -57,12 +60,14 @@ def list_cache(cache_dir: Path | None, as_json: bool) -> None:
         )
     total = in_words(sum(entry.bytes for entry in found))
     click.echo(f"{len(found)} in {folder}, {total}")
+    if tokenizers:
+        click.echo(f"tokenizers of models: {len(tokenizers)}, {in_words(_size(tokenizers))}")
 
 
 @cache.command("clear")
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
 @click.option("--older-than", type=_Age(), metavar="AGE", help="What was not used for so long: 30m, 12h, 7d, 2w.")
-@click.option("--all", "everything", is_flag=True, help="All that is kept.")
+@click.option("--all", "everything", is_flag=True, help="All that is kept, tokenizers of models too.")
 @_CACHE_DIR
 @_JSON
 def clear_cache(
@@ -71,17 +76,29 @@ def clear_cache(
     """Remove what is kept: by key, or the beginning of one, by age, or all."""
     if sum((bool(keys), older_than is not None, everything)) != 1:
         raise click.UsageError("expected one of: keys (as `cache list` shows them), --older-than AGE, --all")
-    found = entries(cache_folder(cache_dir))
+    folder = cache_folder(cache_dir)
+    found = entries(folder)
     chosen = [_named(key, found) for key in dict.fromkeys(keys)] if keys else found
     if older_than is not None:
         chosen = [entry for entry in found if entry.age > older_than]
-    freed = remove(chosen)
+    tokenizers = kept_tokenizers(folder) if everything else []
+    of_tokenizers = _size(tokenizers)
+    freed = of_tokenizers + remove(chosen)
+    for file in tokenizers:
+        file.unlink(missing_ok=True)
     if as_json:
-        click.echo(json.dumps({"removed": [entry.key for entry in chosen], "bytes": freed}))
+        removed = [entry.key for entry in chosen]
+        click.echo(json.dumps({"removed": removed, "tokenizers": len(tokenizers), "bytes": freed}))
         return
     for entry in chosen:
         click.echo(f"removed {entry.key[:_SHOWN]}  {in_words(entry.bytes):>8}  {_made_by(entry)}")
+    if tokenizers:
+        click.echo(f"removed tokenizers of models: {len(tokenizers)}, {in_words(of_tokenizers)}")
     click.echo(f"removed {len(chosen)} of {len(found)}, {in_words(freed)}")
+
+
+def _size(files: list[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
 
 
 def _named(key: str, found: list[Entry]) -> Entry:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from templatekit.errors import ConfigError, RunError
-from templatekit.prepared import Prepared
+from templatekit.parts import Lengths
 
 _BINS = 16
 _WIDTH = 40
@@ -25,24 +24,8 @@ class Bin(NamedTuple):
     examples: int
 
 
-@dataclass(kw_only=True)
-class Distributions:
-    """Lengths, in tokens or without a tokenizer in characters, and numbers of trained tokens."""
-
-    lengths: Counter[int] = field(default_factory=Counter)
-    trained: Counter[int] = field(default_factory=Counter)
-    unit: str = "characters"
-
-    def counted(self, items: Iterable[Prepared]) -> Iterator[Prepared]:
-        """The items, each counted."""
-        for item in items:
-            if item.tokenized is None:
-                self.lengths[len(item.rendered.text)] += 1
-            else:
-                self.unit = "tokens"
-                self.lengths[len(item.tokenized)] += 1
-                self.trained[item.tokenized.trained_tokens] += 1
-            yield item
+class Distributions(Lengths):
+    """Lengths and numbers of trained tokens, to be looked at."""
 
     def parts(self) -> list[tuple[str, Counter[int]]]:
         """What there is to show, with a title each."""

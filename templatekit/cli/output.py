@@ -7,23 +7,48 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, cast
 
 import click
 
-from templatekit.errors import ConfigError, PluginError, RecordError, RunError, TemplatekitError
+from templatekit.config import DataOptions
+from templatekit.errors import ConfigError, PluginError, RunError, TemplatekitError
+from templatekit.packing import Packs
+from templatekit.parts import Part
 from templatekit.pipeline import Pipeline
-from templatekit.prepared import Prepared
 from templatekit.registry import Registry
-from templatekit.sinks import Exporter, FolderExporter, RecordExporter, Sink, whole_records
-from templatekit.workers import Part
+from templatekit.sinks import Exporter, FolderExporter, RecordExporter, Sink
 
 
-class Converted(NamedTuple):
-    """Examples that the exporter has already converted."""
+@dataclass
+class Packed:
+    """Examples in packs, which are counted as they pass."""
 
-    parts: Iterable[Part]
+    packs: Iterable[Packs]
+    pack_tokens: int
+    count: int = 0
+    tokens: int = 0
+
+    def __iter__(self) -> Iterator[Packs]:
+        for some in self.packs:
+            self.count += len(some)
+            self.tokens += int(some.offsets[-1])
+            yield some
+
+    @property
+    def fill(self) -> float:
+        """How much of the packs is tokens; 1 where there are none."""
+        return self.tokens / (self.count * self.pack_tokens) if self.count else 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"packs": self.count, "pack_tokens": self.pack_tokens, "fill": round(self.fill, 4)}
+
+    def line(self) -> str:
+        """The same in words."""
+        return f"packs: {self.count:,} of at most {self.pack_tokens:,} tokens, {self.fill:.1%} full"
 
 
 def choose_exporter(registry: Registry, format: str | None, output: Path | None) -> Sink:
@@ -39,51 +64,44 @@ def choose_exporter(registry: Registry, format: str | None, output: Path | None)
     return registry.exporters["jsonl"]
 
 
-def admitted(exporter: Sink, samples: Iterable[Prepared], pipeline: Pipeline) -> Iterator[Any]:
-    """What the exporter writes of the samples; one that it has no place for stops the run, or is counted."""
-    wanted = cast("Iterable[Prepared]", whole_records(samples)) if exporter.whole_records else samples
-    last = None
-    for sample in wanted:
-        place = (sample.rendered.source, sample.rendered.row)
-        try:
-            item = exporter.admit(sample)
-        except RecordError as error:
-            counts = pipeline.counts_of(sample)
-            error.at(sample.rendered.source or pipeline.options.dataset, sample.rendered.row)
-            if pipeline.options.on_error == "stop":
-                error.message += "; to skip: --on-error skip"
-                raise
-            counts.take_back(error, row=place != last)
-            continue
-        last = place
-        yield item
+def check_packs(exporter: Sink, registry: Registry, options: DataOptions) -> None:
+    """Raises `ConfigError` where packs have no place in a format, or there is nothing to make them of."""
+    if not exporter.takes_packs:
+        known = ", ".join(name for name, one in registry.exporters.items() if one.takes_packs)
+        raise ConfigError(f"--pack-tokens: format {exporter.name!r} has no place for packs; expected one of: {known}")
+    if options.tokenizer is None:
+        raise ConfigError("--pack-tokens packs token ids; found no tokenizer; expected --tokenizer too")
 
 
-def write(exporter: Sink, items: Iterable[Any] | Converted, target: BinaryIO | Path) -> None:
-    """Has an exporter write what it admitted, and sees that it leaves nothing out."""
+def write(exporter: Sink, items: Iterable[Part] | Packed, target: BinaryIO | Path, *, columns: bool = False) -> None:
+    """Has an exporter write parts, or packs, and sees that it leaves nothing out; `columns`: it converted the parts."""
     given = 0
     ended = False
 
     def counted() -> Iterator[Any]:
+        """Packs window by window, what was converted part by part, else item by item."""
         nonlocal given, ended
-        if isinstance(items, Converted):
-            for part in items.parts:
-                given += part.samples
-                yield part.content
+        if isinstance(items, Packed):
+            for some in items:
+                given += len(some)
+                yield some
         else:
-            for item in items:
-                given += 1
-                yield item
+            for part in items:
+                for samples, item in [part] if columns else ((1, one) for one in part.content):
+                    given += samples
+                    yield item
         ended = True
 
     try:
         if isinstance(exporter, FolderExporter):
             if not isinstance(target, Path):
                 raise ConfigError(f"format {exporter.name!r} writes a folder; found none; expected --output FOLDER")
-            written = exporter.write_folder(counted(), target)
-        elif isinstance(items, Converted):
+            write_folder = exporter.write_packs if isinstance(items, Packed) else exporter.write_folder
+            written = write_folder(counted(), target)
+        elif columns or isinstance(items, Packed):
             assert isinstance(exporter, Exporter)
-            written = exporter.write_converted(counted(), cast("BinaryIO", target))
+            write_file = exporter.write_packs if isinstance(items, Packed) else exporter.write_converted
+            written = write_file(counted(), cast("BinaryIO", target))
         else:
             assert isinstance(exporter, (Exporter, RecordExporter))
             written = exporter.write(counted(), cast("BinaryIO", target))
@@ -93,17 +111,18 @@ def write(exporter: Sink, items: Iterable[Any] | Converted, target: BinaryIO | P
         raise PluginError(f"format {exporter.name!r} raised {type(error).__name__}: {error}") from error
     if written != given or not ended:
         more = "" if ended else " and more to come"
-        raise PluginError(f"format {exporter.name!r} wrote {written!r} examples; expected all: {given}{more}")
+        what = "packs" if isinstance(items, Packed) else "examples"
+        raise PluginError(f"format {exporter.name!r} wrote {written!r} {what}; expected all: {given}{more}")
 
 
-def write_whole(exporter: Sink, items: Iterable[Any] | Converted, output: Path) -> None:
+def write_whole(exporter: Sink, items: Iterable[Part] | Packed, output: Path, *, columns: bool = False) -> None:
     """Has an exporter write a file, or a folder, that is whole or absent."""
     if isinstance(exporter, FolderExporter):
         with whole_folder(output) as folder:
             write(exporter, items, folder)
         return
     with whole_file(output) as file:
-        write(exporter, items, file)
+        write(exporter, items, file, columns=columns)
 
 
 @contextmanager
@@ -159,14 +178,17 @@ def whole_file(output: Path) -> Iterator[BinaryIO]:
             path.unlink(missing_ok=True)
 
 
-def summarize(pipeline: Pipeline, *, as_json: bool) -> None:
-    """What became of the rows, on stderr."""
+def summarize(pipeline: Pipeline, *, as_json: bool, packed: Packed | None = None) -> None:
+    """What became of the rows, on stderr, and how full packs are."""
     counts = pipeline.counts
     if as_json:
         adapter = pipeline.adapter.name if pipeline.adapter else None
-        click.echo(json.dumps({"adapter": adapter, **counts.as_dict()}, ensure_ascii=False), err=True)
+        values = {"adapter": adapter, **counts.as_dict(), **(packed.as_dict() if packed else {})}
+        click.echo(json.dumps(values, ensure_ascii=False), err=True)
         return
     if pipeline.options.adapter is None and pipeline.adapter is not None:
         click.echo(f"adapter: {pipeline.adapter.name} (told by the records' keys)", err=True)
     for line in counts.lines(tokens=pipeline.tokenizer is not None):
         click.echo(line, err=True)
+    if packed is not None:
+        click.echo(packed.line(), err=True)

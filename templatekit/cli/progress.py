@@ -12,8 +12,6 @@ from templatekit.config import DataOptions
 from templatekit.pipeline import Pipeline
 
 T = TypeVar("T")
-_EVERY = 64
-"""Items between two looks at the counts."""
 
 
 class Shown(Protocol):
@@ -46,12 +44,11 @@ def progress(options: DataOptions) -> Iterator[Shown]:
         yield shown
 
 
-def watched(items: Iterable[T], pipeline: Pipeline, shown: Shown, *, every: int = _EVERY) -> Iterator[T]:
-    """The items, with the rows that were read for them shown now and then."""
-    for number, item in enumerate(items):
-        if number % every == 0:
-            shown(pipeline.counts.rows_in)
-        yield item
+def watched(parts: Iterable[T], pipeline: Pipeline, shown: Shown) -> Iterator[T]:
+    """The parts of a run, with the rows that were read for them shown."""
+    for part in parts:
+        shown(pipeline.counts.rows_in)
+        yield part
 
 
 def known_rows(options: DataOptions) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from itertools import chain
 from pathlib import Path
@@ -14,14 +14,16 @@ import click
 from templatekit.cache import prepared_batches
 from templatekit.cli.lengths import Distributions, check_picture
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
-from templatekit.cli.output import Converted, admitted, choose_exporter, summarize, write, write_whole
+from templatekit.cli.output import Packed, check_packs, choose_exporter, summarize, write, write_whole
 from templatekit.cli.progress import progress, watched
-from templatekit.config import DataOptions
+from templatekit.config import RenderOptions
 from templatekit.errors import ConfigError
-from templatekit.mixture import Mixture, pipeline_of
-from templatekit.prepared import Prepared
-from templatekit.sinks import Exporter
-from templatekit.workers import converted, converted_by_workers
+from templatekit.mixture import pipeline_of
+from templatekit.packing import packed
+from templatekit.parts import in_columns, parts_of
+from templatekit.prepared import Batch
+from templatekit.work import Engine, parts_by, parts_here
+from templatekit.workers import local_workers
 
 _ON_STDERR = "-"
 ON_SCREEN = 5
@@ -29,7 +31,7 @@ ON_SCREEN = 5
 
 
 @click.command()
-@option_set(DataOptions)
+@option_set(RenderOptions)
 @click.option(
     "--output", type=click.Path(path_type=Path), help="The file or folder to write; without it, standard output."
 )
@@ -48,8 +50,15 @@ ON_SCREEN = 5
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    default=1,
-    help="Processes that render and encode; the output is the same for any number.  [default: 1]",
+    help="Processes that render and encode; the output is the same for any number.  "
+    "[default: 1; with ray the cluster's cores]",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    help="Where they run: on this machine, or on a Ray cluster, by default one that is started here "
+    "(RAY_ADDRESS names another).  [default: local]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @PLUGIN_DIR
@@ -57,7 +66,8 @@ def render(
     output: Path | None,
     format: str | None,
     stats: str | None,
-    workers: int,
+    workers: int | None,
+    engine: str,
     as_json: bool,
     plugin_dirs: tuple[Path, ...],
     **options: Any,
@@ -65,61 +75,68 @@ def render(
     """Render records to text, ids and labels.
 
     One object a row: row, text, input_ids, labels (-100 where not trained) and spans; without a tokenizer row, text
-    and spans. On a terminal, coloured text instead.
+    and spans. On a terminal, coloured text instead. With --pack-tokens one object a pack: input_ids, labels,
+    position_ids, seq_lengths and rows.
     """
     registry = load_registry(plugin_dirs)
     values = given(options)
-    on_screen = output is None and format is None and sys.stdout.isatty()
-    if on_screen:
-        values.setdefault("limit", ON_SCREEN)
-    pipeline = pipeline_of(DataOptions.parse(values), registry)
+    chosen = RenderOptions.parse(values)
+    on_screen = output is None and format is None and chosen.pack_tokens is None and sys.stdout.isatty()
+    if on_screen and chosen.limit is None:
+        chosen = chosen.model_copy(update={"limit": ON_SCREEN})
     exporter = choose_exporter(registry, format, output)
-    # Whole columns go to a file of rows; what looks at single samples goes without them.
-    one_set = not isinstance(pipeline, Mixture)
-    in_columns = one_set and stats is None and isinstance(exporter, Exporter) and pipeline.encoder is not None
-    if workers > 1 and not in_columns and pipeline.encoder is not None:
-        raise ConfigError(
-            f"--workers {workers} renders one set to jsonl, parquet or arrow; found --mix, --stats or another "
-            "--format; leave --workers out"
-        )
-    if workers > 1 and pipeline.options.cache:
-        raise ConfigError(f"--cache keeps what one process makes; found --workers {workers}; expected one of the two")
+    if chosen.pack_tokens is not None:
+        check_packs(exporter, registry, chosen)
+    pipeline = pipeline_of(chosen, registry)
+    workshop = _engine(engine, workers)
+    if workshop is not None and pipeline.options.cache:
+        found = f"--engine {engine}" if workers is None else f"--workers {workers}"
+        raise ConfigError(f"--cache keeps what one process makes; found {found}; expected one of the two")
     lengths = Distributions()
     if stats is not None and stats != _ON_STDERR:
         check_picture(Path(stats))
-    batches = prepared_batches(pipeline, say=lambda line: click.echo(line, err=True))
-    samples: Iterable[Prepared] = chain.from_iterable(batches)
-    samples = lengths.counted(samples) if stats is not None else samples
+    counted = lengths if stats is not None else None
+    packs: Packed | None = None
+
+    def batches() -> Iterator[Batch]:
+        return prepared_batches(pipeline, say=lambda line: click.echo(line, err=True))
+
     if on_screen:
         from templatekit.cli.preview import show
 
+        samples = chain.from_iterable(batches() if counted is None else counted.counting(batches()))
         show((item.result for item in samples), pipeline.options.train_on)
     else:
         stdout = sys.stdout.buffer
         # What a plugin prints must not get between the rows.
         with redirect_stdout(sys.stderr), progress(pipeline.options) as shown:
-            items: Iterable[Any] | Converted
-            if in_columns:
-                assert isinstance(exporter, Exporter)
-                if workers > 1:
-                    records, source = pipeline.open(), pipeline.options.dataset
-                    dirs = [folder.resolve() for folder in plugin_dirs]
-                    parts = converted_by_workers(
-                        pipeline, records, exporter, workers=workers, source=source, plugin_dirs=dirs
-                    )
-                else:
-                    parts = converted(batches, exporter)
-                items = Converted(watched(parts, pipeline, shown, every=1))
+            if pipeline.options.cache:
+                parts = parts_of(batches(), exporter, pipeline, lengths=counted)
+            elif workshop is None:
+                parts = parts_here(pipeline, exporter, lengths=counted)
             else:
-                items = admitted(exporter, watched(samples, pipeline, shown), pipeline)
+                parts = parts_by(workshop, pipeline, exporter, plugin_dirs=plugin_dirs, lengths=counted)
+            parts = watched(parts, pipeline, shown)
+            if chosen.pack_tokens is not None:
+                packs = Packed(packed((part.content for part in parts), chosen.pack_tokens), chosen.pack_tokens)
+            columns = in_columns(exporter, pipeline)
             if output is None:
-                write(exporter, items, stdout)
+                write(exporter, packs or parts, stdout, columns=columns)
                 stdout.flush()
             else:
-                write_whole(exporter, items, output)
-    summarize(pipeline, as_json=as_json)
+                write_whole(exporter, packs or parts, output, columns=columns)
+    summarize(pipeline, as_json=as_json, packed=packs)
     if stats == _ON_STDERR:
         for line in lengths.lines():
             click.echo(line, err=True)
     elif stats is not None:
         lengths.save(Path(stats))
+
+
+def _engine(name: str, workers: int | None) -> Engine | None:
+    """What does the work; None where this process does it itself."""
+    if name == "ray":
+        from templatekit.on_ray import on_ray
+
+        return on_ray(workers)
+    return None if workers in (None, 1) else local_workers(workers or 1)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from templatekit.errors import ConfigError, RecordError
 from templatekit.sinks import NOT_EXPRESSIBLE, Finished, FolderExporter
@@ -13,6 +13,9 @@ from templatekit.types import TokenizedExample
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from templatekit.columns import TokenizedColumns
+    from templatekit.packing import Packs
 
 _BATCH = 1024
 _ROWS = "train.jsonl"
@@ -34,24 +37,47 @@ class _TokenFolder(FolderExporter):
             )
         return tokenized
 
+    def admits_all(self, columns: TokenizedColumns) -> bool:
+        """Where every weight is 0 or 1."""
+        return not columns.is_weighted
+
 
 class DatasetFolder(_TokenFolder):
-    """What `datasets.load_from_disk` loads: `input_ids`, `labels`, `attention_mask`."""
+    """What `datasets.load_from_disk` loads: `input_ids`, `labels`, `attention_mask`.
 
-    name: ClassVar[str] = "datasets"
-    description: ClassVar[str] = "a folder of datasets' save_to_disk, for TRL and Hugging Face's Trainer"
+    Of packs `input_ids`, `labels`, `position_ids`, `seq_lengths`.
+    """
+
+    name = "datasets"
+    description = "a folder of datasets' save_to_disk, for TRL and Hugging Face's Trainer"
+    takes_packs = True
 
     def write_folder(self, items: Iterable[TokenizedExample], folder: Path) -> int:
         """In record batches, so that memory stays flat."""
-        import datasets
         import pyarrow as pa
 
         ids = pa.list_(pa.int32())
         schema = pa.schema({"input_ids": ids, "labels": ids, "attention_mask": pa.list_(pa.int8())})
+        return self._save(_batches(items, schema), schema, folder)
+
+    def write_packs(self, packs: Iterable[Packs], folder: Path) -> int:
+        """In a record batch for each window of packs."""
+        import pyarrow as pa
+
+        from templatekit.packing import pack_arrays
+
+        batches = (pa.record_batch(pack_arrays(some)).drop_columns("loss_weights") for some in packs)
+        first = next(batches)
+        return self._save(chain([first], batches), first.schema, folder)
+
+    def _save(self, batches: Iterable[pa.RecordBatch], schema: pa.Schema, folder: Path) -> int:
+        import datasets
+        import pyarrow as pa
+
         rows = folder / "rows" / "rows.arrow"  # datasets writes nothing into the folder that it reads
         rows.parent.mkdir()
         with pa.ipc.new_stream(str(rows), schema) as writer:
-            for batch in _batches(items, schema):
+            for batch in batches:
                 writer.write_batch(batch)
         dataset = datasets.Dataset.from_file(str(rows))
         shown = datasets.is_progress_bar_enabled()
@@ -69,8 +95,8 @@ class DatasetFolder(_TokenFolder):
 class AxolotlFolder(_TokenFolder):
     """axolotl's pre-tokenized layout: JSON Lines of ids, labels and attention mask, and the lines of its config."""
 
-    name: ClassVar[str] = "axolotl"
-    description: ClassVar[str] = "a folder for axolotl: pre-tokenized rows, and a config that names them"
+    name = "axolotl"
+    description = "a folder for axolotl: pre-tokenized rows, and a config that names them"
 
     def write_folder(self, items: Iterable[TokenizedExample], folder: Path) -> int:
         """A line for each example."""

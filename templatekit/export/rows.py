@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from templatekit.export.packs import pack_batch, pack_rows
 from templatekit.sinks import Exporter
-from templatekit.types import Origin, RenderedText, TokenizedExample
+from templatekit.types import RenderedText, TokenizedExample
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from templatekit.columns import TokenizedColumns
+    from templatekit.packing import Packs
 
 _BATCH = 1024
 """Rows of a record batch or of a row group."""
+_FEW_VALUES = ["source", "sample", "spans.list.element.origin", "loss_weights.list.element", "truncated"]
+"""Columns of a parquet file that hold the same few values."""
 
 
 def to_row(example: RenderedText | TokenizedExample) -> dict[str, Any]:
@@ -49,6 +55,7 @@ class JsonLines(Exporter):
     name = "jsonl"
     description = "JSON Lines, one example a line"
     suffixes = (".jsonl", ".ndjson", ".json")
+    takes_packs = True
 
     def write(self, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> int:
         """Text stays readable: only what JSON must escape is escaped."""
@@ -70,20 +77,31 @@ class JsonLines(Exporter):
             count += lines
         return count
 
+    def write_packs(self, packs: Iterable[Packs], file: BinaryIO) -> int:
+        """A line for each; `loss_weights` and `samples` as of examples, where there is something to say."""
+        count = 0
+        for some in packs:
+            for row in pack_rows(some):
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+                count += 1
+        return count
+
 
 def _line(example: RenderedText | TokenizedExample) -> bytes:
     return (json.dumps(to_row(example), ensure_ascii=False) + "\n").encode()
 
 
-class ParquetRows(Exporter):
-    """A parquet file."""
+class ArrowExporter(Exporter):
+    """Rows in columns, by whatever writes Arrow record batches to a file."""
 
-    name = "parquet"
-    description = "parquet, for pandas, polars, DuckDB and datasets"
-    suffixes = (".parquet",)
+    takes_packs = True
+
+    @abstractmethod
+    def open_writer(self, file: BinaryIO, schema: pa.Schema) -> AbstractContextManager[Any]:
+        """What takes record batches of this schema by `write_batch`, and ends the file when it is left."""
 
     def write(self, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> int:
-        """In row groups, so that memory stays flat."""
+        """In batches of `_BATCH` rows, so that memory stays flat."""
         return self._write(_batches(examples), file)
 
     def convert(self, columns: TokenizedColumns) -> pa.RecordBatch:
@@ -91,49 +109,54 @@ class ParquetRows(Exporter):
         return _record_batch(columns)
 
     def write_converted(self, parts: Iterable[pa.RecordBatch], file: BinaryIO) -> int:
-        """In the same row groups."""
+        """In the same batches."""
         return self._write(_evened(parts), file)
 
+    def write_packs(self, packs: Iterable[Packs], file: BinaryIO) -> int:
+        """In a batch for each window of packs."""
+        return self._write(map(pack_batch, packs), file)
+
     def _write(self, batches: Iterator[pa.RecordBatch], file: BinaryIO) -> int:
+        first = next(batches)
+        count = 0
+        with self.open_writer(file, first.schema) as writer:
+            for batch in chain([first], batches):
+                writer.write_batch(batch)
+                count += batch.num_rows
+        return count
+
+
+class ParquetRows(ArrowExporter):
+    """A parquet file; a batch is a row group."""
+
+    name = "parquet"
+    description = "parquet, for pandas, polars, DuckDB and datasets"
+    suffixes = (".parquet",)
+
+    def open_writer(self, file: BinaryIO, schema: pa.Schema) -> AbstractContextManager[Any]:
+        """pyarrow's."""
         import pyarrow.parquet
 
-        return _write_batches(batches, lambda schema: pyarrow.parquet.ParquetWriter(file, schema))
+        # zstd takes as long as the default, snappy with a dictionary for each column, and a quarter less room.
+        writer: AbstractContextManager[Any] = pyarrow.parquet.ParquetWriter(
+            file, schema, compression="zstd", use_dictionary=_FEW_VALUES
+        )
+        return writer
 
 
-class ArrowRows(Exporter):
+class ArrowRows(ArrowExporter):
     """An Arrow IPC file, for pandas, polars and `datasets.load_dataset("arrow", data_files=…)`."""
 
     name = "arrow"
     description = "Arrow IPC file"
     suffixes = (".arrow", ".feather")
 
-    def write(self, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> int:
-        """In record batches, so that memory stays flat."""
-        return self._write(_batches(examples), file)
-
-    def convert(self, columns: TokenizedColumns) -> pa.RecordBatch:
-        """The rows in columns."""
-        return _record_batch(columns)
-
-    def write_converted(self, parts: Iterable[pa.RecordBatch], file: BinaryIO) -> int:
-        """In the same record batches."""
-        return self._write(_evened(parts), file)
-
-    def _write(self, batches: Iterator[pa.RecordBatch], file: BinaryIO) -> int:
+    def open_writer(self, file: BinaryIO, schema: pa.Schema) -> AbstractContextManager[Any]:
+        """pyarrow's."""
         import pyarrow as pa
 
-        return _write_batches(batches, lambda schema: pa.ipc.new_file(file, schema))
-
-
-def _write_batches(batches: Iterator[pa.RecordBatch], open_writer: Callable[[pa.Schema], Any]) -> int:
-    """Writes the batches with the writer that is opened for their schema; returns the number of their rows."""
-    first = next(batches)
-    count = 0
-    with open_writer(first.schema) as writer:
-        for batch in chain([first], batches):
-            writer.write_batch(batch)
-            count += batch.num_rows
-    return count
+        writer: AbstractContextManager[Any] = pa.ipc.new_file(file, schema)
+        return writer
 
 
 def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa.RecordBatch]:
@@ -189,29 +212,24 @@ def _record_batch(columns: TokenizedColumns) -> pa.RecordBatch:
 
 def _text_arrays(texts: Sequence[RenderedText]) -> dict[str, pa.Array]:
     """What there is of an example without ids: `row`, `source` where there are several, `sample`, `text`, `spans`."""
-    import numpy as np
     import pyarrow as pa
 
-    from templatekit.columns import list_array
+    from templatekit.export.spans import span_lists
 
-    spans = [span for rendered in texts for span in rendered.spans]
-    origins: dict[int, tuple[str, Origin]] = {}  # by object, of which there are few: comparing them takes its time
-    for span in spans:
-        if id(span.origin) not in origins:
-            origins[id(span.origin)] = str(span.origin), span.origin
-    struct = pa.StructArray.from_arrays(
-        [
-            pa.array([span.start for span in spans], type=pa.int64()),
-            pa.array([span.end for span in spans], type=pa.int64()),
-            pa.array([origins[id(span.origin)][0] for span in spans], type=pa.string()),
-        ],
-        names=["start", "end", "origin"],
-    )
-    ends = np.cumsum([0, *(len(rendered.spans) for rendered in texts)], dtype=np.int32)
     return {
         "row": pa.array([rendered.row for rendered in texts], type=pa.int64()),
         **({"source": pa.array([rendered.source for rendered in texts])} if texts and texts[0].source else {}),
-        "sample": pa.array([rendered.sample for rendered in texts], type=pa.int32()),
-        "text": pa.array([rendered.text for rendered in texts], type=pa.large_string()),
-        "spans": list_array(ends, struct),
+        "sample": pa.array(map(_sample, texts), type=pa.int32()),
+        "text": pa.array(map(_text, texts), type=pa.large_string()),
+        "spans": span_lists(texts),
     }
+
+
+def _sample(rendered: RenderedText) -> int:
+    filled = rendered.filled
+    return rendered.sample if filled is None else filled.outline.sample
+
+
+def _text(rendered: RenderedText) -> str:
+    filled = rendered.filled
+    return rendered.text if filled is None else "".join(filled.texts)  # which nobody else may need

@@ -65,11 +65,13 @@ class EndMarkers:
             return found[-1][1]
         if not self.required:
             return 0
+        expected = " or ".join(map(repr, sorted(self.stops))) or "a special token or a stop text"
         raise TemplateError(
-            f"template {name!r} leaves open what ends an answer; found {shorten(closing)} behind it; expected a "
-            "special token or a stop text; name the text (--end-marker TEXT), or say that an answer may end without "
-            "one (--end-marker none); in a template of yours write {{ eos_token }} behind the answer, or name the "
-            'text in the leading comment (stop: ["..."], or end_marker: none)'
+            f"template {name!r} leaves open what ends an answer; found {shorten(closing)} behind it; expected "
+            f"{expected}; name a text that stands there (--end-marker TEXT), or say that an answer may end without "
+            "one (--end-marker none); where models are to learn to stop and nothing stands there, write "
+            "{{ eos_token }} behind the answer in a template of yours, or name the text in its leading comment "
+            '(stop: ["..."], or end_marker: none)'
         )
 
     def _openers(self, opening: str) -> set[str]:

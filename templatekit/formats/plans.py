@@ -1,11 +1,11 @@
 """Plans: how the examples of one shape are rendered, worked out once and then filled in.
 
 The *shape* of an example is all of it that is no text: the roles in order, which fields are filled, which turns have a
-weight. To make a plan one example is rendered as ever, but with symbolic texts (`symbols`, `recording`). What comes of
-it is a tape, that is every question which the template, and the search for what is trained, asked about the texts, and
-samples whose texts are literals and variables. A template is a function of what it sees. So an example of the same
-shape with the same answers to the same questions has the same pieces, with its own texts in the variables, and the same
-places of origins and targets among them.
+weight, and whether that is 1. To make a plan one example is rendered as ever, but with symbolic texts (`symbols`,
+`recording`). What comes of it is a tape, that is every question which the template, and the search for what is trained,
+asked about the texts, and samples whose texts are literals and variables. A template is a function of what it sees. So
+an example of the same shape with the same answers to the same questions has the same pieces, with its own texts in the
+variables, and the same places of origins and targets among them.
 
 The tapes of a shape's plans are compiled to one function: they agree up to a question with another answer, so that it
 is a tree of questions. An example that leaves the tree, or has a shape that is not planned, is rendered as ever.
@@ -47,6 +47,10 @@ MOST_PLANS = 16
 """Of one shape."""
 MOST_MESSAGES = 32
 """Of an example with a plan: each of its turns is rendered alone for it."""
+COMMON_WEIGHTS = (1.0, 0.0)
+"""Weights of messages that are part of a shape: which turns are trained, and for most examples all there is to say."""
+
+_NO_OTHERS = ("", "", "", "")
 
 
 class Manner(NamedTuple):
@@ -76,6 +80,8 @@ class Recording(NamedTuple):
     fields: dict[tuple[int, str], str]
     """The variables that are fields."""
     parts: tuple[Part, ...]
+    weights: tuple[float, ...] | None
+    """Of the messages; None where those of other examples differ."""
 
 
 class Renderer(Protocol):
@@ -97,13 +103,16 @@ _Place: TypeAlias = tuple[int, int]
 class _Outline:
     """A sample's text in pieces, and the places in them."""
 
-    def __init__(self, part: Part, number: int, samples: int, history: int) -> None:
+    def __init__(self, part: Part, number: int, samples: int, history: int, weights: tuple[float, ...] | None) -> None:
         self.messages = part.messages
-        self.number, self.samples, self.history = number, samples, history
+        self.message_weights = weights and weights[: part.messages]
+        self.sample, self.samples, self.history = number, samples, history
         pieces = pieces_of(part.text)
         self.words = [piece.name or repr(intern(piece.text)) for piece in pieces]
         """Each piece in Python's words."""
-        self.literal = tuple(piece.origin.is_template for piece in pieces)
+        self.fixed = tuple(not piece.name for piece in pieces)
+        self.origins = tuple(piece.origin for piece in pieces)
+        self.target_messages = frozenset(target.message for target in part.targets)
         self._spans = [*_spans(pieces)]
         starts = [0, *accumulate(len(piece.text) for piece in pieces)]
         self._targets = [
@@ -156,10 +165,7 @@ class _Filled:
             return tuple(message.weight for message in messages)
         if field == "roles":
             return tuple(message.role for message in messages)
-        return {"sample": self.outline.number, "samples": self.outline.samples, "history": self.outline.history}[field]
-
-    def pieces(self) -> tuple[tuple[str, bool], ...]:
-        return tuple(zip(self.texts, self.outline.literal, strict=True))
+        return getattr(self.outline, field)
 
 
 class Plan:
@@ -170,7 +176,7 @@ class Plan:
         self.uses = 0
         counts = [part.messages for part in recording.parts]
         self.outlines = [
-            _Outline(part, number, len(counts), history)
+            _Outline(part, number, len(counts), history, recording.weights)
             for number, (part, history) in enumerate(zip(recording.parts, [0, *counts], strict=False))
         ]
 
@@ -275,13 +281,17 @@ class Plans:
         for message in messages:
             if message.parts or message.tool_calls:
                 return None
-            filled = 0
-            for text in (message.content, message.context, message.reasoning, message.name, message.tool_call_id):
-                if type(text) is not str or not (text.isascii() or _is_encodable(text)):
-                    return None
-                filled = 2 * filled + (text != "")
-            key.append(message.role)
-            key.append(filled if message.weight else -1 - filled)
+            content, weight = message.content, message.weight
+            if type(content) is not str or not (content.isascii() or _is_encodable(content)):
+                return None
+            filled = 16 * (content != "")
+            others = message.context, message.reasoning, message.name, message.tool_call_id
+            if others != _NO_OTHERS:
+                for bit, text in zip((8, 4, 2, 1), others, strict=True):
+                    if type(text) is not str or not (text.isascii() or _is_encodable(text)):
+                        return None
+                    filled += bit * (text != "")
+            key += message.role, filled, weight if weight in COMMON_WEIGHTS else None
         known = tuple(key)
         shape = self._shapes.get(known)
         if shape is None:

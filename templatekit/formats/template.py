@@ -30,7 +30,7 @@ from templatekit.formats.environment import (
 from templatekit.formats.kwargs import with_defaults
 from templatekit.formats.metadata import read_metadata
 from templatekit.formats.outlines import Outlined, settled
-from templatekit.formats.plans import ALL, LAST, Manner, Part, Plans, Recording
+from templatekit.formats.plans import ALL, COMMON_WEIGHTS, LAST, Manner, Part, Plans, Recording
 from templatekit.formats.provenance import Traced, concat, literal, plain_text, spans_of
 from templatekit.formats.recording import Recorder, recording_environment
 from templatekit.formats.source import CHAT_VARIABLES, COMMON_VARIABLES, check_source, syntax_error
@@ -157,7 +157,9 @@ class Template:
             own = replace(recorder.example, messages=recorder.example.messages[: part.messages])
             self._check(own, rendering, _unseen)
             parts.append(Part(part.messages, cast("Outlined", rendering.text), part.targets))
-        return Recording(recorder.tape, recorder.fields, tuple(parts))
+        weights = tuple(message.weight for message in example.messages)
+        common = weights if all(weight in COMMON_WEIGHTS for weight in weights) else None
+        return Recording(recorder.tape, recorder.fields, tuple(parts), common)
 
     @cached_property
     def _recording(self) -> jinja2.Template | None:

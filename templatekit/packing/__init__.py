@@ -2,6 +2,19 @@
 
 from templatekit.packing.layout import Document, pack_examples, unpack
 from templatekit.packing.plain import pack
+from templatekit.packing.stream import Packs, Sequences, pack_arrays, packed
 from templatekit.packing.tree import pack_groups, pack_sharing, prefix_tree
 
-__all__ = ["Document", "pack", "pack_examples", "pack_groups", "pack_sharing", "prefix_tree", "unpack"]
+__all__ = [
+    "Document",
+    "Packs",
+    "Sequences",
+    "pack",
+    "pack_arrays",
+    "pack_examples",
+    "pack_groups",
+    "pack_sharing",
+    "packed",
+    "prefix_tree",
+    "unpack",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from templatekit.contracts import Source
 from templatekit.errors import RecordError, SourceError
@@ -42,10 +42,10 @@ class StdinSource(Source):
 class _Once:
     """Standard input, which is not closed with what reads it."""
 
-    def __init__(self, stream: object) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def read(self, size: int) -> bytes:
         # read1 gives what is there: the first rows of a slow pipe need not wait for the last.
-        data: bytes = self._stream.read1(size)  # type: ignore[attr-defined]
+        data: bytes = self._stream.read1(size)
         return data

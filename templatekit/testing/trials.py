@@ -141,7 +141,7 @@ class Batch:
         kept = []
         for case in self.singles:
             try:
-                case.samples  # noqa: B018  (raises where there are none)
+                _ = case.samples  # raises where there are none
             except (Unmade, Silent):
                 continue
             kept.append(case)

@@ -67,12 +67,17 @@ def encodes_words_apart(backend: tokenizers.Tokenizer) -> bool:
     return _is_sentencepiece(normalizer, pre_tokenizer) and not model.ignore_merges and _merges_no_seam(backend)
 
 
+def is_control(token: tokenizers.AddedToken) -> bool:
+    """Whether an added token is more than text: flagged special, or else neither whitespace nor a single character."""
+    return token.special or len(token.content.strip()) > 1
+
+
 def _may_hold_a_seam(token: tokenizers.AddedToken) -> bool:
     """Whether an added token that is text itself, such as a run of blanks, may take characters of two words.
 
     Control tokens are no concern: they are never part of the text in question.
     """
-    if token.special or len(token.content.strip()) > 1:
+    if is_control(token):
         return False
     wide = token.lstrip or token.rstrip or token.single_word or token.normalized
     return wide or any(a != BLANK and b == BLANK for a, b in zip(token.content, token.content[1:], strict=False))

@@ -20,61 +20,32 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from array import array
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, pairwise
-from typing import NamedTuple
 
 import numpy as np
 import tokenizers
 
 from templatekit.columns import TokenizedColumns
 from templatekit.errors import TokenizerError, shorten
+from templatekit.tokens.pieces import Match, Piece, Tokens
+from templatekit.tokens.recipes import MOST, Recipe, Recipes, assemble
+from templatekit.tokens.supervision import Losses
 from templatekit.tokens.tokenizer import ControlToken, Tokenizer
 from templatekit.tokens.words import Words
 from templatekit.types import (
     STANDARD_ROLES,
     Boundary,
     ControlTokens,
+    Deferred,
     LossSpan,
     RenderedText,
     TokenizedExample,
 )
-
-
-class Match(NamedTuple):
-    """A control token that counts, in characters of the text."""
-
-    start: int
-    end: int
-    token: ControlToken
-
-
-class Piece(NamedTuple):
-    """Text for one call to the encoder, or a control token's id that is already known."""
-
-    start: int
-    text: str
-    matches: tuple[Match, ...] = ()
-    """The control tokens that count in it."""
-    prefix: bool = True
-    """Let the tokenizer put its dummy prefix in front."""
-    control: bool = True
-    """Encode with the control tokens, which are known to be the template's."""
-    id: int | None = None
-
-
-class Tokens(NamedTuple):
-    """What the encoder made of a piece."""
-
-    start: int
-    """Where the piece begins, in characters of the text."""
-    ids: Sequence[int]
-    offsets: Sequence[tuple[int, int]] | None = None
-    """The characters of each token, counted from `start`; None where the piece has one weight throughout."""
-
 
 _CHECKED = 1024
 """Of so many texts one is encoded as a whole, too."""
@@ -100,6 +71,7 @@ class Encoder:
         self.control_tokens = control_tokens
         self.reuse = reuse
         self._encoded = 0
+        self._known: dict[Hashable, Recipe | None] = {}
 
     def encode(self, rendered: RenderedText, spans: Sequence[LossSpan] = ()) -> TokenizedExample:
         """One text; see `encode_batch`."""
@@ -111,7 +83,7 @@ class Encoder:
 
     def encode_columns(self, texts: Iterable[tuple[RenderedText, Sequence[LossSpan]]]) -> TokenizedColumns:
         """The same as columns."""
-        batch = [(rendered, tuple(spans)) for rendered, spans in texts]
+        batch = [*texts]
         if self._words is None:
             return TokenizedColumns.of(self._encode_whole(batch))
         columns, others = self._encode_words(batch, self._words)
@@ -140,42 +112,82 @@ class Encoder:
         )
 
     def _encode_words(
-        self, batch: Sequence[tuple[RenderedText, tuple[LossSpan, ...]]], words: Words
+        self, batch: Sequence[tuple[RenderedText, Sequence[LossSpan]]], words: Words
     ) -> tuple[TokenizedColumns, list[int]]:
         """The texts put together from their words, and the indices of those that could not be, which are empty."""
-        numbers = words.begin()
-        ends, piece_ends, weights = [0], [0], []
-        others = []
-        for index, (rendered, spans) in enumerate(batch):
-            pieces = self._plain_pieces(rendered, spans)
-            if pieces is None:
+        if len(self._known) > MOST:
+            self._known, self._recipes = {}, Recipes(self.tokenizer)
+        numbers, weights, core_numbers = array("q"), array("d"), words.begin()
+        ends, core_ends = [0], [0]
+        others, core_rows = [], []
+        for index, row in enumerate(self._by_recipes(batch)):
+            if row is None:
                 others.append(index)
-            for piece in pieces or ():
-                if piece.id is None:
-                    words.add(numbers, piece.text, prefix=piece.prefix)
-                else:
-                    words.add_id(numbers, piece.id)
-                piece_ends.append(len(numbers))
-                weights.append(_weight_at(piece.start, spans))
+            else:
+                recipe, cores = row
+                numbers += recipe.numbers
+                weights += recipe.weights
+                for text, prefix in zip(cores, recipe.prefixes, strict=True):
+                    words.add(core_numbers, text, prefix=prefix)
+                    core_ends.append(len(core_numbers))
+                    core_rows.append(index)
             ends.append(len(numbers))
-        parts = words.encode(numbers)
-        offsets = parts.ends[ends]
-        loss_weights = np.repeat(np.array(weights, dtype=np.float64), np.diff(parts.ends[piece_ends]))
+        parts = words.encode(core_numbers)
+        found = assemble(self._recipes.fixed, numbers, weights, ends, parts, core_ends)
         # Nothing predicts the first token, so it has no weight.
-        loss_weights[offsets[:-1][offsets[:-1] < offsets[1:]]] = 0.0
+        found.loss_weights[found.offsets[:-1][found.offsets[:-1] < found.offsets[1:]]] = 0.0
         columns = TokenizedColumns(
             rendered=[rendered for rendered, _ in batch],
             loss_spans=[spans for _, spans in batch],
             truncated=[None] * len(batch),
-            offsets=offsets,
-            input_ids=parts.ids,
-            loss_weights=loss_weights,
+            offsets=found.offsets,
+            input_ids=found.input_ids,
+            loss_weights=found.loss_weights,
         )
         if parts.strange.any():
             # A normalizer or the model itself made a control id of text that is not one.
-            strange = np.searchsorted(ends, np.flatnonzero(parts.strange), side="right") - 1
-            others = sorted({*others, *strange.tolist()})
+            strange = np.searchsorted(core_ends, np.flatnonzero(parts.strange), side="right") - 1
+            others = sorted({*others, *(core_rows[core] for core in strange.tolist())})
         return columns, others
+
+    def _by_recipes(
+        self, batch: Sequence[tuple[RenderedText, Sequence[LossSpan]]]
+    ) -> list[tuple[Recipe, tuple[str, ...]] | None]:
+        """For each text its recipe and cores; None where text of the data looks like control."""
+        rows: list[tuple[Recipe, tuple[str, ...]] | None] = []
+        for rendered, spans in batch:
+            filled = rendered.filled
+            recipe = None if filled is None else self._known.get(_key(filled, rendered, spans))
+            rows.append(None if filled is None or recipe is None else (recipe, recipe.cores(filled.texts)))
+        if self._holds_control(chain.from_iterable(row[1] for row in rows if row is not None)):
+            rows = [None if row is None or self._holds_control(row[1]) else row for row in rows]
+        return [self._row(*text) if row is None else row for row, text in zip(rows, batch, strict=True)]
+
+    def _row(self, rendered: RenderedText, spans: Sequence[LossSpan]) -> tuple[Recipe, tuple[str, ...]] | None:
+        """The recipe of a text alone; makes that of its outline, if there is none yet."""
+        pieces = self._plain_pieces(rendered, spans)
+        if pieces is None:
+            return None
+        if rendered.filled is not None:
+            self._learn(rendered, rendered.filled, pieces, spans)
+        alone = self._recipes.of_pieces(pieces, spans)
+        return alone, alone.cores(())
+
+    def _learn(
+        self, rendered: RenderedText, filled: Deferred, pieces: Sequence[Piece], spans: Sequence[LossSpan]
+    ) -> None:
+        """Makes the recipe of an outline by one of its texts, unless text of the data looks like control in it."""
+        key = _key(filled, rendered, spans)
+        variable = (text for text, fixed in zip(filled.texts, filled.outline.fixed, strict=True) if not fixed)
+        if key is not None and key not in self._known and not self._holds_control(variable):
+            self._known[key] = self._recipes.of_outline(filled, pieces, spans)
+
+    def _holds_control(self, texts: Iterable[str]) -> bool:
+        return self._pattern is not None and self._pattern.search("\0".join(texts)) is not None
+
+    @cached_property
+    def _recipes(self) -> Recipes:
+        return Recipes(self.tokenizer)
 
     def _plain_pieces(self, rendered: RenderedText, spans: Sequence[LossSpan]) -> list[Piece] | None:
         """The pieces, parted at the control tokens; None where text of the data looks like control."""
@@ -195,7 +207,7 @@ class Encoder:
                 "templatekit's: please report it; to go on: --no-reuse"
             )
 
-    def _encode_whole(self, batch: Sequence[tuple[RenderedText, tuple[LossSpan, ...]]]) -> list[TokenizedExample]:
+    def _encode_whole(self, batch: Sequence[tuple[RenderedText, Sequence[LossSpan]]]) -> list[TokenizedExample]:
         """Piece by piece, as the tokenizer itself encodes each: all pieces of all texts in one call a variant."""
         pieces = [list(self._pieces(rendered, spans)) for rendered, spans in batch]
         encoded = self._run([piece for parts in pieces for piece in parts])
@@ -209,7 +221,7 @@ class Encoder:
                     input_ids=tuple(chain.from_iterable(part.ids for part in tokens)),
                     loss_weights=_weights(tokens, spans),
                     rendered=rendered,
-                    loss_spans=spans,
+                    loss_spans=tuple(spans),
                 )
             )
         return examples
@@ -391,6 +403,14 @@ class Encoder:
             yield Piece(piece.start + start, piece.text[start:end], prefix=piece.prefix and not start, control=False)
 
 
+def _key(filled: Deferred, rendered: RenderedText, spans: Sequence[LossSpan]) -> Hashable:
+    """Equal for texts that have one recipe; None where that is not known."""
+    if not isinstance(spans, Losses):
+        return None
+    weights = filled.outline.message_weights
+    return filled.outline, spans.train_on, rendered.message_weights if weights is None else weights
+
+
 def _behind(match: Match, text: str) -> range:
     """The places right behind a control token: several where it takes the whitespace that follows."""
     whitespace = _WHITESPACE.match(text, match.end) if match.token.strips_right else None
@@ -447,12 +467,6 @@ def _trusted_regions(rendered: RenderedText) -> Iterator[tuple[int, int, bool]]:
             yield span.start, span.end, True
     if end > start:
         yield start, end, False
-
-
-def _weight_at(start: int, spans: Sequence[LossSpan]) -> float:
-    """The weight of a piece, which is that of its first character."""
-    index = bisect_right(spans, start, key=lambda span: span.start) - 1
-    return spans[index].weight if index >= 0 else 0.0
 
 
 def _weights(parts: Sequence[Tokens], spans: Sequence[LossSpan]) -> tuple[float, ...]:

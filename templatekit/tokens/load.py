@@ -1,7 +1,7 @@
 """Finds a tokenizer by folder or by name.
 
 A folder with `tokenizer.json` is read as it is. Everything else (a `.gguf` file, a hub name, a model without
-`tokenizer.json`) goes through transformers, which is imported only then.
+`tokenizer.json`) goes through transformers, which is imported only then. What it reads out of a `.gguf` file is kept.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from templatekit.errors import TokenizerError, nearest
 from templatekit.registry import Registry
+from templatekit.tokens.kept import Description, kept
 from templatekit.tokens.tokenizer import NAMED, TOKENIZER_FILE, Tokenizer
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ def find_tokenizer(address: str, registry: Registry) -> Tokenizer:
         folder = path.parent if path.name == TOKENIZER_FILE else path
         if (folder / TOKENIZER_FILE).is_file():
             return Tokenizer.from_folder(folder)
+    if path is not None and path.suffix == ".gguf":
+        found = kept(path, lambda: _described(load_transformers_tokenizer(path), address))
+        return Tokenizer(found.definition, config=found.config, chat_template=found.chat_template, name=address)
     return from_transformers(load_transformers_tokenizer(path or address), name=address)
 
 
@@ -63,6 +67,13 @@ def load_transformers_tokenizer(address: str | Path) -> PreTrainedTokenizerBase:
 
 def from_transformers(tokenizer: PreTrainedTokenizerBase, *, name: str | None = None) -> Tokenizer:
     """Our view of a transformers tokenizer. Raises `TokenizerError` for one without a fast backend."""
+    found = _described(tokenizer, name)
+    return Tokenizer(
+        found.definition, config=found.config, chat_template=found.chat_template, name=name or tokenizer.name_or_path
+    )
+
+
+def _described(tokenizer: PreTrainedTokenizerBase, name: str | None) -> Description:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise TokenizerError(f"tokenizer {name!r} has no {TOKENIZER_FILE} form; convert it with transformers first")
@@ -70,4 +81,4 @@ def from_transformers(tokenizer: PreTrainedTokenizerBase, *, name: str | None = 
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")
-    return Tokenizer(backend.to_str(), config=config, chat_template=template, name=name or tokenizer.name_or_path)
+    return Description(backend.to_str(), config, template)

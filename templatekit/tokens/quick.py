@@ -10,33 +10,33 @@ a non-breaking space, with SmolLM2's at some control characters. Each 1,024th te
 from __future__ import annotations
 
 import itertools
-import json
-import re
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import tokenizers
 
-from templatekit.tokens.apart import parts_at_seams
+from templatekit.tokens.apart import is_control, parts_at_seams
 
 Encode: TypeAlias = Callable[[Sequence[str]], list[list[int]]]
 """The ids of each text."""
-
-WORTH = 20_000
-"""Parts behind which it pays to load the quicker encoder, which takes a good part of a second."""
 
 _LETTERS = ("a", "Z", "the", "Abc", "x" * 40)
 _OTHERS = ("1", "1234", ".", "!?", "'s", "'LL", "_", "/", "{}", "=", "0x", "#")
 _BLANKS = ("", " ", "  ", "    ", "\n", "\n\n", " \n ", "\r\n", "\t", "\t\t")
 
 
-_UNLIKE = re.compile(r"[^\S ]'|[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]")
-"""Whitespace that is no blank before an apostrophe; control characters but for newlines and tabs."""
+_PLAIN = bytes([*b"\t\n\r", *range(ord(" "), 0x7F)])
+"""All of ASCII but for control characters that are no newlines and no tabs."""
 
 
 def is_alike(text: str) -> bool:
-    """Whether both encoders give the text equal ids, where the battery says so of a tokenizer."""
-    return text.isascii() and _UNLIKE.search(text) is None
+    """Whether both encoders give the text equal ids, where the battery says so of a tokenizer.
+
+    Not where whitespace that is no blank stands before an apostrophe, and not with control characters.
+    """
+    if not text.isascii() or text.encode().translate(None, _PLAIN):  # several times as fast as a pattern
+        return False
+    return "\n'" not in text and "\t'" not in text and "\r'" not in text
 
 
 def battery() -> list[str]:
@@ -55,20 +55,29 @@ def reference(backend: tokenizers.Tokenizer) -> Encode:
     return encode
 
 
+def worth(backend: tokenizers.Tokenizer) -> int:
+    """How many parts the reference encodes in about the time that it takes to load the quicker encoder.
+
+    That is a tenth of a second for a vocabulary of 50,000.
+    """
+    size: int = backend.get_vocab_size()
+    return 1_000 + size // 10
+
+
 def quicker(backend: tokenizers.Tokenizer) -> Encode | None:
-    """Encodes texts that are alike and hold no added token; None where kitoken is absent or not proven equal."""
+    """Encodes texts that are alike and hold no control token; None where kitoken is absent or not proven equal."""
     try:
         from kitoken import Kitoken
     except ImportError:
         return None
     if backend.normalizer is not None and type(backend.normalizer) is not tokenizers.normalizers.NFC:
         return None
-    if not parts_at_seams(backend):
+    if not parts_at_seams(backend) or not all(map(is_control, backend.get_added_tokens_decoder().values())):
         return None
-    definition = json.loads(backend.to_str())
-    definition |= {"added_tokens": [], "post_processor": None}
+    bare = tokenizers.Tokenizer(backend.model)  # without added tokens, and with nothing put around a text
+    bare.normalizer, bare.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     try:
-        encoder = Kitoken.from_tokenizers(json.dumps(definition).encode())
+        encoder = Kitoken.from_tokenizers(bare.to_str().encode())
         texts = battery()
         equal = encoder.encode_all(texts) == reference(backend)(texts)
     except Exception:  # it does not read every file that `tokenizers` reads; then there is no quicker way

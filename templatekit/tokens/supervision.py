@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from templatekit.config import TrainedParts, parse_train_on
 from templatekit.types import COMPUTED, LossSpan, Origin, RenderedText, TargetSpan, TrainOn
@@ -18,6 +18,34 @@ class _Run(NamedTuple):
     origin: Origin
     target: int | None
     """Index into the target spans."""
+
+
+class Losses(Sequence[LossSpan]):
+    """The loss spans of a text, worked out when they are first asked for."""
+
+    __slots__ = ("_spans", "rendered", "train_on")
+
+    def __init__(self, rendered: RenderedText, train_on: TrainOn) -> None:
+        self.rendered, self.train_on = rendered, train_on
+        self._spans: tuple[LossSpan, ...] | None = None
+
+    def _found(self) -> tuple[LossSpan, ...]:
+        if self._spans is None:
+            self._spans = loss_spans(self.rendered, self.train_on)
+        return self._spans
+
+    def __len__(self) -> int:
+        return len(self._found())
+
+    @overload
+    def __getitem__(self, index: int) -> LossSpan: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[LossSpan, ...]: ...
+    def __getitem__(self, index: int | slice) -> LossSpan | tuple[LossSpan, ...]:
+        return self._found()[index]
+
+    def __iter__(self) -> Iterator[LossSpan]:
+        return iter(self._found())
 
 
 def loss_spans(rendered: RenderedText, train_on: TrainOn) -> tuple[LossSpan, ...]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import tokenizers
 
 from templatekit.errors import TokenizerError, nearest, shorten
-from templatekit.tokens.apart import encodes_words_apart
+from templatekit.tokens.apart import encodes_words_apart, is_control
 from templatekit.types import SpecialTokens
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -31,7 +31,7 @@ _TRIMS = re.compile(r'("trim_offsets"\s*:\s*)true')
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlToken:
-    """An added token that is more than text: flagged special, or else neither whitespace nor a single character."""
+    """An added token that is more than text (`is_control`)."""
 
     id: int
     text: str
@@ -102,7 +102,7 @@ class Tokenizer:
                 whole_word=token.single_word,
             )
             for id, token in self._backend.get_added_tokens_decoder().items()
-            if token.special or len(token.content.strip()) > 1
+            if is_control(token)
         }
 
     @cached_property

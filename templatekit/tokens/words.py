@@ -2,7 +2,8 @@
 
 For tokenizers that encode words apart (`templatekit.tokens.apart`) a text is cut at seams, the blanks between two
 characters that are no whitespace, and the ids of the parts are laid end to end. English text brings a new part every
-dozen words, so that the tokenizer has a tenth of the work. A text without a seam is one part.
+dozen words, so that the tokenizer has a tenth of the work. A text without a seam is one part, and so is a text for the
+quicker encoder (`templatekit.tokens.quick`), which takes less time for all of it than Python for its words.
 
 The parts of a batch are numbers first; `encode` turns all of them into ids at once.
 """
@@ -20,15 +21,19 @@ import tokenizers
 from numpy.typing import NDArray
 
 from templatekit.tokens.apart import BLANK, METASPACE
-from templatekit.tokens.quick import WORTH, Encode, is_alike, quicker, reference
+from templatekit.tokens.quick import Encode, is_alike, quicker, reference, worth
 
 LONGEST = 48
 """Characters of the longest part that is kept: longer ones hardly come again."""
 MOST = 1 << 18
 """Parts that are kept, of some 250 bytes each; with more the table begins anew."""
+LONGEST_TEXT = 256
+"""Characters of the longest text that is kept with the numbers of its parts: a system prompt, a short answer."""
+MOST_TEXTS = 1 << 16
+"""Texts that are kept, of at most a kilobyte each."""
 
 _NO_EDGE = f"\u180e{METASPACE}"
-_SEAM = re.compile(rf"(?<=[^\s{_NO_EDGE}])(?= [^\s{_NO_EDGE}])")
+SEAM = re.compile(rf"(?<=[^\s{_NO_EDGE}])(?= [^\s{_NO_EDGE}])")
 """Python's whitespace is Unicode's and four control characters more; beside one of those no seam is looked for."""
 
 Number = TypeVar("Number", np.int32, np.int64, np.bool_)
@@ -74,6 +79,7 @@ class Words:
         self._backends = {False: backend, True: prefixed}
         self._prefixes = prefixed is not backend
         self._quicker: Encode | None = None
+        self._worth = worth(backend)
         self._asked = 0
         self._unwanted = np.array(sorted(unwanted), dtype=np.int32)
         self._forget()
@@ -85,8 +91,9 @@ class Words:
         self._first = {prefix: _Numbers(self._opening(prefix)) for prefix in (False, True)}
         self._inner = _Numbers(self._inside)
         self._last = _Numbers(self._ending)
-        self._by_id: dict[int, int] = {}
-        self._new: list[tuple[str | int, bool]] = []
+        self._texts: dict[bool, dict[str, array[int]]] = {False: {}, True: {}}
+        self._new: list[tuple[int, str, bool]] = []
+        self._alike: list[tuple[int, str]] = []
         self._count = 0
         self._lengths: NDArray[np.int64] = np.zeros(1 << 10, dtype=np.int64)
         self._starts: NDArray[np.int64] = np.zeros(1 << 10, dtype=np.int64)
@@ -96,12 +103,28 @@ class Words:
 
     def begin(self) -> array[int]:
         """A list for the numbers of a batch's parts. Numbers hold until the next one is begun."""
-        if self._count > MOST or self._used > 16 * MOST:
+        if self._count > MOST or self._used > 16 * MOST or sum(map(len, self._texts.values())) > MOST_TEXTS:
             self._forget()
         return array("q")
 
     def add(self, numbers: array[int], text: str, *, prefix: bool = True) -> None:
         """Appends the numbers of a text's parts; with `prefix` the tokenizer may put its dummy prefix in front."""
+        texts = self._texts[prefix]
+        known = texts.get(text)
+        if known is not None:
+            numbers += known
+            return
+        mark = len(numbers)
+        if self._quicker is not None and is_alike(text):
+            numbers.append(self._count)  # to part it would take longer
+            self._alike.append((self._count, text))
+            self._count += 1
+        else:
+            self._add_words(numbers, text, prefix)
+        if len(text) <= LONGEST_TEXT:
+            texts[text] = numbers[mark:]
+
+    def _add_words(self, numbers: array[int], text: str, prefix: bool) -> None:
         words = text.split(BLANK)
         if len(words) == 1:
             numbers.append(self._front[prefix][text])
@@ -113,15 +136,9 @@ class Words:
             numbers.append(self._last[words[-1]])
         except _NoSeam:
             del numbers[mark:]
-            first, *others = _SEAM.split(text)
+            first, *others = SEAM.split(text)
             numbers.append(self._front[prefix][first])
             numbers.extend(self._behind[part[1:]] for part in others)
-
-    def add_id(self, numbers: array[int], id: int) -> None:
-        """Appends a part that is this id, which is not strange."""
-        if id not in self._by_id:
-            self._by_id[id] = self._enter(id, False)
-        numbers.append(self._by_id[id])
 
     def encode(self, numbers: array[int]) -> Parts:
         """The ids of all parts of a batch."""
@@ -138,29 +155,28 @@ class Words:
 
     def _encode_new(self) -> None:
         """Encodes the parts that were entered since the last batch, in one call for each variant of the tokenizer."""
-        entered = list(enumerate(self._new, self._count - len(self._new)))
+        alike, self._alike = self._alike, []
+        new, self._new = self._new, []
         for prefix, backend in self._backends.items():
-            texts = [(at, entry) for at, (entry, wanted) in entered if isinstance(entry, str) and wanted == prefix]
-            quick = self._quick_one(len(texts))
-            if quick is not None:
-                alike = [(at, text) for at, text in texts if is_alike(text)]
-                self._keep([at for at, _ in alike], quick([text for _, text in alike]), told=False)
-                texts = [(at, text) for at, text in texts if not is_alike(text)]
-            if texts:
-                ids = reference(backend)([text for _, text in texts])
-                self._keep([at for at, _ in texts], ids, told=False)
-        known = [(at, entry) for at, (entry, _) in entered if isinstance(entry, int)]
-        self._keep([at for at, _ in known], [[id] for _, id in known], told=True)
-        self._new = []
+            texts = [(at, text) for at, text, wanted in new if wanted == prefix]
+            if self._quick_one(len(texts)) is not None:
+                alike += [entry for entry in texts if is_alike(entry[1])]
+                texts = [entry for entry in texts if not is_alike(entry[1])]
+            self._keep(texts, reference(backend))
+        if self._quicker is not None:
+            self._keep(alike, self._quicker)
 
     def _quick_one(self, parts: int) -> Encode | None:
         """The quicker encoder, once so many parts were asked for that loading it pays; it puts no prefix in front."""
-        if self._asked < WORTH <= self._asked + parts and not self._prefixes:
+        if self._asked < self._worth <= self._asked + parts and not self._prefixes:
             self._quicker = quicker(self._backends[False])
         self._asked += parts
         return self._quicker
 
-    def _keep(self, numbers: Sequence[int], ids: Sequence[Sequence[int]], *, told: bool) -> None:
+    def _keep(self, texts: Sequence[tuple[int, str]], encode: Encode) -> None:
+        if not texts:
+            return
+        ids = encode([text for _, text in texts])
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         flat = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum()))
         ends = np.cumsum(lengths)
@@ -168,17 +184,17 @@ class Words:
         self._starts = _with_room(self._starts, self._count)
         self._strange = _with_room(self._strange, self._count)
         self._ids = _with_room(self._ids, self._used + len(flat))
-        at = np.array(numbers, dtype=np.int64)
+        at = np.fromiter((number for number, _ in texts), dtype=np.int64, count=len(texts))
         self._ids[self._used : self._used + len(flat)] = flat
         self._lengths[at] = lengths
         self._starts[at] = self._used + ends - lengths
         self._used += len(flat)
-        if not told and len(self._unwanted):
+        if len(self._unwanted):
             found = np.concatenate([[0], np.cumsum(np.isin(flat, self._unwanted))])
             self._strange[at] = found[ends] > found[ends - lengths]
 
-    def _enter(self, entry: str | int, prefix: bool) -> int:
-        self._new.append((entry, prefix))
+    def _enter(self, text: str, prefix: bool) -> int:
+        self._new.append((self._count, text, prefix))
         self._count += 1
         return self._count - 1
 

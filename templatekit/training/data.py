@@ -11,6 +11,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from templatekit.cache import StoredExamples, StoredSamples, prepared_samples
+from templatekit.columns import places_of
 from templatekit.config import FinetuneOptions
 from templatekit.errors import ConfigError
 from templatekit.formats.template import Template
@@ -120,7 +121,7 @@ def _divided(items: Sequence[Prepared], options: FinetuneOptions) -> dict[str, S
         return split_rows(options.split, rows, shuffle=options.split_order == "shuffled", seed=options.seed)
 
     if isinstance(items, StoredSamples):  # of one set, each row once
-        edges = np.concatenate([[0], np.flatnonzero(np.diff(items.rows)) + 1, [len(items)]])
+        edges = np.append(np.flatnonzero(np.diff(items.rows, prepend=-1)), len(items))
         parts = divide(len(edges) - 1)
         return {name: items.take(_of_rows(edges, np.array(rows, dtype=np.int64))) for name, rows in parts.items()}
     by_row: dict[tuple[str, int], list[Prepared]] = {}
@@ -132,9 +133,7 @@ def _divided(items: Sequence[Prepared], options: FinetuneOptions) -> dict[str, S
 
 def _of_rows(edges: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """The places of the samples of these rows: row r has those from `edges[r]` to `edges[r + 1]`."""
-    counts = np.diff(edges)[rows]
-    ends = np.cumsum(counts)
-    return np.repeat(edges[rows] - ends + counts, counts) + np.arange(counts.sum())
+    return places_of(edges[rows], np.diff(edges)[rows])
 
 
 def identity_of(pipeline: Pipeline, items: Sequence[TokenizedExample] | Sequence[TokenizedPair]) -> dict[str, str]:

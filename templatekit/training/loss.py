@@ -105,11 +105,6 @@ class TargetLosses(nn.Module):
         return torch.cat(cast("list[Tensor]", losses))
 
 
-def weighted_loss(losses: nn.Module, batch: Batch) -> Tensor:
-    """Sum over the batch's targets of weight times cross-entropy in nats; without targets 0, with a graph."""
-    return (cast("Tensor", losses(batch)) * batch.weights).sum()
-
-
 def _chunk(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(head(hidden), targets, reduction="none")
 

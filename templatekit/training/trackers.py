@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -118,10 +119,10 @@ def tracking(
     def tell(line: Line) -> None:
         numbers = _named(line)
         for name, tracker in list(trackers.items()) if numbers else ():
-            attempt(name, lambda tracker=tracker: tracker.log(numbers, int(line["step"])))  # type: ignore[misc]
+            attempt(name, partial(tracker.log, numbers, int(line["step"])))
 
     for name in names:
-        attempt(name, lambda name=name: begin(name))  # type: ignore[misc]
+        attempt(name, partial(begin, name))
     try:
         yield tell
     finally:

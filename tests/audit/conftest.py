@@ -86,6 +86,7 @@ def run_audit(
         tokenizer: Mapping[str, Any] | None = {},
         against: Sequence[object] = (),
         ignored: Sequence[str] = (),
+        shared: str = "exact",
         shown: int = 10,
         **options: Any,
     ) -> Report:
@@ -97,7 +98,8 @@ def run_audit(
             options["tokenizer"] = str(make_tokenizer(**tokenizer))
         others = [str(write_rows(against, "against.jsonl"))] if against else []
         values = {"dataset": str(write_rows(rows)), "template": template, **options}
-        return audit(DataOptions.parse(values), registry=registry, against=others, ignored=ignored, shown=shown)
+        chosen = DataOptions.parse(values)
+        return audit(chosen, registry=registry, against=others, shared=shared, ignored=ignored, shown=shown)
 
     return run
 
@@ -116,7 +118,11 @@ def command(tmp_path: Path) -> Command:
     """Runs `templatekit audit` as a process."""
 
     def run(*args: str | Path, **changes: str) -> Result:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("TEMPLATEKIT_", "PYTHON"))}
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if key == "TEMPLATEKIT_CACHE" or not key.startswith(("TEMPLATEKIT_", "PYTHON"))
+        }
         environment = {**kept, "COLUMNS": "100", "NO_COLOR": "1", **changes}
         done = subprocess.run(
             [str(Path(sys.executable).with_name("templatekit")), "audit", *map(str, args)],

@@ -59,7 +59,7 @@ def test_the_whole_output(command: Command, write_rows: WriteRows, make_tokenize
     assert (result.code, result.err) == (1, "")
     assert result.out.startswith(WHOLE)
     rest = result.out.removeprefix(WHOLE).splitlines()
-    assert [line.partition(":")[0] for line in rest[:-1]] == ["nothing found", "not checked", "not checked"]
+    assert [line.partition(":")[0] for line in rest[:-1]] == ["nothing found", *["not checked"] * 3]
     assert rest[-1] == "1 error, 1 warning, 1 note"
 
 
@@ -155,7 +155,7 @@ def test_splits_are_compared(command: Command, write_rows: WriteRows) -> None:
 def test_help_names_the_options(command: Command) -> None:
     result = command("--help")
     assert result.code == 0
-    for option in ("--dataset", "--against", "--fail-on", "--html", "--json", "--ignore", "--plugin-dir"):
+    for option in ("--dataset", "--against", "--shared", "--fail-on", "--html", "--json", "--ignore", "--plugin-dir"):
         assert option in result.out
 
 

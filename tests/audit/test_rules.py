@@ -26,6 +26,7 @@ def alpaca(instruction: str, output: str = "Red.", **more: str) -> dict[str, Any
 
 
 PLAIN = talk("Hi", "Hello")
+WORDS = " ".join(map(str, range(60)))
 TRIMS = (
     "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ m.content | trim ~ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -94,6 +95,13 @@ CASES = (
         rows=(talk("a", "b"), PLAIN),
         control=(talk("a", "b"),),
         options={"against": [PLAIN]},
+        found=[1],
+    ),
+    Case(
+        code="nearly-shared-rows",
+        rows=(talk("a", "b"), talk("Hi", f"{WORDS} sixty")),
+        control=(talk("a", "b"), talk("Hi", WORDS.replace(" 3", " x").replace("5 ", "y "))),
+        options={"against": [talk("Hi ho", WORDS)], "shared": "near=0.7"},
         found=[1],
     ),
     Case(

@@ -18,6 +18,7 @@ from templatekit.registry import Registry
 from templatekit.types import Record
 
 RunAudit = Callable[..., Report]
+PROMPTS = ["shared-prompts", "same-prompt"]
 PLAIN = {"instruction": "Name one.", "input": "", "output": "Red."}
 
 
@@ -49,6 +50,30 @@ def test_rows_of_other_sets_are_named(run_audit: RunAudit, write_rows: Callable[
     assert finding.example is not None and finding.example.detail == "the same text as row 2 there"
     [other] = report.against
     assert (other.rows, other.unusable) == (8, 1)
+
+
+def test_near_rows_of_other_sets_are_named(run_audit: RunAudit) -> None:
+    """By what is said, not what the template writes around it; the nearest, and none where the very text is there."""
+    words = [f"w{number}" for number in range(40)]
+    whole, near, nearer = (" ".join(["x"] * count + words[count:]) for count in (0, 3, 1))
+    same = " ".join(words[::-1])
+
+    def said(output: str, instruction: str = "Say it.") -> dict[str, Any]:
+        return {"instruction": instruction, "input": "", "output": output}
+
+    others = [said("Four."), said(near), said(nearer), said(same)]
+    data = [said("Five.", "Another."), said(whole), said(same)]
+    report = run_audit(data, template="alpaca", tokenizer=None, against=others, shared="near=0.7", ignored=PROMPTS)
+    assert {f.rule.code: f.rows for f in report.findings} == {"nearly-shared-rows": (1,), "shared-rows": (2,)}
+    example = next(f.example for f in report.findings if f.rule.code == "nearly-shared-rows")
+    assert example is not None and example.detail.startswith("nearly the text of row 2 there (similarity 0.")
+    exact = run_audit(data, template="alpaca", tokenizer=None, against=others, ignored=PROMPTS)
+    assert counts(exact) == {"shared-rows": 1}
+    assert exact.not_checked["nearly-shared-rows"] == "--shared"
+    with pytest.raises(ConfigError, match="shared: found 'nearly'; expected exact, near"):
+        run_audit(data, template="alpaca", tokenizer=None, against=others, shared="nearly")
+    with pytest.raises(ConfigError, match="shared='near' compares with other data sets; found none"):
+        run_audit(data, template="alpaca", tokenizer=None, shared="near")
 
 
 def test_a_limit_holds_for_the_set_alone(run_audit: RunAudit) -> None:

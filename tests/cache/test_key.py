@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from testkit.at_hand import Tokenizers
@@ -100,7 +100,7 @@ def append(path: Path, text: str) -> None:
         file.write(text)
 
 
-CHANGES: dict[str, Callable[[Setting], None]] = {
+CHANGES: dict[str, Callable[[Setting], object]] = {
     "data": lambda s: change(s.data, '"b"', '"c"'),
     "template": lambda s: change(s.template, "Q:", "P:"),
     "plugin": lambda s: change(s.plugin, 'record["output"]', "str('output!!') "),
@@ -291,6 +291,7 @@ def test_code_that_lies_in_no_file_is_not_kept(builtin: Registry, tokenizer_of: 
         sys.modules.pop("typed_in", None)
 
 
+D = TypeVar("D", bound=date)
 CLOCKS = {
     "{{ strftime_now('%d %B %Y') }}": True,
     '{% if true %}{{ strftime_now( "%-d %b" ) }}{% endif %}': True,
@@ -309,8 +310,8 @@ def test_a_template_that_prints_the_day_is_kept_for_a_day(text: str, monkeypatch
 
     class Tomorrow(date):
         @classmethod
-        def today(cls) -> date:
-            return date(2020, 2, 28) + timedelta(days=1)
+        def today(cls: type[D]) -> D:
+            return cls(2020, 2, 28) + timedelta(days=1)
 
     before = key._today(text)
     monkeypatch.setattr(key, "date", Tomorrow)

@@ -26,7 +26,7 @@ run.PART_RECORDS = 32
 main()
 """
 """The command, with parts so small that a run makes many."""
-KILLS = 50 if settings.default.max_examples > 100 else 5
+KILLS = 50 if settings().max_examples > 100 else 5
 ROWS = 400
 PARTS = ROWS // 32 + 1
 FILES = ["examples.arrow", "part.json", "texts.arrow", "tokens.arrow"]

@@ -51,7 +51,7 @@ def stored(data: Path, builtin: Registry, tokenizer_of: Tokenizers, tmp_path: Pa
     return pipeline
 
 
-@settings(max_examples=settings.default.max_examples // 3)
+@settings(max_examples=settings().max_examples // 3)
 @given(
     split=st.sampled_from(["train=rest,validation=0.2", "train=0.5,test=0.2,validation=rest", "train=rest"]),
     order=st.sampled_from(["shuffled", "sequential"]),
@@ -65,13 +65,31 @@ def test_splits_are_the_same(stored: Any, split: str, order: str, train_on: str)
         options, mapped = stored(True, **more)
         found = read_splits(options, mapped)
         assert all(isinstance(samples, StoredSamples) for samples in found.samples.values())
-        assert {name: list(samples) for name, samples in found.samples.items()} == plain.samples
+        assert {name: list(samples) for name, samples in found.samples.items()} == {
+            name: list(samples) for name, samples in plain.samples.items()
+        }
         assert list(found.train) == list(plain.train)
         assert list(found.held_out) == list(plain.held_out)
         assert list(found.asked) == list(plain.asked)
         assert (found.sizes, list(found.checked)) == (plain.sizes, list(plain.checked))
         assert identity_of(mapped, found.train) == identity_of(in_memory, plain.train)
         assert mapped.counts.as_dict() == in_memory.counts.as_dict()
+
+
+def test_samples_in_memory_lie_in_columns(stored: Any) -> None:
+    """And are those that the pipeline gives one by one; without any row there are none."""
+    _, pipeline = stored(False)
+    found = prepared_samples(pipeline)
+    _, other = stored(False)
+    expected = list(other.run(other.open(), source=other.options.dataset))
+    assert isinstance(found, StoredSamples)
+    assert list(found) == expected
+    assert found.rows.tolist() == [item.rendered.row for item in expected]
+    assert found.lengths.tolist() == [len(item.tokenized.input_ids) for item in expected]
+    backwards = found.take(np.arange(len(found))[::-1])
+    ids = [id for item in expected[::-1] for id in item.tokenized.input_ids]
+    assert np.concatenate([ids for ids, _ in backwards.runs()]).tolist() == ids
+    assert list(StoredSamples([])) == [] and len(StoredSamples([]).rows) == 0
 
 
 def test_another_weight_is_another_identity(stored: Any) -> None:
@@ -82,7 +100,7 @@ def test_another_weight_is_another_identity(stored: Any) -> None:
     assert len(hashes) == 4
 
 
-@settings(max_examples=settings.default.max_examples // 2)
+@settings(max_examples=settings().max_examples // 2)
 @given(chosen=st.lists(st.integers(0, 22), max_size=12), start=st.integers(0, 12), step=st.integers(1, 3))
 def test_any_choice_in_any_order(stored: Any, chosen: list[int], start: int, step: int) -> None:
     _, in_memory = stored(False)

@@ -34,7 +34,7 @@ def clean_environment(changes: Mapping[str, str] = {}) -> dict[str, str]:
     kept = {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(("TEMPLATEKIT_", "PYTHON", "COV_", "LC_"))
+        if (not key.startswith(("TEMPLATEKIT_", "PYTHON", "COV_", "LC_")) or key == "TEMPLATEKIT_CACHE")
         and key not in ("LANG", "NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS", "LINES")
     }
     return {**kept, "COLUMNS": "100", "LANG": "C.UTF-8", "TERM": "xterm-256color", **changes}

@@ -6,19 +6,23 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from templatekit.cache.folder import cache_folder, user_caches
 from templatekit.cli.cache import in_words
+from templatekit.places import cache_folder, user_caches
+
+Templatekit = Callable[..., Any]
 
 
 @pytest.fixture
-def kept(templatekit: object, tokenizer_folder: Path, tmp_path: Path) -> Path:
+def kept(templatekit: Templatekit, tokenizer_folder: Path, tmp_path: Path) -> Path:
     """A cache with two entries: the first made two days ago."""
     for template in ("alpaca", "chatml"):
-        done = templatekit(  # type: ignore[operator]
+        done = templatekit(
             *("render", "--tokenizer", tokenizer_folder, "--template", template, "--limit", "3"),
             *("--output", f"{template}.jsonl", "--cache", "--cache-dir", "kept"),
         )
@@ -29,8 +33,8 @@ def kept(templatekit: object, tokenizer_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "kept"
 
 
-def test_list_shows_size_origin_and_age(templatekit: object, kept: Path, tokenizer_folder: Path) -> None:
-    done = templatekit("cache", "list", "--cache-dir", kept)  # type: ignore[operator]
+def test_list_shows_size_origin_and_age(templatekit: Templatekit, kept: Path, tokenizer_folder: Path) -> None:
+    done = templatekit("cache", "list", "--cache-dir", kept)
     first, second, total = done.out.splitlines()
     pattern = r"[0-9a-f]{12} +\d+\.\d kB +3 examples +(\d+s|2d) ago  starter, template (\w+), tokenizer (.*)"
     found = [re.fullmatch(pattern, line) for line in (first, second)]
@@ -40,11 +44,11 @@ def test_list_shows_size_origin_and_age(templatekit: object, kept: Path, tokeniz
     ]
     assert found[1] and found[1][1] == "2d"
     assert re.fullmatch(rf"2 in {re.escape(str(kept))}, \d+\.\d kB", total)
-    assert templatekit("cache", "--cache-dir", kept).out.splitlines()[1] == second  # type: ignore[operator]
+    assert templatekit("cache", "--cache-dir", kept).out.splitlines()[1] == second
 
 
-def test_list_as_json(templatekit: object, kept: Path) -> None:
-    done = templatekit("cache", "list", "--cache-dir", kept, "--json")  # type: ignore[operator]
+def test_list_as_json(templatekit: Templatekit, kept: Path) -> None:
+    done = templatekit("cache", "list", "--cache-dir", kept, "--json")
     listed = json.loads(done.out)
     assert listed["folder"] == str(kept)
     for entry in listed["entries"]:
@@ -54,11 +58,11 @@ def test_list_as_json(templatekit: object, kept: Path) -> None:
         assert entry["about"]["options"]["limit"] == 3
         assert len(entry["key"]) == 32
     next(kept.glob("prepared-1/*/00000000/part.json")).write_text("x")
-    damaged = json.loads(templatekit("cache", "list", "--cache-dir", kept, "--json").out)  # type: ignore[operator]
+    damaged = json.loads(templatekit("cache", "list", "--cache-dir", kept, "--json").out)
     assert sorted(entry["damaged"] for entry in damaged["entries"]) == [0, 1]
 
 
-def test_clear_by_key_by_age_and_all(templatekit: object, kept: Path) -> None:
+def test_clear_by_key_by_age_and_all(templatekit: Templatekit, kept: Path) -> None:
     run = templatekit
     keys = {json.loads((path / "about.json").read_text())["template"]: path.name for path in kept.glob("prepared-1/*")}
     for wrong, said in (
@@ -67,25 +71,25 @@ def test_clear_by_key_by_age_and_all(templatekit: object, kept: Path) -> None:
         (("zzz",), "no kept data named 'zzz'; known: "),
         (("--older-than", "soon"), "found 'soon'; expected a number of minutes, hours, days or weeks"),
     ):
-        done = run("cache", "clear", *wrong, "--cache-dir", kept)  # type: ignore[operator]
+        done = run("cache", "clear", *wrong, "--cache-dir", kept)
         assert done.code == 2
         assert said in done.err
     assert len(list(kept.glob("prepared-1/*"))) == 2
-    done = run("cache", "clear", "--older-than", "1d", "--cache-dir", kept)  # type: ignore[operator]
+    done = run("cache", "clear", "--older-than", "1d", "--cache-dir", kept)
     assert done.out.splitlines()[0].startswith(f"removed {keys['alpaca'][:12]}")
     assert re.fullmatch(r"removed 1 of 2, \d+\.\d kB", done.out.splitlines()[1])
     assert [path.name for path in kept.glob("prepared-1/*")] == [keys["chatml"]]
-    done = run("cache", "clear", keys["chatml"][:6], "--cache-dir", kept, "--json")  # type: ignore[operator]
+    done = run("cache", "clear", keys["chatml"][:6], "--cache-dir", kept, "--json")
     assert json.loads(done.out)["removed"] == [keys["chatml"]]
     assert list(kept.glob("prepared-1/*")) == []
-    assert run("cache", "clear", "--all", "--cache-dir", kept).out == "removed 0 of 0, 0 B\n"  # type: ignore[operator]
+    assert run("cache", "clear", "--all", "--cache-dir", kept).out == "removed 0 of 0, 0 B\n"
 
 
 def test_a_second_run_says_where_its_examples_come_from(
-    templatekit: object, tokenizer_folder: Path, tmp_path: Path
+    templatekit: Templatekit, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     def render(*more: str) -> list[str]:
-        done = templatekit(  # type: ignore[operator]
+        done = templatekit(
             *("render", "--tokenizer", tokenizer_folder, "--output", "rows.jsonl", *more),
             env={"TEMPLATEKIT_CACHE": str(tmp_path / "kept")},
         )
@@ -102,9 +106,9 @@ def test_a_second_run_says_where_its_examples_come_from(
     assert (tmp_path / "rows.jsonl").read_bytes() == rows
 
 
-def test_a_cache_that_is_a_file_is_an_error(templatekit: object, tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_a_cache_that_is_a_file_is_an_error(templatekit: Templatekit, tokenizer_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("")
-    done = templatekit(  # type: ignore[operator]
+    done = templatekit(
         "render", "--tokenizer", tokenizer_folder, "--output", "a.jsonl", "--cache", "--cache-dir", "kept"
     )
     assert done.code == 2
@@ -112,10 +116,10 @@ def test_a_cache_that_is_a_file_is_an_error(templatekit: object, tokenizer_folde
     assert not (tmp_path / "a.jsonl").exists()
 
 
-def test_workers_and_a_cache_exclude_each_other(templatekit: object, tokenizer_folder: Path, tmp_path: Path) -> None:
-    done = templatekit(  # type: ignore[operator]
-        "render", "--tokenizer", tokenizer_folder, "--output", "a.jsonl", "--cache", "--workers", "2"
-    )
+def test_workers_and_a_cache_exclude_each_other(
+    templatekit: Templatekit, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    done = templatekit("render", "--tokenizer", tokenizer_folder, "--output", "a.jsonl", "--cache", "--workers", "2")
     assert done.code == 2
     assert done.err == "Error: --cache keeps what one process makes; found --workers 2; expected one of the two\n"
 
@@ -131,6 +135,20 @@ def test_the_folder_follows_the_platform(monkeypatch: pytest.MonkeyPatch, tmp_pa
     for platform, expected in {"linux": ".cache", "darwin": "Library/Caches"}.items():
         monkeypatch.setattr("sys.platform", platform)
         assert user_caches() == Path.home() / expected
+
+
+def test_tokenizers_of_models_are_listed_and_cleared(templatekit: Templatekit, tmp_path: Path) -> None:
+    folder = tmp_path / "kept" / "tokenizers-1"
+    folder.mkdir(parents=True)
+    (folder / "0.json").write_text("x" * 1200)
+    done = templatekit("cache", "list", "--cache-dir", "kept")
+    assert done.out == "0 in kept, 0 B\ntokenizers of models: 1, 1.2 kB\n"
+    listed = json.loads(templatekit("cache", "list", "--cache-dir", "kept", "--json").out)
+    assert listed["tokenizers"] == {"count": 1, "bytes": 1200}
+    assert templatekit("cache", "clear", "--older-than", "1m", "--cache-dir", "kept").out == "removed 0 of 0, 0 B\n"
+    done = templatekit("cache", "clear", "--all", "--cache-dir", "kept")
+    assert done.out == "removed tokenizers of models: 1, 1.2 kB\nremoved 0 of 0, 1.2 kB\n"
+    assert not list(folder.iterdir())
 
 
 def test_sizes_in_words() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -53,14 +54,15 @@ def test_known_rows(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     pa.parquet.write_table(pa.table({"a": [1, 2, 3]}), path)
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
-    for options, rows in [
+    cases: list[tuple[dict[str, Any], int | None]] = [
         ({"dataset": str(path)}, 3),
         ({"dataset": str(path), "limit": 2}, 2),
         ({"dataset": str(path), "limit": 9}, 3),
         ({"limit": 9}, 9),
         ({}, None),
         ({"dataset": str(tmp_path / "broken.parquet")}, None),
-    ]:
+    ]
+    for options, rows in cases:
         assert known_rows(DataOptions.parse(options)) == rows
 
 

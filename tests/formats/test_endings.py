@@ -87,7 +87,7 @@ def test_an_open_end_is_asked_for_by_name(closing: str) -> None:
         assert hint in str(caught.value)
     assert marker(made(closing).ended_by("none")) == ""
     assert marker(made(closing, comment="{# templatekit\nend_marker: none #}")) == ""
-    with pytest.raises(TemplateError):  # a text that the template does not write behind the answer
+    with pytest.raises(TemplateError, match=r"expected '<open>'; name a text that stands there"):
         marker(made(closing).ended_by("<open>"))
     assert marker(made("<end>").ended_by("none")) == "<end>"
 

@@ -135,7 +135,7 @@ def test_the_pipeline_trains_these_ids(
     samples = list(pipeline.run([{"messages": [{"role": role, "content": text} for role, text in turns]}]))
     # Where the system message moves with the last question, the first answer is met in a text of its own.
     assert len(samples) == (2 if template.name.startswith("mistral-v3") else 1)
-    trained = []
+    trained: list[int] = []
     for sample in samples:
         assert sample.tokenized is not None
         messages = sample.example.messages

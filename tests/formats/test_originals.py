@@ -196,7 +196,7 @@ def test_qwen3_without_thinking(enable_thinking: bool, tokenizer_of: Any, builti
     source = find_template("qwen3", builtin).source
     config = json.loads((tokenizer_of.folder("qwen3") / "tokenizer_config.json").read_text(encoding="utf-8"))
     example = Example(messages=(Message(role="user", content="A?"),))
-    more = {"add_generation_prompt": True, "enable_thinking": enable_thinking}
+    more: dict[str, Any] = {"add_generation_prompt": True, "enable_thinking": enable_thinking}
     ours = as_transformers(source, example, TOKENS, **more)
     assert ours == as_transformers(config["chat_template"], example, TOKENS, **more)
     assert ours.endswith("</think>\n\n") is not enable_thinking

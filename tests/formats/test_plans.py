@@ -337,16 +337,21 @@ def test_a_text_of_a_plan_is_like_any_other() -> None:
         planned(template, example).words  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_the_pieces_of_a_text_say_what_the_template_wrote() -> None:
+def test_texts_of_one_plan_have_an_outline_in_common() -> None:
     template = unused(answering("{{ m.content }}"))
-    texts = []
-    for answer in ("a", "b", "c", "d"):
-        (sample,) = template.samples(conversation(user("x"), assistant(answer)), TOKENS)
-        written = ("U ", True), ("x", False), ("\nA ", True), (answer, False), ("</s>", True)
-        assert sample.rendered.pieces == written
-        texts.append(sample.rendered.pieces)
-    for (first, _), (last, _) in zip(texts[2], texts[3], strict=True):
-        assert (first is last) == (first not in ("c", "d"))
+    found = []
+    for answer, weight in zip("abcdefgh", [1.0] * 4 + [0.5, 0.25] * 2, strict=True):
+        example = conversation(user("x"), replace(assistant(answer), weight=weight))
+        (sample,) = template.samples(example, TOKENS)
+        if sample.rendered.filled is not None:
+            found.append(sample.rendered.filled)
+            assert found[-1].texts == ("U ", "x", "\nA ", answer, "</s>")
+            assert [*map(str, found[-1].outline.origins)] == [str(span.origin) for span in sample.rendered.spans]
+            assert found[-1].outline.fixed == (True, False, True, False, True)
+            assert found[-1].outline.target_messages == {1}
+    weights = [filled.outline.message_weights for filled in found]
+    assert weights == [(1.0, 1.0)] * 2 + [None] * 2
+    assert found[0].outline is found[1].outline and found[2].outline is found[3].outline
 
 
 def test_what_is_slow_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

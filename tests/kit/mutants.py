@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from templatekit import (
     Adapter,
@@ -70,7 +70,7 @@ class Faq(Adapter):
     """Right: reads a question, perhaps with details, and an answer; writes them, too."""
 
     name = "faq"
-    keys = ("question", "details", "answer")
+    keys: ClassVar[tuple[str, ...]] = ("question", "details", "answer")
     required = ("question", "answer")
 
     def to_example(self, record: Record) -> Example:
@@ -286,7 +286,7 @@ class Shifted(TokenizedExample):
     """Labels that are shifted twice: here, and by the trainer."""
 
     @property
-    def labels(self) -> tuple[int, ...]:  # type: ignore[override]
+    def labels(self) -> tuple[int, ...]:
         return (*super().labels[1:], -100)
 
 
@@ -547,7 +547,7 @@ def the_end_is_padding() -> Subject:
 def the_saved_model_stops_elsewhere() -> Subject:
     class Endless(Subject):
         @property
-        def stops(self) -> Stops:  # type: ignore[override]
+        def stops(self) -> Stops:
             return Stops(ids=(), strings=())
 
     return Endless(template=template(CHAT), tokenizer=tiny_tokenizer("bytes"))

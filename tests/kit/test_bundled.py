@@ -40,7 +40,7 @@ IDLE = {
 
 def bundled(builtin: Registry) -> list[tuple[str, str]]:
     offers = (("adapter", builtin.adapters), ("template", builtin.templates))
-    return [(kind, name) for kind, found in offers for name in found if found.owner(name).built_in]  # type: ignore[attr-defined]
+    return [(kind, name) for kind, found in offers for name in found if found.owner(name).built_in]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

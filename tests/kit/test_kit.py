@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import unittest
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from templatekit.testing import (
     tiny_tokenizer,
 )
 
-KINDS = {
+KINDS: dict[str, Callable[[str], bool]] = {
     "a control token": lambda text: "<|im_end|>" in text,
     "half of one": lambda text: "<|im_" in text and "<|im_end|>" not in text and "<|im_start|>" not in text,
     "the template's marker": lambda text: "A: " in text,

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 from testkit.at_hand import Tokenizers
-from testkit.published import ORIGINALS, OWN, published, token_texts
+from testkit.published import ORIGINALS, OWN, assistant, conversation, published, source_of, token_texts, user
 
-from templatekit import Registry
+from templatekit import Registry, Template, TemplateFile
 from templatekit.testing import CHECKS, Subject, run_checks, tiny_tokenizer
+from templatekit.types import SpecialTokens
 
 PAGE = Path(__file__).parents[2] / "docs" / "published.md"
 _NAMES = re.compile(r"(?<=^Broken by )`.*?(?=\.$)", re.MULTILINE | re.DOTALL)
@@ -50,6 +51,25 @@ def said(text: str) -> dict[str, list[str]]:
         assert names is not None, f"{check} names no template"
         found[check] = re.findall(r"`([^`]+)`", names[0])
     return found
+
+
+ENDS = {"gemma4_v5": "<turn|>", "diffusion_gemma": "<turn|>", "glm4moe": "<|user|>"}
+"""The end marker that the page has users name."""
+
+
+@pytest.mark.parametrize("name", sorted(set(ENDS) & set(ORIGINALS)))
+def test_an_answer_ends_as_the_page_says(name: str) -> None:
+    text, source = PAGE.read_text(encoding="utf-8"), source_of(name)
+    assert f"--end-marker '{ENDS[name]}'" in text
+    if name == "glm4moe":
+        (line,) = re.findall(r"^\{%- if messages and .*$", text, re.MULTILINE)
+        source = f"{source.rstrip()}\n{line}"
+    template = Template(TemplateFile(name=name, source=source), strict=False).ended_by(ENDS[name])
+    tokens = SpecialTokens(special=frozenset(token_texts(name)))
+    for answer in (assistant("A."), assistant("A.", reasoning="T."), assistant("", reasoning="T.")):
+        rendered = template.render(conversation(user("Q?"), answer), tokens)
+        last = rendered.target_spans[-1]
+        assert rendered.text[last.marker_start : last.end].endswith(ENDS[name])
 
 
 @pytest.mark.parametrize("name", [*ORIGINALS, *OWN])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ SIZES = st.lists(st.integers(1, 12), min_size=2, max_size=4)
 
 
 def drawn(sizes: list[int], weights: list[float], strategy: Strategy, seed: int) -> list[tuple[int, int]]:
-    mix = Mix(openers=[lambda n=n: range(n) for n in sizes], weights=weights, strategy=strategy, seed=seed)
+    mix = Mix(openers=[partial(range, n) for n in sizes], weights=weights, strategy=strategy, seed=seed)
     return [(one.set, one.item) for one in mix]
 
 
@@ -65,7 +66,7 @@ def test_the_comparison_sees_another_seed() -> None:
 @given(sizes=SIZES, seed=st.integers(0, 9), strategy=st.sampled_from([*STRATEGIES, "concat"]))
 def test_each_set_keeps_its_order_and_its_promise(sizes: list[int], seed: int, strategy: Strategy) -> None:
     weights = [float(1 + index) for index in range(len(sizes))]
-    mix = Mix(openers=[lambda n=n: range(n) for n in sizes], weights=weights, strategy=strategy, seed=seed)
+    mix = Mix(openers=[partial(range, n) for n in sizes], weights=weights, strategy=strategy, seed=seed)
     found = list(mix)
     for index, (size, passes) in enumerate(zip(sizes, mix.passes, strict=True)):
         own = [one.item for one in found if one.set == index]

@@ -119,9 +119,10 @@ def test_a_shared_pack_is_a_walk_over_a_tree(examples: list[TokenizedExample]) -
 def test_what_is_long_enough_is_shared(examples: list[TokenizedExample], min_shared: int) -> None:
     items = [example.input_ids for example in examples]
     nodes = prefix_tree(items, min_shared=min_shared)
-    paths = []
+    paths: list[tuple[int, tuple[int, ...]]] = []
     for index, node in enumerate(nodes):
-        path, at = (), index
+        path: tuple[int, ...] = ()
+        at: int | None = index
         while at is not None:
             path, at = items[nodes[at].item][nodes[at].start : nodes[at].end] + path, nodes[at].parent
         paths += [(item, path) for item in node.ending]

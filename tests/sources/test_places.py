@@ -84,7 +84,7 @@ def test_a_rewindable_stream_reads_as_a_file_does(data: bytes, steps: list[int],
     stream.seek(0)
     assert stream.readline() == io.BytesIO(data).readline()
     stream.seek(0)
-    settle(stream)  # type: ignore[arg-type]
+    settle(stream)
     assert stream.read() == data
     if len(data) > size:
         with pytest.raises(OSError, match="only what was read before"):

@@ -64,8 +64,8 @@ def test_no_two_rows_are_near_copies(name: str) -> None:
     answer = SETS[name][2][1]
     rows = sorted(rows_of(name), key=lambda row: row["instruction"])
     for first, second in itertools.pairwise(rows):
-        texts = ["\n".join(row[key] for key in SETS[name][1] if key != "category") for row in (first, second)]
-        assert SequenceMatcher(None, *texts).ratio() < 0.95, texts
+        one, other = ("\n".join(row[key] for key in SETS[name][1] if key != "category") for row in (first, second))
+        assert SequenceMatcher(None, one, other).ratio() < 0.95, (one, other)
         assert first[answer] != second[answer] or first["instruction"] != second["instruction"]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from hypothesis import strategies as st
 
-from templatekit import Record, Registry, Template, Tokenizer
+from templatekit import Example, Record, Registry, Template, Tokenizer
 from templatekit.pipeline import Pipeline
 from templatekit.testing import Subject, conversations, examples
 from templatekit.testing.subject import Sample, Unmade
@@ -42,13 +43,14 @@ class Through:
             raise unmade.error from None
 
 
+def _named(name: str, example: Example) -> tuple[str, Example]:
+    return name, example
+
+
 def instruction_records(text: Text, registry: Registry) -> Drawn:
     """(adapter, record) of one turn, in each adapter's own shape; with a context where it has a place for one."""
     return st.one_of(
-        *(
-            examples(text, context=name in ("alpaca", "dolly")).map(lambda example, name=name: (name, example))
-            for name in ONE_TURN
-        )
+        *(examples(text, context=name in ("alpaca", "dolly")).map(partial(_named, name)) for name in ONE_TURN)
     ).map(lambda drawn: (drawn[0], registry.adapters[drawn[0]].to_record(drawn[1])))
 
 

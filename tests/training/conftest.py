@@ -122,8 +122,8 @@ class _Norm:
         self.module, self.eps, self.offset = module, eps, offset
 
     def __call__(self, states: Tensor) -> Tensor:
-        scaled = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.eps)
-        return scaled * (self.module.weight + self.offset)
+        scaled: Tensor = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.eps)
+        return scaled * (cast("Tensor", self.module.weight) + self.offset)
 
 
 Make = Callable[..., TokenizedExample]

@@ -21,6 +21,7 @@ from templatekit.config import FinetuneOptions
 from templatekit.errors import RunError
 from templatekit.packing import pack_groups, prefix_tree
 from templatekit.training import dpo
+from templatekit.training.collate import PairBatch, collate_pairs
 from templatekit.training.dpo import REFERENCE, JudgedPair, Preferences, judge
 from templatekit.training.loop import train
 from templatekit.training.lora import attach_lora
@@ -175,13 +176,13 @@ def test_a_mixed_up_pair_is_noticed(
     judged = _judged(reference, some_pairs, options, tmp_path)
     expected = float(_plain_loss(in_fp64(tiny_model()), reference, some_pairs, options).detach())
     assert _step(in_fp64(tiny_model()), judged, options)[0] == pytest.approx(expected, rel=1e-10)
-    collate = dpo.collate_pairs
+    collate = collate_pairs
 
     def mixed(*args: Any, **kwargs: Any) -> Any:
         batch = collate(*args, **kwargs)
         value = getattr(batch, broken)
-        return dpo.PairBatch(
-            **{name: getattr(batch, name) for name in dpo.PairBatch.__dataclass_fields__ if name != broken},
+        return PairBatch(
+            **{name: getattr(batch, name) for name in PairBatch.__dataclass_fields__ if name != broken},
             **{broken: value.flip(0)},
         )
 

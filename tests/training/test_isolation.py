@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from testkit.losses import weighted_loss
 from torch import Tensor
 from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
 
@@ -14,7 +15,7 @@ from templatekit.errors import RunError
 from templatekit.packing import pack, pack_examples
 from templatekit.training.attention import NAME, isolate, supports_isolation
 from templatekit.training.collate import Batch, collate_packed, collate_padded
-from templatekit.training.loss import TargetLosses, head_of, weighted_loss
+from templatekit.training.loss import TargetLosses, head_of
 from templatekit.types import TokenizedExample
 
 CPU = torch.device("cpu")

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from testkit.losses import weighted_loss
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GraniteConfig, GraniteForCausalLM, PreTrainedModel
@@ -15,7 +16,7 @@ from transformers import GraniteConfig, GraniteForCausalLM, PreTrainedModel
 from templatekit.config import FinetuneOptions
 from templatekit.training import loss as losses
 from templatekit.training.collate import collate_padded
-from templatekit.training.loss import TargetLosses, head_of, weighted_loss
+from templatekit.training.loss import TargetLosses, head_of
 from templatekit.training.step import Computation, evaluate, train_step
 from templatekit.types import TokenizedExample
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from testkit.losses import weighted_loss
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,7 +20,7 @@ from templatekit.packing import pack_examples
 from templatekit.training import attention, path_attention, tree_attention
 from templatekit.training.attention import isolate
 from templatekit.training.collate import Batch, collate_packed
-from templatekit.training.loss import TargetLosses, head_of, weighted_loss
+from templatekit.training.loss import TargetLosses, head_of
 from templatekit.training.step import Computation
 from templatekit.types import RenderedText, Segment, TokenizedExample
 
@@ -38,7 +40,9 @@ def forests(draw: st.DrawFn) -> list[TokenizedExample]:
     """Examples that go on from each other's beginnings: random prefix trees, equal examples among them."""
     examples: list[list[tuple[int, float]]] = []
     for _ in range(draw(st.integers(1, 7))):
-        stem = draw(st.sampled_from(examples)) if examples and draw(st.booleans()) else []
+        stem: list[tuple[int, float]] = []
+        if bool(examples) and draw(st.booleans()):
+            stem = draw(st.sampled_from(examples))
         kept = stem[: draw(st.integers(0, len(stem)))]
         # The ids are shared, the weights are each example's own.
         begun = [(token, draw(WEIGHTS)) for token, _ in kept]
@@ -156,8 +160,11 @@ def test_an_attention_that_misses_the_prefix_is_noticed(
             layout = whole(segments)
             if broken == "prefixes":
                 return replace(layout, prefixes=())
-            value = {"keys": lambda group: group.keys.flip(0), "hidden": lambda group: group.hidden * 0}[broken]
-            return replace(layout, groups=tuple(group._replace(**{broken: value(group)}) for group in layout.groups))
+            change: Callable[[Tensor], Tensor] = (
+                torch.zeros_like if broken == "hidden" else partial(torch.flip, dims=[0])
+            )
+            changed = (group._replace(**{broken: change(getattr(group, broken))}) for group in layout.groups)
+            return replace(layout, groups=tuple(changed))
 
         monkeypatch.setattr(attention, found_by[broken], without)
     assert not _difference(_run(model, _batch(trees, share=True)), expected) <= 1e-3  # or not a number

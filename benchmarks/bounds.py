@@ -1,0 +1,64 @@
+"""What it costs to bound a template that came from elsewhere: counting what it does, or rendering it in a worker.
+
+usage: python -m benchmarks.bounds
+
+The same texts by the same template, trusted and bounded in turn, without plans, which would have each be rendered once.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+
+from benchmarks.render import starter
+from templatekit.contracts import TemplateFile
+from templatekit.formats.foreign import ForeignTemplate
+from templatekit.formats.plans import without_plans
+from templatekit.formats.template import Template
+from templatekit.formats.worker import WORKER
+from templatekit.registry import create_registry
+from templatekit.types import Example
+
+NAMES = ("chatml", "llama3", "qwen3")
+ROUNDS = 15
+UNCOUNTED = "{# what nobody counts #}{% set _ = 'ab' * 2 %}"
+
+
+def examples(count: int) -> list[Example]:
+    adapter = create_registry().adapters["alpaca"]
+    return [adapter.to_example(row) for row in starter(count)]
+
+
+def seconds(template: Template, given: Iterable[Example], clock: Callable[[], float] = time.process_time) -> float:
+    start = clock()
+    for example in given:
+        _ = template.render(example).text
+    return clock() - start
+
+
+def main() -> None:
+    given = examples(300)
+    offered = create_registry().templates
+    print(f"{'template':12} {'trusted':>12} {'counted':>9} {'in a worker':>12}   (µs a text; the last by the clock)")
+    for name in NAMES:
+        source = offered[name].source
+        trusted = Template(TemplateFile(name=name, source=source))
+        counted = ForeignTemplate(TemplateFile(name=name, source=source))
+        bounded = ForeignTemplate(TemplateFile(name=name, source=source + UNCOUNTED))
+        with without_plans():
+            pairs = [(seconds(trusted, given), seconds(counted, given)) for _ in range(ROUNDS)]
+            seconds(bounded, given[:1])
+            away = min(seconds(bounded, given, time.perf_counter) for _ in range(3))
+        ratio = statistics.median(other / one for one, other in pairs)
+        plain = min(one for one, _ in pairs) / len(given)
+        print(f"{name:12} {plain * 1e6:12.1f} {ratio:8.2f}× {away / len(given) * 1e6:12.1f}")
+    starts = []
+    for _ in range(5):
+        WORKER.stop()
+        starts.append(seconds(bounded, given[:1], time.perf_counter))
+    print(f"start of a worker: {min(starts):.2f} s by the clock")
+
+
+if __name__ == "__main__":
+    main()

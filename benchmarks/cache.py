@@ -1,0 +1,94 @@
+"""What keeping examples costs, and what it saves: making them, taking them, opening them for training.
+
+usage: python -m benchmarks.cache [ROWS] [--opening]
+
+Seconds of processor time, each in a process of its own with its start-up; beside the opening also those by the clock.
+With --opening alone what has to be kept for that is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.render import save_smollm2, starter
+
+MEASURED = """
+import sys, time
+sys.argv = {arguments!r}
+from templatekit.cli import main
+try:
+    main()
+finally:
+    print(time.process_time())
+"""
+OPEN = """
+import sys, time
+import templatekit.training.data as data
+from templatekit.config import FinetuneOptions
+from templatekit.registry import create_registry
+from templatekit.tokens.load import find_tokenizer
+dataset, tokenizer, cache = sys.argv[1:]
+registry = create_registry()
+options = FinetuneOptions(dataset=dataset, tokenizer=tokenizer, cache=True, cache_dir=cache)
+pipeline = data.pipeline_for(options, registry, tokenizer=find_tokenizer(tokenizer, registry))
+clock, busy = time.perf_counter(), time.process_time()
+splits = data.read_splits(options, pipeline)
+read = time.perf_counter(), time.process_time()
+len(splits.train[0].input_ids), len(splits.train[len(splits.train) - 1].input_ids)
+data.identity_of(pipeline, splits.train)
+named = time.perf_counter(), time.process_time()
+print(read[0] - clock, read[1] - busy, named[0] - read[0], named[1] - read[1], sum(splits.sizes.values()))
+"""
+
+
+def write_rows(file: Path, count: int) -> None:
+    """The bundled rows again and again, each with a number of its own."""
+    rows = starter(1000)
+    with file.open("w", encoding="utf-8") as output:
+        for number, row in zip(range(count), itertools.cycle(rows), strict=False):
+            output.write(json.dumps({**row, "output": f"{row['output']} {number}"}) + "\n")
+
+
+def python(program: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", program, *arguments]
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    assert not run.returncode, run.stderr
+    return run.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("rows", type=int, nargs="?", default=100_000)
+    parser.add_argument("--opening", action="store_true", help="only how long it takes to open what is kept")
+    options = parser.parse_args()
+    count = options.rows
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tokenizer, file, cache = save_smollm2(folder / "smollm2"), folder / "rows.jsonl", folder / "cache"
+        write_rows(file, count)
+        given = ["templatekit", "render", "--dataset", str(file), "--tokenizer", tokenizer, "--json", "--output"]
+        given.append(str(folder / "rows.parquet"))
+        kept = [*given, "--cache", "--cache-dir", str(cache)]
+        print(f"{count:,} rows")
+        steps = {"rendered": given, "rendered and kept": kept, "taken": kept}
+        for said, arguments in steps.items():
+            if options.opening and said != "rendered and kept":
+                continue
+            seconds = float(python(MEASURED.format(arguments=arguments)))
+            print(f"  {said:28} {seconds:7.1f} s   {seconds / count * 1e6:6.1f} µs a row", flush=True)
+        found = [float(number) for number in python(OPEN, str(file), tokenizer, str(cache)).split()]
+        assert found[-1] == count
+        size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+        print(f"  kept: {size / count:,.0f} bytes a row, {file.stat().st_size / count:,.0f} of the data")
+        print(f"  opened for training          {found[1]:7.2f} s   {found[0]:.2f} s by the clock")
+        print(f"  ids and weights fingerprinted {found[3]:6.2f} s   {found[2]:.2f} s by the clock")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Prepared samples on their way to a sink: in parts, each as the sink writes it, which can be made in any process."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, NamedTuple, cast
+
+from templatekit.chunks import chunked
+from templatekit.columns import TokenizedColumns
+from templatekit.config import RenderOptions
+from templatekit.errors import RecordError
+from templatekit.packing import Sequences
+from templatekit.pipeline import Pipeline
+from templatekit.prepared import BATCH, Batch, Prepared
+from templatekit.sinks import Exporter, Sink, whole_records
+
+
+class Part(NamedTuple):
+    """Some samples as a sink writes them."""
+
+    samples: int
+    content: Any
+    """What is to be packed their `Sequences`; what goes `in_columns` as `Exporter.convert` made it; else a list of what
+    the sink admitted."""
+
+
+@dataclass(kw_only=True)
+class Lengths:
+    """How many samples have which length, in tokens or else in characters, and which number of trained tokens."""
+
+    lengths: Counter[int] = field(default_factory=Counter)
+    trained: Counter[int] = field(default_factory=Counter)
+    unit: str = "characters"
+
+    def add(self, batch: Batch) -> None:
+        """Counts each sample of a batch."""
+        if batch.columns is not None:
+            self.unit = "tokens"
+            self.lengths.update(batch.columns.lengths.tolist())
+            self.trained.update(batch.columns.trained_tokens.tolist())
+        else:
+            self.lengths.update(len(item.rendered.text) for item in batch)
+
+    def counting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, each counted."""
+        for batch in batches:
+            self.add(batch)
+            yield batch
+
+    def merge(self, later: Lengths) -> None:
+        """Adds what was counted elsewhere."""
+        if later.lengths:
+            self.unit = later.unit
+        self.lengths.update(later.lengths)
+        self.trained.update(later.trained)
+
+
+def in_packs(pipeline: Pipeline) -> bool:
+    """Whether what comes out of a pipeline is to be packed, as the options say."""
+    return isinstance(pipeline.options, RenderOptions) and pipeline.options.pack_tokens is not None
+
+
+def in_columns(sink: Sink, pipeline: Pipeline) -> bool:
+    """Whether a sink takes whole columns of what comes out of a pipeline, or looks at single samples."""
+    return isinstance(sink, Exporter) and pipeline.encoder is not None
+
+
+def parts_of(
+    batches: Iterable[Batch], sink: Sink, pipeline: Pipeline, *, lengths: Lengths | None = None
+) -> Iterator[Part]:
+    """What becomes of all samples that come out of the pipeline, which counts those that the sink has no place for.
+
+    `ConfigError` at the end where records came in and none came out.
+    """
+    yield from some_parts(batches, sink, pipeline, lengths=lengths)
+    pipeline.check_any_left()
+
+
+def some_parts(
+    batches: Iterable[Batch], sink: Sink, pipeline: Pipeline, *, lengths: Lengths | None = None
+) -> Iterator[Part]:
+    """The same for samples that are not all, but whole records': where none of them is left it is no error."""
+    batches = batches if lengths is None else lengths.counting(batches)
+    if in_packs(pipeline):
+        for columns in admitted_columns(sink, batches, pipeline):
+            yield Part(len(columns), Sequences.of(columns))
+    elif in_columns(sink, pipeline):
+        assert isinstance(sink, Exporter)
+        for batch in batches:
+            assert batch.columns is not None
+            yield Part(len(batch), sink.convert(batch.columns))
+    else:
+        for items, error in chunked(admitted(sink, chain.from_iterable(batches), pipeline), BATCH):
+            yield Part(len(items), items)
+            if error is not None:
+                raise error
+
+
+def admitted(sink: Sink, samples: Iterable[Prepared], pipeline: Pipeline) -> Iterator[Any]:
+    """What the sink writes of the samples; one that it has no place for stops the run, or is counted."""
+    wanted = cast("Iterable[Prepared]", whole_records(samples)) if sink.whole_records else samples
+    for record in _by_record(wanted):
+        refused: list[RecordError] = []
+        for sample in record:
+            try:
+                item = sink.admit(sample)
+            except RecordError as error:
+                refused.append(error.at(sample.rendered.source or pipeline.options.dataset, sample.rendered.row))
+                if pipeline.options.on_error == "stop":
+                    error.message += "; to skip: --on-error skip"
+                    raise
+            else:
+                yield item
+        for number, one in enumerate(refused):
+            pipeline.counts_of(record[0]).take_back(one, row=number == 0 and len(refused) == len(record))
+
+
+def admitted_columns(sink: Sink, batches: Iterable[Batch], pipeline: Pipeline) -> Iterator[TokenizedColumns]:
+    """The same in columns, of sinks that write the tokenized examples themselves."""
+    for batch in batches:
+        assert batch.columns is not None
+        if sink.admits_all(batch.columns):
+            yield batch.columns
+        else:
+            yield TokenizedColumns.of(list(admitted(sink, batch, pipeline)))
+
+
+def _by_record(samples: Iterable[Prepared]) -> Iterator[list[Prepared]]:
+    """Each record's samples together. A mixture may hold a row twice in a row, whose samples are then numbered anew."""
+    held: list[Prepared] = []
+    for sample in samples:
+        rendered = sample.rendered
+        if held:
+            last = held[-1].rendered
+            if (rendered.source, rendered.row) != (last.source, last.row) or rendered.sample <= last.sample:
+                yield held
+                held = []
+        held.append(sample)
+    if held:
+        yield held

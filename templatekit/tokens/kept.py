@@ -1,0 +1,80 @@
+"""What was read out of a model's file for its tokenizer, kept with the user's caches: to read it takes seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from templatekit.places import cache_folder
+
+_FORMAT = "tokenizers-1"
+_HEAD = 2**26
+"""Bytes at a file's beginning that are compared: the tokenizer lies before the weights, and takes some 10 MB."""
+_READERS = ("transformers", "tokenizers", "gguf")
+
+
+class Description(NamedTuple):
+    """What a `Tokenizer` is made of."""
+
+    definition: str
+    """The text of tokenizer.json."""
+    config: Mapping[str, Any]
+    chat_template: str | None
+
+
+def kept(path: Path, read: Callable[[], Description]) -> Description:
+    """What `read` gives for a model's file, or gave for the same file before.
+
+    The same is one of equal beginning, size and time of change, read by the same versions of what reads it. Where
+    nothing can be kept (a full disk, a folder that may not be written) it is read each time.
+    """
+    try:
+        file = _file(path)
+    except OSError:  # what is wrong with it, reading it says
+        return read()
+    try:
+        found = Description(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # not there, or not what was written
+        found = read()
+        with suppress(OSError):
+            _write(file, json.dumps(found._asdict()))
+    return found
+
+
+def kept_tokenizers(folder: Path) -> list[Path]:
+    """The files of all that is kept in a cache's folder."""
+    return sorted(folder.glob("tokenizers-*/*.json"))
+
+
+def _file(path: Path) -> Path:
+    import xxhash
+
+    state = path.stat()
+    with path.open("rb") as file:
+        digest = xxhash.xxh3_128(file.read(_HEAD))
+    digest.update(repr([state.st_size, state.st_mtime_ns, *map(_version, _READERS)]).encode())
+    return cache_folder() / _FORMAT / f"{digest.hexdigest()}.json"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all, whoever writes the same at the same time."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    made = file.with_name(f".making-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        made.write_text(text, encoding="utf-8")
+        made.replace(file)
+    finally:
+        made.unlink(missing_ok=True)
