@@ -80,7 +80,7 @@ class Watch(threading.Thread):
         kind = kind_of(words)
         if before is not None:
             held = max(held, before.peak)
-            kind = before.kind if "idle" in kind.lower() else kind
+            kind = before.kind if before.kind.startswith("ray::") else kind  # between two tasks it is called otherwise
         self.seen[int(entry.name)] = Process(kind, held, seconds)
 
 
