@@ -270,7 +270,7 @@ class _FromDeferred:
             return value
 
 
-_LATER = frozenset({"text", "spans", "target_spans", "message_weights", "roles", "sample", "samples", "history"})
+_LATER = frozenset({"text", "spans", "target_spans", "message_weights", "roles", "samples", "history"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,6 +303,7 @@ class RenderedText(_FromDeferred):
         self = object.__new__(cls)
         object.__setattr__(self, "_deferred", source)
         object.__setattr__(self, "row", row)
+        object.__setattr__(self, "sample", source.outline.sample)
         object.__setattr__(self, "source", "")  # a mixture says it
         return self
 
@@ -310,6 +311,17 @@ class RenderedText(_FromDeferred):
     def filled(self) -> Deferred | None:
         """Its outline and pieces, where a plan made it."""
         return getattr(self, "_deferred", None)
+
+    @property
+    def pieces(self) -> tuple[tuple[str, bool], ...]:
+        """The text in runs, each with whether the template wrote it.
+
+        Of texts that were rendered by one plan, what the template wrote is the same `str` object each time.
+        """
+        filled = self.filled
+        if filled is None:
+            return tuple((self.text[span.start : span.end], span.origin.is_template) for span in self.spans)
+        return tuple(zip(filled.texts, (origin.is_template for origin in filled.outline.origins), strict=True))
 
     @property
     def target_messages(self) -> frozenset[int]:
