@@ -4,8 +4,8 @@ usage: python -m benchmarks.engines [--rows N] [--shared FOLDER] [--format parqu
 
 The set is Alpaca's where a folder of real data lies beside the project, else the bundled one, so many times over, each
 row with its number, so that no two are the same. Times are of the whole command: starting Python, workers and, with
-Ray, a cluster on this machine, reading, writing. Memory is the most that each process held; of Ray's that of its
-workers, without the pages of shared memory that all of them see.
+Ray, a cluster on this machine, reading, writing. Memory is the most that each process held, without the pages of shared
+memory that several see. `travels` is what goes to a worker and what comes back.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.render import SHARED, save_smollm2, starter
+from templatekit.config import DataOptions
+from templatekit.pipeline import Pipeline
+from templatekit.registry import create_registry
+from templatekit.work import Setup, Worker
 
 ENGINES = {
     "one": [],
@@ -83,6 +88,8 @@ def kind_of(words: list[str]) -> str:
     line = " ".join(words)
     if words[0].startswith("ray::"):
         return words[0].partition("(")[0] if "MapBatches" in words[0] else "Ray's own"
+    if "multiprocessing.resource_tracker" in line:
+        return "Python's own"
     if "multiprocessing.spawn" in line:
         return "worker"
     return "the command" if "render" in words else "Ray's own"
@@ -102,6 +109,7 @@ def main() -> None:
             with data.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows(options.shared, count))
             print(f"{count:,} rows, {data.stat().st_size / 1e6:,.0f} MB")
+            print(f"  travels: {travels(data, tokenizer, options.format)}")
             for name in options.engines:
                 measure(name, data, tokenizer, options.format)
 
@@ -113,9 +121,22 @@ def rows(shared: Path, count: int) -> Iterator[dict[str, str]]:
         yield {**row, "output": f"{row['output']} {number}"}
 
 
+def travels(data: Path, tokenizer: str, format: str, chunks: int = 20) -> str:
+    """Bytes a row to a worker and back, of the first chunks."""
+    options = DataOptions(dataset=str(data), template="alpaca", tokenizer=tokenizer)
+    pipeline = Pipeline(options, create_registry())
+    worker = Worker(Setup(options, (), format, lengths=False))
+    there = back = count = 0
+    for chunk in itertools.islice(pipeline.chunks(), chunks):
+        there += len(pickle.dumps(chunk, protocol=5))
+        back += len(pickle.dumps(worker(chunk), protocol=5))
+        count += len(chunk.records)
+    return f"{there / count:,.0f} bytes a row to a worker, {back / count:,.0f} back"
+
+
 def measure(engine: str, data: Path, tokenizer: str, format: str) -> None:
     """Prints a line a run, and one a kind of process."""
-    output = data.with_suffix(f".{format}")
+    output = data.with_name(f"rendered.{format}")
     options = ["--dataset", data, "--template", "alpaca", "--tokenizer", tokenizer, "--output", output]
     command = [sys.executable, "-m", "templatekit", "render", *map(str, options), *ENGINES[engine]]
     mark = f"BENCHMARK_RUN={os.getpid()}.{time.monotonic_ns()}"

@@ -1,6 +1,6 @@
 """Records of a file to masked ids on disk, beside bare tokenization of the finished texts, as ratios of one run.
 
-usage: python -m benchmarks.render [--shared FOLDER] [--repeat N] [--trl] [--table FILE] [--memory ROWS ...]
+usage: python -m benchmarks.render [--shared FOLDER] [--repeat N] [--trl] [--table FILE] [--save] [--memory ROWS ...]
 
 `bare` is `tokenizers.encode_batch_fast` on the texts that templatekit rendered, ids thrown away: no reading, rendering,
 masking or writing. Everything else goes from the records' file to a parquet file. As for `bare` the tokenizer is there
@@ -8,7 +8,8 @@ before the clock runs, and so is the template, but nothing that is learnt from d
 With a folder of real data and tokenizers beside the project the sets are Alpaca, ShareGPT and a tokenizer's own chat
 template; without one, the bundled set many times over. Beside the rows a second stands the time of all cores a row,
 which says more where the machine has other work, and then where it goes, stage by stage. `--table FILE` writes all that
-as Markdown, too. `--memory 10000 1000000` asks instead for the peak memory of so many rows.
+as Markdown, too; `--save` keeps the processor times for README (`benchmarks.results`). `--memory 10000 1000000` asks
+instead for the peak memory of so many rows.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+from benchmarks import results
 from benchmarks.clock import Report, best_of, timed
 from templatekit.columns import TokenizedColumns
 from templatekit.config import DataOptions, RenderOptions
@@ -39,7 +41,7 @@ from templatekit.prepared import BATCH
 from templatekit.registry import create_registry
 from templatekit.sinks import Exporter
 from templatekit.tokens.supervision import Losses
-from templatekit.types import Example, Record
+from templatekit.types import Example, Record, RenderedText
 from templatekit.work import parts_by, parts_here
 from templatekit.workers import local_workers
 
@@ -74,6 +76,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1, help="each set so many times over")
     parser.add_argument("--trl", action="store_true", help="TRL's and transformers' preparation too")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the figures as Markdown, too")
+    parser.add_argument("--save", action="store_true", help="keep the figures that README shows")
     parser.add_argument("--memory", type=int, nargs="+", metavar="ROWS", help="peak memory instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -81,12 +84,14 @@ def main() -> None:
         if options.memory:
             measure_memory(Path(folder), smollm2, options.memory)
             return
-        tables = [
+        reports = [
             measure(one._replace(rows=one.rows * options.repeat), Path(folder), trl=options.trl)
             for one in sets(options.shared, smollm2)
         ]
     if options.table:
-        options.table.write_text("\n".join(tables), encoding="utf-8")
+        options.table.write_text("\n".join(report.markdown for report in reports), encoding="utf-8")
+    if options.save:
+        results.save([report.result for report in reports])
 
 
 def save_smollm2(folder: Path) -> str:
@@ -119,8 +124,8 @@ def starter(count: int) -> list[Record]:
     return list(itertools.islice(itertools.cycle(rows), count))
 
 
-def measure(one: Set, folder: Path, *, trl: bool) -> str:
-    """Prints a line a contender; returns them as Markdown."""
+def measure(one: Set, folder: Path, *, trl: bool) -> Report:
+    """Prints a line a contender."""
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in one.rows), encoding="utf-8")
     pipeline = pipeline_of(one, file)
@@ -129,18 +134,16 @@ def measure(one: Set, folder: Path, *, trl: bool) -> str:
     texts = [item.rendered.text for item in prepared]
     backend = pipeline.tokenizer.backend(control=True, prefix=True)
     bare = min(timed(lambda: backend.encode_batch_fast(texts, add_special_tokens=False)) for _ in range(3))
-    title = f"{one.name}: {len(one.rows):,} rows, {pipeline.counts.tokens / len(texts):.0f} tokens a text"
-    report = Report(title, len(one.rows), bare)
-    report.add("bare encode_batch_fast", bare)
+    report = Report(one.name, len(one.rows), round(pipeline.counts.tokens / len(texts)), bare)
     for name, work in contenders(one, file, folder).items():
         report.add(name, min(timed(work()) for _ in range(2)))
-    setup = timed(lambda: pipeline_of(one, file))
+    setup = timed(partial(pipeline_of, one, file))
     report.say(f"before the clock runs: {setup.seconds:.2f} s for the tokenizer, the template and the plugins")
     report.add_stages(min((stages(one, file, folder) for _ in range(2)), key=lambda found: sum(found.values())))
     compare_rendering(report, pipeline, [item.example for item in prepared])
     if trl:
-        measure_theirs(report, one, texts)
-    return report.markdown
+        measure_theirs(report, one, [halves(item.rendered) for item in prepared])
+    return report
 
 
 def contenders(one: Set, file: Path, folder: Path) -> dict[str, Callable[[], Callable[[], object]]]:
@@ -156,8 +159,8 @@ def contenders(one: Set, file: Path, folder: Path) -> dict[str, Callable[[], Cal
 
 
 def pipeline_of(one: Set, file: Path, **options: Any) -> Pipeline:
-    chosen = RenderOptions(dataset=str(file), template=one.template, tokenizer=one.tokenizer, **options)
-    return Pipeline(chosen, create_registry())
+    values = {"dataset": str(file), "template": one.template, "tokenizer": one.tokenizer, **options}
+    return Pipeline(RenderOptions.parse(values), create_registry())
 
 
 def writing(
@@ -236,9 +239,15 @@ def compare_rendering(report: Report, pipeline: Pipeline, examples: list[Example
     )
 
 
-def measure_theirs(report: Report, one: Set, texts: list[str]) -> None:
+def halves(rendered: RenderedText) -> tuple[str, str]:
+    """The text as a prompt and its last answer, for those who want it so."""
+    at = rendered.target_spans[-1].start
+    return rendered.text[:at], rendered.text[at:]
+
+
+def measure_theirs(report: Report, one: Set, texts: list[tuple[str, str]]) -> None:
     """What TRL's trainer does to finished prompts and answers, and transformers to messages without a mask."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
 
@@ -252,13 +261,9 @@ def measure_theirs(report: Report, one: Set, texts: list[str]) -> None:
         "num_attention_heads": 1,
     }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape))
-    half = [len(text) // 2 for text in texts]
-    data = Dataset.from_dict(
-        {
-            "prompt": [text[:at] for text, at in zip(texts, half, strict=True)],
-            "completion": [text[at:] for text, at in zip(texts, half, strict=True)],
-        }
-    )
+    disable_progress_bars()
+    prompts, completions = zip(*texts, strict=True)
+    data = Dataset.from_dict({"prompt": prompts, "completion": completions})
     with tempfile.TemporaryDirectory() as folder:
         settings = SFTConfig(output_dir=folder, report_to="none", max_length=2048, use_cpu=True, bf16=False)
 
@@ -267,7 +272,9 @@ def measure_theirs(report: Report, one: Set, texts: list[str]) -> None:
 
         report.add("TRL, finished texts", timed(prepare))
     if tokenizer.chat_template:
-        chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}] for text in texts]
+        chats = [
+            [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}] for prompt, answer in texts
+        ]
 
         def template() -> None:
             for chat in chats:

@@ -1,12 +1,12 @@
 """Training steps side by side: TRL's trainer, LitGPT's, padded batches, plain packs, packs that share prefixes, LoRA.
 
-`again` is the shared packs with activation checkpointing. All but `lora` train every weight of the small built-in model
-on the same rows, the same steps and the same targets; each runs in a process of its own, so that its peak memory is its
-own. The loss and the gradient's norm of the first step stand beside the speed: they show that it is the same work.
-`trl-4` is TRL with 4 rows a pass and as many passes a step as give the same effective batch, `litgpt-4` likewise (it is
-left out where `pip install litgpt` was not done); all stand beside the fastest of TRL's. Memory is what a run took at
-its peak above weights, gradients and the optimizer's state, which takes two steps to show: the first begins without
-them.
+`again` is the shared packs with activation checkpointing, `8bit` with the optimizer's moments in eight bits, `qlora` is
+`lora` over frozen weights in four. All but these two train every weight of the small built-in model on the same rows,
+the same steps and the same targets; each runs in a process of its own, so that its peak memory is its own. The loss and
+the gradient's norm of the first step stand beside the speed: they show that it is the same work. `trl-4` is TRL with 4
+rows a pass and as many passes a step as give the same effective batch, `litgpt-4` likewise (it is left out where `pip
+install litgpt` was not done); all stand beside the fastest of TRL's. Memory is what a run took at its peak above
+weights, gradients and the optimizer's state, which takes two steps to show: the first begins without them.
 
 With `--pairs`, steps of direct preference optimization instead: each answer with its own prompt, and answers that share
 it; what the starting weights are asked is counted apart.
@@ -38,12 +38,14 @@ MODEL = "smollm2-135m-instruct"
 TEMPLATE = "alpaca"
 RATE = 1e-5
 PEERS = ("trl", "litgpt")
-OURS: dict[str, dict[str, bool]] = {
+OURS: dict[str, dict[str, Any]] = {
     "padded": {"packing": False},
     "packed": {"share": False},
     "shared": {},
     "again": {"activation_checkpointing": True},
+    "8bit": {"optimizer": "adamw8bit"},
     "lora": {"lora": True},
+    "qlora": {"lora": True, "quantize": "4bit"},
 }
 LONGEST_ANSWER = 1024
 """Tokens of a prompt with its answer; longer pairs are left out."""
@@ -74,14 +76,17 @@ def run_ours(
     import torch
 
     from benchmarks.profile import shares
-    from templatekit.training.checkpoint import trainable
     from templatekit.training.dpo import REFERENCE, Preferences, judge
     from templatekit.training.lora import attach_lora
     from templatekit.training.memory import keep_freed_memory
     from templatekit.training.model import load_model, resolve_device
+    from templatekit.training.optimizer import make_optimizer
+    from templatekit.training.quantized import quantize
     from templatekit.training.step import Computation, Objective, train_step
 
     model = load_model(resolve_model(MODEL, create_registry()) or MODEL, device=resolve_device(options.device))
+    if options.quantize:
+        quantize(model)
     if options.lora:
         model = attach_lora(model, rank=options.lora_rank, alpha=options.lora_alpha, seed=options.seed)
     keep_freed_memory()
@@ -100,7 +105,7 @@ def run_ours(
             examples = list(judge(objective, examples, path=path, identity={}, warn=click.echo, steps=steps))
         more = {"reference_seconds": time.perf_counter() - start}
     model.train()
-    optimizer = torch.optim.AdamW(trainable(model).values(), lr=RATE, weight_decay=0.0, fused=True)
+    optimizer = make_optimizer(model, options)
 
     def step(documents: list[int]) -> Any:
         return train_step(objective, optimizer, examples, documents, clip_norm=1.0)
@@ -130,7 +135,8 @@ def run_ours(
 @click.option("--batch-size", default="8", show_default=True, help="Rows a step; several as 8,32,96.")
 @click.option(
     "--variants",
-    help="Of trl, trl-N, litgpt, litgpt-N, padded, packed, shared, again, lora; with --pairs of packed, shared, again.",
+    help="Of trl, trl-N, litgpt, litgpt-N, padded, packed, shared, again, 8bit, lora, qlora; with --pairs of packed, "
+    "shared, again.",
 )
 @click.option("--pack-tokens", default=2048, show_default=True, help="Budget of one pass.")
 @click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)

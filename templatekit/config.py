@@ -374,6 +374,9 @@ class FinetuneOptions(DataOptions):
     lora: bool = Field(True, description="Train low-rank adapters, or all weights.")
     lora_rank: Positive = Field(16, description="Rank of the adapters.")
     lora_alpha: Positive = Field(32, description="Scale of the adapters: alpha / rank.")
+    quantize: Literal["4bit"] | None = Field(
+        None, description="Keep frozen weights under LoRA in four bits: an eighth of their memory (bitsandbytes)."
+    )
     add_special_tokens: bool = Field(False, description="Add the special tokens that the template's metadata lists.")
 
     epochs: Annotated[float, Field(gt=0)] = Field(2.0, description="Passes over the training rows.")
@@ -403,6 +406,9 @@ class FinetuneOptions(DataOptions):
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="How the rate falls after warm-up.")
     warmup: Annotated[float, Field(ge=0)] = Field(
         0.03, description="Warm-up: a fraction of the steps below 1, or a number of steps."
+    )
+    optimizer: Literal["adamw", "adamw8bit"] = Field(
+        "adamw", description="AdamW, or with its moments in eight bits: a quarter of their memory (bitsandbytes)."
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's weight decay.")
     beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="AdamW's decay of the first moment.")
@@ -439,6 +445,15 @@ class FinetuneOptions(DataOptions):
         wanting = [name for name in ("keep_best", "patience") if getattr(self, name)]
         if wanting and self.eval_every is None:
             raise ValueError(f"{wanting[0]} compares held-out losses; found no eval_every; expected --eval-every too")
+        return self
+
+    @model_validator(mode="after")
+    def _check_bits(self) -> FinetuneOptions:
+        if self.quantize is not None and not self.lora:
+            raise ValueError(f"quantize={self.quantize!r} freezes the weights; found lora=False; expected --lora too")
+        for name, given in (("quantize", self.quantize), ("optimizer", self.optimizer)):
+            if given in ("4bit", "adamw8bit") and self.distributed == "fsdp":
+                raise ValueError(f"{name}={given!r} cannot be divided between processes; expected --distributed ddp")
         return self
 
     @property

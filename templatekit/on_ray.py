@@ -19,6 +19,7 @@ from contextlib import closing, contextmanager, redirect_stdout
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from platform import node
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from templatekit import __version__
@@ -26,7 +27,7 @@ from templatekit.chunks import Chunk
 from templatekit.errors import ConfigError, RunError, TemplatekitError
 from templatekit.mixture import pipeline_of
 from templatekit.registry import create_registry
-from templatekit.work import Done, Engine, Setup, Worker, failed
+from templatekit.work import Done, Engine, Setup, Worker, failed, failing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,21 +45,35 @@ class _Place(NamedTuple):
 
     setup: Setup
     version: str
+    machine: str
     folder: str
     """Paths are relative to it."""
     variables: dict[str, str]
 
-    def stand(self) -> None:
-        """Makes this process, one of Ray's, stand there; raises `RunError` where it runs other code."""
-        if self.version != __version__:
+    @classmethod
+    def here(cls, setup: Setup) -> _Place:
+        """Of this process."""
+        variables = {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}
+        return cls(setup, __version__, node(), str(Path.cwd()), variables)
+
+    @contextmanager
+    def stood(self) -> Iterator[Setup]:
+        """Makes this process, one of Ray's, stand there; raises `RunError` that names the machine where that fails."""
+        try:
+            if self.version != __version__:
+                raise RunError(f"found templatekit {__version__}; expected {self.version}, as where the command runs")
+            os.environ.update(self.variables)
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the cores are taken, by the other workers
+            if Path(self.folder).is_dir():
+                os.chdir(self.folder)
+            with redirect_stdout(sys.stderr):
+                yield self.setup
+        except TemplatekitError as error:
+            if self.machine == node():
+                raise
             raise RunError(
-                f"templatekit {__version__} on {os.uname().nodename}, {self.version} where the command runs; "
-                "expected one version on all machines of the cluster"
-            )
-        os.environ.update(self.variables)
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the cores are taken, by the other workers
-        if Path(self.folder).is_dir():
-            os.chdir(self.folder)
+                f"on {node()}, a machine of the Ray cluster: {error}; data options name what all of its machines have"
+            ) from error
 
 
 def on_ray(workers: int | None) -> Engine:
@@ -80,11 +95,9 @@ def _results(workers: int | None, setup: Setup, chunks: Iterator[Chunk]) -> Gene
         # A row is a block of its own, whatever its size: with blocks of many rows few workers would have all the work.
         context.target_max_block_size = 1
         context.enable_progress_bars = False
-        variables = {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}
-        place = _Place(setup, __version__, str(Path.cwd()), variables)
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         count = workers or max(1, int(resources.get("CPU", 1)))
-        with closing(_blocks(_dataset(place, count))) as blocks:
+        with closing(_blocks(_dataset(_Place.here(setup), count))) as blocks:
             for block in blocks:
                 for row in block[_COLUMN]:
                     done: Done = pickle.loads(row.as_buffer())
@@ -131,10 +144,8 @@ def _blocks(dataset: Dataset) -> Generator[pa.Table, None, None]:
 def _read(place: _Place) -> Iterator[pa.Table]:
     """In the read task: the chunks, or what became of it where it could not begin."""
     try:
-        place.stand()
-        with redirect_stdout(sys.stderr):
-            registry = create_registry(plugin_dirs=place.setup.plugin_dirs)
-            pipeline = pipeline_of(place.setup.options, registry)
+        with place.stood() as setup:
+            pipeline = pipeline_of(setup.options, create_registry(plugin_dirs=setup.plugin_dirs))
     except TemplatekitError as error:
         yield _block(failed(error))
         return
@@ -148,11 +159,10 @@ class _Actor:
     def __init__(self, place: _Place) -> None:
         self._worker: Callable[[Chunk], Done]
         try:
-            place.stand()
-            self._worker = Worker(place.setup)
-        except RunError as error:
-            done = failed(error)
-            self._worker = lambda chunk: done
+            with place.stood() as setup:
+                self._worker = Worker(setup)
+        except TemplatekitError as error:
+            self._worker = failing(error)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         (row,) = block[_COLUMN]

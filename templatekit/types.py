@@ -313,17 +313,6 @@ class RenderedText(_FromDeferred):
         return getattr(self, "_deferred", None)
 
     @property
-    def pieces(self) -> tuple[tuple[str, bool], ...]:
-        """The text in runs, each with whether the template wrote it.
-
-        Of texts that were rendered by one plan, what the template wrote is the same `str` object each time.
-        """
-        filled = self.filled
-        if filled is None:
-            return tuple((self.text[span.start : span.end], span.origin.is_template) for span in self.spans)
-        return tuple(zip(filled.texts, (origin.is_template for origin in filled.outline.origins), strict=True))
-
-    @property
     def target_messages(self) -> frozenset[int]:
         """The messages that targets belong to."""
         filled = self.filled

@@ -59,27 +59,23 @@ class Worker:
     """In the process of a worker: does chunks, one after another."""
 
     def __init__(self, setup: Setup) -> None:
-        self._made: tuple[Pipeline, Sink] | TemplatekitError
+        """Raises `TemplatekitError` for what is not found here, or is wrong."""
+        with redirect_stdout(sys.stderr):
+            registry = create_registry(plugin_dirs=setup.plugin_dirs)
+            self._pipeline = pipeline_of(setup.options, registry)
+            self._sink = registry.exporters[setup.sink]
         self._lengths = setup.lengths
-        try:
-            with redirect_stdout(sys.stderr):
-                registry = create_registry(plugin_dirs=setup.plugin_dirs)
-                self._made = pipeline_of(setup.options, registry), registry.exporters[setup.sink]
-        except TemplatekitError as error:
-            self._made = error
 
     def __call__(self, chunk: Chunk) -> Done:
         """A chunk's parts, up to the first error."""
-        if isinstance(self._made, TemplatekitError):
-            return failed(self._made)
-        pipeline, sink = self._made
+        pipeline = self._pipeline
         pipeline.take_counts()
         lengths = Lengths() if self._lengths else None
         parts: list[Part] = []
         error: BaseException | None = None
         with redirect_stdout(sys.stderr):
             try:
-                parts.extend(some_parts(pipeline.of_chunk(chunk), sink, pipeline, lengths=lengths))
+                parts.extend(some_parts(pipeline.of_chunk(chunk), self._sink, pipeline, lengths=lengths))
             except Exception as raised:  # sent on as it is, so that it is met in its turn
                 error = sendable(raised)
         return Done(parts, pipeline.take_counts(), chunk.adapters, lengths, error)
@@ -124,6 +120,12 @@ def parts_by(
 def failed(error: TemplatekitError) -> Done:
     """What a worker gives that could not be set up."""
     return Done([], None, (), error=sendable(error))
+
+
+def failing(error: TemplatekitError) -> Callable[[Chunk], Done]:
+    """What stands in for a worker that could not be set up."""
+    done = failed(error)
+    return lambda chunk: done
 
 
 def sendable(error: Exception) -> Exception:

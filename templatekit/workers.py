@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -14,8 +14,8 @@ from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 
 from templatekit.chunks import Chunk
-from templatekit.errors import RunError
-from templatekit.work import Done, Engine, Setup, Worker
+from templatekit.errors import RunError, TemplatekitError
+from templatekit.work import Done, Engine, Setup, Worker, failing
 
 _AHEAD = 2
 """Chunks on the way for each worker."""
@@ -55,8 +55,8 @@ def _result(future: Future[Done], workers: int) -> Done:
         ) from None
 
 
-_worker: Worker | None = None
-"""In a worker."""
+_worker: Callable[[Chunk], Done] | None = None
+"""In a worker: what does chunks, or says of each why it cannot be done."""
 
 
 def _start(setup: Setup) -> None:
@@ -64,7 +64,10 @@ def _start(setup: Setup) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who started the workers hears it, and ends them
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the cores are taken, by the other workers
-    _worker = Worker(setup)
+    try:
+        _worker = Worker(setup)
+    except TemplatekitError as error:
+        _worker = failing(error)
 
 
 def _end_with_parent() -> None:

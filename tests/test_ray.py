@@ -23,7 +23,7 @@ from testkit.at_hand import Tokenizers
 
 from templatekit import DataOptions, TemplatekitError
 from templatekit.on_ray import _Place, on_ray
-from templatekit.work import Setup
+from templatekit.work import Setup, Worker
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'templatekit[ray]'")
 
@@ -232,6 +232,13 @@ def test_standard_input_is_refused() -> None:
         next(on_ray(2)(setup(dataset="-"), iter(())))
 
 
-def test_a_worker_of_another_version_says_so() -> None:
-    with pytest.raises(TemplatekitError, match=r"templatekit .*, 0\.0 where the command runs; expected one version"):
-        _Place(setup(), "0.0", "/", {}).stand()
+def test_what_is_wrong_elsewhere_names_the_machine() -> None:
+    place = _Place.here(setup())._replace(machine="far away")
+    with pytest.raises(
+        TemplatekitError, match=r"^on .*, a machine of the Ray cluster: found .*; expected 0\.0, as where"
+    ):
+        place._replace(version="0.0").stood().__enter__()
+    with pytest.raises(TemplatekitError, match=r"a machine of the Ray cluster: .*'nowhere'"), place.stood() as given:
+        Worker(given._replace(options=DataOptions(tokenizer="nowhere")))
+    with pytest.raises(TemplatekitError, match=r"^tokenizer|^'nowhere'|^model"), _Place.here(setup()).stood() as given:
+        Worker(given._replace(options=DataOptions(tokenizer="nowhere")))

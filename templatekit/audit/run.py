@@ -11,7 +11,7 @@ from templatekit.audit.stream import Stream
 from templatekit.audit.tally import Tally, by_severity
 from templatekit.audit.values import Need, Report, Rule
 from templatekit.config import DataOptions, parse_dedup
-from templatekit.errors import NOTHING_TRAINED, RecordError
+from templatekit.errors import NOTHING_TRAINED, ConfigError, RecordError
 from templatekit.pipeline import Pipeline
 from templatekit.registry import Registry, create_registry
 from templatekit.types import Record
@@ -43,6 +43,8 @@ def audit(
     reading = options.model_copy(update={"on_error": "skip", "truncation": "drop", "max_length": None, "shuffle": None})
     pipeline = Pipeline(reading, registry or create_registry())
     threshold = parse_dedup(shared, option="shared")
+    if threshold < 1 and not against:
+        raise ConfigError(f"shared={shared!r} compares with other data sets; found none; expected --against too")
     rules, not_checked = _applicable(chosen(ignored), options, against, near=threshold < 1)
     setup = setup_of(pipeline, options)
     codes = {rule.code for rule in rules}

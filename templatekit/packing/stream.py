@@ -15,8 +15,10 @@ from templatekit.packing.plain import pack
 if TYPE_CHECKING:
     import pyarrow as pa
 
-WINDOW = 512
-"""Packs' worth of tokens that are packed together. With 2,048 tokens each, some 20 MB."""
+WINDOW = 2**20
+"""Tokens that are packed together, some 20 MB of them."""
+FEWEST = 16
+"""Packs' worth of tokens that are so in any case: of a window's packs one or two are not full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -140,16 +142,17 @@ def pack_arrays(packs: Packs) -> dict[str, pa.Array]:
     }
 
 
-def packed(parts: Iterable[Sequences], pack_tokens: int, *, window: int = WINDOW) -> Iterator[Packs]:
+def packed(parts: Iterable[Sequences], pack_tokens: int, *, window: int | None = None) -> Iterator[Packs]:
     """All sequences, each in one pack of at most `pack_tokens` tokens.
 
-    The sequences of `window` packs' worth of tokens are packed at a time: longest first, into the first pack with room,
-    as in training. Packs come in the order of their first sequences, and sequences in theirs within each. Only the
-    sequences and their order decide, not the parts they come in. At least one `Packs` comes, which may hold none.
+    So many are packed at a time as hold `window` tokens, by default `WINDOW` or `FEWEST` packs' worth: longest first,
+    into the first pack with room, as in training. Packs come in the order of their first sequences, and sequences in
+    theirs within each. Only the sequences and their order decide, not the parts they come in. At least one `Packs`
+    comes, which may hold none.
     Raises `ValueError` for a sequence that is longer than a pack.
     """
     waiting: list[Sequences] = []
-    room = full = window * pack_tokens
+    room = full = max(WINDOW, FEWEST * pack_tokens) if window is None else window
     empty = True
     for part in parts:
         while len(part):

@@ -160,12 +160,14 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     """Puts weights, optimizer and generators into the state of the checkpoint."""
     restore_weights(checkpoint, model)
     weights = trainable(model)
-    states: dict[int, dict[str, Tensor]] = {}
+    states: dict[int, dict[str, Any]] = {}
     numbers = {name: number for number, name in enumerate(_names(optimizer, weights))}
     for key, value in load_file(checkpoint.path / _OPTIMIZER).items():
         kind, _, name = key.partition(":")
         like = weights[name]
-        states.setdefault(numbers[name], {})[kind] = share_of(value, like) if value.shape == like.shape else value
+        found = share_of(value, like) if value.shape == like.shape else value
+        is_number = value.dim() == 0 and not value.is_floating_point()
+        states.setdefault(numbers[name], {})[kind] = value.item() if is_number else found
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
     generators = load_file(checkpoint.path / _RANDOM)
     if (own := generators.get(_generator("cpu", world.rank))) is not None:
@@ -291,13 +293,16 @@ def _names(optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter]
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    names = _names(optimizer, weights)
-    states: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
-    return {
-        f"{kind}:{names[number]}": whole(value).contiguous()
-        for number, state in states.items()
-        for kind, value in state.items()
-    }
+    """What it keeps of each weight; counts that are numbers of Python become tensors without dimensions."""
+    found: dict[str, Tensor] = {}
+    addresses = set()
+    for name, weight in weights.items():
+        for kind, value in optimizer.state.get(weight, {}).items():
+            tensor = whole(value).contiguous() if isinstance(value, Tensor) else torch.tensor(value)
+            # Tables that all weights look up are one tensor, which safetensors would not write twice.
+            found[f"{kind}:{name}"] = tensor.clone() if tensor.data_ptr() in addresses else tensor
+            addresses.add(tensor.data_ptr())
+    return found
 
 
 def _random_state(world: World) -> dict[str, Tensor]:

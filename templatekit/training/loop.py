@@ -28,13 +28,13 @@ from templatekit.training.checkpoint import (
     restore,
     restore_weights,
     save_checkpoint,
-    trainable,
 )
 from templatekit.training.distributed import ALONE, World
 from templatekit.training.dpo import HELD_OUT_REFERENCE, REFERENCE, Preferences, judge
 from templatekit.training.held_out import best_step, is_stuck
 from templatekit.training.memory import keep_freed_memory
 from templatekit.training.metrics import Line, MetricsFile
+from templatekit.training.optimizer import make_optimizer
 from templatekit.training.order import StepOrder, total_steps
 from templatekit.training.schedule import learning_rate
 from templatekit.training.step import Computation, Objective, evaluate, train_step
@@ -118,7 +118,7 @@ def train(
     _check_lengths(examples, held_out, model)
     computation = Computation.of(model, options, world)
     say(computation.line())
-    optimizer = _optimizer(model, options)
+    optimizer = make_optimizer(model, options)
     identity = _identity(options, computation, len(examples), identity or {})
     if model.device.type == "cpu":
         keep_freed_memory()
@@ -243,21 +243,6 @@ def _longer(items: Items, longest: float) -> list[int]:
         found: list[int] = items.samples.rows[items.samples.lengths - 1 > longest].tolist()
         return found
     return [example.row for example in _answers(items) if len(example) - 1 > longest]
-
-
-def _optimizer(model: PreTrainedModel, options: FinetuneOptions) -> torch.optim.AdamW:
-    """AdamW; biases and norms, which have one dimension, do not decay."""
-    weights = list(trainable(model).values())
-    groups = [
-        {"params": [weight for weight in weights if weight.dim() > 1], "weight_decay": options.weight_decay},
-        {"params": [weight for weight in weights if weight.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=options.peak_learning_rate,
-        betas=(options.beta1, options.beta2),
-        fused=True,
-    )
 
 
 def _identity(

@@ -41,6 +41,7 @@ from templatekit.training.loop import train
 from templatekit.training.lora import attach_lora
 from templatekit.training.metrics import Line
 from templatekit.training.model import add_token_rows, check_vocabulary, load_model, resolve_device
+from templatekit.training.quantized import put_together, quantize
 from templatekit.training.report import Cost, Progress, cost_of, plot_run
 from templatekit.training.trackers import check_installed, tracking
 
@@ -139,10 +140,12 @@ def _run(
     served.chat_template = chat_template(pipeline.template, tokenizer.special_tokens)
     _check_serving(served, pipeline, splits.checked)
 
-    def build() -> PreTrainedModel:
+    def build(*, narrow: bool = options.quantize is not None) -> PreTrainedModel:
         model = load_model(address, device=device)
         new_rows = add_token_rows(model, added)
         check_vocabulary(model, tokenizer.vocabulary_size)
+        if narrow:
+            quantize(model)
         if not options.lora:
             return model
         return attach_lora(
@@ -221,18 +224,25 @@ def _run(
 
 
 def _in_one_piece(
-    model: PreTrainedModel, build: Callable[[], PreTrainedModel], options: FinetuneOptions, world: World
+    model: PreTrainedModel, build: Callable[..., PreTrainedModel], options: FinetuneOptions, world: World
 ) -> PreTrainedModel:
-    """The trained model as the first process can use it alone: where it is divided, built anew with the weights."""
-    if world.size == 1 or options.distributed == "ddp":
+    """The trained model as the first process can use it alone: where it is divided, built anew with the weights.
+
+    So it is where weights were quantized; it gets those that were trained with, and adapters can be merged into it.
+    """
+    divided = world.size > 1 and options.distributed == "fsdp"
+    if not divided and options.quantize is None:
         return model
     weights = {name: whole(weight.detach()) for name, weight in trainable(model).items()}
     if not world.is_first:
         return model
-    fresh = build()
+    if options.quantize is not None:
+        weights |= put_together(model)
+    fresh = build(narrow=False)
     with torch.no_grad():
-        for name, weight in trainable(fresh).items():
-            weight.copy_(weights[name])
+        for name, weight in fresh.named_parameters():
+            if name in weights:
+                weight.copy_(weights[name])
     fresh.train(False)
     return fresh
 

@@ -72,6 +72,8 @@ def test_near_rows_of_other_sets_are_named(run_audit: RunAudit) -> None:
     assert exact.not_checked["nearly-shared-rows"] == "--shared"
     with pytest.raises(ConfigError, match="shared: found 'nearly'; expected exact, near"):
         run_audit(data, template="alpaca", tokenizer=None, against=others, shared="nearly")
+    with pytest.raises(ConfigError, match="shared='near' compares with other data sets; found none"):
+        run_audit(data, template="alpaca", tokenizer=None, shared="near")
 
 
 def test_a_limit_holds_for_the_set_alone(run_audit: RunAudit) -> None:

@@ -123,6 +123,20 @@ def test_near_repeats() -> None:
     assert store.add(texts, list(range(300, 600))) == [Repeated(at, 1.0) for at in range(300)]
 
 
+def test_texts_that_are_kept_are_all_found() -> None:
+    """Also those that repeat one another, and the most similar is named; what is looked for is not kept."""
+    words = [f"w{n}" for n in range(60)]
+    texts = [" ".join(["x"] * count + words[count:]) for count in (0, 6, 12)]
+    store = NearTexts(0.7)
+    store.keep(texts, [5, 6, 7])
+    found = store.find(texts)
+    assert found == [Repeated(place, 1.0) for place in (5, 6, 7)]
+    assert store.find(["other " * 30] * 2) == [None, None]
+    left_out = NearTexts(0.7)
+    left_out.add(texts[:2], [5, 6])
+    assert left_out.find(texts[1:2]) != found[1:2], "where repeats are left out, the nearest may be gone"
+
+
 def test_near_names_what_it_repeats() -> None:
     text = " ".join(f"word{n}" for n in range(40))
     pipeline, rows, _ = run(records([text, "other", text + " more"]), dedup="near")

@@ -337,18 +337,6 @@ def test_a_text_of_a_plan_is_like_any_other() -> None:
         planned(template, example).words  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_the_pieces_of_a_text_say_what_the_template_wrote() -> None:
-    template = unused(answering("{{ m.content }}"))
-    texts = []
-    for answer in ("a", "b", "c", "d"):
-        (sample,) = template.samples(conversation(user("x"), assistant(answer)), TOKENS)
-        written = ("U ", True), ("x", False), ("\nA ", True), (answer, False), ("</s>", True)
-        assert sample.rendered.pieces == written
-        texts.append(sample.rendered.pieces)
-    for (first, _), (last, _) in zip(texts[2], texts[3], strict=True):
-        assert (first is last) == (first not in ("c", "d"))
-
-
 def test_texts_of_one_plan_have_an_outline_in_common() -> None:
     template = unused(answering("{{ m.content }}"))
     found = []

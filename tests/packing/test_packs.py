@@ -104,7 +104,7 @@ def check(whole: Sequences, rows: list[dict[str, list[Any]]], pack_tokens: int) 
 )
 def test_packs_hold_every_sequence_whole(lengths: list[int], cuts: list[int], room: int, window: int) -> None:
     whole = sequences(lengths)
-    found = list(packed(parted(whole, cuts), FEWEST + room, window=window))
+    found = list(packed(parted(whole, cuts), FEWEST + room, window=FEWEST * window))
     check(whole, rows_of(found), FEWEST + room)
     assert found
 
@@ -113,13 +113,18 @@ def test_packs_hold_every_sequence_whole(lengths: list[int], cuts: list[int], ro
 def test_the_parts_they_come_in_decide_nothing(lengths: list[int], cuts: list[int], window: int) -> None:
     """So the packs are the same for any number of workers."""
     whole = sequences(lengths)
-    apart, together = (packed(parts, 32, window=window) for parts in (parted(whole, cuts), [whole]))
+    apart, together = (packed(parts, 32, window=32 * window) for parts in (parted(whole, cuts), [whole]))
     assert rows_of(apart) == rows_of(together)
+
+
+def test_packing_part_by_part_would_be_noticed() -> None:
+    parts = parted(sequences([10, 12, 10, 8]), [2])
+    assert rows_of(some for part in parts for some in packed([part], FEWEST)) != rows_of(packed(parts, FEWEST))
 
 
 @given(lengths=NUMBERS)
 def test_within_a_window_packs_are_those_of_training(lengths: list[int]) -> None:
-    (one,) = packed([sequences(lengths)], FEWEST, window=1000)
+    (one,) = packed([sequences(lengths)], FEWEST)
     expected = sorted(pack(lengths, FEWEST))
     assert [[2 * r + s for r, s in zip(row["rows"], row["samples"], strict=True)] for row in rows_of([one])] == expected
 
@@ -137,7 +142,7 @@ def test_windows_are_bounded(lengths: list[int]) -> None:
             yield whole.slice(at, at + 1)
 
     given = 0
-    for some in packed(one_by_one(), FEWEST, window=2):
+    for some in packed(one_by_one(), FEWEST, window=2 * FEWEST):
         given += int(some.offsets[-1])
         assert asked == given
         assert int(some.offsets[-1]) < 2 * FEWEST + max([*lengths, 0])
@@ -221,7 +226,7 @@ def read(registry: Registry, format: str, packs: list[Packs], folder: Path) -> l
 def test_files_give_packs_back(format: str, lengths: list[int], builtin: Registry, tmp_path: Path) -> None:
     if format == "datasets" and not lengths:
         pytest.skip("datasets loads no folder without rows, whoever saved it")
-    packs = list(packed([sequences(lengths)], FEWEST, window=1))
+    packs = list(packed([sequences(lengths)], FEWEST, window=FEWEST))
     read_back = read(builtin, format, packs, tmp_path)
     trainers = ("input_ids", "labels", "position_ids", "seq_lengths")
     for row, expected in zip(read_back, rows_of(packs), strict=True):

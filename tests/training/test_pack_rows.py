@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import load_from_disk
+from datasets import Dataset, load_from_disk
 from testkit.losses import weighted_loss
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import DataCollatorWithFlattening, PreTrainedModel
+from transformers import DataCollatorWithFlattening, PreTrainedModel, PreTrainedTokenizerFast
+from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from templatekit import Registry
@@ -128,3 +131,40 @@ def test_our_loop_takes_rows(model: Any, rows: list[Row], make_example: Make, ex
             total += float(weighted_loss(TargetLosses(model, head), batch).detach())
         targets += sum(example.trained_tokens for example in examples)
     assert total / targets == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("lengths", [True, False])
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+def test_trls_trainer_trains_on_rows_as_it_is_told_to(
+    tiny_model: Callable[..., PreTrainedModel],
+    rows: list[Row],
+    trained: list[TokenizedExample],
+    tmp_path: Path,
+    lengths: bool,
+) -> None:
+    """With the settings that docs/how-to.md gives: a loss as of examples by themselves, for which it needs lengths."""
+    model = tiny_model("llama")
+    alone = [_tensors(input_ids=one.input_ids, labels=one.labels) for one in trained]
+    expected = mean_loss(model, alone)
+    backend = Tokenizer(WordLevel({"<pad>": 0, "</s>": 2}, unk_token="<pad>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token="<pad>")
+    settings = SFTConfig(
+        packing=False,
+        padding_free=True,
+        max_length=None,
+        output_dir=str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=len(rows),
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        save_strategy="no",
+        logging_steps=1,
+    )
+    given = Dataset.from_list(rows)
+    given = given if lengths else given.remove_columns("seq_lengths")
+    trainer = SFTTrainer(model=model, args=settings, train_dataset=given, processing_class=tokenizer)
+    taken: Any = trainer.train_dataset
+    assert sorted(map(len, taken["input_ids"])) == sorted(len(row["input_ids"]) for row in rows)
+    assert (trainer.train().training_loss == pytest.approx(expected, rel=1e-5)) == lengths
