@@ -42,7 +42,8 @@ def machine() -> str:
     """What ran it, in words."""
     names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     libraries = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
-    cores = f"{os.cpu_count()} cores"
+    count = os.cpu_count() or 1
+    cores = f"{count} cores" + (" busy with other work" if os.getloadavg()[0] > count + 1 else "")
     python = ".".join(map(str, sys.version_info[:2]))
     return f"{names[0] if names else platform.processor() or platform.machine()}, {cores}, Python {python}, {libraries}"
 

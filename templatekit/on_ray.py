@@ -1,9 +1,11 @@
 """Processes of a Ray cluster that work on chunks of records, by Ray Data.
 
-One read task on this machine reads the records and cuts them into chunks, actors anywhere in the cluster do them, and
+One read task on this machine reads the records and cuts them into chunks, tasks anywhere in the cluster do them, and
 this process takes what they give in the order of the chunks (`preserve_order`). To Ray a chunk is a row of bytes and a
-block of its own: what is in it is ours, so that rows, ids, counts and errors are those of one process. Of a worker that
-dies Ray starts another, which does its chunk again; of the first one's work nothing was taken.
+block of its own: what is in it is ours, so that rows, ids, counts and errors are those of one process. Where a process
+or a machine dies Ray has its chunk done again elsewhere; of the first one's work nothing was taken. These are tasks and
+not actors, since the work of an actor whose machine is gone waits for another machine; a process sets up its pipeline
+once, for all chunks that it gets.
 
 The address is Ray's own matter: `RAY_ADDRESS` names a cluster that runs, without it one is started on this machine.
 """
@@ -14,6 +16,7 @@ import logging
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, redirect_stdout
 from functools import partial
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 
 _STORE = 512 << 20
 """Bytes of shared memory of a cluster that is started here: blocks lie there until they are taken."""
+_RETRIES = 3
+"""Of a chunk whose process or machine died. Ray Data's own way is without end, so that one that kills whoever does it
+would never be an error."""
 _VARIABLES = ("TEMPLATEKIT_", "HF_")
 """Beginnings of the names of environment variables that the workers get."""
 _COLUMN = "pickled"
@@ -77,7 +83,7 @@ class _Place(NamedTuple):
 
 
 def on_ray(workers: int | None) -> Engine:
-    """The engine that has so many actors, or as many as the cluster has cores; raises `ConfigError` without Ray."""
+    """The engine that has so many cores, or all of the cluster; raises `ConfigError` without Ray."""
     if find_spec("ray") is None:
         raise ConfigError("--engine ray needs the package ray; found none; pip install 'templatekit[ray]'")
     return partial(_results, workers)
@@ -124,15 +130,19 @@ def _dataset(place: _Place, workers: int) -> Dataset:
     # Without a core of its own, as the reading process has none among `--workers`; so it is not fused with the work.
     reading: Any = Chunks
     read = ray.data.read_datasource(reading(), override_num_blocks=1, num_cpus=0)
-    done: Dataset = read.map_batches(
-        _Actor,
-        fn_constructor_args=(place,),
-        batch_size=None,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        compute=ray.data.ActorPoolStrategy(size=workers),
-        num_cpus=1,
-    )
+    with warnings.catch_warnings():
+        # Other ways to say how often a task is tried go from Ray 2.64 on, and it names no new one yet.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        done: Dataset = read.map_batches(
+            _work,
+            fn_args=(place,),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ray.data.TaskPoolStrategy(size=workers),
+            num_cpus=1,
+            max_retries=_RETRIES,
+        )
     return done
 
 
@@ -153,21 +163,28 @@ def _read(place: _Place) -> Iterator[pa.Table]:
         yield _block(chunk)
 
 
-class _Actor:
-    """In an actor: does chunks."""
+_worker: tuple[_Place, Callable[[Chunk], Done]] | None = None
+"""In a process of the cluster, which may have run another command's tasks before."""
 
-    def __init__(self, place: _Place) -> None:
-        self._worker: Callable[[Chunk], Done]
-        try:
-            with place.stood() as setup:
-                self._worker = Worker(setup)
-        except TemplatekitError as error:
-            self._worker = failing(error)
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        (row,) = block[_COLUMN]
-        read: Chunk | Done = pickle.loads(row.as_buffer())
-        return _block(read if isinstance(read, Done) else self._worker(read))
+def _work(block: pa.Table, place: _Place) -> pa.Table:
+    """In a task: what becomes of a chunk."""
+    global _worker
+    (row,) = block[_COLUMN]
+    read: Chunk | Done = pickle.loads(row.as_buffer())
+    if isinstance(read, Done):
+        return _block(read)
+    if _worker is None or _worker[0] != place:
+        _worker = place, _set_up(place)
+    return _block(_worker[1](read))
+
+
+def _set_up(place: _Place) -> Callable[[Chunk], Done]:
+    try:
+        with place.stood() as setup:
+            return Worker(setup)
+    except TemplatekitError as error:
+        return failing(error)
 
 
 def _block(value: Chunk | Done) -> pa.Table:

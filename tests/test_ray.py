@@ -53,6 +53,8 @@ class Numbers(Adapter):
         n = record["n"]
         if n == "die working":
             die_once(n)
+        if n == "deadly":
+            os.kill(os.getpid(), signal.SIGKILL)
         if n == "slow":
             time.sleep(0.02)
         if n == "bad":
@@ -180,6 +182,15 @@ def test_the_same_rows_where_a_process_is_killed(render: Render, deadly: str) ->
 
 
 @needs_ray
+def test_a_chunk_that_kills_whoever_does_it_is_an_error(render: Render) -> None:
+    ray = render([1, "deadly", 1], "--engine", "ray")
+    assert ray.file == b""
+    assert ray.code == 1
+    assert ray.said[-1].startswith("Error: Ray raised ")
+    assert "died" in ray.said[-1]
+
+
+@needs_ray
 def test_the_first_error_is_the_one_that_is_met(render: Render) -> None:
     numbers: list[Any] = [1] * 1200
     numbers[600] = numbers[1100] = "bad"
@@ -199,7 +210,7 @@ def test_an_interrupt_ends_it_with_its_cluster(render: Render) -> None:
     process = subprocess.Popen(command, cwd=render.folder, env=render.environment, stderr=subprocess.PIPE)
     assert process.stderr is not None
     deadline = time.monotonic() + 120
-    while not of_cluster(folder, "submit"):  # what Ray calls an actor at work
+    while not of_cluster(folder, "ray::MapBatches(_work)"):
         assert time.monotonic() < deadline, "no worker began"
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)

@@ -80,6 +80,8 @@ class Cost:
 
     seconds: float
     """In steps and evaluations."""
+    step_seconds: float
+    """In steps alone."""
     tokens: int
     """Inputs of the examples, those that several share counted for each."""
     computed_tokens: int
@@ -96,10 +98,12 @@ class Cost:
 
     def line(self) -> str:
         """In words."""
+        speed = f" ({self.tokens / self.step_seconds:,.0f} tokens/s)" if self.step_seconds else ""
+        rest = self.seconds - self.step_seconds
         return (
-            f"cost: {self.seconds:.0f} s of steps and evaluations; {self.tokens:,} tokens ({self.padded_tokens:,} in "
-            f"padded batches), of which {self.computed_tokens:,} were computed; peak memory "
-            f"{self.peak_memory / 2**30:.2f} GiB"
+            f"cost: {self.step_seconds:.0f} s of steps{speed}, {rest:.0f} s of evaluations; {self.tokens:,} tokens "
+            f"({self.padded_tokens:,} in padded batches), of which {self.computed_tokens:,} were computed and "
+            f"{self.target_tokens:,} trained; peak memory {self.peak_memory / 2**30:.2f} GiB"
         )
 
 
@@ -108,7 +112,13 @@ def cost_of(metrics: Path, device: torch.device) -> Cost:
     lines = read_metrics(metrics)
     names = ("tokens", "computed_tokens", "padded_tokens", "target_tokens")
     totals = {name: sum(int(line.get(name, 0)) for line in lines) for name in names}
-    return Cost(seconds=round(sum(line["seconds"] for line in lines), 3), peak_memory=_peak_memory(device), **totals)
+    steps = sum(line["seconds"] for line in lines if "loss" in line)
+    return Cost(
+        seconds=round(sum(line["seconds"] for line in lines), 3),
+        step_seconds=round(steps, 3),
+        peak_memory=_peak_memory(device),
+        **totals,
+    )
 
 
 def _peak_memory(device: torch.device) -> int:
@@ -156,7 +166,10 @@ def plot_run(metrics: Path, picture: Path) -> str | None:
         ("tokens a second", {"each step": speed, "running mean": _running_mean(speed)}),
         (
             "tokens for each one computed",
-            {"padded would be": _ratios(steps, "padded_tokens"), "sharing gained": _ratios(steps, "tokens")},
+            {
+                "in padded batches (padding avoided)": _ratios(steps, "padded_tokens"),
+                "in plain packs (sharing gained)": _ratios(steps, "tokens"),
+            },
         ),
     ]
     rows = (len(panels) + 1) // 2
@@ -168,7 +181,11 @@ def plot_run(metrics: Path, picture: Path) -> str | None:
             if points:
                 faint = label == "each step"
                 axes.plot(
-                    *zip(*points, strict=True), label=label, alpha=0.3 if faint else 1, linewidth=1 if faint else 2
+                    *zip(*points, strict=True),
+                    label=label,
+                    alpha=0.3 if faint else 1,
+                    linewidth=1 if faint else 2,
+                    marker="o" if label == "held out" else None,  # they are few, and what lies between is not known
                 )
         axes.set_title(title, fontsize="medium")
         axes.set_xlabel("optimizer step")

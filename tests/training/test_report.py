@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from templatekit.training.metrics import MetricsFile, read_metrics
-from templatekit.training.report import Progress, plot_run
+from templatekit.training.report import Progress, cost_of, plot_run
 
 LINES: list[dict[str, float]] = [
     {"step": 0, "eval_loss": 1.25, "seconds": 2.0},
@@ -84,6 +85,27 @@ def test_without_matplotlib_a_line_says_how_to_get_it(tmp_path: Path, monkeypatc
 def test_matplotlib_waits_until_it_is_needed() -> None:
     code = "import sys, templatekit.training.report; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_cost_is_that_of_all_steps(tmp_path: Path) -> None:
+    counts = {"computed_tokens": 250, "padded_tokens": 600, "target_tokens": 90}
+    lines = [line | counts if "loss" in line else line for line in LINES]
+    cost = cost_of(_metrics(tmp_path, lines), torch.device("cpu"))
+    assert cost.as_dict() == {
+        "seconds": 6.0,
+        "step_seconds": 2.0,
+        "tokens": 1600,
+        "computed_tokens": 1000,
+        "padded_tokens": 2400,
+        "target_tokens": 360,
+        "peak_memory": cost.peak_memory,
+    }
+    assert cost.line().startswith(
+        "cost: 2 s of steps (800 tokens/s), 4 s of evaluations; 1,600 tokens (2,400 in padded batches), of which 1,000 "
+        "were computed and 360 trained; peak memory "
+    )
+    nothing = cost_of(_metrics(tmp_path, LINES[:1]), torch.device("cpu"))
+    assert "cost: 0 s of steps, 2 s of evaluations; 0 tokens" in nothing.line()
 
 
 def test_half_a_line_at_the_end_is_left_out(tmp_path: Path) -> None:
