@@ -1,38 +1,46 @@
 """Records of a file to masked ids on disk, beside bare tokenization of the finished texts, as ratios of one run.
 
-usage: python -m benchmarks.render [--shared FOLDER] [--repeat N] [--trl] [--save] [--memory ROWS ...]
+usage: python -m benchmarks.render [--shared FOLDER] [--repeat N] [--trl] [--table FILE] [--save] [--memory ROWS ...]
 
 `bare` is `tokenizers.encode_batch_fast` on the texts that templatekit rendered, ids thrown away: no reading, rendering,
-masking or writing. Everything else goes from the records' file to a parquet file, workers' start included. With a
-folder of real data and tokenizers beside the project the sets are Alpaca, ShareGPT and a tokenizer's own chat template;
-without one, the bundled set many times over. Beside the rows a second stands the time of all cores a row, which says
-more where the machine has other work; `--save` keeps it for README (`benchmarks.results`). `--memory 10000 1000000`
-asks instead for the peak memory of so many rows.
+masking or writing. Everything else goes from the records' file to a parquet file. As for `bare` the tokenizer is there
+before the clock runs, and so is the template, but nothing that is learnt from data; workers are started while it runs.
+With a folder of real data and tokenizers beside the project the sets are Alpaca, ShareGPT and a tokenizer's own chat
+template; without one, the bundled set many times over. Beside the rows a second stands the time of all cores a row,
+which says more where the machine has other work, and then where it goes, stage by stage. `--table FILE` writes all that
+as Markdown, too; `--save` keeps the processor times for README (`benchmarks.results`). `--memory 10000 1000000` asks
+instead for the peak memory of so many rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from benchmarks import results
-from benchmarks.results import SetResult
+from benchmarks.clock import Report, best_of, timed
+from templatekit.columns import TokenizedColumns
 from templatekit.config import DataOptions, RenderOptions
+from templatekit.errors import RecordError
 from templatekit.formats.plans import without_plans
-from templatekit.packing import Sequences, packed
+from templatekit.packing import packed
 from templatekit.pipeline import Pipeline
+from templatekit.prepared import BATCH
 from templatekit.registry import create_registry
 from templatekit.sinks import Exporter
+from templatekit.tokens.supervision import Losses
 from templatekit.types import Example, Record, RenderedText
 from templatekit.work import parts_by, parts_here
 from templatekit.workers import local_workers
@@ -62,35 +70,12 @@ class Set(NamedTuple):
     tokenizer: str
 
 
-def best_of(times: int, work: Callable[[], object]) -> float:
-    """The shortest of several runs, in seconds: what the machine's noise lengthened least."""
-    return min(timed(work).seconds for _ in range(times))
-
-
-class Cost(NamedTuple):
-    """What a run took."""
-
-    seconds: float
-    cpu: float
-    """Seconds of all cores, worker processes among them."""
-
-
-def timed(work: Callable[[], object]) -> Cost:
-    start, busy = time.perf_counter(), cpu_seconds()
-    work()
-    return Cost(time.perf_counter() - start, cpu_seconds() - busy)
-
-
-def cpu_seconds() -> float:
-    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--shared", type=Path, default=SHARED, help="a folder of real data and tokenizers")
     parser.add_argument("--repeat", type=int, default=1, help="each set so many times over")
     parser.add_argument("--trl", action="store_true", help="TRL's and transformers' preparation too")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the figures as Markdown, too")
     parser.add_argument("--save", action="store_true", help="keep the figures that README shows")
     parser.add_argument("--memory", type=int, nargs="+", metavar="ROWS", help="peak memory instead")
     options = parser.parse_args()
@@ -99,12 +84,14 @@ def main() -> None:
         if options.memory:
             measure_memory(Path(folder), smollm2, options.memory)
             return
-        found = [
+        reports = [
             measure(one._replace(rows=one.rows * options.repeat), Path(folder), trl=options.trl)
             for one in sets(options.shared, smollm2)
         ]
-        if options.save:
-            results.save(found)
+    if options.table:
+        options.table.write_text("\n".join(report.markdown for report in reports), encoding="utf-8")
+    if options.save:
+        results.save([report.result for report in reports])
 
 
 def save_smollm2(folder: Path) -> str:
@@ -137,8 +124,8 @@ def starter(count: int) -> list[Record]:
     return list(itertools.islice(itertools.cycle(rows), count))
 
 
-def measure(one: Set, folder: Path, *, trl: bool) -> SetResult:
-    """Prints a line a contender; gives what each cost."""
+def measure(one: Set, folder: Path, *, trl: bool) -> Report:
+    """Prints a line a contender."""
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in one.rows), encoding="utf-8")
     pipeline = pipeline_of(one, file)
@@ -147,32 +134,28 @@ def measure(one: Set, folder: Path, *, trl: bool) -> SetResult:
     texts = [item.rendered.text for item in prepared]
     backend = pipeline.tokenizer.backend(control=True, prefix=True)
     bare = min(timed(lambda: backend.encode_batch_fast(texts, add_special_tokens=False)) for _ in range(3))
-    tokens = round(pipeline.counts.tokens / len(texts))
-    print(f"{one.name}: {len(one.rows):,} rows, {tokens} tokens a text")
-    costs = {"bare encode_batch_fast": bare}
-    contenders: dict[str, Callable[[], object]] = {
-        "templatekit --no-reuse": lambda: write(one, file, folder, reuse=False),
-        "templatekit": lambda: write(one, file, folder),
-        "templatekit --pack-tokens 2048": lambda: write(one, file, folder, pack_tokens=2048),
-        "templatekit --workers 2": lambda: write(one, file, folder, workers=2),
-    }
-    costs |= {name: min(timed(work) for _ in range(2)) for name, work in contenders.items()}
+    report = Report(one.name, len(one.rows), round(pipeline.counts.tokens / len(texts)), bare)
+    for name, work in contenders(one, file, folder).items():
+        report.add(name, min(timed(work()) for _ in range(2)))
+    setup = timed(partial(pipeline_of, one, file))
+    report.say(f"before the clock runs: {setup.seconds:.2f} s for the tokenizer, the template and the plugins")
+    report.add_stages(min((stages(one, file, folder) for _ in range(2)), key=lambda found: sum(found.values())))
+    compare_rendering(report, pipeline, [item.example for item in prepared])
     if trl:
-        costs |= measure_theirs(one, [halves(item.rendered) for item in prepared])
-    for name, cost in costs.items():
-        report(name, cost, bare, len(one.rows))
-    compare_rendering(pipeline, [item.example for item in prepared])
-    del costs["templatekit --workers 2"]  # they save time by the clock, at the price of their start
-    micros = {name: round(cost.cpu / len(one.rows) * 1e6, 2) for name, cost in costs.items()}
-    return SetResult(one.name, len(one.rows), tokens, micros)
+        measure_theirs(report, one, [halves(item.rendered) for item in prepared])
+    return report
 
 
-def report(name: str, cost: Cost, bare: Cost, rows: int) -> None:
-    print(
-        f"  {name:28} {rows / cost.seconds:10,.0f} rows/s   {bare.seconds / cost.seconds:5.2f} × bare   "
-        f"{cost.cpu / rows * 1e6:7.1f} µs of all cores a row",
-        flush=True,
-    )
+def contenders(one: Set, file: Path, folder: Path) -> dict[str, Callable[[], Callable[[], object]]]:
+    """Each makes all that is there before the clock runs, and returns the work."""
+    kinds: dict[str, dict[str, Any]] = {
+        "templatekit --no-reuse": {"reuse": False},
+        "templatekit, tokenizers alone": {"quick": False},
+        "templatekit": {},
+        "templatekit --pack-tokens 2048": {"pack_tokens": 2048},
+        "templatekit --workers 2": {"workers": 2},
+    }
+    return {name: partial(writing, one, file, folder, **kind) for name, kind in kinds.items()}
 
 
 def pipeline_of(one: Set, file: Path, **options: Any) -> Pipeline:
@@ -180,23 +163,61 @@ def pipeline_of(one: Set, file: Path, **options: Any) -> Pipeline:
     return Pipeline(RenderOptions.parse(values), create_registry())
 
 
-def write(
-    one: Set, file: Path, folder: Path, *, workers: int = 1, pack_tokens: int | None = None, **options: Any
-) -> None:
-    pipeline = pipeline_of(one, file, pack_tokens=pack_tokens, **options)
+def writing(
+    one: Set, file: Path, folder: Path, *, workers: int = 1, quick: bool = True, **options: Any
+) -> Callable[[], None]:
+    """The work of writing the set's rows, or packs of them; without `quick`, with the reference as encoder alone."""
+    pipeline = pipeline_of(one, file, **options)
     exporter = pipeline.registry.exporters["parquet"]
     assert isinstance(exporter, Exporter)
-    if pack_tokens is not None:
-        columns = (batch.columns for batch in pipeline.prepared_batches() if batch.columns is not None)
-        with (folder / "packs.parquet").open("wb") as output:
-            exporter.write_packs(packed(map(Sequences.of, columns), pack_tokens), output)
-        return
-    if workers == 1:
+
+    reference_alone = partial(patch, "templatekit.tokens.words.quicker", return_value=None)
+
+    def write() -> None:
         parts = parts_here(pipeline, exporter)
-    else:
-        parts = parts_by(local_workers(workers), pipeline, exporter)
+        if workers > 1:
+            parts = parts_by(local_workers(workers), pipeline, exporter)
+        content = (part.content for part in parts)
+        with (folder / "rows.parquet").open("wb") as output, nullcontext() if quick else reference_alone():
+            if "pack_tokens" in options:
+                exporter.write_packs(packed(content, options["pack_tokens"]), output)
+            else:
+                exporter.write_converted(content, output)
+
+    return write
+
+
+def stages(one: Set, file: Path, folder: Path) -> dict[str, float]:
+    """Seconds of this process for each stage, one after another for all rows."""
+    pipeline = pipeline_of(one, file)
+    exporter = pipeline.registry.exporters["parquet"]
+    assert isinstance(exporter, Exporter) and pipeline.encoder is not None
+    encoder, train_on, tokens = pipeline.encoder, pipeline.options.train_on, pipeline.special_tokens
+    found: dict[str, float] = {}
+
+    def lap(name: str, work: Callable[[], Any]) -> Any:
+        gc.disable()  # here all rows are held, which to look through again and again takes longer than the work
+        start = time.process_time()
+        result = work()
+        found[name] = time.process_time() - start
+        gc.enable()
+        return result
+
+    def columns() -> list[TokenizedColumns]:
+        return [
+            encoder.encode_columns((text, Losses(text, train_on)) for text in texts[at : at + BATCH])
+            for at in range(0, len(texts), BATCH)
+        ]
+
+    records = lap("reading", lambda: [row for row in pipeline.open() if not isinstance(row, RecordError)])
+    examples = lap("adapting", lambda: [example for record in records for example in pipeline.read(record)])
+    samples = lap("rendering", lambda: [one for e in examples for one in pipeline.template.samples(e, tokens)])
+    texts = [sample.rendered for sample in samples]
+    batches = lap("ids and weights", columns)
+    parts = lap("columns", lambda: [*map(exporter.convert, batches)])
     with (folder / "rows.parquet").open("wb") as output:
-        exporter.write_converted((part.content for part in parts), output)
+        lap("writing", lambda: exporter.write_converted(parts, output))
+    return found
 
 
 def render_all(pipeline: Pipeline, examples: list[Example]) -> None:
@@ -206,14 +227,15 @@ def render_all(pipeline: Pipeline, examples: list[Example]) -> None:
             _ = sample.rendered.text, sample.rendered.spans, sample.rendered.target_spans
 
 
-def compare_rendering(pipeline: Pipeline, examples: list[Example]) -> None:
+def compare_rendering(report: Report, pipeline: Pipeline, examples: list[Example]) -> None:
     """Rendering alone: by plans, and each example as if it were the first."""
     planned = best_of(3, partial(render_all, pipeline, examples)) / len(examples)
     few = examples[: len(examples) // 10]
     with without_plans():
         anew = best_of(3, partial(render_all, pipeline, few)) / len(few)
-    print(
-        f"  rendering alone: {planned * 1e6:.1f} µs a row, without plans {anew * 1e6:.1f}, ratio {anew / planned:.1f}"
+    report.say(
+        f"rendering with texts and origins: {planned * 1e6:.1f} µs a row, without plans {anew * 1e6:.1f}, "
+        f"ratio {anew / planned:.1f}"
     )
 
 
@@ -223,7 +245,7 @@ def halves(rendered: RenderedText) -> tuple[str, str]:
     return rendered.text[:at], rendered.text[at:]
 
 
-def measure_theirs(one: Set, texts: list[tuple[str, str]]) -> dict[str, Cost]:
+def measure_theirs(report: Report, one: Set, texts: list[tuple[str, str]]) -> None:
     """What TRL's trainer does to finished prompts and answers, and transformers to messages without a mask."""
     from datasets import Dataset, disable_progress_bars
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -248,7 +270,7 @@ def measure_theirs(one: Set, texts: list[tuple[str, str]]) -> dict[str, Cost]:
         def prepare() -> None:
             SFTTrainer(model=model, args=settings, train_dataset=data, processing_class=tokenizer)
 
-        costs = {"TRL, finished texts": timed(prepare)}
+        report.add("TRL, finished texts", timed(prepare))
     if tokenizer.chat_template:
         chats = [
             [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}] for prompt, answer in texts
@@ -258,8 +280,7 @@ def measure_theirs(one: Set, texts: list[tuple[str, str]]) -> dict[str, Cost]:
             for chat in chats:
                 tokenizer.apply_chat_template(chat, return_dict=True)
 
-        costs["transformers, no mask"] = timed(template)
-    return costs
+        report.add("transformers, no mask", timed(template))
 
 
 def measure_memory(folder: Path, tokenizer: str, counts: list[int]) -> None:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.render import best_of
+from benchmarks.clock import best_of
 
 PLUGIN = """
 from templatekit import Adapter, Example, Message, hookimpl

@@ -494,8 +494,9 @@ def _holds_no_answer(example: Example) -> bool:
 
 def _copied(value: Any) -> Any:
     """A value with objects and lists of its own."""
-    if type(value) is str:
+    kind = type(value)
+    if kind is str:
         return value
-    if isinstance(value, Mapping):
+    if kind is dict or isinstance(value, Mapping):
         return {key: _copied(item) for key, item in value.items()}
     return [_copied(item) for item in value] if isinstance(value, list) else value

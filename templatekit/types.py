@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
+from templatekit.values import quickly_made
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -56,6 +58,7 @@ What a policy cannot shorten enough is dropped and counted.
 """
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One turn of a conversation."""
@@ -84,6 +87,7 @@ class Message:
             raise ValueError(f"a message's weight must be finite and at least 0; got weight={self.weight!r}")
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """One training example, whatever file it came from."""
@@ -181,6 +185,7 @@ class SpecialTokens:
 NO_TOKENIZER = SpecialTokens(known=False)
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
     """A run of characters of one origin."""
@@ -190,6 +195,7 @@ class Span:
     origin: Origin
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetSpan:
     """What a server would generate in one assistant turn."""
@@ -264,7 +270,7 @@ class _FromDeferred:
             return value
 
 
-_LATER = frozenset({"text", "spans", "target_spans", "message_weights", "roles", "sample", "samples", "history"})
+_LATER = frozenset({"text", "spans", "target_spans", "message_weights", "roles", "samples", "history"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,6 +303,7 @@ class RenderedText(_FromDeferred):
         self = object.__new__(cls)
         object.__setattr__(self, "_deferred", source)
         object.__setattr__(self, "row", row)
+        object.__setattr__(self, "sample", source.outline.sample)
         object.__setattr__(self, "source", "")  # a mixture says it
         return self
 
@@ -327,6 +334,7 @@ class RenderedText(_FromDeferred):
         return to_rich(self)
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One of the texts that a record is trained in: as few as hold each of its turns as serving would meet it."""
@@ -337,6 +345,7 @@ class Sample:
     """Its targets are those of no other sample of the record."""
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossSpan:
     """A run of characters with one loss weight."""

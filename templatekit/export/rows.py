@@ -219,15 +219,10 @@ def _text_arrays(texts: Sequence[RenderedText]) -> dict[str, pa.Array]:
     return {
         "row": pa.array([rendered.row for rendered in texts], type=pa.int64()),
         **({"source": pa.array([rendered.source for rendered in texts])} if texts and texts[0].source else {}),
-        "sample": pa.array(map(_sample, texts), type=pa.int32()),
+        "sample": pa.array([rendered.sample for rendered in texts], type=pa.int32()),
         "text": pa.array(map(_text, texts), type=pa.large_string()),
         "spans": span_lists(texts),
     }
-
-
-def _sample(rendered: RenderedText) -> int:
-    filled = rendered.filled
-    return rendered.sample if filled is None else filled.outline.sample
 
 
 def _text(rendered: RenderedText) -> str:

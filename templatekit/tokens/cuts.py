@@ -20,35 +20,30 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from array import array
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, pairwise
 
-import numpy as np
 import tokenizers
 
 from templatekit.columns import TokenizedColumns
 from templatekit.errors import TokenizerError, shorten
+from templatekit.tokens.assembly import Assembler
 from templatekit.tokens.pieces import Match, Piece, Tokens
-from templatekit.tokens.recipes import MOST, Recipe, Recipes, assemble
-from templatekit.tokens.supervision import Losses
 from templatekit.tokens.tokenizer import ControlToken, Tokenizer
-from templatekit.tokens.words import Words
 from templatekit.types import (
     STANDARD_ROLES,
     Boundary,
     ControlTokens,
-    Deferred,
     LossSpan,
     RenderedText,
     TokenizedExample,
 )
 
 _CHECKED = 1024
-"""Of so many texts one is encoded as a whole, too."""
+"""Of so many texts one is encoded as a whole, too, and so is the first by each recipe."""
 
 _WHITESPACE = re.compile(r"[^\S\x1c-\x1f]*")
 """What control tokens strip: Unicode's whitespace. Python's holds four control characters more."""
@@ -71,7 +66,6 @@ class Encoder:
         self.control_tokens = control_tokens
         self.reuse = reuse
         self._encoded = 0
-        self._known: dict[Hashable, Recipe | None] = {}
 
     def encode(self, rendered: RenderedText, spans: Sequence[LossSpan] = ()) -> TokenizedExample:
         """One text; see `encode_batch`."""
@@ -84,110 +78,28 @@ class Encoder:
     def encode_columns(self, texts: Iterable[tuple[RenderedText, Sequence[LossSpan]]]) -> TokenizedColumns:
         """The same as columns."""
         batch = [*texts]
-        if self._words is None:
+        if self._assembler is None:
             return TokenizedColumns.of(self._encode_whole(batch))
-        columns, others = self._encode_words(batch, self._words)
+        columns, others, first = self._assembler.encode(batch)
         if others:
             # What words do not tell is encoded piece by piece, and put in its place.
             places = {index: len(batch) + number for number, index in enumerate(others)}
             whole = TokenizedColumns.of(self._encode_whole([batch[index] for index in others]))
             order = [places.get(index, index) for index in range(len(batch))]
             columns = TokenizedColumns.join([columns, whole]).select(order)
-        for index in range(-self._encoded % _CHECKED, len(batch), _CHECKED):
+        for index in {*first, *range(-self._encoded % _CHECKED, len(batch), _CHECKED)}:
             self._check(columns[index])
         self._encoded += len(batch)
         return columns
 
     @cached_property
-    def _words(self) -> Words | None:
-        """The words that were met; None where ids cannot be put together from them."""
+    def _assembler(self) -> Assembler | None:
+        """None where ids cannot be put together from those of words."""
         if not self.reuse or self.boundary != "cut" or self.control_tokens != "template":
             return None
         if not self.tokenizer.encodes_words_apart:
             return None
-        return Words(
-            self.tokenizer.backend(control=True, prefix=False),
-            prefixed=self.tokenizer.backend(control=True, prefix=True),
-            unwanted=self.tokenizer.control_ids,
-        )
-
-    def _encode_words(
-        self, batch: Sequence[tuple[RenderedText, Sequence[LossSpan]]], words: Words
-    ) -> tuple[TokenizedColumns, list[int]]:
-        """The texts put together from their words, and the indices of those that could not be, which are empty."""
-        if len(self._known) > MOST:
-            self._known, self._recipes = {}, Recipes(self.tokenizer)
-        numbers, weights, core_numbers = array("q"), array("d"), words.begin()
-        ends, core_ends = [0], [0]
-        others, core_rows = [], []
-        for index, row in enumerate(self._by_recipes(batch)):
-            if row is None:
-                others.append(index)
-            else:
-                recipe, cores = row
-                numbers += recipe.numbers
-                weights += recipe.weights
-                for text, prefix in zip(cores, recipe.prefixes, strict=True):
-                    words.add(core_numbers, text, prefix=prefix)
-                    core_ends.append(len(core_numbers))
-                    core_rows.append(index)
-            ends.append(len(numbers))
-        parts = words.encode(core_numbers)
-        found = assemble(self._recipes.fixed, numbers, weights, ends, parts, core_ends)
-        # Nothing predicts the first token, so it has no weight.
-        found.loss_weights[found.offsets[:-1][found.offsets[:-1] < found.offsets[1:]]] = 0.0
-        columns = TokenizedColumns(
-            rendered=[rendered for rendered, _ in batch],
-            loss_spans=[spans for _, spans in batch],
-            truncated=[None] * len(batch),
-            offsets=found.offsets,
-            input_ids=found.input_ids,
-            loss_weights=found.loss_weights,
-        )
-        if parts.strange.any():
-            # A normalizer or the model itself made a control id of text that is not one.
-            strange = np.searchsorted(core_ends, np.flatnonzero(parts.strange), side="right") - 1
-            others = sorted({*others, *(core_rows[core] for core in strange.tolist())})
-        return columns, others
-
-    def _by_recipes(
-        self, batch: Sequence[tuple[RenderedText, Sequence[LossSpan]]]
-    ) -> list[tuple[Recipe, tuple[str, ...]] | None]:
-        """For each text its recipe and cores; None where text of the data looks like control."""
-        rows: list[tuple[Recipe, tuple[str, ...]] | None] = []
-        for rendered, spans in batch:
-            filled = rendered.filled
-            recipe = None if filled is None else self._known.get(_key(filled, rendered, spans))
-            rows.append(None if filled is None or recipe is None else (recipe, recipe.cores(filled.texts)))
-        if self._holds_control(chain.from_iterable(row[1] for row in rows if row is not None)):
-            rows = [None if row is None or self._holds_control(row[1]) else row for row in rows]
-        return [self._row(*text) if row is None else row for row, text in zip(rows, batch, strict=True)]
-
-    def _row(self, rendered: RenderedText, spans: Sequence[LossSpan]) -> tuple[Recipe, tuple[str, ...]] | None:
-        """The recipe of a text alone; makes that of its outline, if there is none yet."""
-        pieces = self._plain_pieces(rendered, spans)
-        if pieces is None:
-            return None
-        if rendered.filled is not None:
-            self._learn(rendered, rendered.filled, pieces, spans)
-        alone = self._recipes.of_pieces(pieces, spans)
-        return alone, alone.cores(())
-
-    def _learn(
-        self, rendered: RenderedText, filled: Deferred, pieces: Sequence[Piece], spans: Sequence[LossSpan]
-    ) -> None:
-        """Makes the recipe of an outline by one of its texts, unless text of the data looks like control in it."""
-        key = _key(filled, rendered, spans)
-        variable = (text for text, fixed in zip(filled.texts, filled.outline.fixed, strict=True) if not fixed)
-        if key is not None and key not in self._known and not self._holds_control(variable):
-            self._known[key] = self._recipes.of_outline(filled, pieces, spans)
-
-    def _holds_control(self, texts: Iterable[str]) -> bool:
-        return self._pattern is not None and self._pattern.search("\0".join(texts)) is not None
-
-    @cached_property
-    def _recipes(self) -> Recipes:
-        return Recipes(self.tokenizer)
+        return Assembler(self.tokenizer, self._plain_pieces, self._pattern)
 
     def _plain_pieces(self, rendered: RenderedText, spans: Sequence[LossSpan]) -> list[Piece] | None:
         """The pieces, parted at the control tokens; None where text of the data looks like control."""
@@ -401,14 +313,6 @@ class Encoder:
         cuts = sorted({match.start() + 1 for match in found} - {len(piece.text)}) or range(1, len(piece.text))
         for start, end in pairwise([0, *cuts, len(piece.text)]):
             yield Piece(piece.start + start, piece.text[start:end], prefix=piece.prefix and not start, control=False)
-
-
-def _key(filled: Deferred, rendered: RenderedText, spans: Sequence[LossSpan]) -> Hashable:
-    """Equal for texts that have one recipe; None where that is not known."""
-    if not isinstance(spans, Losses):
-        return None
-    weights = filled.outline.message_weights
-    return filled.outline, spans.train_on, rendered.message_weights if weights is None else weights
 
 
 def _behind(match: Match, text: str) -> range:

@@ -23,11 +23,9 @@ from numpy.typing import NDArray
 from templatekit.tokens.pieces import Piece, weight_at
 from templatekit.tokens.quick import reference
 from templatekit.tokens.tokenizer import ControlToken, Tokenizer
-from templatekit.tokens.words import SEAM, Parts
+from templatekit.tokens.words import SEAM
 from templatekit.types import Deferred, LossSpan, Outline
 
-MOST = 4096
-"""Recipes that are kept; with more they are made anew."""
 CORE = -1
 """Stands in a recipe's numbers for its next core."""
 
@@ -82,45 +80,6 @@ class Fixed:
             ids = np.fromiter(chain.from_iterable(self._ids), dtype=np.int32, count=int(ends[-1]))
             self._flat = ids, ends
         return self._flat
-
-
-class Assembled(NamedTuple):
-    """Ids and weights of many texts, end to end."""
-
-    input_ids: NDArray[np.int32]
-    loss_weights: NDArray[np.float64]
-    offsets: NDArray[np.int64]
-    """Shape (texts + 1,): where each text's tokens begin."""
-
-
-def assemble(
-    fixed: Fixed,
-    numbers: array[int],
-    weights: array[float],
-    ends: Sequence[int],
-    cores: Parts,
-    core_ends: Sequence[int],
-) -> Assembled:
-    """Puts texts together: text i has the parts `ends[i]` to `ends[i + 1]`, each a number of `fixed` or `CORE`.
-
-    Core j, in order, has the cores' parts `core_ends[j]` to `core_ends[j + 1]`.
-    """
-    fixed_ids, fixed_ends = fixed.flat()
-    own_ends = cores.ends[np.array(core_ends, dtype=np.int64)]
-    starts = np.concatenate([fixed_ends[:-1], own_ends[:-1] + len(fixed_ids)])
-    lengths = np.concatenate([np.diff(fixed_ends), np.diff(own_ends)])
-    parts = np.array(numbers, dtype=np.int64)
-    (open_places,) = np.nonzero(parts == CORE)
-    parts[open_places] = len(fixed_ends) - 1 + np.arange(len(open_places))
-    part_lengths = lengths[parts]
-    part_ends = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(part_lengths)])
-    places = np.repeat(starts[parts] - part_ends[:-1], part_lengths)
-    places += np.arange(part_ends[-1])
-    return Assembled(
-        input_ids=np.concatenate([fixed_ids, cores.ids])[places],
-        loss_weights=np.repeat(np.array(weights, dtype=np.float64), part_lengths),
-        offsets=part_ends[np.array(ends, dtype=np.int64)],
-    )
 
 
 class Recipes:

@@ -18,7 +18,8 @@ from tokenizers import AddedToken, models, pre_tokenizers
 
 from templatekit import Tokenizer, TokenizerError
 from templatekit.testing.texts import adversarial_text
-from templatekit.tokens import cuts, recipes, words
+from templatekit.tokens import assembly, cuts, recipes, words
+from templatekit.tokens.assembly import Assembler
 from templatekit.tokens.cuts import Encoder
 from templatekit.tokens.quick import reference
 from templatekit.tokens.recipes import Recipe, Recipes
@@ -30,7 +31,8 @@ TRAIN_ON = ("response", "content", "all", "response=0.5,user=0.1", "last=0.25")
 
 
 def used(encoder: Encoder) -> list[Recipe]:
-    return [recipe for recipe in encoder._known.values() if recipe is not None]
+    assert encoder._assembler is not None
+    return [recipe for recipe in encoder._assembler.known.values() if recipe is not None]
 
 
 def alike(encoder: Encoder, texts: Sequence[Filled], train_on: str = "response") -> bool:
@@ -95,8 +97,8 @@ def test_texts_of_an_outline_are_what_they_are_alone(
             max_size=5,
         )
     )
-    assert encoder._words is not None
-    encoder._words._worth = worth
+    assert encoder._assembler is not None
+    encoder._assembler.words._worth = worth
     assert alike(encoder, texts, data.draw(st.sampled_from(TRAIN_ON)))
 
 
@@ -168,7 +170,7 @@ RULES = {
         byte_tokenizer(AddedToken("<think>", special=False)),
         outline((None, ANSWER), ("</s>", TEMPLATE)),
         [("y",), ("y <think> z",)],
-        lambda patch: patch.setattr(Encoder, "_holds_control", lambda self, texts: False),
+        lambda patch: patch.setattr(Assembler, "_holds_control", lambda self, texts: False),
     ),
     "whitespace that a control token takes is fixed": Wrong(
         byte_tokenizer(AddedToken("<u>", special=True, rstrip=True)),
@@ -200,26 +202,34 @@ def test_negative_control_without_a_rule(monkeypatch: pytest.MonkeyPatch, rule: 
     texts = [Filled(wrong.outline, variables) for variables in wrong.variables]
     assert alike(Encoder(wrong.tokenizer), texts)
     wrong.without(monkeypatch)
+    monkeypatch.setattr(Encoder, "_check", lambda self, example: None)
     assert not alike(Encoder(wrong.tokenizer), texts)
 
 
 def test_a_recipe_that_is_wrong_is_noticed(tokenizer_of: Tokenizers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As every way of putting ids together: one text in so many is encoded as a whole, too."""
+    """By the first text that is put together by it, and as every way by one text in so many."""
     encoder = Encoder(tokenizer_of("bytes"))
-    monkeypatch.setattr(cuts, "_CHECKED", 2)
-    assert alike(encoder, [Filled(CHAT, ("x", "y"))] * 2)
-    (key,) = encoder._known
-    known = encoder._known[key]
-    assert known is not None
-    known.weights[-1] = 0.5
+    right = Recipes.of_outline
+
+    def wrong(self: Recipes, *given: Any) -> Recipe | None:
+        recipe = right(self, *given)
+        if recipe is not None:
+            recipe.weights[-1] = 0.5
+        return recipe
+
+    monkeypatch.setattr(Recipes, "of_outline", wrong)
     with pytest.raises(TokenizerError, match="found other ids"):
-        alike(encoder, [Filled(CHAT, ("x", "y"))] * 3)
+        alike(encoder, [Filled(CHAT, ("x", "y"))] * 2)
+    assert not alike(encoder, [Filled(CHAT, ("x", "y"))] * 2)
+    monkeypatch.setattr(cuts, "_CHECKED", 1)
+    with pytest.raises(TokenizerError, match="found other ids"):
+        alike(encoder, [Filled(CHAT, ("x", "y"))] * 2)
 
 
 def test_recipes_begin_anew(tokenizer_of: Tokenizers, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder(tokenizer_of("bytes"))
-    monkeypatch.setattr(cuts, "MOST", 2)
+    monkeypatch.setattr(assembly, "MOST", 2)
     for number in range(6):
         given = outline((f"{number} of\n", TEMPLATE), (None, ANSWER), ("</s>", TEMPLATE))
         assert alike(encoder, [Filled(given, ("x",)), Filled(given, ("y",))])
-        assert len(encoder._known) <= 3
+        assert encoder._assembler is not None and len(encoder._assembler.known) <= 3
