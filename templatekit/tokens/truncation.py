@@ -127,9 +127,11 @@ class Limit:
                 attempts[end] = Fitted(shorter, self._encode(shorter, long.tokenized))
             return attempts[end]
 
-        if len(at(least).tokenized) > self.max_length:
-            return at(least)
-        return at(_longest(message.context, lambda end: len(at(end).tokenized), least, self.max_length))
+        def size(end: int) -> int:
+            return len(at(end).tokenized)
+
+        low = least if size(least) <= self.max_length else _farther(message.context, size, least, self.max_length)
+        return at(least if low is None else _longest(message.context, size, low, self.max_length))
 
     def _with_less_response(self, example: Example, whole: TokenizedExample) -> TokenizedExample:
         """Keeps the longest run of ids that ends in the last trained answer's own text, and at a whole character.
@@ -222,10 +224,7 @@ def _first(whole: TokenizedExample, count: int, end: int) -> TokenizedExample:
 
 
 def _longest(text: str, size: Callable[[int], int], low: int, limit: int) -> int:
-    """How many characters of a text keep its size within the limit; `low` of them do, all of them do not.
-
-    A word, or one with a blank behind it, may take fewer tokens than its beginning: up to there more is tried as well.
-    """
+    """How many characters of a text keep its size within the limit; `low` of them do, all of them do not."""
     high = len(text)
     halve = False
     while high - low > 1:
@@ -233,13 +232,19 @@ def _longest(text: str, size: Callable[[int], int], low: int, limit: int) -> int
         middle = min(max(low + round((high - low) * share), low + 1), high - 1)
         low, high = (middle, high) if size(middle) <= limit else (low, middle)
         halve = not halve
-    while run := _REST.match(text, low):
-        ends = range(min(run.end(), len(text) - 1), low, -1)
-        longer = next((end for end in ends if size(end) <= limit), None)
-        if longer is None:
-            break
-        low = longer
+    while (farther := _farther(text, size, low, limit)) is not None:
+        low = farther
     return low
+
+
+def _farther(text: str, size: Callable[[int], int], low: int, limit: int) -> int | None:
+    """An end behind `low`, as far as the word and the blanks there go, up to which a text is within the limit.
+
+    A word, or one with a blank behind it, may take fewer tokens than its beginning.
+    """
+    run = _REST.match(text, low)
+    ends = range(min(run.end(), len(text) - 1), low, -1) if run else ()
+    return next((end for end in ends if size(end) <= limit), None)
 
 
 _REST = re.compile(r"\S{0,32}\s{0,32}")
