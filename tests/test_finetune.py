@@ -263,6 +263,7 @@ def test_a_format_from_a_folder_of_single_files(tiny_model: Path, tmp_path: Path
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "adapter faq, template qa" in done.stderr
+    assert "kernels" not in done.stderr, "what the packages that LoRA loads would say"
     answer = command("generate", "--model", str(tmp_path / "run"), "--instruction", "a?", "--json")
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout)["prompt"] == "Q: a?\nA: "

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from templatekit.errors import ConfigError
+from templatekit.training.quantized import hush
 
 
 def attach_lora(
@@ -27,6 +28,7 @@ def attach_lora(
         raise ConfigError(
             "LoRA needs the package peft: pip install 'templatekit[lora]', or train all weights with --no-lora"
         )
+    hush()
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(

@@ -24,10 +24,15 @@ def bitsandbytes(option: str) -> Any:
     """The package; raises `ConfigError` where it is not installed."""
     if find_spec(_PACKAGE) is None:
         raise ConfigError(f"{option} needs the package {_PACKAGE}: pip install 'templatekit[quantized]'")
-    logging.getLogger(_PACKAGE).setLevel(logging.ERROR)  # it tells at length which kernels it has not downloaded
+    hush()
     import bitsandbytes as package
 
     return package
+
+
+def hush() -> None:
+    """Has the package keep to itself which kernels it has not downloaded. PEFT imports it wherever it is installed."""
+    logging.getLogger(_PACKAGE).setLevel(logging.ERROR)
 
 
 def quantize(model: PreTrainedModel) -> None:
