@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -98,7 +100,24 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(_run(args))
+    code = _run(args)
+    distributed = sys.modules.get("templatekit.training.distributed")
+    if distributed is not None and distributed.joined():
+        _leave(code)
+    sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends this process, one of several, without taking Python apart.
+
+    Threads of gloo's may still be about, which abort a process that is taken apart under them (torch 2.13): a run that
+    had done all of its work would have failed.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed by whoever reads it
+            stream.flush()
+    os._exit(code)
 
 
 def _run(args: Sequence[str] | None) -> Any:

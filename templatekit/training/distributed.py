@@ -99,6 +99,11 @@ def local_device(name: str) -> str:
     return f"cuda:{rank}" if rank is not None and own and launched() else name
 
 
+def joined() -> bool:
+    """Whether this process was one of several; threads of what they exchanged by may outlast it."""
+    return bool(_groups)
+
+
 def launched() -> bool:
     """Whether `torchrun` started this process among others."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
