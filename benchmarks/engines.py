@@ -27,9 +27,10 @@ from typing import NamedTuple
 
 from benchmarks.render import SHARED, save_smollm2, starter
 from templatekit.config import DataOptions
+from templatekit.parts import ForSink
 from templatekit.pipeline import Pipeline
 from templatekit.registry import create_registry
-from templatekit.work import Setup, Worker
+from templatekit.work import Setup, Work, Worker
 
 ENGINES = {
     "one": [],
@@ -125,7 +126,7 @@ def travels(data: Path, tokenizer: str, format: str, chunks: int = 20) -> str:
     """Bytes a row to a worker and back, of the first chunks."""
     options = DataOptions(dataset=str(data), template="alpaca", tokenizer=tokenizer)
     pipeline = Pipeline(options, create_registry())
-    worker = Worker(Setup(options, (), format, lengths=False))
+    worker = Worker(Setup.of(pipeline, Work(ForSink(format))))
     there = back = count = 0
     for chunk in itertools.islice(pipeline.chunks(), chunks):
         there += len(pickle.dumps(chunk, protocol=5))

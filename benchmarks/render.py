@@ -36,13 +36,14 @@ from templatekit.config import DataOptions, RenderOptions
 from templatekit.errors import RecordError
 from templatekit.formats.plans import without_plans
 from templatekit.packing import packed
+from templatekit.parts import ForSink
 from templatekit.pipeline import Pipeline
 from templatekit.prepared import BATCH
 from templatekit.registry import create_registry
 from templatekit.sinks import Exporter
 from templatekit.tokens.supervision import Losses
 from templatekit.types import Example, Record, RenderedText
-from templatekit.work import parts_by, parts_here
+from templatekit.work import parts_of
 from templatekit.workers import local_workers
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -174,9 +175,7 @@ def writing(
     reference_alone = partial(patch, "templatekit.tokens.words.quicker", return_value=None)
 
     def write() -> None:
-        parts = parts_here(pipeline, exporter)
-        if workers > 1:
-            parts = parts_by(local_workers(workers), pipeline, exporter)
+        parts = parts_of(pipeline, ForSink.of(exporter, pipeline.registry), engine=local_workers(workers))
         content = (part.content for part in parts)
         with (folder / "rows.parquet").open("wb") as output, nullcontext() if quick else reference_alone():
             if "pack_tokens" in options:

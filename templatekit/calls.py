@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
 
-from templatekit.cache import prepared_batches
+from templatekit.cache import prepared_batches, prepared_parts
 from templatekit.columns import TokenizedColumns, token_arrays
 from templatekit.config import DataOptions, RenderOptions
 from templatekit.contracts import Adapter
@@ -14,6 +14,7 @@ from templatekit.errors import ConfigError, RecordError, shorten
 from templatekit.formats.template import Template
 from templatekit.mixture import Mixture
 from templatekit.packing import Sequences, pack_arrays, packed
+from templatekit.parts import Part, in_packs
 from templatekit.pipeline import Pipeline
 from templatekit.prepared import Batch
 from templatekit.registry import Registry, create_registry
@@ -21,6 +22,7 @@ from templatekit.sources import map_columns
 from templatekit.tokens.load import from_transformers
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.types import Record, RenderedText, TokenizedExample
+from templatekit.workers import local_workers
 
 if TYPE_CHECKING:
     import datasets
@@ -68,7 +70,8 @@ def render(
     `DataOptions`: `train_on`, `max_length`, `columns`, `on_error`, … What is wrong with them is raised at once, what
     is wrong with a record when its turn comes.
     """
-    batches = _batches(records, adapter, template, tokenizer, registry, options)
+    found = _records(records, adapter, template, tokenizer, registry, options)
+    batches = prepared_batches(found.pipeline, read=found.read, given=found.given)
     return (item.result for batch in batches for item in batch)
 
 
@@ -80,39 +83,82 @@ def prepare(
     template: Address | Template = "alpaca",
     registry: Registry | None = None,
     pack_tokens: int | None = None,
+    workers: int | None = None,
     **options: Any,
 ) -> datasets.Dataset:
     """Records as a `datasets.Dataset` with `input_ids` and `labels`, which any trainer takes as it is.
 
     With `pack_tokens` a row is a pack of whole examples, with `position_ids` and `seq_lengths`. Where a weight is
     neither 0 nor 1 there is a column `loss_weights` too, for trainers that know it.
+
+    So many `workers` are processes that begin by running the program anew up to this call, which therefore stands
+    behind `if __name__ == "__main__":`, unless in a notebook. They find adapter and template by name.
     """
     import datasets
     import pyarrow as pa
 
     if tokenizer is None:
         raise ConfigError("tokenizer: found None; expected a folder, a name or a tokenizer")
-    options["pack_tokens"] = pack_tokens
-    found = _batches(records, adapter, template, tokenizer, registry, options, kind=RenderOptions)
+    options |= {"pack_tokens": pack_tokens, "workers": workers}
+    found = _records(records, adapter, template, tokenizer, registry, options, kind=RenderOptions)
+    if workers not in (None, 1):
+        _check_names(found.pipeline, adapter, template)
+    parts = prepared_parts(found.pipeline, _rows, engine=local_workers(workers), read=found.read, given=found.given)
     weighted = False
 
-    def columns() -> Iterator[TokenizedColumns]:
+    def content() -> Iterator[Any]:
         nonlocal weighted
-        for batch in found:
-            assert batch.columns is not None
-            weighted |= batch.columns.is_weighted
-            yield batch.columns
+        for part in parts:
+            weighted |= part.content.is_weighted
+            yield part.content.rows
 
-    if pack_tokens is None:
-        rows = map(token_arrays, columns())
-    else:
-        rows = map(pack_arrays, packed(map(Sequences.of, columns()), int(pack_tokens)))
-    batches = [pa.record_batch(row) for row in rows] or [pa.record_batch(token_arrays(TokenizedColumns.of([])))]
-    table = pa.Table.from_batches(batches)
+    batches = list(
+        content()
+        if pack_tokens is None
+        else map(pa.record_batch, map(pack_arrays, packed(content(), int(pack_tokens))))
+    )
+    table = pa.Table.from_batches(batches or [pa.record_batch(token_arrays(TokenizedColumns.of([])))])
     return datasets.Dataset(table if weighted else table.drop_columns("loss_weights"))
 
 
-def _batches(
+class _Rows(NamedTuple):
+    """Some rows of a data set, or what packs are made of."""
+
+    rows: Any
+    is_weighted: bool
+
+
+def _rows(batches: Iterable[Batch], pipeline: Pipeline) -> Iterator[Part]:
+    """A `Make`: the rows of a data set, and whether any of their weights is neither 0 nor 1."""
+    import pyarrow as pa
+
+    for batch in batches:
+        assert batch.columns is not None
+        rows = Sequences.of(batch.columns) if in_packs(pipeline) else pa.record_batch(token_arrays(batch.columns))
+        yield Part(len(batch), _Rows(rows, batch.columns.is_weighted))
+
+
+def _check_names(pipeline: Pipeline, adapter: Any, template: Any) -> None:
+    """Raises `ConfigError` for what workers cannot find by its name."""
+    if isinstance(template, Template):
+        found = f"a Template object; expected its name, or the path of {template.name!r}"
+    elif isinstance(adapter, Adapter) and pipeline.adapter_name is None:
+        found = f"an Adapter object; expected the name of one that a plugin offers; found {adapter.name!r}"
+    else:
+        return
+    raise ConfigError(f"workers find adapters and templates by their names; found {found}; or leave workers out")
+
+
+class _Records(NamedTuple):
+    """What a call is to prepare, and how."""
+
+    pipeline: Pipeline
+    read: Callable[[], Iterator[Record | RecordError]] | None = None
+    """None for the options' data set."""
+    given: Iterable[Any] | None = None
+
+
+def _records(
     records: Any,
     adapter: Any,
     template: Any,
@@ -121,8 +167,8 @@ def _batches(
     options: Mapping[str, Any],
     *,
     kind: type[DataOptions] = DataOptions,
-) -> Iterator[Batch]:
-    """What comes of the records: the calls take names and paths, or the things themselves."""
+) -> _Records:
+    """The pipeline for records: the calls take names and paths, or the things themselves."""
     named = {"dataset": records, "adapter": adapter, "template": template, "tokenizer": tokenizer}
     addresses = {key: os.fspath(value) for key, value in named.items() if isinstance(value, (str, os.PathLike))}
     parsed = kind.parse({**options, **addresses})
@@ -139,23 +185,16 @@ def _batches(
         raise ConfigError(f"template: found {shorten(template)}; expected a name, a .jinja file or a Template object")
     if tokenizer is not None and not isinstance(tokenizer, (str, os.PathLike, Tokenizer)):
         tokenizer = from_transformers(tokenizer)
+    template = template if isinstance(template, Template) else None
+    tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
+    registry = registry or create_registry()
     if records is None and parsed.mix:
-        return Mixture(
-            parsed,
-            registry or create_registry(),
-            template=template if isinstance(template, Template) else None,
-            tokenizer=tokenizer if isinstance(tokenizer, Tokenizer) else None,
-        ).prepared_batches()
-    pipeline = Pipeline(
-        parsed,
-        registry or create_registry(),
-        adapter=adapter if isinstance(adapter, Adapter) else None,
-        template=template if isinstance(template, Template) else None,
-        tokenizer=tokenizer if isinstance(tokenizer, Tokenizer) else None,
-    )
+        return _Records(Mixture(parsed, registry, template=template, tokenizer=tokenizer))
+    adapter = adapter if isinstance(adapter, Adapter) else None
+    pipeline = Pipeline(parsed, registry, adapter=adapter, template=template, tokenizer=tokenizer)
     if isinstance(records, (str, os.PathLike)):
-        return prepared_batches(pipeline)
-    return prepared_batches(pipeline, read=lambda: pipeline.gathered(_mapped(records, parsed.columns)), given=records)
+        return _Records(pipeline)
+    return _Records(pipeline, lambda: pipeline.gathered(_mapped(records, parsed.columns)), records)
 
 
 def _mapped(records: Iterable[object], columns: Mapping[str, str]) -> Iterator[Record | RecordError]:

@@ -21,6 +21,8 @@ class Chunk:
     """Records and what is wrong with them, as they are read; of a mixture each with the number of its set."""
     first_row: int = 0
     """Of the records that do not know theirs."""
+    given: bool = False
+    """Whether they are a caller's own, with no address that errors could name."""
     adapters: tuple[str | None, ...]
     """The name of the adapter of each set; None where no record has told it yet."""
     error: Exception | None = None

@@ -321,6 +321,9 @@ class DataOptions(Options):
         return self
 
 
+WORKERS = "Processes that render and encode; the result is the same for any number. By default one"
+
+
 class RenderOptions(DataOptions):
     """Examples, or packs of them, as files."""
 
@@ -329,6 +332,7 @@ class RenderOptions(DataOptions):
         description="Write packs: whole examples end to end, at most so many tokens a row. Longer examples are as "
         "with this --max-length.",
     )
+    workers: Positive | None = Field(None, description=f"{WORKERS}, with ray the cluster's cores.")
 
     @model_validator(mode="before")
     @classmethod
@@ -363,6 +367,7 @@ class FinetuneOptions(DataOptions):
     resume: bool = Field(False, description="Go on from the newest whole checkpoint in the output folder.")
 
     eval_dataset: str | None = Field(None, description="Held-out records from a place of their own.")
+    workers: Positive | None = Field(None, description=f"{WORKERS}; of a run by torchrun, in each of its processes.")
     split: str = Field(
         "train=rest,validation=0.1",
         description="Names and fractions in order, one of them `rest`: train=0.85,test=0.1,validation=rest.",

@@ -90,7 +90,7 @@ class Mixture(Pipeline):
         tokenizer: Tokenizer | None = None,
     ) -> None:
         super().__init__(options, registry, template=template, tokenizer=tokenizer)
-        self._kind = kind
+        self.kind = kind
         self.names = _names(options.mix)
         self.pipelines = [self._pipeline(one) for one in options.mix]
         self.counts: MixedCounts = self._counts()
@@ -115,7 +115,7 @@ class Mixture(Pipeline):
                 "shuffle": None,
             }
         )
-        return self._kind(options, self.registry, template=self.template if shared else None, tokenizer=self.tokenizer)
+        return self.kind(options, self.registry, template=self.template if shared else None, tokenizer=self.tokenizer)
 
     def counts_of(self, item: Prepared) -> Counts:
         """Where a sample is counted: with its set."""

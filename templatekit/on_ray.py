@@ -28,8 +28,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from templatekit import __version__
 from templatekit.chunks import Chunk
 from templatekit.errors import ConfigError, RunError, TemplatekitError
-from templatekit.mixture import pipeline_of
-from templatekit.registry import create_registry
 from templatekit.work import Done, Engine, Setup, Worker, failed, failing
 
 if TYPE_CHECKING:
@@ -155,11 +153,11 @@ def _read(place: _Place) -> Iterator[pa.Table]:
     """In the read task: the chunks, or what became of it where it could not begin."""
     try:
         with place.stood() as setup:
-            pipeline = pipeline_of(setup.options, create_registry(plugin_dirs=setup.plugin_dirs))
+            pipeline = setup.pipeline()
     except TemplatekitError as error:
         yield _block(failed(error))
         return
-    for chunk in pipeline.chunks():
+    for chunk in place.setup.work.read(pipeline):
         yield _block(chunk)
 
 

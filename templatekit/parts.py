@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 from templatekit.chunks import chunked
 from templatekit.columns import TokenizedColumns
@@ -15,7 +15,10 @@ from templatekit.errors import RecordError
 from templatekit.packing import Sequences
 from templatekit.pipeline import Pipeline
 from templatekit.prepared import BATCH, Batch, Prepared
+from templatekit.registry import Registry
 from templatekit.sinks import Exporter, Sink, whole_records
+
+W = TypeVar("W", bound="Watcher")
 
 
 class Part(NamedTuple):
@@ -23,8 +26,59 @@ class Part(NamedTuple):
 
     samples: int
     content: Any
-    """What is to be packed their `Sequences`; what goes `in_columns` as `Exporter.convert` made it; else a list of what
-    the sink admitted."""
+    """Of a sink: what is to be packed their `Sequences`; what goes `in_columns` as `Exporter.convert` made it; else a
+    list of what the sink admitted."""
+
+
+Make: TypeAlias = Callable[[Iterable[Batch], Pipeline], Iterator[Part]]
+"""What becomes of samples that are not all, but whole records': where none of them is left it is no error.
+
+It is sent to other processes: a function of a module, or a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForSink:
+    """Makes what a sink of the pipeline's registry writes. What it has no place for is counted, or stops the run."""
+
+    name: str
+
+    @classmethod
+    def of(cls, sink: Sink, registry: Registry) -> ForSink:
+        """By the name under which the registry has the sink."""
+        return cls(next(name for name, offered in registry.exporters.items() if offered is sink))
+
+    def __call__(self, batches: Iterable[Batch], pipeline: Pipeline) -> Iterator[Part]:
+        """As `Make` says."""
+        return some_parts(batches, pipeline.registry.exporters[self.name], pipeline)
+
+
+def as_they_are(batches: Iterable[Batch], pipeline: Pipeline) -> Iterator[Part]:
+    """A `Make`: the batches themselves."""
+    return (Part(len(batch), batch) for batch in batches)
+
+
+def nothing(batches: Iterable[Batch], pipeline: Pipeline) -> Iterator[Part]:
+    """A `Make`: no parts, for whom it is enough to watch the batches."""
+    for _ in batches:
+        pass
+    yield from ()
+
+
+class Watcher(Protocol):
+    """Looks at batches as they pass, in the process that makes them, and is sent from there."""
+
+    def watch(self, batches: Iterable[Batch], pipeline: Pipeline) -> Iterator[Batch]:
+        """The batches as they are."""
+
+    def merge(self: W, later: W) -> None:
+        """Adds what another has seen of batches that follow these."""
+
+
+def watched(batches: Iterator[Batch], watchers: Iterable[Watcher], pipeline: Pipeline) -> Iterator[Batch]:
+    """The batches, seen by all watchers."""
+    for watcher in watchers:
+        batches = watcher.watch(batches, pipeline)
+    return batches
 
 
 @dataclass(kw_only=True)
@@ -44,7 +98,7 @@ class Lengths:
         else:
             self.lengths.update(len(item.rendered.text) for item in batch)
 
-    def counting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def watch(self, batches: Iterable[Batch], pipeline: Pipeline | None = None) -> Iterator[Batch]:
         """The batches, each counted."""
         for batch in batches:
             self.add(batch)
@@ -68,22 +122,8 @@ def in_columns(sink: Sink, pipeline: Pipeline) -> bool:
     return isinstance(sink, Exporter) and pipeline.encoder is not None
 
 
-def parts_of(
-    batches: Iterable[Batch], sink: Sink, pipeline: Pipeline, *, lengths: Lengths | None = None
-) -> Iterator[Part]:
-    """What becomes of all samples that come out of the pipeline, which counts those that the sink has no place for.
-
-    `ConfigError` at the end where records came in and none came out.
-    """
-    yield from some_parts(batches, sink, pipeline, lengths=lengths)
-    pipeline.check_any_left()
-
-
-def some_parts(
-    batches: Iterable[Batch], sink: Sink, pipeline: Pipeline, *, lengths: Lengths | None = None
-) -> Iterator[Part]:
-    """The same for samples that are not all, but whole records': where none of them is left it is no error."""
-    batches = batches if lengths is None else lengths.counting(batches)
+def some_parts(batches: Iterable[Batch], sink: Sink, pipeline: Pipeline) -> Iterator[Part]:
+    """What a sink writes of samples that come out of the pipeline, which counts those that it has no place for."""
     if in_packs(pipeline):
         for columns in admitted_columns(sink, batches, pipeline):
             yield Part(len(columns), Sequences.of(columns))

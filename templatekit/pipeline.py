@@ -73,6 +73,7 @@ class Pipeline:
             raise ConfigError(
                 f"max_length={options.max_length} counts tokens; found no tokenizer; expected --tokenizer too"
             )
+        self.given_tokenizer = tokenizer
         if tokenizer is None and options.tokenizer is not None:
             tokenizer = find_tokenizer(options.tokenizer, registry)
         self.tokenizer = tokenizer
@@ -134,15 +135,24 @@ class Pipeline:
 
     def chunks(self) -> Iterator[Chunk]:
         """The records of the options' data set, some at a time: what `of_chunk` takes, here or in another process."""
-        first_row = 0
-        for records, error in chunked(self.open(), CHUNK):
-            yield Chunk(records=records, first_row=first_row, adapters=(self.adapter_name,), error=error)
-            first_row += len(records)
+        return self.chunks_of(self.open())
+
+    def chunks_of(
+        self, records: Iterable[Record | RecordError], *, first_row: int = 0, given: bool = False
+    ) -> Iterator[Chunk]:
+        """The same of records that are read as `open` reads them, by `gathered`; `given` by a caller, with no address.
+
+        Rows are counted from `first_row`.
+        """
+        for some, error in chunked(records, CHUNK):
+            yield Chunk(records=some, first_row=first_row, given=given, adapters=(self.adapter_name,), error=error)
+            first_row += len(some)
 
     def of_chunk(self, chunk: Chunk) -> Iterator[Batch]:
         """What comes of a chunk's records."""
         self.take_adapters(chunk.adapters)
-        yield from self.some_batches(chunk.records, source=self.options.dataset, first_row=chunk.first_row)
+        source = None if chunk.given else self.options.dataset
+        yield from self.some_batches(chunk.records, source=source, first_row=chunk.first_row)
         if chunk.error is not None:
             raise chunk.error
 

@@ -21,7 +21,7 @@ from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pluggy
 
@@ -41,8 +41,23 @@ BUILT_IN = "templatekit"
 """The distribution whose plugins are always loaded."""
 
 
+class Loading(NamedTuple):
+    """What another process finds the same plugins by: the arguments of `create_registry`, but for objects."""
+
+    plugin_dirs: tuple[Path, ...] = ()
+    entry_points: bool = True
+    select: tuple[str, ...] | None = None
+
+    def again(self) -> Registry:
+        """A registry of these plugins."""
+        return create_registry(**self._asdict())
+
+
 class Registry:
     """Plugins and what they offer. Made by `create_registry`; there is no global one."""
+
+    loading: Loading | None = None
+    """How its plugins were found; None where some were given as objects."""
 
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -197,11 +212,15 @@ def create_registry(
     `TEMPLATEKIT_PLUGINS` (`none`, or names parted by commas) decides, and `TEMPLATEKIT_PLUGIN_DIR` (parted as `PATH`
     is) adds folders.
     """
+    plugins, dirs = tuple(plugins), tuple(map(Path, plugin_dirs))
+    select = None if select is None else tuple(select)
     registry = Registry()
+    if not plugins:
+        registry.loading = Loading(dirs, entry_points, select)
     if entry_points:
         _load_entry_points(registry, _selection(select))
     extra = [folder for folder in os.environ.get(PLUGIN_DIR_VARIABLE, "").split(os.pathsep) if folder]
-    folders = [Path(folder).expanduser() for folder in [*extra, *plugin_dirs]]
+    folders = [folder.expanduser() for folder in (*map(Path, extra), *dirs)]
     for folder in {_resolved(folder): folder for folder in folders}.values():  # one named twice is read once
         _load_folder(registry, folder)
     for plugin in plugins:

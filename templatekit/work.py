@@ -2,7 +2,8 @@
 
 An *engine* takes chunks and gives what became of each, in their order: `templatekit.workers` by processes of this
 machine, `templatekit.on_ray` by those of a cluster. Each of their workers sets up the same pipeline anew, by names, and
-gives back what the sink is to write, with its counts. An error is the one that a single process would have met first.
+gives back the parts that were asked for, with its counts. An error is the one that a single process would have met
+first.
 """
 
 from __future__ import annotations
@@ -11,28 +12,63 @@ import pickle
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, redirect_stdout
-from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
 
 from templatekit.chunks import Chunk
 from templatekit.config import DataOptions
 from templatekit.counts import Counts
-from templatekit.errors import RunError, TemplatekitError
-from templatekit.mixture import pipeline_of
-from templatekit.parts import Lengths, Part, some_parts
+from templatekit.errors import ConfigError, RunError, TemplatekitError
+from templatekit.mixture import Mixture, pipeline_of
+from templatekit.parts import Lengths, Make, Part, Watcher, watched
 from templatekit.pipeline import Pipeline
-from templatekit.registry import create_registry
-from templatekit.sinks import Sink
+from templatekit.registry import Loading
+from templatekit.tokens.tokenizer import Tokenizer
+
+Read: TypeAlias = Callable[[Pipeline], Iterator[Chunk]]
+"""Reads the chunks to work on; it can be sent."""
+
+
+def every_chunk(pipeline: Pipeline) -> Iterator[Chunk]:
+    """A `Read`: all of the options' data set."""
+    return pipeline.chunks()
+
+
+class Work(NamedTuple):
+    """What is to be done with chunks."""
+
+    make: Make
+    watchers: tuple[Callable[[], Watcher], ...] = ()
+    """Each makes one for a chunk."""
+    read: Read = every_chunk
 
 
 class Setup(NamedTuple):
     """What a worker makes its pipeline of: names, since plugins' objects cannot be sent."""
 
     options: DataOptions
-    plugin_dirs: tuple[Path, ...]
-    sink: str
-    lengths: bool
-    """Whether to count how long samples are."""
+    loading: Loading
+    work: Work
+    kind: type[Pipeline] = Pipeline
+    """Of each set."""
+    tokenizer: Tokenizer | None = None
+    """None where the options name it."""
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, work: Work) -> Setup:
+        """How workers make this pipeline; raises `ConfigError` where it has plugins that were given as objects."""
+        loading = pipeline.registry.loading
+        if loading is None:
+            raise ConfigError(
+                "workers find plugins anew; found a registry that was given objects; expected one made of installed "
+                "plugins and plugin_dirs, or one worker"
+            )
+        kind = pipeline.kind if isinstance(pipeline, Mixture) else type(pipeline)
+        return cls(pipeline.options, loading, work, kind, pipeline.given_tokenizer)
+
+    def pipeline(self) -> Pipeline:
+        """The pipeline; raises `TemplatekitError` for what is not found here, or is wrong."""
+        return pipeline_of(self.options, self.loading.again(), kind=self.kind, tokenizer=self.tokenizer)
 
 
 class Done(NamedTuple):
@@ -43,9 +79,16 @@ class Done(NamedTuple):
     """None where the worker could not be set up."""
     adapters: tuple[str | None, ...]
     """Of the chunk."""
-    lengths: Lengths | None = None
+    records: int = 0
+    watchers: tuple[Watcher, ...] = ()
     error: BaseException | None = None
     """What was raised behind these parts."""
+
+    def met(self) -> Iterator[Part]:
+        """The parts, and then the error."""
+        yield from self.parts
+        if self.error is not None:
+            raise self.error
 
 
 Engine: TypeAlias = Callable[[Setup, Iterator[Chunk]], Generator[Done, None, None]]
@@ -61,59 +104,82 @@ class Worker:
     def __init__(self, setup: Setup) -> None:
         """Raises `TemplatekitError` for what is not found here, or is wrong."""
         with redirect_stdout(sys.stderr):
-            registry = create_registry(plugin_dirs=setup.plugin_dirs)
-            self._pipeline = pipeline_of(setup.options, registry)
-            self._sink = registry.exporters[setup.sink]
-        self._lengths = setup.lengths
+            self._pipeline = setup.pipeline()
+        self._work = setup.work
 
     def __call__(self, chunk: Chunk) -> Done:
         """A chunk's parts, up to the first error."""
         pipeline = self._pipeline
         pipeline.take_counts()
-        lengths = Lengths() if self._lengths else None
         parts: list[Part] = []
         error: BaseException | None = None
+        begun = _begun(chunk, pipeline, self._work)
         with redirect_stdout(sys.stderr):
             try:
-                parts.extend(some_parts(pipeline.of_chunk(chunk), self._sink, pipeline, lengths=lengths))
+                parts.extend(begun.parts)
             except Exception as raised:  # sent on as it is, so that it is met in its turn
                 error = sendable(raised)
-        return Done(parts, pipeline.take_counts(), chunk.adapters, lengths, error)
+        return Done(parts, pipeline.take_counts(), begun.adapters, begun.records, begun.watchers, error)
 
 
-def parts_here(pipeline: Pipeline, sink: Sink, *, lengths: Lengths | None = None) -> Iterator[Part]:
-    """What becomes of the records of the options' data set, in this process: chunk by chunk too, so that the order in
-    which refusals are counted is the same.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A chunk that is worked on. Its parts come first: what watchers have seen is all there behind the last."""
+
+    parts: Iterator[Part]
+    watchers: tuple[Watcher, ...]
+    adapters: tuple[str | None, ...]
+    records: int
+
+
+def _begun(chunk: Chunk, pipeline: Pipeline, work: Work) -> Begun:
+    watchers = tuple(make() for make in work.watchers)
+    batches = watched(pipeline.of_chunk(chunk), watchers, pipeline)
+    return Begun(
+        parts=work.make(batches, pipeline), watchers=watchers, adapters=chunk.adapters, records=len(chunk.records)
+    )
+
+
+def worked(
+    pipeline: Pipeline, work: Work, *, engine: Engine | None = None, chunks: Iterable[Chunk] | None = None
+) -> Generator[Begun, None, None]:
+    """What becomes of the chunks that `work` reads, or of those given, one by one; `pipeline` counts.
+
+    Without an engine in this process: chunk by chunk too, so that the order in which refusals are counted is the same.
+    An engine's workers find adapters, templates and all others again by their names in the options.
     """
-    for chunk in pipeline.chunks():
-        yield from some_parts(pipeline.of_chunk(chunk), sink, pipeline, lengths=lengths)
-    pipeline.check_any_left()
-
-
-def parts_by(
-    engine: Engine,
-    pipeline: Pipeline,
-    sink: Sink,
-    *,
-    plugin_dirs: Iterable[Path] = (),
-    lengths: Lengths | None = None,
-) -> Iterator[Part]:
-    """The same by an engine's workers; `pipeline` counts.
-
-    Adapters, templates, the tokenizer and the sink are found again by their names in the options, in `plugin_dirs` too.
-    """
-    name = next(name for name, offered in pipeline.registry.exporters.items() if offered is sink)
-    setup = Setup(pipeline.options, tuple(plugin_dirs), name, lengths is not None)
-    with closing(engine(setup, pipeline.chunks())) as results:
+    chunks = iter(work.read(pipeline) if chunks is None else chunks)
+    if engine is None:
+        for chunk in chunks:
+            yield _begun(chunk, pipeline, work)
+        return
+    with closing(engine(Setup.of(pipeline, work), chunks)) as results:
         for done in results:
             if done.counts is not None:
                 pipeline.take_adapters(done.adapters)
                 pipeline.counts.merge(done.counts)
-            if lengths is not None and done.lengths is not None:
-                lengths.merge(done.lengths)
-            yield from done.parts
-            if done.error is not None:
-                raise done.error
+            yield Begun(parts=done.met(), watchers=done.watchers, adapters=done.adapters, records=done.records)
+
+
+def parts_of(
+    pipeline: Pipeline,
+    make: Make,
+    *,
+    engine: Engine | None = None,
+    chunks: Iterable[Chunk] | None = None,
+    lengths: Lengths | None = None,
+) -> Iterator[Part]:
+    """What becomes of the records of the options' data set, or of all these chunks, here or by an engine's workers.
+
+    `ConfigError` at the end where records came in and none came out.
+    """
+    seen: list[Any] = [] if lengths is None else [lengths]
+    work = Work(make, (Lengths,) * len(seen))
+    with closing(worked(pipeline, work, engine=engine, chunks=chunks)) as all_of_it:
+        for begun in all_of_it:
+            yield from begun.parts
+            for total, watcher in zip(seen, begun.watchers, strict=True):
+                total.merge(watcher)
     pipeline.check_any_left()
 
 

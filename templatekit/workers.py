@@ -11,7 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import islice
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, current_process, get_context, parent_process
 
 from templatekit.chunks import Chunk
 from templatekit.errors import RunError, TemplatekitError
@@ -21,12 +21,17 @@ _AHEAD = 2
 """Chunks on the way for each worker."""
 
 
-def local_workers(workers: int) -> Engine:
-    """The engine that has so many processes; raises `RunError` where one of them dies."""
-    return partial(_results, workers)
+def local_workers(workers: int | None) -> Engine | None:
+    """The engine that has so many processes; raises `RunError` where one of them dies. For one it takes none."""
+    return None if workers in (None, 1) else partial(_results, workers)
 
 
 def _results(workers: int, setup: Setup, chunks: Iterator[Chunk]) -> Generator[Done, None, None]:
+    if getattr(current_process(), "_inheriting", False):  # where Python would say how to build a Windows program
+        raise RunError(
+            "a worker process begins by running this program anew, up to here; expected what it does behind "
+            "`if __name__ == '__main__':`"
+        )
     # A process that is started anew has no threads and no locks of this one's.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start, initargs=(setup,))
     waiting: deque[Future[Done]] = deque()
@@ -50,8 +55,8 @@ def _result(future: Future[Done], workers: int) -> Done:
         return future.result()
     except BrokenProcessPool:
         raise RunError(
-            f"one of {workers} worker processes ended before its work was done (killed, or out of memory); "
-            "expected all to last; to use fewer: --workers 1"
+            f"one of {workers} worker processes ended before its work was done (killed, out of memory, or what it says "
+            "above); expected all to last; to use fewer: --workers 1"
         ) from None
 
 

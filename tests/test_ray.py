@@ -23,7 +23,9 @@ from testkit.at_hand import Tokenizers
 
 from templatekit import DataOptions, TemplatekitError
 from templatekit.on_ray import _Place, on_ray
-from templatekit.work import Setup, Worker
+from templatekit.parts import ForSink
+from templatekit.registry import Loading
+from templatekit.work import Setup, Work, Worker
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'templatekit[ray]'")
 
@@ -234,7 +236,7 @@ def test_ray_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -
 
 
 def setup(**options: Any) -> Setup:
-    return Setup(DataOptions.parse(options), (), "jsonl", lengths=False)
+    return Setup(DataOptions.parse(options), Loading(), Work(ForSink("jsonl")))
 
 
 @needs_ray

@@ -18,7 +18,7 @@ from templatekit import Example, Message, Record, RecordError, RecordExporter, p
 from templatekit.cli.output import write, write_whole
 from templatekit.config import DataOptions
 from templatekit.errors import ConfigError, RunError
-from templatekit.parts import admitted, parts_of
+from templatekit.parts import admitted, some_parts
 from templatekit.pipeline import Pipeline
 from templatekit.prepared import Prepared
 from templatekit.registry import create_registry
@@ -136,7 +136,7 @@ def test_openai_has_calls_as_json_and_weights_of_answers() -> None:
 def exported(rows: list[Any], format: str, output: Path, **options: Any) -> Pipeline:
     pipeline = Pipeline(DataOptions.parse({"template": "alpaca", **options}), REGISTRY)
     exporter = REGISTRY.exporters[format]
-    write_whole(exporter, parts_of(pipeline.batches(pipeline.gathered(rows)), exporter, pipeline), output)
+    write_whole(exporter, some_parts(pipeline.batches(pipeline.gathered(rows)), exporter, pipeline), output)
     return pipeline
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from testkit.at_hand import Tokenizers
+from testkit.pieces import in_pieces, lost, swapped, twice
 
 from templatekit import DataOptions, Registry
 from templatekit.chunks import Chunk, chunked
@@ -21,18 +21,11 @@ from templatekit.config import RenderOptions
 from templatekit.errors import RecordError, TemplatekitError
 from templatekit.mixture import pipeline_of
 from templatekit.packing import packed
-from templatekit.parts import Lengths, in_columns, in_packs, parts_of
-from templatekit.work import Done, Engine, Setup, Worker, parts_by, parts_here
+from templatekit.parts import ForSink, Lengths, in_columns, in_packs, some_parts
+from templatekit.work import Done, Engine, Setup, parts_of
 
 SINKS = ("jsonl", "parquet", "arrow", "openai", "sharegpt", "datasets", "axolotl")
 KINDS = ("plain", "long", "empty", "half", "two turns", "wrong", "no record", "other key")
-
-
-def in_pieces(setup: Setup, chunks: Iterator[Chunk]) -> Generator[Done, None, None]:
-    """An engine in this process, with all that another process would be sent packed and unpacked."""
-    worker = Worker(pickle.loads(pickle.dumps(setup)))
-    for chunk in chunks:
-        yield pickle.loads(pickle.dumps(worker(pickle.loads(pickle.dumps(chunk)))))
 
 
 def line(kind: str, number: int) -> str:
@@ -66,12 +59,10 @@ def run(engine: Engine | str, options: DataOptions, sink: str, registry: Registr
     """A run by an engine, `here` in pieces too, or `at once`."""
     pipeline, exporter, lengths = pipeline_of(options, registry), registry.exporters[sink], Lengths()
     if engine == "at once":
-        parts = parts_of(pipeline.prepared_batches(), exporter, pipeline, lengths=lengths)
-    elif engine == "here":
-        parts = parts_here(pipeline, exporter, lengths=lengths)
+        parts = some_parts(lengths.watch(pipeline.prepared_batches()), exporter, pipeline)
     else:
-        assert not isinstance(engine, str)
-        parts = parts_by(engine, pipeline, exporter, lengths=lengths)
+        workshop = None if isinstance(engine, str) else engine
+        parts = parts_of(pipeline, ForSink(sink), engine=workshop, lengths=lengths)
     output = folder / "output"
     error = ""
     packs = Packed(packed((part.content for part in parts), 500), 500) if in_packs(pipeline) else None
@@ -142,21 +133,6 @@ def test_pieces_come_to_the_same(
         assert here == whole
 
 
-def swapped(setup: Setup, chunks: Iterator[Chunk]) -> Generator[Done, None, None]:
-    first, second, *others = in_pieces(setup, chunks)
-    yield from (second, first, *others)
-
-
-def lost(setup: Setup, chunks: Iterator[Chunk]) -> Generator[Done, None, None]:
-    _, *others = in_pieces(setup, chunks)
-    yield from others
-
-
-def twice(setup: Setup, chunks: Iterator[Chunk]) -> Generator[Done, None, None]:
-    first, *others = in_pieces(setup, chunks)
-    yield from (first, first, *others)
-
-
 def counted_on(setup: Setup, chunks: Iterator[Chunk]) -> Generator[Done, None, None]:
     last = None
     for done in in_pieces(setup, chunks):
@@ -199,6 +175,6 @@ def test_a_row_of_which_nothing_is_left_is_taken_back_once(builtin: Registry) ->
             return super().admit(sample)
 
     rows = [{"messages": turn * 2}] * 2
-    parts = list(parts_of(pipeline.batches(rows), Picky(), pipeline))
+    parts = list(some_parts(pipeline.batches(rows), Picky(), pipeline))
     assert sum(part.samples for part in parts) == pipeline.counts.samples == 2
     assert pipeline.counts.rows_out == 1

@@ -16,16 +16,17 @@ FOLDER/prepared-1/KEY/      KEY: the hash of all that decides about the examples
 | `key` | names what decides about the examples: data, code, template, tokenizer, options |
 | `code` | hashes the code of plugins and of the package |
 | `values` | conversations and origins as JSON |
-| `writer`, `part` | write the examples of a part, and read them memory-mapped |
+| `tables`, `reader` | examples as Arrow tables, and read from there |
+| `writer`, `part` | watch what is made and write it, a part at a time; open a part and check it |
 | `disk` | files that are whole or absent |
 | `folder` | finds the folder, lists what is in it, removes it |
-| `run` | goes through the parts: takes those that are there, makes the others |
+| `run` | goes through the parts: takes those that are there, has the others made, here or by an engine's workers |
 | `examples` | all samples as one sequence, for training |
 """
 
 from templatekit.cache.examples import StoredExamples, StoredSamples
 from templatekit.cache.folder import Entry, entries, remove
-from templatekit.cache.run import prepared_batches, prepared_samples
+from templatekit.cache.run import prepared_batches, prepared_parts, prepared_samples
 
 __all__ = [
     "Entry",
@@ -33,6 +34,7 @@ __all__ = [
     "StoredSamples",
     "entries",
     "prepared_batches",
+    "prepared_parts",
     "prepared_samples",
     "remove",
 ]

@@ -74,6 +74,11 @@ def part_folder(path: Path, number: int) -> Path:
     return path / f"{number:08d}"
 
 
+def part_numbers(path: Path) -> list[int]:
+    """The numbers of the parts that are there, damaged ones among them."""
+    return [int(part.name) for part in path.glob("[0-9]*") if part.name.isdigit()]
+
+
 def remove_part(path: Path) -> None:
     """Removes a part, or what lies in its place, at once: half of one is never there."""
     gone = path.with_name(f"{MAKING}{path.name}-gone-{os.getpid()}")

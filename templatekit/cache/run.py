@@ -2,35 +2,67 @@
 
 A part holds a fixed number of records, so what the source has to be read on to is known of each; what the pipeline
 remembers from earlier records (groups, repeats, an order) lies in the reading of the source, which begins anew.
+
+The first part that is missing begins the work, in this process or by an engine's workers. It goes on to the end of the
+source, past the parts that were there by then. What comes of it, chunk by chunk in order, is laid end to end here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from templatekit.cache.disk import Damaged
-from templatekit.cache.examples import InMemory, StoredSamples
-from templatekit.cache.folder import begin, part_folder, remove_part
+from templatekit.cache.examples import Columns, InMemory, StoredSamples
+from templatekit.cache.folder import begin, part_folder, part_numbers, remove_part
 from templatekit.cache.key import NotCached, key_of, parts_of, stamp_of
 from templatekit.cache.part import Part
-from templatekit.cache.values import NotPlain
-from templatekit.cache.writer import PartWriter
-from templatekit.counts import Counts
+from templatekit.cache.reader import InTables
+from templatekit.cache.tables import Tables, tokens_of
+from templatekit.cache.writer import Kept, write_part
+from templatekit.chunks import Chunk
 from templatekit.errors import RecordError
+from templatekit.mixture import Mixture
+from templatekit.parts import Lengths, Make, as_they_are, nothing
+from templatekit.parts import Part as Made
 from templatekit.pipeline import Pipeline
 from templatekit.places import cache_folder
 from templatekit.prepared import Batch, Prepared
 from templatekit.types import Record
+from templatekit.work import Begun, Engine, Work, worked
+from templatekit.work import parts_of as made_of
 
 PART_RECORDS = 8192
 """Records of a part: what a stop may cost, and what is in memory while it is made."""
 T = TypeVar("T")
 Say = Callable[[str], None]
 Open = Callable[[], Iterator[Record | RecordError]]
+
+
+def prepared_parts(
+    pipeline: Pipeline,
+    make: Make,
+    *,
+    engine: Engine | None = None,
+    lengths: Lengths | None = None,
+    read: Open | None = None,
+    given: Iterable[Any] | None = None,
+    say: Say = lambda line: None,
+) -> Iterator[Made]:
+    """What `make` makes of the options' data set, whose examples are kept on disk where the option `cache` says so.
+
+    `pipeline.counts` tells the same in the end, whether they were taken or made, here or by an engine's workers. A
+    caller's own records are `given`, and come from `read()`. `say` receives a line where something is taken, damaged,
+    or not kept. Raises `RunError` where the disk takes no more.
+    """
+    way = _way(pipeline, read, given, say)
+    if way is not None:
+        return way.parts(make, engine, lengths)
+    chunks = None if read is None else pipeline.chunks_of(read(), given=True)
+    return made_of(pipeline, make, engine=engine, chunks=chunks, lengths=lengths)
 
 
 def prepared_batches(
@@ -40,38 +72,51 @@ def prepared_batches(
     given: Iterable[Any] | None = None,
     say: Say = lambda line: None,
 ) -> Iterator[Batch]:
-    """What `pipeline.batches` gives for the options' data set, kept on disk where the option `cache` says so.
-
-    `pipeline.counts` tells the same in the end, whether parts were taken or made. A caller's own records are `given`,
-    and come from `read()`. `say` receives a line where something is taken, damaged, or not kept. Raises `RunError`
-    where the disk takes no more.
-    """
-    way = _way(pipeline, read or pipeline.open, given, say)
+    """The same, the batches themselves: what `pipeline.batches` gives."""
+    way = _way(pipeline, read, given, say)
     if way is not None:
-        return way.batches()
+        return (part.content for part in way.parts(as_they_are, None, None))
     return pipeline.prepared_batches() if read is None else pipeline.batches(read())
 
 
-def prepared_samples(pipeline: Pipeline, *, say: Say = lambda line: None) -> Sequence[Prepared]:
+def prepared_samples(
+    pipeline: Pipeline, *, engine: Engine | None = None, say: Say = lambda line: None
+) -> Sequence[Prepared]:
     """All samples of the options' data set: with the option `cache` memory-mapped, else in memory.
 
-    Tokens lie in columns, but for pairs and mixtures.
+    Tokens lie in columns, but for mixtures, and for pairs that are made in this process.
     """
-    way = _way(pipeline, pipeline.open, None, say)
+    way = _way(pipeline, None, None, say)
     if way is not None:
-        stored = way.stored()
-        if stored is not None:
-            return StoredSamples(stored)
-        pipeline.counts = Counts()
-    batches = list(prepared_batches(pipeline))
-    if type(pipeline) is Pipeline:
-        held = [InMemory(batch, batch.columns) for batch in batches if batch.columns is not None]
-        if len(held) == len(batches):
-            return StoredSamples(held)
-    return [item for batch in batches for item in batch]
+        return StoredSamples(way.stored(engine))
+    if engine is None:
+        batches: Sequence[Tables | Batch] = list(prepared_batches(pipeline))
+        in_columns = type(pipeline) is Pipeline and all(batch.columns for batch in cast("list[Batch]", batches))
+    else:
+        batches = _kept_by(engine, pipeline).batches
+        in_columns = not isinstance(pipeline, Mixture)
+    if in_columns:
+        return StoredSamples([_in_memory(batch) for batch in batches])
+    return [item for batch in cast("list[Batch]", batches) for item in batch]
 
 
-def _way(pipeline: Pipeline, read: Open, given: Iterable[Any] | None, say: Say) -> _Preparation | None:
+def _kept_by(engine: Engine, pipeline: Pipeline) -> Kept:
+    """All that workers make, sent as tables: samples one by one would take as long to send as to make."""
+    kept = Kept()
+    for begun in worked(pipeline, Work(nothing, (Kept,)), engine=engine):
+        for _ in begun.parts:
+            pass
+        for watcher in begun.watchers:
+            kept.merge(cast("Kept", watcher))
+    pipeline.check_any_left()
+    return kept
+
+
+def _in_memory(batch: Tables | Batch) -> Columns:
+    return InTables(batch, len(batch)) if isinstance(batch, Tables) else InMemory(batch, tokens_of(batch))
+
+
+def _way(pipeline: Pipeline, read: Open | None, given: Iterable[Any] | None, say: Say) -> _Preparation | None:
     """The way through the parts; None where nothing is to be kept, or can be."""
     if not pipeline.options.cache:
         return None
@@ -82,7 +127,39 @@ def _way(pipeline: Pipeline, read: Open, given: Iterable[Any] | None, say: Say) 
         return None
     folder = begin(cache_folder(pipeline.options.cache_dir), key_of(parts), parts, pipeline)
     stamp = stamp_of(pipeline, given)
-    return _Preparation(pipeline=pipeline, folder=folder, read=read, given=given, parts=parts, stamp=stamp, say=say)
+    return _Preparation(pipeline=pipeline, folder=folder, read=read, given=given, key=parts, stamp=stamp, say=say)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """Reads the records of parts that are to be made, in chunks that each lie in one of them."""
+
+    size: int
+    """Records of a part."""
+    first: int
+    """The first of these parts; the source is read over those before it."""
+    there: frozenset[int] = frozenset()
+    """Later ones that are not to be made."""
+    alone: bool = False
+    """Whether the first is the last, too."""
+
+    def __call__(self, pipeline: Pipeline) -> Iterator[Chunk]:
+        """Of the options' data set."""
+        return self.of(pipeline, pipeline.open())
+
+    def of(
+        self, pipeline: Pipeline, records: Iterator[Record | RecordError], *, given: bool = False
+    ) -> Iterator[Chunk]:
+        """Of these records, from the first of all on."""
+        for number in range(self.first + 1) if self.alone else count():
+            some = _Counted(islice(records, self.size))
+            for chunk in pipeline.chunks_of(some, first_row=number * self.size, given=given):
+                if number == self.first or (number > self.first and number not in self.there):
+                    yield chunk
+                elif chunk.error is not None:  # which ends the reading
+                    yield replace(chunk, records=[])
+            if some.count < self.size:
+                return
 
 
 @dataclass(kw_only=True)
@@ -91,49 +168,67 @@ class _Preparation:
 
     pipeline: Pipeline
     folder: Path
-    read: Open
-    parts: dict[str, Any]
+    read: Open | None
+    key: dict[str, Any]
     stamp: tuple[Any, ...]
     given: Iterable[Any] | None
     say: Say
-    _records: Iterator[Record | RecordError] | None = None
-    _read_to: int = 0
+    _work: Generator[Begun, None, None] | None = None
+    """Begun by the first part that is missing."""
+    _there: frozenset[int] = frozenset()
+    """Parts behind that one that were there by then."""
     _taken: int = 0
 
-    def batches(self) -> Iterator[Batch]:
-        """All batches, part by part."""
-        for number in count():
-            part = self._stored(number)
-            if part is not None:
-                self._take(part)
-                yield from part.batches()
-                found = part.state.records
-            else:
-                found = yield from self._make(number)
-            if found < PART_RECORDS:
-                break
+    def __post_init__(self) -> None:
+        adapter = self.pipeline.adapter
+        self._adapter = adapter.name if adapter else None  # what is read ahead of a part may tell one for later ones
+
+    def parts(self, make: Make, engine: Engine | None, lengths: Lengths | None) -> Iterator[Made]:
+        """What is made of the batches of all parts."""
+        try:
+            for number in count():
+                part = self._stored(number)
+                if part is None:
+                    _, records = yield from self._make(number, make, engine, lengths)
+                else:
+                    self._take(part)
+                    batches = part.batches()
+                    yield from make(batches if lengths is None else lengths.watch(batches), self.pipeline)
+                    records = part.state.records
+                if records < PART_RECORDS:
+                    break
+        finally:
+            self._close()
         self.pipeline.check_any_left()
 
-    def stored(self) -> list[Part] | None:
-        """All parts, those that are missing made first; None where one cannot be kept."""
-        found: list[Part] = []
-        for number in count():
-            part = self._stored(number, texts=False)
-            if part is not None:
-                self._take(part)
-            else:
-                for _ in self._make(number):
-                    pass
+    def stored(self, engine: Engine | None) -> list[Columns]:
+        """All parts, those that are missing made first; of one that cannot be kept what is in memory."""
+        found: list[Columns] = []
+        try:
+            for number in count():
                 part = self._stored(number, texts=False)
-            if part is None:
-                return None
-            found.append(part)
-            if part.state.records < PART_RECORDS:
-                break
+                if part is not None:
+                    self._take(part)
+                    found.append(part)
+                    records = part.state.records
+                else:
+                    kept, records = _all_of(self._make(number, nothing, engine, None))
+                    made = self._opened(number, texts=False)
+                    found += [made] if made is not None else map(_in_memory, kept.batches)
+                if records < PART_RECORDS:
+                    break
+        finally:
+            self._close()
         self.pipeline.check_any_left()
         return found
 
     def _stored(self, number: int, *, texts: bool = True) -> Part | None:
+        """A part that is there; none that is being made."""
+        if self._work is not None and number not in self._there:
+            return None
+        return self._opened(number, texts=texts)
+
+    def _opened(self, number: int, *, texts: bool) -> Part | None:
         """A part that is there, its files checked; one that is damaged is told of, removed, and made anew."""
         folder = part_folder(self.folder, number)
         if not folder.exists():
@@ -154,66 +249,70 @@ class _Preparation:
         adapter = part.state.adapter
         if self.pipeline.adapter is None and adapter is not None:
             self.pipeline.adapter = self.pipeline.registry.adapters[adapter]
+        self._adapter = adapter or self._adapter
         self.pipeline.counts.merge(part.state.counts)
 
-    def _make(self, number: int) -> Generator[Batch, None, int]:
-        """The batches of a part, which is on the disk when the last is out; returns the number of its records."""
-        first = number * PART_RECORDS
-        if self._taken and self._records is None:
-            self.say(f"cache: {first:,} records were there; going on behind them")
-        source = self.pipeline.options.dataset if self.given is None else None
-        records = _Counted(islice(self._at(first), PART_RECORDS))
-        made = Counts()
-        batches = self.pipeline.some_batches(records, source=source, first_row=first)
-        writer: PartWriter | None = PartWriter()
-        while (batch := self._counted(batches, made)) is not None:
-            writer = self._added(writer, batch)
-            yield batch
-        self._read_to += records.count
-        if writer is not None and self._still_the_same():
-            adapter = self.pipeline.adapter.name if self.pipeline.adapter else None
-            writer.finish(part_folder(self.folder, number), records=records.count, counts=made, adapter=adapter)
-        return records.count
+    def _make(
+        self, number: int, make: Make, engine: Engine | None, lengths: Lengths | None
+    ) -> Generator[Made, None, tuple[Kept, int]]:
+        """What is made of a part, which is on the disk behind the last of it; returns the number of its records."""
+        kept, records = Kept(), 0
+        work = self._work_on(number, make, engine, lengths)
+        while records < PART_RECORDS and (begun := next(work, None)) is not None:
+            yield from begun.parts
+            *others, own = begun.watchers
+            for watcher in others:
+                assert lengths is not None
+                lengths.merge(cast("Lengths", watcher))
+            if not kept.why and (why := cast("Kept", own).why):
+                first = number * PART_RECORDS
+                self.say(f"cache: records {first:,} and on are not kept: one holds {why}")
+            kept.merge(cast("Kept", own))
+            records += begun.records
+            if (told := begun.adapters[0]) is not None:
+                self._adapter = self.pipeline.registry.adapters[told].name
+        if not kept.why and self._still_the_same():
+            tables = cast("list[Tables]", kept.batches)
+            folder = part_folder(self.folder, number)
+            write_part(folder, tables, records=records, counts=kept.counts, adapter=self._adapter)
+        return kept, records
 
-    def _counted(self, batches: Iterator[Batch], made: Counts) -> Batch | None:
-        """The next batch; what is counted for it is added to `made`, without what others count meanwhile."""
-        whole, self.pipeline.counts = self.pipeline.counts, Counts()
-        try:
-            return next(batches, None)
-        finally:
-            new, self.pipeline.counts = self.pipeline.counts, whole
-            whole.merge(new)
-            made.merge(new)
-
-    def _added(self, writer: PartWriter | None, batch: Batch) -> PartWriter | None:
-        if writer is None:
-            return None
-        try:
-            writer.add(batch)
-        except NotPlain as error:
-            self.say(f"cache: records {self._read_to:,} and on are not kept: one holds {error}")
-            return None
-        return writer
-
-    def _at(self, first: int) -> Iterator[Record | RecordError]:
-        """The source, read on to a record."""
-        if self._records is None:
-            self._records = self.read()
-        for _ in islice(self._records, first - self._read_to):
-            pass
-        self._read_to = first
-        return self._records
+    def _work_on(
+        self, number: int, make: Make, engine: Engine | None, lengths: Lengths | None
+    ) -> Generator[Begun, None, None]:
+        """What gives a part's chunks; the first time all that are missing."""
+        if self._work is not None and number not in self._there:
+            return self._work
+        first = self._work is None
+        if first:
+            if self._taken:
+                self.say(f"cache: {number * PART_RECORDS:,} records were there; going on behind them")
+            self._there = frozenset(other for other in part_numbers(self.folder) if other > number)
+        # One that was there and is damaged, or gone, is made alone.
+        missing = Missing(size=PART_RECORDS, first=number, there=self._there, alone=not first)
+        watchers = (Kept,) if lengths is None else (Lengths, Kept)
+        chunks = None if self.read is None else missing.of(self.pipeline, self.read(), given=True)
+        engine = engine if first else None
+        begun = worked(self.pipeline, Work(make, watchers, missing), engine=engine, chunks=chunks)
+        if first:
+            self._work = begun
+        return begun
 
     def _still_the_same(self) -> bool:
         """Whether the data are still those that the key names: a file may be changed while it is read."""
         stamp = stamp_of(self.pipeline, self.given)
         if stamp == self.stamp:
             return True
-        if parts_of(self.pipeline, self.given) == self.parts:
+        if parts_of(self.pipeline, self.given) == self.key:
             self.stamp = stamp
             return True
         self.say("cache: the data, or the day, changed meanwhile; what came of them is not kept")
         return False
+
+    def _close(self) -> None:
+        """Ends an engine's workers."""
+        if self._work is not None:
+            self._work.close()
 
 
 @dataclass
@@ -227,3 +326,12 @@ class _Counted(Iterator[T]):
         item = next(self.items)
         self.count += 1
         return item
+
+
+def _all_of(steps: Generator[Any, None, T]) -> T:
+    """What a generator returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast("T", end.value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from itertools import chain
 from pathlib import Path
@@ -11,18 +10,16 @@ from typing import Any
 
 import click
 
-from templatekit.cache import prepared_batches
+from templatekit.cache import prepared_batches, prepared_parts
 from templatekit.cli.lengths import Distributions, check_picture
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
 from templatekit.cli.output import Packed, check_packs, choose_exporter, summarize, write, write_whole
 from templatekit.cli.progress import progress, watched
 from templatekit.config import RenderOptions
-from templatekit.errors import ConfigError
 from templatekit.mixture import pipeline_of
 from templatekit.packing import packed
-from templatekit.parts import in_columns, parts_of
-from templatekit.prepared import Batch
-from templatekit.work import Engine, parts_by, parts_here
+from templatekit.parts import ForSink, in_columns
+from templatekit.work import Engine
 from templatekit.workers import local_workers
 
 _ON_STDERR = "-"
@@ -48,12 +45,6 @@ ON_SCREEN = 5
     help="Show how long examples are, and how much of them is trained; as a picture where a file is named.",
 )
 @click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    help="Processes that render and encode; the output is the same for any number.  "
-    "[default: 1; with ray the cluster's cores]",
-)
-@click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
     default="local",
@@ -66,7 +57,6 @@ def render(
     output: Path | None,
     format: str | None,
     stats: str | None,
-    workers: int | None,
     engine: str,
     as_json: bool,
     plugin_dirs: tuple[Path, ...],
@@ -88,34 +78,28 @@ def render(
     if chosen.pack_tokens is not None:
         check_packs(exporter, registry, chosen)
     pipeline = pipeline_of(chosen, registry)
-    workshop = _engine(engine, workers)
-    if workshop is not None and pipeline.options.cache:
-        found = f"--engine {engine}" if workers is None else f"--workers {workers}"
-        raise ConfigError(f"--cache keeps what one process makes; found {found}; expected one of the two")
+    workshop = _engine(engine, chosen.workers)
     lengths = Distributions()
     if stats is not None and stats != _ON_STDERR:
         check_picture(Path(stats))
     counted = lengths if stats is not None else None
     packs: Packed | None = None
 
-    def batches() -> Iterator[Batch]:
-        return prepared_batches(pipeline, say=lambda line: click.echo(line, err=True))
+    def say(line: str) -> None:
+        click.echo(line, err=True)
 
     if on_screen:
         from templatekit.cli.preview import show
 
-        samples = chain.from_iterable(batches() if counted is None else counted.counting(batches()))
+        batches = prepared_batches(pipeline, say=say)
+        samples = chain.from_iterable(batches if counted is None else counted.watch(batches))
         show((item.result for item in samples), pipeline.options.train_on)
     else:
         stdout = sys.stdout.buffer
         # What a plugin prints must not get between the rows.
         with redirect_stdout(sys.stderr), progress(pipeline.options) as shown:
-            if pipeline.options.cache:
-                parts = parts_of(batches(), exporter, pipeline, lengths=counted)
-            elif workshop is None:
-                parts = parts_here(pipeline, exporter, lengths=counted)
-            else:
-                parts = parts_by(workshop, pipeline, exporter, plugin_dirs=plugin_dirs, lengths=counted)
+            make = ForSink.of(exporter, registry)
+            parts = prepared_parts(pipeline, make, engine=workshop, lengths=counted, say=say)
             parts = watched(parts, pipeline, shown)
             if chosen.pack_tokens is not None:
                 packs = Packed(packed((part.content for part in parts), chosen.pack_tokens), chosen.pack_tokens)
@@ -139,4 +123,4 @@ def _engine(name: str, workers: int | None) -> Engine | None:
         from templatekit.on_ray import on_ray
 
         return on_ray(workers)
-    return None if workers in (None, 1) else local_workers(workers or 1)
+    return local_workers(workers)

@@ -26,6 +26,8 @@ NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 """The keys under which a configuration names the tokens that templates may print."""
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 
+_STATE = ("name", "chat_template", "_backend", "_config", "fingerprint")
+"""Attributes that a tokenizer is made of."""
 _TRIMS = re.compile(r'("trim_offsets"\s*:\s*)true')
 
 
@@ -66,6 +68,10 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256(
             json.dumps([definition, dict(config), chat_template], sort_keys=True, default=str).encode()
         ).hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: without what is worked out when it is first asked for."""
+        return {**{name: vars(self)[name] for name in _STATE}, "_variants": {}}
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:

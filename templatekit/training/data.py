@@ -23,6 +23,7 @@ from templatekit.registry import Registry
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.training.split import split_rows
 from templatekit.types import TokenizedExample, TokenizedPair
+from templatekit.workers import local_workers
 
 _HELD_OUT = ("validation", "test")
 """Splits that are evaluated on, the first that exists."""
@@ -95,7 +96,8 @@ def read_splits(
     options: FinetuneOptions, pipeline: Pipeline, *, say: Callable[[str], None] = lambda line: None
 ) -> Splits:
     """Reads the data set; a held-out set of its own is `validation`. `say` hears what the cache has to tell."""
-    items = prepared_samples(pipeline, say=say)
+    engine = local_workers(options.workers)
+    items = prepared_samples(pipeline, engine=engine, say=say)
     pairs = options.method == "dpo"
     if options.eval_dataset is not None:
         own = _kind(options)(
@@ -107,7 +109,9 @@ def read_splits(
             template=pipeline.template,
             tokenizer=pipeline.tokenizer,
         )
-        return Splits(samples={"train": items, "validation": prepared_samples(own, say=say)}, pairs=pairs)
+        return Splits(
+            samples={"train": items, "validation": prepared_samples(own, engine=engine, say=say)}, pairs=pairs
+        )
     samples = _divided(items, options)
     if not samples["train"]:
         raise ConfigError(f"split {options.split!r} leaves no training examples of {len(items)}")

@@ -56,6 +56,7 @@ _FREE_OPTIONS = {
     "report_to",
     "cache",
     "cache_dir",
+    "workers",
     "samples",
     "max_new_tokens",
 }

@@ -20,7 +20,7 @@ from testkit.at_hand import Tokenizers
 import templatekit
 from templatekit import DataOptions, Registry
 from templatekit.cache import part as part_module
-from templatekit.cache import prepared_batches, run, writer
+from templatekit.cache import prepared_batches, run, tables
 from templatekit.cache.values import NotPlain, example_from_json, example_to_json
 from templatekit.columns import TokenizedColumns, token_arrays
 from templatekit.errors import ConfigError, RecordError
@@ -290,7 +290,7 @@ def test_what_no_file_can_hold_is_said_and_not_kept(bench: Any, monkeypatch: pyt
         seen = {"seen": date(2020, 1, 1)} if example.messages[0].content == "Say 7." else {}
         return example_to_json(replace(example, metadata=seen))
 
-    monkeypatch.setattr(writer, "example_to_json", dated)
+    monkeypatch.setattr(tables, "example_to_json", dated)
     plain = at.look()
     for _ in range(2):
         assert at.look(cache=True) == plain

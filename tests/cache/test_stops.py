@@ -20,12 +20,13 @@ from testkit.at_hand import Tokenizers
 
 PROGRAM = """
 import sys
+from templatekit import pipeline
 from templatekit.cache import run
 from templatekit.cli import main
-run.PART_RECORDS = 32
+run.PART_RECORDS, pipeline.CHUNK = 32, 20
 main()
 """
-"""The command, with parts so small that a run makes many."""
+"""The command, with parts so small that a run makes many, and chunks that do not come out even with them."""
 KILLS = 50 if settings().max_examples > 100 else 5
 ROWS = 400
 PARTS = ROWS // 32 + 1
@@ -42,24 +43,31 @@ class Job(NamedTuple):
     def cache(self) -> Path:
         return self.folder / "cache"
 
-    def start(self, output: str, *, cached: bool = True) -> subprocess.Popen[str]:
+    def start(self, output: str, *, cached: bool = True, workers: int = 1) -> subprocess.Popen[str]:
         arguments = ["render", "--dataset", str(self.folder / "data.jsonl"), "--tokenizer", str(self.tokenizer)]
         arguments += ["--on-error", "skip", "--json", "--output", str(self.folder / output), "--template", "chatml"]
         if cached:
             arguments += ["--cache", "--cache-dir", str(self.cache)]
+        if workers > 1:
+            arguments += ["--workers", str(workers)]
         return subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *arguments], stderr=subprocess.PIPE, text=True, env={**os.environ}
         )
 
-    def finish(self, output: str, *, cached: bool = True) -> tuple[str, dict[str, object]]:
+    def finish(self, output: str, *, cached: bool = True, workers: int = 1) -> tuple[str, dict[str, object]]:
         """Bytes' hash and counts."""
-        process = self.start(output, cached=cached)
+        process = self.start(output, cached=cached, workers=workers)
         said = process.communicate(timeout=120)[1]
         assert process.returncode == 0, said
         return hashlib.sha256((self.folder / output).read_bytes()).hexdigest(), json.loads(said.splitlines()[-1])
 
     def whole_parts(self) -> int:
         return len(list(self.cache.glob("prepared-*/*/[0-9]*")))
+
+    def kept(self) -> dict[str, bytes]:
+        """Every byte of every part."""
+        paths = self.cache.glob("prepared-*/*/[0-9]*/*")
+        return {str(path.relative_to(self.cache)): path.read_bytes() for path in paths}
 
 
 @pytest.fixture
@@ -100,6 +108,29 @@ def test_after_sigkill_the_finished_parts_stay(job: Job) -> None:
     assert job.whole_parts() == PARTS
     if output := [path for path in job.folder.glob("killed.jsonl") if path.exists()]:  # killed on its way out
         assert hashlib.sha256(output[0].read_bytes()).hexdigest() == unbroken[0]
+
+
+def test_another_number_of_workers_goes_on_where_one_was_killed(job: Job) -> None:
+    """One process and two, killed in turn: three, and one, go on to the bytes that one makes in one go."""
+    unbroken = job.finish("plain.jsonl", cached=False)
+    assert job.finish("whole.jsonl") == unbroken
+    kept = job.kept()
+    moments = random.Random(KILLS)
+    for number, last in enumerate([3, 1] * (KILLS // 5)):
+        shutil.rmtree(job.cache)
+        for workers in (1, 2) if number % 2 else (2, 1):
+            before = job.whole_parts()
+            process = job.start("killed.jsonl", workers=workers)
+            aim = before + moments.randint(1, PARTS // 3)
+            while process.poll() is None and job.whole_parts() < aim:
+                time.sleep(0.002)
+            process.kill()
+            process.communicate(timeout=60)
+            assert process.returncode == -signal.SIGKILL
+            assert all(kept[name] == content for name, content in job.kept().items())
+        assert 0 < job.whole_parts() < PARTS
+        assert job.finish("resumed.jsonl", workers=last) == unbroken
+        assert job.kept() == kept
 
 
 def test_two_at_once_are_both_right(job: Job) -> None:

@@ -116,12 +116,27 @@ def test_a_cache_that_is_a_file_is_an_error(templatekit: Templatekit, tokenizer_
     assert not (tmp_path / "a.jsonl").exists()
 
 
-def test_workers_and_a_cache_exclude_each_other(
+def test_workers_take_what_one_process_kept_and_the_other_way_round(
     templatekit: Templatekit, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
-    done = templatekit("render", "--tokenizer", tokenizer_folder, "--output", "a.jsonl", "--cache", "--workers", "2")
-    assert done.code == 2
-    assert done.err == "Error: --cache keeps what one process makes; found --workers 2; expected one of the two\n"
+    outputs = []
+    for cache in ("by-one", "by-two"):
+        for workers in ("1", "2") if cache == "by-one" else ("2", "1"):
+            output = f"{cache}-{workers}.parquet"
+            done = templatekit(
+                *("render", "--tokenizer", tokenizer_folder, "--output", output, "--workers", workers, "--stats"),
+                *("--cache", "--cache-dir", cache, "--max-length", "300", "--truncation", "response"),
+            )
+            assert done.code == 0, done.err
+            said = [line for line in done.err.splitlines() if "examples are taken" not in line]
+            outputs.append(((tmp_path / output).read_bytes(), said))
+            assert ("examples are taken" in done.err) == (len(outputs) % 2 == 0)
+    assert outputs[1:] == outputs[:1] * 3
+    kept = [
+        {path.name: path.read_bytes() for path in (tmp_path / cache).glob("prepared-*/*/*/*")}
+        for cache in ("by-one", "by-two")
+    ]
+    assert kept[0] == kept[1] != {}
 
 
 def test_the_folder_follows_the_platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

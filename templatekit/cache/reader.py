@@ -1,0 +1,209 @@
+"""Examples in tables, read one by one or in columns: what was asked for, when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from templatekit.cache.values import example_from_json
+from templatekit.columns import TokenizedColumns, places_of
+from templatekit.prepared import BATCH, Batch, Prepared
+from templatekit.types import Example, LossSpan, Origin, RenderedText, Span, TargetSpan, TokenizedExample, Truncation
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+T = TypeVar("T")
+
+
+class StoredTables(Protocol):
+    """What `Tables` has, wherever it lies."""
+
+    @property
+    def tokens(self) -> pa.RecordBatch:
+        """Ids, weights, row numbers."""
+
+    @property
+    def texts(self) -> pa.RecordBatch:
+        """Texts, and where each character came from."""
+
+    @property
+    def examples(self) -> pa.RecordBatch:
+        """The conversations."""
+
+    @property
+    def origins(self) -> Sequence[Origin]:
+        """Those that spans refer to."""
+
+    @property
+    def roles(self) -> Sequence[str]:
+        """So, too."""
+
+
+class InTables:
+    """So many examples in tables."""
+
+    def __init__(self, tables: StoredTables, samples: int) -> None:
+        self.tables, self.samples = tables, samples
+
+    def batches(self) -> Iterator[Batch]:
+        """The examples, their tokens as they lie on the disk, their texts when they are asked for."""
+        for start in range(0, self.samples, BATCH):
+            end = min(start + BATCH, self.samples)
+            columns = self.columns(start, end)
+            yield Batch(items=_Later(end - start, partial(self._items, start, columns.rendered)), columns=columns)
+
+    def columns(self, start: int, end: int) -> TokenizedColumns:
+        """The examples `start` to `end`."""
+        count = end - start
+        return TokenizedColumns(
+            rendered=_Later(count, lambda: self._texts(start, end)),
+            loss_spans=_Later(count, lambda: self._loss_spans(start, end)),
+            truncated=_Later(count, lambda: self._truncated(start, end)),
+            offsets=self.offsets[start : end + 1] - self.offsets[start],
+            input_ids=self.input_ids[self.offsets[start] : self.offsets[end]],
+            loss_weights=self._weights(start, end),
+        )
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """Shape (samples + 1,): where each example's tokens begin."""
+        return _offsets(self.tables.tokens, "input_ids")
+
+    @cached_property
+    def input_ids(self) -> NDArray[np.int32]:
+        """Shape (tokens,), memory-mapped."""
+        return _values(self.tables.tokens, "input_ids")
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """Shape (samples,): the record that each example came from."""
+        return _flat(self.tables.tokens, "row")
+
+    def tokens_of(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """The ids and weights of the examples at these places, end to end."""
+        tokens = places_of(self.offsets[places], np.diff(self.offsets)[places])
+        return self.input_ids[tokens], self._weights(0, self.samples)[tokens]
+
+    def _weights(self, start: int, end: int) -> NDArray[np.float64]:
+        first, last = self._runs[start], self._runs[end]
+        return np.repeat(self._run_weights[first:last], self._run_lengths[first:last])
+
+    @cached_property
+    def _runs(self) -> NDArray[np.int64]:
+        return _offsets(self.tables.tokens, "weights")
+
+    @cached_property
+    def _run_weights(self) -> NDArray[np.float64]:
+        return _values(self.tables.tokens, "weights")
+
+    @cached_property
+    def _run_lengths(self) -> NDArray[np.int32]:
+        return _values(self.tables.tokens, "run_lengths")
+
+    def _items(self, start: int, texts: Sequence[RenderedText]) -> list[Prepared]:
+        stored = self.tables.examples.column("example").slice(start, len(texts)).to_pylist()
+        return [Prepared(example=example_from_json(e), rendered=text) for e, text in zip(stored, texts, strict=True)]
+
+    def tokenized(self, index: int) -> TokenizedExample:
+        """One example without its conversation."""
+        return self.columns(index, index + 1)[0]
+
+    def example(self, index: int) -> Example:
+        """The conversation of one example."""
+        return example_from_json(self.tables.examples.column("example")[index].as_py())
+
+    def _texts(self, start: int, end: int) -> list[RenderedText]:
+        table, origins, roles = self.tables.texts, self.tables.origins, self.tables.roles
+
+        def lists(name: str) -> list[list[Any]]:
+            found: list[list[Any]] = table.column(name).slice(start, end - start).to_pylist()
+            return found
+
+        def plain(name: str, of: pa.RecordBatch) -> list[Any]:
+            found: list[Any] = of.column(name).slice(start, end - start).to_pylist()
+            return found
+
+        columns = zip(
+            plain("text", table),
+            lists("spans"),
+            lists("targets"),
+            lists("message_weights"),
+            lists("roles"),
+            plain("history", table),
+            plain("row", self.tables.tokens),
+            plain("sample", self.tables.tokens),
+            plain("samples", self.tables.tokens),
+            strict=True,
+        )
+        return [
+            RenderedText(
+                text=text,
+                spans=tuple(Span(start=a, end=b, origin=origins[o]) for a, b, o in _groups(spans, 3)),
+                target_spans=tuple(
+                    TargetSpan(message=m, start=a, marker_start=b, end=c) for m, a, b, c in _groups(targets, 4)
+                ),
+                message_weights=tuple(weights),
+                roles=tuple(roles[number] for number in numbers),
+                row=row,
+                sample=sample,
+                samples=samples,
+                history=history,
+            )
+            for text, spans, targets, weights, numbers, history, row, sample, samples in columns
+        ]
+
+    def _loss_spans(self, start: int, end: int) -> list[tuple[LossSpan, ...]]:
+        edges = self.tables.texts.column("loss_spans").slice(start, end - start).to_pylist()
+        weights = self.tables.texts.column("loss_span_weights").slice(start, end - start).to_pylist()
+        return [
+            tuple(LossSpan(start=a, end=b, weight=w) for (a, b), w in zip(_groups(one, 2), of, strict=True))
+            for one, of in zip(edges, weights, strict=True)
+        ]
+
+    def _truncated(self, start: int, end: int) -> list[Truncation | None]:
+        found: list[Truncation | None] = self.tables.texts.column("truncated").slice(start, end - start).to_pylist()
+        return found
+
+
+class _Later(Sequence[T]):
+    """A sequence of known length that is made when it is first asked for."""
+
+    def __init__(self, count: int, make: Callable[[], Sequence[T]]) -> None:
+        self._count, self._make = count, make
+        self._made: Sequence[T] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if self._made is None:
+            self._made = self._make()
+        return self._made[index]
+
+
+def _groups(values: Sequence[Any], size: int) -> Iterator[tuple[Any, ...]]:
+    return zip(*[iter(values)] * size, strict=True)
+
+
+def _flat(table: pa.RecordBatch, name: str) -> NDArray[Any]:
+    found: NDArray[Any] = table.column(name).to_numpy(zero_copy_only=True)
+    return found
+
+
+def _offsets(table: pa.RecordBatch, name: str) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = table.column(name).offsets.to_numpy(zero_copy_only=True)
+    return found
+
+
+def _values(table: pa.RecordBatch, name: str) -> NDArray[Any]:
+    found: NDArray[Any] = table.column(name).values.to_numpy(zero_copy_only=True)
+    return found
