@@ -264,10 +264,13 @@ def train_step(
             torch.autograd.backward([loss * world.size / weight])
     world.agree(failure)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    norm = whole(torch.nn.utils.clip_grad_norm_(weights, math.inf if clip_norm is None else clip_norm))
+    total_norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+    norm = whole(total_norm)
     failure = _not_finite(norm, "the gradient", items, numbers)
     if failure is not None:
         raise failure
+    if clip_norm is not None and norm > clip_norm:  # else PyTorch would multiply by 1, in a pass over all gradients
+        torch.nn.utils.clip_grads_with_norm_(weights, clip_norm, total_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     total, counts, means = sums.over(world, weight)
