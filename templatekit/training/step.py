@@ -153,12 +153,13 @@ class Computation:
         """In words: what a step does."""
         model = self.model
         packs = f"packs of up to {self.pack_tokens:,} tokens" if self.packing else "padded batches"
+        attention = backend(model, torch.bfloat16 if self.bf16 else model.dtype)
         shared = "computed once" if self.share else "computed for each"
         head = "the model's own" if self.head is None else "a product" if self.head.is_plain else "more than a product"
         parts = [
             f"{'bf16' if self.bf16 else 'fp32'} products on {model.device}",
             packs + (f", what examples begin with {shared}" if self.packing else ""),
-            f"attention: {backend(model) if self.packing else model.config._attn_implementation}",
+            f"attention: {attention if self.packing else model.config._attn_implementation}",
             f"in fewer passes: {self.fusion}",
             f"head: {head}",
             *(["layers computed again in the backward pass"] if self.checkpointing else []),
