@@ -210,7 +210,7 @@ def stages(one: Set, file: Path, folder: Path) -> dict[str, float]:
         ]
 
     records = lap("reading", lambda: [row for row in pipeline.open() if not isinstance(row, RecordError)])
-    examples = lap("adapting", lambda: [example for record in records for example in pipeline.read(record)])
+    examples = lap("adapting", lambda: [example for record in records for example in pipeline.reader.examples(record)])
     samples = lap("rendering", lambda: [one for e in examples for one in pipeline.template.samples(e, tokens)])
     texts = [sample.rendered for sample in samples]
     batches = lap("ids and weights", columns)

@@ -22,7 +22,7 @@ ROOMS = (
     "cleaning",
     "formats",
     "tokens",
-    "packing prepared",
+    "packing prepared reading",
     "pipeline",
     "mixture pairs",
     "parts",

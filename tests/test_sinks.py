@@ -136,7 +136,7 @@ def test_openai_has_calls_as_json_and_weights_of_answers() -> None:
 def exported(rows: list[Any], format: str, output: Path, **options: Any) -> Pipeline:
     pipeline = Pipeline(DataOptions.parse({"template": "alpaca", **options}), REGISTRY)
     exporter = REGISTRY.exporters[format]
-    write_whole(exporter, parts_of(pipeline.batches(pipeline.gathered(rows)), exporter, pipeline), output)
+    write_whole(exporter, parts_of(pipeline.batches(pipeline.reader.gathered(rows)), exporter, pipeline), output)
     return pipeline
 
 

@@ -271,7 +271,7 @@ def test_a_limit_and_python_records_count_trees(builtin: Registry) -> None:
     assert len(list(render(rows, template="chatml", limit=3, registry=builtin))) == 3
     unread = {**rows[0], "user_id": "u"}
     pipeline = Pipeline(DataOptions.parse({"template": "chatml"}), builtin)
-    assert len(list(pipeline.run(pipeline.gathered([unread, *rows[1:]])))) == 5
+    assert len(list(pipeline.run(pipeline.reader.gathered([unread, *rows[1:]])))) == 5
     assert pipeline.counts.unread_keys == {"user_id": 0}
 
 
@@ -289,7 +289,7 @@ def test_a_row_that_cannot_be_read_parts_no_tree(tmp_path: Path, builtin: Regist
 def test_an_unsorted_file_says_what_to_do(builtin: Registry) -> None:
     first, second = (list(rows_of(one)) for one in forest(2))
     pipeline = Pipeline(DataOptions.parse({"template": "chatml", "on_error": "skip"}), builtin)
-    items = list(pipeline.run(pipeline.gathered([*first[:3], *second, *first[3:]])))
+    items = list(pipeline.run(pipeline.reader.gathered([*first[:3], *second, *first[3:]])))
     assert [item.rendered.row for item in items] == [0, 1]
     assert pipeline.counts.dropped == {"no_root": 1}
     assert "sort the file by message_tree_id" in pipeline.counts.first_dropped["no_root"]
@@ -320,7 +320,7 @@ def test_an_adapter_whose_group_breaks_is_named(builtin: Registry) -> None:
 
     pipeline = Pipeline(DataOptions.parse({"template": "chatml"}), builtin, adapter=Broken())
     with pytest.raises(PluginError, match=r"adapter 'broken': group\(\) raised ZeroDivisionError"):
-        list(pipeline.run(pipeline.gathered([FULL])))
+        list(pipeline.run(pipeline.reader.gathered([FULL])))
 
 
 def test_an_adapter_that_gives_no_example_is_named(builtin: Registry) -> None:
