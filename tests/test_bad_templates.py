@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from testkit.command import Command, Said
 
-from templatekit.cli import main
 from templatekit.formats import foreign
 from templatekit.formats.worker import Limits, Worker
 
@@ -90,22 +90,18 @@ def worker() -> Iterator[Worker]:
     worker.stop()
 
 
-Run = Callable[..., tuple[object, str, list[str]]]
+Run = Callable[..., Said]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Renders two rows with a template's source: exit code, output, lines of errors."""
-    monkeypatch.chdir(tmp_path)
+def run(command: Command) -> Run:
+    """Renders two rows with a template's source."""
     Path("rows.json").write_text(json.dumps([{"instruction": "add", "output": text} for text in ("one", "boom")]))
     Path("secret.txt").write_text(SECRET)
 
-    def run(source: str, *more: str) -> tuple[object, str, list[str]]:
+    def run(source: str, *more: str) -> Said:
         Path("bad.jinja").write_text(source)
-        with pytest.raises(SystemExit) as ended:
-            main(["render", "--dataset", "rows.json", "--adapter", "alpaca", "--template", "bad.jinja", *more])
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err.splitlines()
+        return command("render", "--dataset", "rows.json", "--adapter", "alpaca", "--template", "bad.jinja", *more)
 
     return run
 
