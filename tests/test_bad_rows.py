@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from testkit.command import Command
+from testkit.command_line import InProcess
 
 from templatekit import (
     RecordError,
@@ -41,14 +41,14 @@ class Result(NamedTuple):
 
 
 @pytest.fixture
-def run(command: Command) -> Callable[..., Result]:
+def run(in_process: InProcess) -> Callable[..., Result]:
     """`run(rows, "--adapter", "alpaca")` renders rows of a file through the command line."""
 
     def call(rows: Iterable[object], *options: str) -> Result:
         lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
         Path("rows.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        said = command("render", "--dataset", "rows.jsonl", *options)
-        return Result(said.code, [json.loads(line) for line in said.out.split("\n") if line], said.err)
+        said = in_process("render", "--dataset", "rows.jsonl", *options)
+        return Result(said.code, [json.loads(line) for line in said.out.split("\n") if line], said.lines)
 
     return call
 

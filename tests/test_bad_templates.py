@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from testkit.command import Command, Said
+from testkit.command_line import InProcess, Result
 
 from templatekit.formats import foreign
 from templatekit.formats.worker import Limits, Worker
@@ -90,18 +90,18 @@ def worker() -> Iterator[Worker]:
     worker.stop()
 
 
-Run = Callable[..., Said]
+Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(command: Command) -> Run:
+def run(in_process: InProcess) -> Run:
     """Renders two rows with a template's source."""
     Path("rows.json").write_text(json.dumps([{"instruction": "add", "output": text} for text in ("one", "boom")]))
     Path("secret.txt").write_text(SECRET)
 
-    def run(source: str, *more: str) -> Said:
+    def run(source: str, *more: str) -> Result:
         Path("bad.jinja").write_text(source)
-        return command("render", "--dataset", "rows.json", "--adapter", "alpaca", "--template", "bad.jinja", *more)
+        return in_process("render", "--dataset", "rows.json", "--adapter", "alpaca", "--template", "bad.jinja", *more)
 
     return run
 
@@ -110,10 +110,11 @@ def run(command: Command) -> Run:
 def test_one_line_says_what_is_wrong(name: str, run: Run) -> None:
     source, words = BAD[name]
     began = time.monotonic()
-    code, out, lines = run(source)
-    assert (code, out, len(lines)) == (2, "", 1)
-    assert words in lines[0]
-    assert SECRET not in lines[0]
+    result = run(source)
+    assert (result.code, result.out) == (2, "")
+    (line,) = result.lines
+    assert words in line
+    assert SECRET not in line
     assert time.monotonic() - began < 60, "however loaded the machine is"
 
 
@@ -121,7 +122,9 @@ def test_a_row_that_breaks_a_bound_ends_the_run_whatever_may_be_skipped(run: Run
     """The template is at fault, not the row; nothing is written of the rows before it but to standard output."""
     start, loop = GROWS.split("%}", 1)
     source = start + "%}{% if messages[1:] and messages[1].content == 'boom' %}" + loop + "{% endif %}" + CHAT
-    code, _, lines = run(source, "--on-error", "skip", "--output", "out.jsonl")
-    assert code == 2
-    assert lines == ["Error: template 'bad', line 1 breaks the memory bound: found more than 256 MB in use; row 1"]
+    result = run(source, "--on-error", "skip", "--output", "out.jsonl")
+    assert result.code == 2
+    assert result.lines == [
+        "Error: template 'bad', line 1 breaks the memory bound: found more than 256 MB in use; row 1"
+    ]
     assert not Path("out.jsonl").exists()
