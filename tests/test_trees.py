@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from templatekit_oasst import BestReplies
 from testkit.look import Eye
 
-from templatekit import Adapter, DataOptions, Message, PluginError, RecordError, Registry, render
+from templatekit import Adapter, DataOptions, Message, PluginError, Record, RecordError, Registry, render
 from templatekit.audit import audit
 from templatekit.pipeline import Pipeline
 
@@ -27,7 +28,7 @@ def ask(text: str, *replies: Tree, **more: Any) -> Tree:
     return {"message_id": f"id of {text}", "role": "prompter", "text": text, "replies": list(replies), **more}
 
 
-def reply(text: str, *replies: Tree, **more: Any) -> Tree:
+def reply(text: object, *replies: Tree, **more: Any) -> Tree:
     return {"message_id": f"id of {text}", "role": "assistant", "text": text, "replies": list(replies), **more}
 
 
@@ -150,8 +151,8 @@ def test_the_best_way_is_one_of_all(record: Tree, builtin: Registry) -> None:
 
 
 def test_the_count_notices_a_lost_message(builtin: Registry) -> None:
-    class Losing(type(builtin.adapters["oasst"])):  # type: ignore[misc]
-        def to_examples(self, record: Tree) -> list[Any]:
+    class Losing(BestReplies):
+        def to_examples(self, record: Record) -> list[Any]:
             return [replace(example, left_out={}) for example in super().to_examples(record)]
 
     used, left_out = used_and_left_out(Losing(), FULL)
@@ -181,7 +182,7 @@ def test_a_message_whose_parent_is_missing_is_counted(builtin: Registry) -> None
             "bad_message",
             "prompt: found None; expected a message with role, text and replies",
         ),
-        (tree(ask("q", reply(5))), "bad_text", "message 'id of 5'.text: not text; found int 5"),  # type: ignore[arg-type]
+        (tree(ask("q", reply(5))), "bad_text", "message 'id of 5'.text: not text; found int 5"),
         (
             tree({"role": "prompter", "text": "q", "replies": [{"role": "robot", "text": "a"}]}),
             "bad_role",
@@ -312,10 +313,10 @@ def test_each_answer_of_a_tree_is_trained_once(eye_of: Eyes) -> None:
 
 
 def test_an_adapter_whose_group_breaks_is_named(builtin: Registry) -> None:
-    class Broken(type(builtin.adapters["oasst"])):  # type: ignore[misc]
+    class Broken(BestReplies):
         name = "broken"
 
-        def group(self, record: Tree) -> str:
+        def group(self, record: Record) -> str:
             return str(1 / 0)
 
     pipeline = Pipeline(DataOptions.parse({"template": "chatml"}), builtin, adapter=Broken())
@@ -324,10 +325,10 @@ def test_an_adapter_whose_group_breaks_is_named(builtin: Registry) -> None:
 
 
 def test_an_adapter_that_gives_no_example_is_named(builtin: Registry) -> None:
-    class Empty(type(builtin.adapters["oasst"])):  # type: ignore[misc]
+    class Empty(BestReplies):
         name = "empty"
 
-        def to_examples(self, record: Tree) -> list[Any]:
+        def to_examples(self, record: Record) -> list[Any]:
             return []
 
     pipeline = Pipeline(DataOptions.parse({"template": "chatml"}), builtin, adapter=Empty())
