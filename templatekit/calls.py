@@ -155,7 +155,9 @@ def _batches(
     )
     if isinstance(records, (str, os.PathLike)):
         return prepared_batches(pipeline)
-    return prepared_batches(pipeline, read=lambda: pipeline.gathered(_mapped(records, parsed.columns)), given=records)
+    return prepared_batches(
+        pipeline, read=lambda: pipeline.reader.gathered(_mapped(records, parsed.columns)), given=records
+    )
 
 
 def _mapped(records: Iterable[object], columns: Mapping[str, str]) -> Iterator[Record | RecordError]:

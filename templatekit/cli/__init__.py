@@ -94,7 +94,7 @@ class _Terminated(BaseException):
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and exits: 0 done, 1 findings or a failed run, 2 bad input, 130 interrupted."""
     if sys.stdout is None:  # closed by the caller (`>&-`)
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  (until the process ends)
     for stream in (sys.stdout, sys.stderr):
         # LANG=C must not turn a text that holds more than ASCII into a traceback.
         if hasattr(stream, "reconfigure"):

@@ -6,16 +6,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from testkit.command_line import Templatekit
 
 from templatekit.cli.cache import in_words
 from templatekit.places import cache_folder, user_caches
-
-Templatekit = Callable[..., Any]
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def _options(**values: object) -> FinetuneOptions:
 class _KeepGradients(torch.optim.SGD):
     """Remembers the gradients that it was given."""
 
-    def step(self, closure: object = None) -> None:  # type: ignore[override]
+    def step(self, closure: object = None) -> None:  # type: ignore[override]  # torch's takes a loss too
         self.gradients = [weight.grad.clone() for weight in self.param_groups[0]["params"]]
 
 
