@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 
-from benchmarks.render import starter
+from benchmarks.rows import starter
 from templatekit.contracts import TemplateFile
 from templatekit.formats.foreign import ForeignTemplate
 from templatekit.formats.plans import without_plans

@@ -9,14 +9,13 @@ With --opening alone what has to be kept for that is made.
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.render import save_smollm2, starter
+from benchmarks.render import save_smollm2
+from benchmarks.rows import starter, write_numbered
 
 MEASURED = """
 import sys, time
@@ -47,14 +46,6 @@ print(read[0] - clock, read[1] - busy, named[0] - read[0], named[1] - read[1], s
 """
 
 
-def write_rows(file: Path, count: int) -> None:
-    """The bundled rows again and again, each with a number of its own."""
-    rows = starter(1000)
-    with file.open("w", encoding="utf-8") as output:
-        for number, row in zip(range(count), itertools.cycle(rows), strict=False):
-            output.write(json.dumps({**row, "output": f"{row['output']} {number}"}) + "\n")
-
-
 def python(program: str, *arguments: str) -> str:
     command = [sys.executable, "-c", program, *arguments]
     run = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
@@ -71,7 +62,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer, file, cache = save_smollm2(folder / "smollm2"), folder / "rows.jsonl", folder / "cache"
-        write_rows(file, count)
+        write_numbered(file, starter(1000), count)
         given = ["templatekit", "render", "--dataset", str(file), "--tokenizer", tokenizer, "--json", "--output"]
         given.append(str(folder / "rows.parquet"))
         kept = [*given, "--cache", "--cache-dir", str(cache)]

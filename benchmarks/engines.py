@@ -21,15 +21,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.render import SHARED, save_smollm2, starter
+from benchmarks.render import SHARED, save_smollm2
+from benchmarks.rows import starter, write_numbered
 from templatekit.config import DataOptions
 from templatekit.parts import ForSink
 from templatekit.pipeline import Pipeline
 from templatekit.registry import create_registry
+from templatekit.types import Record
 from templatekit.work import Setup, Work, Worker
 
 ENGINES = {
@@ -107,19 +108,16 @@ def main() -> None:
         tokenizer = save_smollm2(Path(folder) / "smollm2")
         for count in options.rows:
             data = Path(folder) / "rows.jsonl"
-            with data.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows(options.shared, count))
+            write_numbered(data, rows(options.shared), count)
             print(f"{count:,} rows, {data.stat().st_size / 1e6:,.0f} MB")
             print(f"  travels: {travels(data, tokenizer, options.format)}")
             for name in options.engines:
                 measure(name, data, tokenizer, options.format)
 
 
-def rows(shared: Path, count: int) -> Iterator[dict[str, str]]:
+def rows(shared: Path) -> list[Record]:
     alpaca = shared / "data" / "alpaca" / "alpaca_cleaned_short_12k.json"
-    some = json.loads(alpaca.read_text(encoding="utf-8")) if alpaca.is_file() else starter(1000)
-    for number, row in zip(range(count), itertools.cycle(some), strict=False):
-        yield {**row, "output": f"{row['output']} {number}"}
+    return json.loads(alpaca.read_text(encoding="utf-8")) if alpaca.is_file() else starter(1000)
 
 
 def travels(data: Path, tokenizer: str, format: str, chunks: int = 20) -> str:

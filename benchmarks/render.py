@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import itertools
 import json
 import subprocess
 import sys
@@ -31,8 +30,9 @@ from unittest.mock import patch
 
 from benchmarks import results
 from benchmarks.clock import Report, best_of, timed
+from benchmarks.rows import starter, write_numbered
 from templatekit.columns import TokenizedColumns
-from templatekit.config import DataOptions, RenderOptions
+from templatekit.config import RenderOptions
 from templatekit.errors import RecordError
 from templatekit.formats.plans import without_plans
 from templatekit.packing import packed
@@ -119,12 +119,6 @@ def sets(shared: Path, smollm2: str) -> Iterable[Set]:
     ]
 
 
-def starter(count: int) -> list[Record]:
-    pipeline = Pipeline(DataOptions(dataset="starter"), create_registry())
-    rows = [record for record in pipeline.open() if not isinstance(record, Exception)]
-    return list(itertools.islice(itertools.cycle(rows), count))
-
-
 def measure(one: Set, folder: Path, *, trl: bool) -> Report:
     """Prints a line a contender."""
     file = folder / "rows.jsonl"
@@ -209,7 +203,7 @@ def stages(one: Set, file: Path, folder: Path) -> dict[str, float]:
         ]
 
     records = lap("reading", lambda: [row for row in pipeline.open() if not isinstance(row, RecordError)])
-    examples = lap("adapting", lambda: [example for record in records for example in pipeline.read(record)])
+    examples = lap("adapting", lambda: [example for record in records for example in pipeline.reader.examples(record)])
     samples = lap("rendering", lambda: [one for e in examples for one in pipeline.template.samples(e, tokens)])
     texts = [sample.rendered for sample in samples]
     batches = lap("ids and weights", columns)
@@ -287,10 +281,7 @@ def measure_memory(folder: Path, tokenizer: str, counts: list[int]) -> None:
     rows = starter(1000)
     for count in counts:
         file = folder / "rows.jsonl"
-        with file.open("w", encoding="utf-8") as output:
-            for number, row in zip(range(count), itertools.cycle(rows), strict=False):
-                changed = {**row, "output": f"{row['output']} {number}"}
-                output.write(json.dumps(changed) + "\n")
+        write_numbered(file, rows, count)
         for workers in (1, 2):
             options = {"dataset": file, "tokenizer": tokenizer, "workers": workers, "output": folder / "rows.parquet"}
             named = [str(text) for name, value in options.items() for text in (f"--{name}", value)]

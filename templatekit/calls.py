@@ -142,7 +142,7 @@ def _check_names(pipeline: Pipeline, adapter: Any, template: Any) -> None:
     """Raises `ConfigError` for what workers cannot find by its name."""
     if isinstance(template, Template):
         found = f"a Template object; expected its name, or the path of {template.name!r}"
-    elif isinstance(adapter, Adapter) and pipeline.adapter_name is None:
+    elif isinstance(adapter, Adapter) and pipeline.reader.adapter_name is None:
         found = f"an Adapter object; expected the name of one that a plugin offers; found {adapter.name!r}"
     else:
         return
@@ -194,7 +194,7 @@ def _records(
     pipeline = Pipeline(parsed, registry, adapter=adapter, template=template, tokenizer=tokenizer)
     if isinstance(records, (str, os.PathLike)):
         return _Records(pipeline)
-    return _Records(pipeline, lambda: pipeline.gathered(_mapped(records, parsed.columns)), records)
+    return _Records(pipeline, lambda: pipeline.reader.gathered(_mapped(records, parsed.columns)), records)
 
 
 def _mapped(records: Iterable[object], columns: Mapping[str, str]) -> Iterator[Record | RecordError]:

@@ -133,7 +133,7 @@ class Adapter(ABC):
         for key, known in self.inner_keys.items():
             items = record.get(key)
             for item in items if isinstance(items, list) else (items,):
-                if (type(item) is dict or isinstance(item, Mapping)) and not item.keys() <= known:
+                if isinstance(item, Mapping) and not item.keys() <= known:
                     for name, value in item.items():
                         if name not in known and value is not None:
                             found.setdefault(f"{key}[].{name}", value)

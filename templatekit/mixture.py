@@ -168,7 +168,7 @@ class Mixture(Pipeline):
             pipeline.take_adapters([name])
 
     def _adapters(self) -> tuple[str | None, ...]:
-        return tuple(pipeline.adapter_name for pipeline in self.pipelines)
+        return tuple(pipeline.reader.adapter_name for pipeline in self.pipelines)
 
     def _notes(self, passes: Iterable[Passes]) -> dict[str, str]:
         """What mixing did with each set's rows, where there is something to say."""
@@ -212,7 +212,7 @@ class Mixture(Pipeline):
             items = (Item(record, index * _PLACES + _row(record)) for index, record in drawn)
 
             def read(place: int, record: Record) -> list[Example]:
-                return self.pipelines[place // _PLACES].read(record)
+                return self.pipelines[place // _PLACES].reader.examples(record)
 
             def name(place: int) -> str:
                 return f"{place % _PLACES} of {self.names[place // _PLACES]}"

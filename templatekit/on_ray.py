@@ -99,7 +99,7 @@ def _results(workers: int | None, setup: Setup, chunks: Iterator[Chunk]) -> Gene
         # A row is a block of its own, whatever its size: with blocks of many rows few workers would have all the work.
         context.target_max_block_size = 1
         context.enable_progress_bars = False
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        resources: dict[str, float] = ray.cluster_resources()
         count = workers or max(1, int(resources.get("CPU", 1)))
         with closing(_blocks(_dataset(_Place.here(setup), count))) as blocks:
             for block in blocks:

@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from itertools import chain, islice, pairwise
-from operator import attrgetter
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from templatekit.chunks import CHUNK, Chunk, chunked
 from templatekit.config import DataOptions, parse_train_on
 from templatekit.contracts import Adapter
 from templatekit.counts import Counts
-from templatekit.errors import (
-    NOTHING_TRAINED,
-    ConfigError,
-    LeftOut,
-    PluginError,
-    RecordError,
-    TemplatekitError,
-    shorten,
-)
-from templatekit.formats.lookup import choose_adapter, find_template
+from templatekit.errors import NOTHING_TRAINED, ConfigError, LeftOut, RecordError
+from templatekit.formats.lookup import check_end_marker, find_template
 from templatekit.formats.template import Template
 from templatekit.garbage import rarely_collected
 from templatekit.prepared import BATCH, Batch, Prepared
+from templatekit.reading import Reader
 from templatekit.registry import Registry
-from templatekit.sources import open_source
-from templatekit.sources.gather import columns_of, gather
-from templatekit.sources.shuffle import placed, row_of, shuffled
+from templatekit.sources.shuffle import row_of
 from templatekit.tokens.cuts import Encoder
 from templatekit.tokens.load import find_tokenizer
 from templatekit.tokens.supervision import Losses, loss_spans
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.tokens.truncation import Limit
-from templatekit.types import (
-    NO_TOKENIZER,
-    Example,
-    Message,
-    PreferenceExample,
-    Record,
-    RenderedText,
-    Sample,
-)
+from templatekit.types import NO_TOKENIZER, Example, PreferenceExample, Record, RenderedText, Sample
 
 
 class Pipeline:
@@ -77,16 +58,16 @@ class Pipeline:
         if tokenizer is None and options.tokenizer is not None:
             tokenizer = find_tokenizer(options.tokenizer, registry)
         self.tokenizer = tokenizer
-        self.adapter = adapter or (registry.adapters[options.adapter] if options.adapter else None)
+        self.reader = Reader(options, registry, adapter=adapter)
         kwargs = options.chat_template_kwargs
         self.template = (template.with_kwargs(kwargs) if template and kwargs else template) or find_template(
             options.template, registry, chat_template=tokenizer.chat_template if tokenizer else None, kwargs=kwargs
         )
+        self.special_tokens = tokenizer.special_tokens if tokenizer else NO_TOKENIZER
         if options.end_marker is not None:
             self.template = self.template.ended_by(options.end_marker)
-        self.special_tokens = tokenizer.special_tokens if tokenizer else NO_TOKENIZER
-        if options.end_marker not in (None, "none"):
-            self._check_end_marker(options.end_marker)
+            if options.end_marker != "none":
+                check_end_marker(options.end_marker, self.template, self.special_tokens)
         self.encoder = (
             Encoder(tokenizer, boundary=options.boundary, control_tokens=options.control_tokens, reuse=options.reuse)
             if tokenizer
@@ -94,20 +75,6 @@ class Pipeline:
         )
         self.limit = self.limit_of(options)
         self.counts = Counts()
-        self._no_context = {text.strip().casefold() for text in options.empty_context}
-
-    def _check_end_marker(self, marker: str) -> None:
-        """Raises `ConfigError` for a text that can end no answer, since neither template nor tokenizer have it."""
-        special = {self.special_tokens.eos, *self.special_tokens.special}
-        # By words: a template may write a line break as it is, or as `\\n`.
-        if marker in special or all(word in self.template.source for word in marker.split()):
-            return
-        close = get_close_matches(marker, sorted(special), n=3)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "expected what it writes behind an answer"
-        raise ConfigError(
-            f"end_marker={marker!r}: template {self.template.name!r} does not write it, and it is no special token; "
-            f"{hint} (`none`: an answer may end without one)"
-        )
 
     def limit_of(self, options: DataOptions) -> Limit | None:
         """What the options make of samples that are too long; None where they set no length."""
@@ -121,9 +88,14 @@ class Pipeline:
             train_on=options.train_on,
         )
 
+    @property
+    def adapter(self) -> Adapter | None:
+        """What reads the records; None while none is named and no record has told it."""
+        return self.reader.adapter
+
     def open(self) -> Iterator[Record | RecordError]:
         """The records of the options' data set."""
-        return self.gathered(open_source(self.options.dataset, self.registry, columns=self.options.columns))
+        return self.reader.open()
 
     def prepared(self) -> Iterator[Prepared]:
         """What comes of the options' data set."""
@@ -145,7 +117,9 @@ class Pipeline:
         Rows are counted from `first_row`.
         """
         for some, error in chunked(records, CHUNK):
-            yield Chunk(records=some, first_row=first_row, given=given, adapters=(self.adapter_name,), error=error)
+            yield Chunk(
+                records=some, first_row=first_row, given=given, adapters=(self.reader.adapter_name,), error=error
+            )
             first_row += len(some)
 
     def of_chunk(self, chunk: Chunk) -> Iterator[Batch]:
@@ -156,15 +130,10 @@ class Pipeline:
         if chunk.error is not None:
             raise chunk.error
 
-    @property
-    def adapter_name(self) -> str | None:
-        """The name under which the registry has the adapter, `plugin:name` where two plugins offer one."""
-        return next((name for name, one in self.registry.adapters.items() if one is self.adapter), None)
-
     def take_adapters(self, names: Sequence[str | None]) -> None:
         """Reads records by the adapters that another's records have told."""
         if names[0] is not None:
-            self.adapter = self.registry.adapters[names[0]]
+            self.reader.adapter = self.registry.adapters[names[0]]
 
     def counts_of(self, item: Prepared) -> Counts:
         """Where a sample is counted."""
@@ -174,29 +143,6 @@ class Pipeline:
         """What was counted so far; counting begins anew."""
         counts, self.counts = self.counts, Counts()
         return counts
-
-    def gathered(self, records: Iterable[Record | RecordError]) -> Iterator[Record | RecordError]:
-        """At most `limit` of the records; those that make one example come together, as the adapter says."""
-        return self._chosen(islice(gather(records, self._group), self.options.limit))
-
-    def _chosen(self, records: Iterator[Record | RecordError]) -> Iterator[Record | RecordError]:
-        """The records that the options leave, in the order they ask for; others stand in their place as `LeftOut`."""
-        options = self.options
-        if options.filter:
-            from templatekit.cleaning.filters import filtered
-            from templatekit.expressions import Expression
-
-            records = filtered(records, [Expression(text) for text in options.filter])
-        if options.dedup is not None:
-            from templatekit.cleaning.duplicates import Item, texts_of, without_repeats
-
-            items = (Item(record, row) for row, record in enumerate(records))
-            kept = without_repeats(items, texts_of(options.dedup), lambda place, record: self.read(record), str)
-            records = (item.record for item in kept)
-        if options.shuffle is not None:
-            numbered = (placed(record, row) for row, record in enumerate(records))
-            records = shuffled(numbered, seed=options.shuffle, buffer=options.shuffle_buffer)
-        return records
 
     def run(
         self, records: Iterable[Record | RecordError], *, source: str | None = None, first_row: int = 0
@@ -257,7 +203,9 @@ class Pipeline:
         try:
             if isinstance(record, RecordError):
                 raise record
-            found = self._adapt(row, record)
+            found = self.reader.examples(record)
+            for key in self.reader.unread(record):
+                self.counts.unread_keys.setdefault(key, row)
             conversations: list[Example] = []
             for example in found:
                 conversations += self._conversations(example)
@@ -290,8 +238,7 @@ class Pipeline:
         self.counts.add(example)
 
     def _samples(self, example: Example, row: int) -> tuple[Sample, ...]:
-        if self._no_context:
-            example = self._without_placeholders(example)
+        example = self.reader.without_placeholders(example)
         base, _, named = parse_train_on(self.options.train_on)
         if base == "all" or (base == "last" and named):  # one text, whatever of earlier turns is trained in it
             rendered = self.template.render(example, self.special_tokens, row=row)
@@ -310,84 +257,6 @@ class Pipeline:
         if base == "last" and not named:
             return self.template.samples(example, self.special_tokens, row=row, last_only=True)[-1].rendered
         return self.template.render(example, self.special_tokens, row=row)
-
-    def _adapt(self, row: int, record: Record) -> list[Example]:
-        found = self.read(record)
-        assert self.adapter is not None
-        for key in self.adapter.unread(columns_of(record)):
-            self.counts.unread_keys.setdefault(key, row)
-        return found
-
-    def read(self, record: Record) -> list[Example]:
-        """The adapter's examples of a record; raises `RecordError`."""
-        if self.adapter is None:
-            self.adapter = self._choose_adapter(record)
-        adapter = self.adapter
-        try:
-            # A copy: whatever a plugin does to its record, the caller's stays as it is.
-            found = list(adapter.to_examples({key: _copied(value) for key, value in record.items()}))
-        except TemplatekitError:
-            raise
-        except (Exception, SystemExit) as error:  # a plugin's code may raise anything
-            raise self._broken(f"raised {type(error).__name__}: {error}") from error
-        if not found:
-            raise self._broken("returned no example; expected one or more, or a RecordError that says why")
-        for example in found:
-            self._check(example)
-        return found
-
-    def _check(self, example: object) -> None:
-        if not isinstance(example, Example):
-            raise self._broken(f"returned {shorten(example)}; expected an Example")
-        if isinstance(example, PreferenceExample):
-            self._check(example.conversation("rejected"))
-            example = example.conversation("chosen")
-        for index, message in enumerate(example.messages):
-            if not isinstance(message, Message):
-                raise self._broken(f"returned messages[{index}]={shorten(message)}; expected a Message")
-            texts = _texts(message)
-            if [*map(type, texts)] == _ALL_STR:
-                continue
-            for name, value in zip(_TEXTS, texts, strict=True):
-                if not isinstance(value, str):
-                    raise self._broken(f"returned messages[{index}].{name}={shorten(value)}; expected text")
-
-    def _group(self, record: Record) -> Hashable:
-        try:
-            if self.adapter is None:
-                self.adapter = self._choose_adapter(record)
-            return self.adapter.group(record)
-        except RecordError:
-            return None  # no adapter reads it: said, with its place, when its turn comes
-        except TemplatekitError:
-            raise
-        except Exception as error:  # a plugin's code may raise anything
-            assert self.adapter is not None
-            raise PluginError(
-                f"adapter {self.adapter.name!r}: group() raised {type(error).__name__}: {error}"
-            ) from error
-
-    def _choose_adapter(self, record: Record) -> Adapter:
-        try:
-            return choose_adapter(record.keys(), self.registry)
-        except TemplatekitError:
-            raise
-        except Exception as error:  # a plugin's `matches` may raise anything
-            raise PluginError(
-                f"an adapter's matches() raised {type(error).__name__}: {error}; name the adapter to use (--adapter)"
-            ) from error
-
-    def _broken(self, what: str) -> RecordError:
-        assert self.adapter is not None
-        return RecordError(f"adapter {self.adapter.name!r} {what}", reason="adapter_failed")
-
-    def _without_placeholders(self, example: Example) -> Example:
-        """Contexts that the options name as meaning none (`<noinput>`) become empty."""
-        messages = tuple(
-            replace(message, context="") if message.context.strip().casefold() in self._no_context else message
-            for message in example.messages
-        )
-        return replace(example, messages=messages)
 
     def _finish(self, items: list[Prepared], source: str | None) -> Iterator[Batch]:
         """What comes out of rendered items, at most one batch; an error is raised behind what came before it."""
@@ -490,23 +359,8 @@ def _untrained(item: Prepared) -> RecordError:
     return RecordError(why, reason=NOTHING_TRAINED)
 
 
-_TEXTS = ("role", "content", "context", "reasoning", "name", "tool_call_id")
-_ALL_STR = [str] * len(_TEXTS)
-_texts = attrgetter(*_TEXTS)
-
-
 def _holds_no_answer(example: Example) -> bool:
-    for message in example.messages:
-        if message.role == "assistant" and not message.content.strip() and not message.tool_calls:
-            return True
-    return False
-
-
-def _copied(value: Any) -> Any:
-    """A value with objects and lists of its own."""
-    kind = type(value)
-    if kind is str:
-        return value
-    if kind is dict or isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, list) else value
+    return any(
+        message.role == "assistant" and not message.content.strip() and not message.tool_calls
+        for message in example.messages
+    )

@@ -16,7 +16,7 @@ def quickly_made(cls: type[T]) -> type[T]:
     """
     names: dict[str, Any] = {}
     parameters, lines = [], []
-    for one in fields(cls):  # type: ignore[arg-type]
+    for one in fields(cls):  # type: ignore[arg-type]  # a dataclass, which no type can ask for
         assert one.init and one.kw_only
         names[f"set_{one.name}"] = getattr(cls, one.name).__set__
         value = one.name

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `testkit`: importlib mode leaves sys.path alone
 from testkit.at_hand import ALL_TOKENIZERS, GENERATED, SHARED, Tokenizers
+from testkit.command_line import InProcess, Templatekit
 from testkit.look import Eye
 
 from templatekit import Registry, Tokenizer, create_registry
@@ -99,6 +100,23 @@ def tiny_tokenizer(request: pytest.FixtureRequest, tokenizer_of: Tokenizers) -> 
 def tokenizer(request: pytest.FixtureRequest, tokenizer_of: Tokenizers) -> Tokenizer:
     """Each tokenizer in turn, the real ones where present."""
     return tokenizer_of(request.param)
+
+
+@pytest.fixture
+def templatekit(tmp_path: Path) -> Templatekit:
+    """The installed command, in an empty folder."""
+    return Templatekit(tmp_path)
+
+
+@pytest.fixture
+def in_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[InProcess]:
+    """The command line, in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield InProcess(capsys)
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture(scope="session")

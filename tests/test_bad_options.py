@@ -4,46 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from testkit.command_line import InProcess, Result
 
 from templatekit import ConfigError, DataOptions, FinetuneOptions, TemplatekitError, TokenizerError, prepare, render
-from templatekit.cli import main
 from templatekit.config import Options
 
 GOOD = [{"instruction": f"add {row}", "output": "x" * row} for row in range(1, 5)]
 ROWS = "rows.json"
 
 
-class Result(NamedTuple):
-    code: object
-    out: str
-    err: list[str]
-
-
 @pytest.fixture
-def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterable[Callable[..., Result]]:
-    """The command line, in this process, in a folder with four good rows."""
-    monkeypatch.chdir(tmp_path)
-    handler = signal.getsignal(signal.SIGTERM)
+def run(in_process: InProcess) -> InProcess:
+    """The command line, in a folder with four good rows."""
     Path(ROWS).write_text(json.dumps(GOOD))
-
-    def call(*args: object) -> Result:
-        with pytest.raises(SystemExit) as ended:
-            main([str(arg) for arg in args])
-        captured = capsys.readouterr()
-        return Result(ended.value.code, captured.out, captured.err.splitlines())
-
-    yield call
-    signal.signal(signal.SIGTERM, handler)
+    return in_process
 
 
 @pytest.fixture
@@ -63,7 +43,7 @@ def change(folder: Path, **changes: Any) -> None:
 
 def refused(result: Result) -> str:
     assert (result.code, result.out) == (2, "")
-    (line,) = result.err
+    (line,) = result.lines
     return line
 
 
@@ -71,9 +51,7 @@ def refused(result: Result) -> str:
 
 
 @pytest.mark.parametrize(("length", "left"), [(1, 0), (50, 0), (10_000, 4)])
-def test_a_length_that_leaves_nothing_is_an_error(
-    length: int, left: int, run: Callable[..., Result], folder: Path
-) -> None:
+def test_a_length_that_leaves_nothing_is_an_error(length: int, left: int, run: InProcess, folder: Path) -> None:
     result = run("render", "--dataset", ROWS, "--tokenizer", folder, "--max-length", length)
     if left:
         assert (result.code, result.out.count("\n")) == (0, left)
@@ -83,34 +61,34 @@ def test_a_length_that_leaves_nothing_is_an_error(
     assert line.endswith(f" tokens; expected at most {length}")
 
 
-def test_a_length_in_the_middle_drops_and_counts(run: Callable[..., Result], folder: Path) -> None:
+def test_a_length_in_the_middle_drops_and_counts(run: InProcess, folder: Path) -> None:
     options = ("render", "--dataset", ROWS, "--tokenizer", folder)
     lengths = [len(json.loads(line)["input_ids"]) for line in run(*options).out.splitlines()]
     result = run(*options, "--max-length", min(lengths))
     assert result.code == 0
     kept = [json.loads(line)["row"] for line in result.out.splitlines()]
     assert kept == [row for row, length in enumerate(lengths) if length <= min(lengths)]
-    assert f"dropped: {4 - len(kept)}" in result.err[1]
+    assert f"dropped: {4 - len(kept)}" in result.lines[1]
     strict = run(*options, "--max-length", min(lengths), "--truncation", "error")
     assert strict.code == 2
-    assert strict.err[0].endswith("; to drop: --truncation drop")
+    assert strict.lines[0].endswith("; to drop: --truncation drop")
 
 
 @pytest.mark.parametrize("name", ["max-length", "limit"])
 @pytest.mark.parametrize("value", [0, -1, -(10**30)])
-def test_zero_and_below(name: str, value: int, run: Callable[..., Result], folder: Path) -> None:
+def test_zero_and_below(name: str, value: int, run: InProcess, folder: Path) -> None:
     line = refused(run("render", "--tokenizer", folder, f"--{name}", value))
     assert line.startswith(f"Error: {name.replace('-', '_')}: found {value}; expected a number greater than 0")
 
 
-def test_a_length_counts_tokens_of_something(run: Callable[..., Result]) -> None:
+def test_a_length_counts_tokens_of_something(run: InProcess) -> None:
     assert refused(run("render", "--max-length", 5)) == (
         "Error: max_length=5 counts tokens; found no tokenizer; expected --tokenizer too"
     )
 
 
 @pytest.mark.parametrize("policy", ["turns", "context", "response", "error"])
-def test_a_policy_needs_a_length(policy: str, run: Callable[..., Result], folder: Path) -> None:
+def test_a_policy_needs_a_length(policy: str, run: InProcess, folder: Path) -> None:
     assert refused(run("render", "--tokenizer", folder, "--truncation", policy)) == (
         f"Error: truncation='{policy}' counts tokens; found no max_length; expected --max-length too"
     )
@@ -169,7 +147,7 @@ def test_wrong_values_are_named(options: type[Options], values: dict[str, Any], 
         ("!!python/object/apply:os.system ['true']", "recipe 'recipe.yaml' cannot be read: "),
     ],
 )
-def test_a_wrong_recipe(recipe: str, message: str, run: Callable[..., Result]) -> None:
+def test_a_wrong_recipe(recipe: str, message: str, run: InProcess) -> None:
     Path("recipe.yaml").write_text(recipe)
     assert refused(run("finetune", "--config", "recipe.yaml")).startswith(f"Error: {message}")
 
@@ -207,7 +185,7 @@ def test_any_options_are_taken_or_refused_by_name(values: dict[str, Any]) -> Non
         ("instruction=question", None),
     ],
 )
-def test_wrong_columns(columns: str, message: str | None, run: Callable[..., Result]) -> None:
+def test_wrong_columns(columns: str, message: str | None, run: InProcess) -> None:
     line = refused(run("render", "--dataset", ROWS, "--columns", columns))
     if message is None:
         message = "rows.json:0:question: no column 'question'"
@@ -232,14 +210,14 @@ def test_wrong_columns(columns: str, message: str | None, run: Callable[..., Res
         ("special_tokens_map.json", "nonsense"),
     ],
 )
-def test_a_damaged_tokenizer_is_named(file: str, content: str, run: Callable[..., Result], folder: Path) -> None:
+def test_a_damaged_tokenizer_is_named(file: str, content: str, run: InProcess, folder: Path) -> None:
     (folder / file).write_text(content)
     line = refused(run("render", "--dataset", ROWS, "--tokenizer", folder))
     assert line.startswith("Error: tokenizer ")
     assert str(folder) in line
 
 
-def test_a_tokenizer_file_cut_short(run: Callable[..., Result], folder: Path) -> None:
+def test_a_tokenizer_file_cut_short(run: InProcess, folder: Path) -> None:
     whole = (folder / "tokenizer.json").read_bytes()
     (folder / "tokenizer.json").write_bytes(whole[: len(whole) // 2])
     line = refused(run("render", "--dataset", ROWS, "--tokenizer", folder))
@@ -247,7 +225,7 @@ def test_a_tokenizer_file_cut_short(run: Callable[..., Result], folder: Path) ->
     assert "tokenizer.json" in line
 
 
-def test_without_an_end_the_template_needs_one(run: Callable[..., Result], folder: Path) -> None:
+def test_without_an_end_the_template_needs_one(run: InProcess, folder: Path) -> None:
     change(folder, eos_token=None)
     line = refused(run("render", "--dataset", ROWS, "--tokenizer", folder))
     assert "eos" in line.lower()
@@ -255,7 +233,7 @@ def test_without_an_end_the_template_needs_one(run: Callable[..., Result], folde
     assert chatml.code == 0, "ChatML ends its turns itself"
 
 
-def test_an_end_marker_that_nothing_writes(run: Callable[..., Result], folder: Path) -> None:
+def test_an_end_marker_that_nothing_writes(run: InProcess, folder: Path) -> None:
     options = ("render", "--dataset", ROWS, "--tokenizer", folder, "--template", "chatml", "--end-marker")
     line = refused(run(*options, "<|im_ned|>"))
     assert "end_marker='<|im_ned|>'" in line
@@ -274,7 +252,7 @@ def test_padding_changes_nothing(pad: str | None, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["no/such/folder", "nosuchmodel", "./tokenizer2", "~/no/such", "x.gguf", ROWS, ""])
-def test_a_tokenizer_that_is_not_there(address: str, run: Callable[..., Result]) -> None:
+def test_a_tokenizer_that_is_not_there(address: str, run: InProcess) -> None:
     line = refused(run("render", "--dataset", ROWS, "--tokenizer", address))
     assert "Traceback" not in line
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from testkit.command_line import InProcess
 
 from templatekit import (
     RecordError,
@@ -20,7 +20,6 @@ from templatekit import (
     create_registry,
     render,
 )
-from templatekit.cli import main
 from templatekit.testing.texts import JINJA, WHITESPACE
 from templatekit.types import IGNORE_INDEX
 
@@ -42,29 +41,20 @@ class Result(NamedTuple):
 
 
 @pytest.fixture
-def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterable[Callable[..., Result]]:
-    """`run(rows, "--adapter", "alpaca")` renders rows of a file through the command line, in this process."""
-    monkeypatch.chdir(tmp_path)
-    handler = signal.getsignal(signal.SIGTERM)
+def run(in_process: InProcess) -> Callable[..., Result]:
+    """`run(rows, "--adapter", "alpaca")` renders rows of a file through the command line."""
 
     def call(rows: Iterable[object], *options: str) -> Result:
         lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
         Path("rows.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        with pytest.raises(SystemExit) as ended:
-            main(["render", "--dataset", "rows.jsonl", *options])
-        captured = capsys.readouterr()
-        return Result(
-            ended.value.code, [json.loads(line) for line in captured.out.split("\n") if line], captured.err.splitlines()
-        )
+        said = in_process("render", "--dataset", "rows.jsonl", *options)
+        return Result(said.code, [json.loads(line) for line in said.out.split("\n") if line], said.lines)
 
-    yield call
-    signal.signal(signal.SIGTERM, handler)
+    return call
 
 
-def text_of(record: object, **options: Any) -> str:
-    (item,) = render([record], **options)  # type: ignore[list-item]
+def text_of(record: Any, **options: Any) -> str:
+    (item,) = render([record], **options)
     assert isinstance(item, RenderedText)
     return item.text
 
@@ -277,9 +267,10 @@ def test_rows_that_are_no_objects(run: Callable[..., Result]) -> None:
         assert result.err[0].startswith("Error: rows.jsonl:1: ")
         assert "not an object; found " in result.err[0]
         assert result.err[0].endswith(SKIP)
+    rows: list[Any] = [GOOD, 5, None, GOOD]
     with pytest.raises(RecordError, match=r"^1: found 5; expected a mapping with named fields; to skip"):
-        list(render([GOOD, 5]))  # type: ignore[list-item]
-    assert len(list(render([GOOD, 5, None, GOOD], on_error="skip"))) == 2  # type: ignore[list-item]
+        list(render(rows))
+    assert len(list(render(rows, on_error="skip"))) == 2
 
 
 def test_half_a_character_is_refused_with_its_field(tokenizer_of: Any) -> None:

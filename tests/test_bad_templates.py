@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from testkit.command_line import InProcess, Result
 
-from templatekit.cli import main
 from templatekit.formats import foreign
 from templatekit.formats.worker import Limits, Worker
 
@@ -90,22 +90,18 @@ def worker() -> Iterator[Worker]:
     worker.stop()
 
 
-Run = Callable[..., tuple[object, str, list[str]]]
+Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Renders two rows with a template's source: exit code, output, lines of errors."""
-    monkeypatch.chdir(tmp_path)
+def run(in_process: InProcess) -> Run:
+    """Renders two rows with a template's source."""
     Path("rows.json").write_text(json.dumps([{"instruction": "add", "output": text} for text in ("one", "boom")]))
     Path("secret.txt").write_text(SECRET)
 
-    def run(source: str, *more: str) -> tuple[object, str, list[str]]:
+    def run(source: str, *more: str) -> Result:
         Path("bad.jinja").write_text(source)
-        with pytest.raises(SystemExit) as ended:
-            main(["render", "--dataset", "rows.json", "--adapter", "alpaca", "--template", "bad.jinja", *more])
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err.splitlines()
+        return in_process("render", "--dataset", "rows.json", "--adapter", "alpaca", "--template", "bad.jinja", *more)
 
     return run
 
@@ -114,10 +110,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def test_one_line_says_what_is_wrong(name: str, run: Run) -> None:
     source, words = BAD[name]
     began = time.monotonic()
-    code, out, lines = run(source)
-    assert (code, out, len(lines)) == (2, "", 1)
-    assert words in lines[0]
-    assert SECRET not in lines[0]
+    result = run(source)
+    assert (result.code, result.out) == (2, "")
+    (line,) = result.lines
+    assert words in line
+    assert SECRET not in line
     assert time.monotonic() - began < 60, "however loaded the machine is"
 
 
@@ -125,7 +122,9 @@ def test_a_row_that_breaks_a_bound_ends_the_run_whatever_may_be_skipped(run: Run
     """The template is at fault, not the row; nothing is written of the rows before it but to standard output."""
     start, loop = GROWS.split("%}", 1)
     source = start + "%}{% if messages[1:] and messages[1].content == 'boom' %}" + loop + "{% endif %}" + CHAT
-    code, _, lines = run(source, "--on-error", "skip", "--output", "out.jsonl")
-    assert code == 2
-    assert lines == ["Error: template 'bad', line 1 breaks the memory bound: found more than 256 MB in use; row 1"]
+    result = run(source, "--on-error", "skip", "--output", "out.jsonl")
+    assert result.code == 2
+    assert result.lines == [
+        "Error: template 'bad', line 1 breaks the memory bound: found more than 256 MB in use; row 1"
+    ]
     assert not Path("out.jsonl").exists()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from testkit.at_hand import Tokenizers
 
 import templatekit
 
@@ -22,7 +23,7 @@ ROOMS = (
     "cleaning",
     "formats",
     "tokens",
-    "packing prepared",
+    "packing prepared reading",
     "pipeline",
     "mixture pairs",
     "parts",
@@ -199,11 +200,11 @@ def test_help_loads_nothing_heavy(loaded: Loaded) -> None:
 
 
 def test_render_with_a_local_tokenizer_loads_nothing_heavy(
-    loaded: Loaded, tokenizer_of: object, tmp_path: Path
+    loaded: Loaded, tokenizer_of: Tokenizers, tmp_path: Path
 ) -> None:
     data = tmp_path / "rows.json"
     data.write_text(json.dumps([{"instruction": "a", "input": "", "output": "b"}]), encoding="utf-8")
-    folder = str(tokenizer_of.folder("bytes"))  # type: ignore[attr-defined]
+    folder = str(tokenizer_of.folder("bytes"))
     output = tmp_path / "out.jsonl"
     code, names = loaded(
         "render", "--dataset", str(data), "--template", "chatml", "--tokenizer", folder, "--output", str(output)

@@ -421,8 +421,10 @@ def test_messages_of_both_answers_are_checked(eye_of: Eyes) -> None:
         name = "careless"
 
         def to_example(self, record: Any) -> Example:
-            answers = {key: answer(record["text"] if key == record["key"] else "x") for key in ("chosen", "rejected")}
-            return PreferenceExample(messages=messages("q"), **answers)  # type: ignore[arg-type]
+            answers: dict[str, Any] = {
+                key: answer(record["text"] if key == record["key"] else "x") for key in ("chosen", "rejected")
+            }
+            return PreferenceExample(messages=messages("q"), **answers)
 
     eye = eye_of("bytes")
     for key, text in product(("chosen", "rejected"), (5, "fine")):

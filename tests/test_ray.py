@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from testkit.at_hand import Tokenizers
+from testkit.numbers import Render
 
 from templatekit import DataOptions, TemplatekitError
 from templatekit.on_ray import _Place, on_ray
@@ -29,89 +30,8 @@ from templatekit.work import Setup, Work, Worker
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'templatekit[ray]'")
 
-PLUGIN = """
-import os, signal, time
-from pathlib import Path
-from templatekit import Adapter, Example, Message, RecordError, hookimpl
-
-def die_once(word):
-    mark = Path(__file__).with_name(word.replace(" ", "_"))
-    if not mark.exists():
-        mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-class Numbers(Adapter):
-    name = "numbers"
-    description = "n"
-    keys = ("n",)
-    required = ("n",)
-
-    def group(self, record):
-        if record["n"] == "die reading":
-            die_once(record["n"])
-        return None
-
-    def to_example(self, record):
-        n = record["n"]
-        if n == "die working":
-            die_once(n)
-        if n == "deadly":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if n == "slow":
-            time.sleep(0.02)
-        if n == "bad":
-            raise RecordError("bad", field="n", reason="odd")
-        print("said by a plugin")
-        answer = "1 2 " * (n if isinstance(n, int) else 1)
-        asked = Message(role="user", content=f"Count to {n}")
-        return Example(messages=(asked, Message(role="assistant", content=f"so {answer}")))
-
-@hookimpl
-def templatekit_adapters():
-    return [Numbers()]
-"""
-
-
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 """Who has it may use the cluster. Without one Ray writes one into the user's home."""
-
-
-class Ran(NamedTuple):
-    """What a run wrote, said and returned."""
-
-    file: bytes
-    said: list[str]
-    code: int
-
-
-class Render:
-    """`templatekit render` as a process, in a folder, with paths relative to it."""
-
-    def __init__(self, folder: Path, tokenizer: Path, address: str) -> None:
-        self.folder = folder
-        self.environment = {**os.environ, **TOKEN, "RAY_ADDRESS": address}
-        (folder / "plugins").mkdir()
-        (folder / "plugins" / "numbers_plugin.py").write_text(PLUGIN, encoding="utf-8")
-        shutil.copytree(tokenizer, folder / "tokenizer")
-
-    def command(self, numbers: list[Any], *arguments: str, output: str = "out.jsonl") -> list[str]:
-        lines = "".join(json.dumps({"n": n}) + "\n" for n in numbers)
-        (self.folder / "rows.jsonl").write_text(lines, encoding="utf-8")
-        options = {"tokenizer": "tokenizer", "plugin-dir": "plugins", "template": "chatml", "output": output}
-        named = [text for name, value in options.items() for text in (f"--{name}", value)]
-        return [sys.executable, "-m", "templatekit", "render", "--dataset", "rows.jsonl", *named, *arguments]
-
-    def __call__(self, numbers: list[Any], *arguments: str, format: str = "jsonl") -> Ran:
-        command = self.command(numbers, *arguments, output=f"out.{format}")
-        run = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, timeout=300, check=False
-        )
-        file = self.folder / f"out.{format}"
-        content = file.read_bytes() if file.exists() else b""
-        file.unlink(missing_ok=True)
-        others = ("said by a plugin", " logging.cc", "(raylet)")
-        said = [line for line in run.stderr.decode().splitlines() if line and not any(one in line for one in others)]
-        return Ran(content, said, run.returncode)
 
 
 def of_cluster(folder: str, having: str = "") -> list[int]:
@@ -161,7 +81,12 @@ def end(folder: str) -> None:
 
 @pytest.fixture
 def render(tmp_path: Path, tokenizer_of: Tokenizers, address: str) -> Render:
-    return Render(tmp_path, tokenizer_of.folder("bytes"), address)
+    return Render(
+        tmp_path,
+        tokenizer_of.folder("bytes"),
+        environment={**TOKEN, "RAY_ADDRESS": address},
+        noise=("said by a plugin", " logging.cc", "(raylet)"),
+    )
 
 
 @needs_ray
@@ -171,10 +96,10 @@ def test_the_same_rows_where_a_process_is_killed(render: Render, deadly: str) ->
     numbers[700] = "bad"
     numbers[1300] = deadly
     options = ("--on-error", "skip", "--max-length", "90", "--json", "--stats")
-    ray = render(numbers, "--engine", "ray", *options, format="parquet")
+    ray = render(numbers, "--engine", "ray", *options, output="out.parquet")
     assert not ray.code, ray.said
     assert (render.folder / "plugins" / deadly.replace(" ", "_")).exists(), "nobody was killed"
-    one = render(numbers, *options, format="parquet")
+    one = render(numbers, *options, output="out.parquet")
     assert ray == one
     assert one.code == 0
     counts = json.loads(one.said[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -175,11 +175,8 @@ def test_without_entry_points_nothing_is_loaded() -> None:
 def test_each_hook_is_called_once_and_its_offers_are_kept(hook: str, attribute: str, kind: type[Any]) -> None:
     calls = []
 
-    class Mine(kind):  # type: ignore[misc]
-        name = "mine"
-
-    Mine.__abstractmethods__ = frozenset()
-    mine = TemplateFile(name="mine", source="x") if kind is TemplateFile else Mine()
+    whole = {"name": "mine", **dict.fromkeys(getattr(kind, "__abstractmethods__", ()))}
+    mine = TemplateFile(name="mine", source="x") if kind is TemplateFile else type("Mine", (kind,), whole)()
 
     def offer() -> Iterable[object]:
         calls.append(hook)
@@ -221,7 +218,7 @@ def test_sources_of_plugins_are_asked_before_the_built_in_ones() -> None:
         def accepts(self, address: str) -> bool:
             return True
 
-        def read(self, address: str) -> Iterable[Record]:  # type: ignore[override]
+        def read(self, address: str) -> Iterator[Record]:
             yield {"instruction": "a", "output": address}
 
     registry = create_registry(plugins=[offering([Mine()], "templatekit_sources")])
@@ -619,7 +616,7 @@ def test_a_hook_that_raises_leaves_out_what_it_offers(how: str) -> None:
         raise ValueError("no licence")
 
     plugin = offering(offer)
-    plugin.templatekit_templates = hookimpl(templates_of_its_own)  # type: ignore[attr-defined]
+    vars(plugin)["templatekit_templates"] = hookimpl(templates_of_its_own)
     registry = create_registry(plugins=[plugin])
     assert "alpaca" in registry.adapters
     assert "given" not in registry.adapters

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from templatekit_oasst import BestReplies
 from testkit.look import Eye
 
-from templatekit import Adapter, DataOptions, Message, PluginError, RecordError, Registry, render
+from templatekit import Adapter, DataOptions, Message, PluginError, Record, RecordError, Registry, render
 from templatekit.audit import audit
 from templatekit.pipeline import Pipeline
 
@@ -27,7 +28,7 @@ def ask(text: str, *replies: Tree, **more: Any) -> Tree:
     return {"message_id": f"id of {text}", "role": "prompter", "text": text, "replies": list(replies), **more}
 
 
-def reply(text: str, *replies: Tree, **more: Any) -> Tree:
+def reply(text: object, *replies: Tree, **more: Any) -> Tree:
     return {"message_id": f"id of {text}", "role": "assistant", "text": text, "replies": list(replies), **more}
 
 
@@ -150,8 +151,8 @@ def test_the_best_way_is_one_of_all(record: Tree, builtin: Registry) -> None:
 
 
 def test_the_count_notices_a_lost_message(builtin: Registry) -> None:
-    class Losing(type(builtin.adapters["oasst"])):  # type: ignore[misc]
-        def to_examples(self, record: Tree) -> list[Any]:
+    class Losing(BestReplies):
+        def to_examples(self, record: Record) -> list[Any]:
             return [replace(example, left_out={}) for example in super().to_examples(record)]
 
     used, left_out = used_and_left_out(Losing(), FULL)
@@ -181,7 +182,7 @@ def test_a_message_whose_parent_is_missing_is_counted(builtin: Registry) -> None
             "bad_message",
             "prompt: found None; expected a message with role, text and replies",
         ),
-        (tree(ask("q", reply(5))), "bad_text", "message 'id of 5'.text: not text; found int 5"),  # type: ignore[arg-type]
+        (tree(ask("q", reply(5))), "bad_text", "message 'id of 5'.text: not text; found int 5"),
         (
             tree({"role": "prompter", "text": "q", "replies": [{"role": "robot", "text": "a"}]}),
             "bad_role",
@@ -271,7 +272,7 @@ def test_a_limit_and_python_records_count_trees(builtin: Registry) -> None:
     assert len(list(render(rows, template="chatml", limit=3, registry=builtin))) == 3
     unread = {**rows[0], "user_id": "u"}
     pipeline = Pipeline(DataOptions.parse({"template": "chatml"}), builtin)
-    assert len(list(pipeline.run(pipeline.gathered([unread, *rows[1:]])))) == 5
+    assert len(list(pipeline.run(pipeline.reader.gathered([unread, *rows[1:]])))) == 5
     assert pipeline.counts.unread_keys == {"user_id": 0}
 
 
@@ -289,7 +290,7 @@ def test_a_row_that_cannot_be_read_parts_no_tree(tmp_path: Path, builtin: Regist
 def test_an_unsorted_file_says_what_to_do(builtin: Registry) -> None:
     first, second = (list(rows_of(one)) for one in forest(2))
     pipeline = Pipeline(DataOptions.parse({"template": "chatml", "on_error": "skip"}), builtin)
-    items = list(pipeline.run(pipeline.gathered([*first[:3], *second, *first[3:]])))
+    items = list(pipeline.run(pipeline.reader.gathered([*first[:3], *second, *first[3:]])))
     assert [item.rendered.row for item in items] == [0, 1]
     assert pipeline.counts.dropped == {"no_root": 1}
     assert "sort the file by message_tree_id" in pipeline.counts.first_dropped["no_root"]
@@ -312,22 +313,22 @@ def test_each_answer_of_a_tree_is_trained_once(eye_of: Eyes) -> None:
 
 
 def test_an_adapter_whose_group_breaks_is_named(builtin: Registry) -> None:
-    class Broken(type(builtin.adapters["oasst"])):  # type: ignore[misc]
+    class Broken(BestReplies):
         name = "broken"
 
-        def group(self, record: Tree) -> str:
+        def group(self, record: Record) -> str:
             return str(1 / 0)
 
     pipeline = Pipeline(DataOptions.parse({"template": "chatml"}), builtin, adapter=Broken())
     with pytest.raises(PluginError, match=r"adapter 'broken': group\(\) raised ZeroDivisionError"):
-        list(pipeline.run(pipeline.gathered([FULL])))
+        list(pipeline.run(pipeline.reader.gathered([FULL])))
 
 
 def test_an_adapter_that_gives_no_example_is_named(builtin: Registry) -> None:
-    class Empty(type(builtin.adapters["oasst"])):  # type: ignore[misc]
+    class Empty(BestReplies):
         name = "empty"
 
-        def to_examples(self, record: Tree) -> list[Any]:
+        def to_examples(self, record: Record) -> list[Any]:
             return []
 
     pipeline = Pipeline(DataOptions.parse({"template": "chatml"}), builtin, adapter=Empty())

@@ -19,6 +19,7 @@ from templatekit.chunks import Chunk, chunked
 from templatekit.cli.output import Packed, write_whole
 from templatekit.config import RenderOptions
 from templatekit.errors import RecordError, TemplatekitError
+from templatekit.export.rows import JsonLines
 from templatekit.mixture import pipeline_of
 from templatekit.packing import packed
 from templatekit.parts import ForSink, Lengths, in_columns, in_packs, some_parts
@@ -168,7 +169,7 @@ def test_a_row_of_which_nothing_is_left_is_taken_back_once(builtin: Registry) ->
     turn = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": "hm"}]
     pipeline = pipeline_of(DataOptions.parse({"template": "qwen3", "on_error": "skip"}), builtin)
 
-    class Picky(type(builtin.exporters["jsonl"])):  # type: ignore[misc]
+    class Picky(JsonLines):
         def admit(self, sample: Any) -> Any:
             if sample.rendered.row == 0:
                 raise RecordError("no place")

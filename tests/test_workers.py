@@ -5,79 +5,16 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from testkit.at_hand import Tokenizers
+from testkit.numbers import Render
 
 from templatekit.counts import Counts
 from templatekit.errors import RecordError
-
-PLUGIN = """
-import os, signal, time
-from multiprocessing import parent_process
-from templatekit import Adapter, Example, Message, RecordError, hookimpl
-
-class Numbers(Adapter):
-    name = "numbers"
-    description = "n"
-    keys = ("n",)
-    required = ("n",)
-
-    def to_example(self, record):
-        n = record["n"]
-        if n == "die" and parent_process() is not None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if n == "slow":
-            time.sleep(0.02)
-        if n == "bad":
-            raise RecordError("bad", field="n", reason="odd")
-        print("said by a plugin")
-        answer = "1 2 " * (n if isinstance(n, int) else 1)
-        asked = Message(role="user", content=f"Count to {n}")
-        return Example(messages=(asked, Message(role="assistant", content=f"so {answer}")))
-
-@hookimpl
-def templatekit_adapters():
-    return [Numbers()]
-"""
-
-
-class Render:
-    """`templatekit render` as a process, on records of a plugin's own adapter."""
-
-    def __init__(self, folder: Path, tokenizer: Path) -> None:
-        self.folder = folder
-        (folder / "plugins").mkdir()
-        (folder / "plugins" / "numbers_plugin.py").write_text(PLUGIN, encoding="utf-8")
-        self._tokenizer = tokenizer
-
-    def command(self, numbers: list[object] | None, workers: int, format: str, *arguments: str) -> list[str]:
-        """Of these numbers, or of what the arguments name."""
-        options = {"tokenizer": self._tokenizer, "plugin-dir": self.folder / "plugins"}
-        if numbers is not None:
-            options["dataset"] = self.folder / "rows.jsonl"
-            options["dataset"].write_text("".join(json.dumps({"n": n}) + "\n" for n in numbers), encoding="utf-8")
-        named = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-        output = str(self.folder / f"{workers}.{format}")
-        given = ["--template", "chatml", "--workers", str(workers), "--output", output, *arguments]
-        return [sys.executable, "-m", "templatekit", "render", *named, *given]
-
-    def __call__(
-        self, numbers: list[object] | None, workers: int, format: str, *arguments: str
-    ) -> tuple[bytes, str, int]:
-        """What the file holds, what stands on stderr, and the exit code."""
-        command = self.command(numbers, workers, format, *arguments)
-        run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert not run.stdout
-        file = self.folder / f"{workers}.{format}"
-        file = file / "train.jsonl" if file.is_dir() else file
-        # Two workers print at once, and one may be ended within a line: ours may then stand behind what it said.
-        said = "\n".join(filter(None, run.stderr.replace("said by a plugin", "").splitlines()))
-        return file.read_bytes() if file.exists() else b"", said, run.returncode
 
 
 @pytest.fixture
@@ -90,56 +27,59 @@ def test_any_number_gives_the_same_bytes_and_counts(render: Render, format: str)
     numbers: list[Any] = [n % 50 for n in range(1700)]
     numbers[700] = numbers[1650] = "bad"
     options = ("--on-error", "skip", "--max-length", "90", "--json")
-    one = render(numbers, 1, format, *options)
-    two = render(numbers, 2, format, *options)
+    one = render(numbers, "--workers", "1", *options, output=f"out.{format}")
+    two = render(numbers, "--workers", "2", *options, output=f"out.{format}")
     assert one == two
-    assert one[2] == 0
-    counts = json.loads(one[1])
+    assert one.code == 0
+    (line,) = one.said
+    counts = json.loads(line)
     assert counts["adapter"] == "numbers"
     assert counts["dropped"]["odd"] == 2
     assert counts["dropped"]["too_long"] > 100
-    assert len(one[0]) > 10_000
+    assert len(one.file) > 10_000
 
 
 def test_sets_and_single_samples_too(render: Render) -> None:
     """What looks at single samples, of several sets, and how long they are."""
     numbers: list[Any] = [n % 50 for n in range(1500)]
     numbers[700] = "bad"
-    render.command(numbers, 1, "jsonl")
-    rows = render.folder / "rows.jsonl"
-    sets = [f"{rows},name=a,weight=2", f"{rows},name=b,limit=9"]
+    render.write(numbers)
+    sets = ["rows.jsonl,name=a,weight=2", "rows.jsonl,name=b,limit=9"]
     options = ["--on-error", "skip", "--stats", *(word for one in sets for word in ("--mix", one))]
-    one = render(None, 1, "axolotl", "--format", "axolotl", *options)
-    two = render(None, 2, "axolotl", "--format", "axolotl", *options)
+    one = render(None, "--workers", "1", "--format", "axolotl", *options, output="axolotl")
+    two = render(None, "--workers", "2", "--format", "axolotl", *options, output="axolotl")
     assert one == two
-    assert one[2] == 0
-    assert one[0].count(b"\n") > 1500
-    assert "tokens of an example" in one[1]
-    assert "gone through" in one[1], "what mixing did is told"
+    assert one.code == 0
+    assert one.file.count(b"\n") > 1500
+    said = "\n".join(one.said)
+    assert "tokens of an example" in said
+    assert "gone through" in said, "what mixing did is told"
 
 
 def test_the_first_error_is_the_one_that_is_met(render: Render) -> None:
     numbers: list[Any] = [1] * 1200
     numbers[600] = numbers[1100] = "bad"
-    one = render(numbers, 1, "jsonl")
-    two = render(numbers, 2, "jsonl")
+    one = render(numbers, "--workers", "1")
+    two = render(numbers, "--workers", "2")
     assert one == two
-    assert one[0] == b""
-    assert "600:n: bad" in one[1]
-    assert one[2] == 2
+    assert one.file == b""
+    assert "600:n: bad" in one.said[-1]
+    assert one.code == 2
 
 
 def test_a_worker_that_is_killed_is_an_error(render: Render) -> None:
-    file, said, code = render([1, "die", 1], 2, "jsonl")
-    assert "one of 2 worker processes ended before its work was done" in said
-    assert "--workers 1" in said
-    assert (file, code) == (b"", 1)
+    ran = render([1, "deadly", 1], "--workers", "2")
+    assert "one of 2 worker processes ended before its work was done" in ran.said[-1]
+    assert "--workers 1" in ran.said[-1]
+    assert (ran.file, ran.code) == (b"", 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_worker_outlives_the_command(render: Render, number: signal.Signals) -> None:
-    command = render.command(["slow"] * 20_000, 2, "jsonl")
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    command = render.command(["slow"] * 20_000, "--workers", "2")
+    process = subprocess.Popen(
+        command, cwd=render.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
     assert process.stderr is not None
     assert b"said by" in process.stderr.readline()  # a worker is at work
     assert len(group(process.pid)) >= 3
@@ -151,7 +91,7 @@ def test_no_worker_outlives_the_command(render: Render, number: signal.Signals) 
     while group(process.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert group(process.pid) == []
-    assert not list(render.folder.glob("*2.jsonl")) or number == signal.SIGKILL
+    assert not list(render.folder.glob("*out.jsonl")) or number == signal.SIGKILL
 
 
 def group(session: int) -> list[int]:

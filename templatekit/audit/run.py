@@ -63,7 +63,7 @@ def audit(
         if tally.rule.setup is not None:
             tally.add(tally.rule.setup(setup), None, setup)
     by_row = [(tally, tally.rule.row) for tally in tallies if tally.rule.row is not None]
-    for row in stream.rows(pipeline.open() if records is None else pipeline.gathered(records)):
+    for row in stream.rows(pipeline.open() if records is None else pipeline.reader.gathered(records)):
         rows += 1
         usable += bool(row.samples) or (row.error is not None and row.error.reason == NOTHING_TRAINED)
         for sample in row.samples:

@@ -15,7 +15,6 @@ from templatekit.counts import Counts
 from templatekit.errors import ConfigError, RecordError
 from templatekit.pipeline import Pipeline
 from templatekit.prepared import BATCH, Prepared
-from templatekit.sources.gather import columns_of
 from templatekit.tokens.cuts import Encoder
 from templatekit.tokens.supervision import loss_spans
 from templatekit.tokens.truncation import Limit
@@ -154,9 +153,7 @@ def batches(
         unread: dict[int, Mapping[str, Any]] = {
             row: found
             for row, record in enumerate(batch, first)
-            if pipeline.adapter
-            and not isinstance(record, RecordError)
-            and (found := pipeline.adapter.unread(columns_of(record)))
+            if not isinstance(record, RecordError) and (found := pipeline.reader.unread(record))
         }
         yield range(first, first + len(batch)), unread, items
         first += len(batch)

@@ -247,8 +247,8 @@ class _Preparation:
             self.say(f"cache: examples are taken from {str(self.folder)!r}")
         self._taken += 1
         adapter = part.state.adapter
-        if self.pipeline.adapter is None and adapter is not None:
-            self.pipeline.adapter = self.pipeline.registry.adapters[adapter]
+        if self.pipeline.adapter is None:
+            self.pipeline.take_adapters((adapter,))
         self._adapter = adapter or self._adapter
         self.pipeline.counts.merge(part.state.counts)
 

@@ -35,7 +35,7 @@ _COMMANDS = {
     "check": _Command("check", "Check an adapter, a template or a plugin against what formats promise."),
     "finetune": _Command("finetune", "Fine-tune a model; with no options the small built-in one."),
     "generate": _Command("generate", "Have a model answer, prompted by a template."),
-    "cache": _Command("cache", "List or remove what is kept of prepared data."),
+    "cache": _Command("cache", "List or remove what is kept of prepared data, and of tokenizers."),
     "new": _Command("new", "Begin an adapter, a template, or a plugin of both."),
     "adapters": _Command("listing", "List the shapes of records that can be read."),
     "templates": _Command("listing", "List the prompt templates; show or export one."),
@@ -94,7 +94,7 @@ class _Terminated(BaseException):
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and exits: 0 done, 1 findings or a failed run, 2 bad input, 130 interrupted."""
     if sys.stdout is None:  # closed by the caller (`>&-`)
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  (until the process ends)
     for stream in (sys.stdout, sys.stderr):
         # LANG=C must not turn a text that holds more than ASCII into a traceback.
         if hasattr(stream, "reconfigure"):

@@ -354,7 +354,7 @@ class CountingEnvironment(TracingEnvironment):
             self.spend(length)
         return concat(texts)
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls from a template: of its macros, and of what is counted."""
         if not isinstance(__obj, (Macro, Undefined)):
             name = getattr(__obj, "__name__", None)
@@ -390,7 +390,7 @@ class CountingEnvironment(TracingEnvironment):
         """A filter that pays for what it gets before it works, and for what it gives."""
         pay = self.paid if name in _WHOLE else self.passed
         passed = int(hasattr(function, "jinja_pass_arg"))
-        work = function.__wrapped__  # type: ignore[attr-defined]  # without the origins: they are kept below
+        work: Callable[..., Any] = vars(function)["__wrapped__"]  # without the origins: they are kept below
 
         @wraps(function)
         def counted(*args: Any, **kwargs: Any) -> Any:

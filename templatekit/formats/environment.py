@@ -233,7 +233,7 @@ class TracingEnvironment(PlainEnvironment):
         vars(format)["__self__"] = text  # where `call` looks for what the text was made from
         return format
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls from a template; what they return as text is laid to what went in."""
         result = super().call(__context, __obj, *args, **kwargs)
         # A macro's text is rendered, and knows its origins; any other call's is made from what went in.

@@ -1,4 +1,4 @@
-"""Finds the template and the adapter that a user names, or tells the adapter by the records' keys."""
+"""Finds the template, the end marker and the adapter that a user names, or tells the adapter by the records' keys."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from templatekit.contracts import Adapter, TemplateFile
-from templatekit.errors import RecordError, TemplateError
+from templatekit.errors import ConfigError, RecordError, TemplateError
 from templatekit.formats.foreign import ForeignTemplate, load_template
 from templatekit.formats.template import Template
 from templatekit.registry import Registry
+from templatekit.types import SpecialTokens
 
 OWN_TEMPLATE = "tokenizer"
 """The name under which a tokenizer's own chat template is asked for."""
@@ -41,6 +42,20 @@ def _is_file(address: str) -> bool:
         return Path(address).is_file()
     except OSError:  # longer than a path may be
         return False
+
+
+def check_end_marker(marker: str, template: Template, tokens: SpecialTokens) -> None:
+    """Raises `ConfigError` for a text that can end no answer, since neither template nor tokenizer have it."""
+    special = {tokens.eos, *tokens.special}
+    # By words: a template may write a line break as it is, or as `\\n`.
+    if marker in special or all(word in template.source for word in marker.split()):
+        return
+    close = get_close_matches(marker, sorted(special), n=3)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "expected what it writes behind an answer"
+    raise ConfigError(
+        f"end_marker={marker!r}: template {template.name!r} does not write it, and it is no special token; "
+        f"{hint} (`none`: an answer may end without one)"
+    )
 
 
 def choose_adapter(keys: Set[str], registry: Registry) -> Adapter:

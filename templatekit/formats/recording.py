@@ -53,7 +53,7 @@ _FUNCTIONS = _names("safe_range _raise_exception _Namespace _text strftime_now")
 class RecordingEnvironment(TracingEnvironment):
     """The same sandbox over symbolic texts."""
 
-    concat = staticmethod(joined)  # type: ignore[assignment]
+    concat = staticmethod(joined)  # type: ignore[assignment]  # Jinja's own declaration says `str.join`
     literal = staticmethod(written)
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class RecordingEnvironment(TracingEnvironment):
         """The `~` operator."""
         return joined([str(operand) for operand in operands])
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls from a template."""
         owner = getattr(__obj, "__self__", None)
         given = (*args, *kwargs.values())

@@ -43,8 +43,12 @@ def subjects_of(
             own = ((find_template(OWN_TEMPLATE, registry, chat_template=each.chat_template), each) for each in found)
             subjects += [Subject(template=template, tokenizer=each, registry=registry) for template, each in own]
             continue
-        kind = {"adapter" if isinstance(part, Adapter) else "template": part}
-        first = Subject(**kind, tokenizer=found[0], registry=registry)  # type: ignore[arg-type]
+        first = Subject(
+            adapter=part if isinstance(part, Adapter) else None,
+            template=part if isinstance(part, Template) else None,
+            tokenizer=found[0],
+            registry=registry,
+        )
         subjects += [first, *(first.with_tokenizer(each) for each in found[1:])]
         special = first.template.metadata.special_tokens if isinstance(part, Template) else ()
         missing = tuple(text for text in special if text not in first.tokenizer.control_tokens)

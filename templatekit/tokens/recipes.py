@@ -110,7 +110,7 @@ class Recipes:
         if not is_open(filled.outline) or not all(self._is_fixed(piece, layout) for piece in pieces):
             return None
         numbers, weights = array("q"), array("d")
-        cores: list[str] = []
+        cores: list[list[Item]] = []
         prefixes: list[bool] = []
         for piece in pieces:
             if piece.id is not None:
@@ -126,10 +126,13 @@ class Recipes:
                     numbers.append(self.fixed.text(part[0], prefix=prefix))
                 else:
                     numbers.append(CORE)
-                    cores.append(" + ".join(f"t[{item}]" if isinstance(item, int) else repr(item) for item in part))
+                    cores.append(part)
                     prefixes.append(prefix)
             weights.extend([weight_at(piece.start, spans)] * (len(numbers) - len(weights)))
-        fill = eval(f"lambda t: ({''.join(f'{core}, ' for core in cores)})", {"__builtins__": {}})
+
+        def fill(texts: Sequence[str]) -> tuple[str, ...]:
+            return tuple(["".join([texts[i] if isinstance(i, int) else i for i in core]) for core in cores])
+
         return Recipe(numbers, weights, tuple(prefixes), fill)
 
     def _is_fixed(self, piece: Piece, layout: _Layout) -> bool:

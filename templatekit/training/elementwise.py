@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.amp import custom_bwd, custom_fwd
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+
+from templatekit.training.autograd import apply, cast_backward, cast_forward
 
 
 def rms_norm(states: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
@@ -21,13 +22,12 @@ def rms_norm(states: Tensor, weight: Tensor, eps: float, offset: float = 0.0) ->
 
     The result has the wider type of both.
     """
-    result: Tensor = _RMSNorm.apply(states, weight, eps, offset)  # type: ignore[no-untyped-call]
-    return result
+    return apply(_RMSNorm, states, weight, eps, offset)
 
 
 class _RMSNorm(Function):
     @staticmethod
-    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
+    @cast_forward(torch.float32)
     def forward(ctx: Any, states: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
         wide = states.to(torch.promote_types(states.dtype, torch.float32))
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
@@ -40,7 +40,7 @@ class _RMSNorm(Function):
         return result
 
     @staticmethod
-    @custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
+    @cast_backward
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, inverse = ctx.saved_tensors
@@ -66,8 +66,7 @@ def rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Under autocast the result is bf16, which is what attention takes there; else the wider type of states and `cos`.
     """
-    result: Tensor = _Rotary.apply(states, cos, sin)  # type: ignore[no-untyped-call]
-    return result
+    return apply(_Rotary, states, cos, sin)
 
 
 class _Rotary(Function):

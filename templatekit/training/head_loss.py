@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from templatekit.training.autograd import apply
+
 CHUNK_BYTES = 2**26
 """Logits that one product makes."""
 KEPT_BYTES = 2**27
@@ -31,8 +33,7 @@ def linear_losses(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     which `head` is cast; all else in fp32 or wider, as is the result.
     """
     wanted = torch.is_grad_enabled()
-    result: Tensor = _LinearLosses.apply(hidden, head.to(hidden.dtype), targets, wanted)  # type: ignore[no-untyped-call]
-    return result
+    return apply(_LinearLosses, hidden, head.to(hidden.dtype), targets, wanted)
 
 
 class _LinearLosses(Function):

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.amp import custom_bwd, custom_fwd
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from templatekit.training.autograd import apply, cast_backward, cast_forward
 from templatekit.types import Segment
 
 LONGEST = 512
@@ -134,15 +134,14 @@ def path_attention(query: Tensor, key: Tensor, value: Tensor, layout: PathLayout
 
     `key` and `value` may have fewer heads than `query`, each then serving a run of them.
     """
-    result: Tensor = _PathAttention.apply(query, key, value, layout, scale)  # type: ignore[no-untyped-call]
-    return result
+    return apply(_PathAttention, query, key, value, layout, scale)
 
 
 class _PathAttention(Function):
     """Tensors in here have shape (tokens, heads, width), those of a group (rows * key heads, places, width)."""
 
     @staticmethod
-    @custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)  # type: ignore[untyped-decorator]
+    @cast_forward(torch.bfloat16)
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: PathLayout, scale: float) -> Tensor:
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
         parts, kept = [], []
@@ -156,7 +155,7 @@ class _PathAttention(Function):
         return torch.cat(parts).index_select(0, layout.places)[None]
 
     @staticmethod
-    @custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
+    @cast_backward
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors

@@ -63,7 +63,7 @@ def _layer() -> Any:
     """A layer that computes in the type of its states, or in autocast's, as others do."""
     base: Any = bitsandbytes("quantize='4bit'").nn.Linear4bit
 
-    class Linear4bit(base):  # type: ignore[misc]
+    class Linear4bit(base):  # type: ignore[misc]  # bitsandbytes has no types
         def forward(self, x: Tensor) -> Tensor:
             device = x.device.type
             if torch.is_autocast_enabled(device):

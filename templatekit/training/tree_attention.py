@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.amp import custom_bwd, custom_fwd
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from templatekit.training.autograd import apply, cast_backward, cast_forward
 from templatekit.types import Segment
 
 LONG = 512
@@ -107,15 +107,14 @@ def tree_attention(query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout
 
     `key` and `value` may have fewer heads than `query`, each then serving a run of them.
     """
-    result: Tensor = _TreeAttention.apply(query, key, value, layout, scale)  # type: ignore[no-untyped-call]
-    return result
+    return apply(_TreeAttention, query, key, value, layout, scale)
 
 
 class _TreeAttention(Function):
     """Tensors in here have shape (tokens, heads, width); the log-sum-exp of a query's scores has width 1."""
 
     @staticmethod
-    @custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)  # type: ignore[untyped-decorator]
+    @cast_forward(torch.bfloat16)
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout, scale: float) -> Tensor:
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
         heads = k.shape[1]
@@ -141,7 +140,7 @@ class _TreeAttention(Function):
         return output[None]
 
     @staticmethod
-    @custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
+    @cast_backward
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, output, total, *kept = ctx.saved_tensors

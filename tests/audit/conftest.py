@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import tokenizers
+from testkit.command_line import Result, Templatekit
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from templatekit.audit import Report, audit
@@ -104,36 +102,10 @@ def run_audit(
     return run
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 Command = Callable[..., Result]
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Command:
+def command(templatekit: Templatekit) -> Command:
     """Runs `templatekit audit` as a process."""
-
-    def run(*args: str | Path, **changes: str) -> Result:
-        kept = {
-            key: value
-            for key, value in os.environ.items()
-            if key == "TEMPLATEKIT_CACHE" or not key.startswith(("TEMPLATEKIT_", "PYTHON"))
-        }
-        environment = {**kept, "COLUMNS": "100", "NO_COLOR": "1", **changes}
-        done = subprocess.run(
-            [str(Path(sys.executable).with_name("templatekit")), "audit", *map(str, args)],
-            cwd=tmp_path,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            timeout=60,
-            check=False,
-        )
-        return Result(done.returncode, done.stdout, done.stderr)
-
-    return run
+    return lambda *args, **changes: templatekit("audit", *args, env={"NO_COLOR": "1", **changes})

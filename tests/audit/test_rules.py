@@ -10,7 +10,7 @@ import pytest
 
 from templatekit.audit import RULES, Report
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[Any]
 
 
 def talk(*texts: str, **last: Any) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class Case:
 
 CASES = (
     Case(code="unusable", rows=(PLAIN, {"messages": "no"}), found=[1], parts=["bad_messages"]),
-    Case(code="unusable", rows=(PLAIN, [1, 2]), found=[1], parts=["not_an_object"]),  # type: ignore[arg-type]
+    Case(code="unusable", rows=(PLAIN, [1, 2]), found=[1], parts=["not_an_object"]),
     Case(code="nothing-trained", rows=(talk("Hi", "Hello", weight=0),), parts=["all weights are 0"]),
     Case(code="nothing-trained", rows=(talk("Hi"),), parts=["no assistant message"]),
     Case(

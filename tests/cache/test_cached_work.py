@@ -150,7 +150,8 @@ def test_whoever_makes_it(
     at = place(kinds, chunk)
     expected = at.run(None, "one", sink=sink, **options)
     assert at.run(ENGINES[first], "other", sink=sink, **options) == expected
-    assert at.kept("other") == at.kept("one") != {}
+    assert at.kept("other") == at.kept("one")
+    assert at.kept("one") or "SourceError" in expected.error
     at.lose("other", gone)
     assert at.run(ENGINES[then], "other", sink=sink, **options) == expected
     assert at.kept("other") == at.kept("one")
@@ -163,7 +164,7 @@ def test_whoever_makes_it(
     good=st.lists(st.integers(0, 17), max_size=3).map(sorted),
     bad=st.integers(0, 17),
     chunk=st.integers(1, 7),
-    how=st.sampled_from([{}, {"max_length": 200, "truncation": "error"}]),
+    how=st.sampled_from([{}, {"max_length": 120, "truncation": "error"}]),
     engine=st.sampled_from(list(ENGINES)),
 )
 def test_an_error_is_met_behind_what_was_kept(

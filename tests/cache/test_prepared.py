@@ -63,8 +63,6 @@ class Look:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Look) and vars(self) == vars(other)
 
-    __hash__ = None  # type: ignore[assignment]
-
 
 class Bench:
     """A data set in a file, prepared in any way, with a cache of its own."""

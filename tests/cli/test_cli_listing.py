@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from testkit.command_line import Templatekit
 
 import templatekit as package
 
-Templatekit = Callable[..., Any]
 BUILT_IN = f"templatekit {package.__version__}"
 
 QA = """\

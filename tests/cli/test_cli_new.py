@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-Templatekit = Callable[..., Any]
+from testkit.command_line import Templatekit
 
 
 @pytest.fixture(autouse=True)

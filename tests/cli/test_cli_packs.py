@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from testkit.command_line import Templatekit
 
 import templatekit as package
 from templatekit.errors import ConfigError
-
-Templatekit = Callable[..., Any]
-
 
 ROWS = [
     {"messages": [{"role": "user", "content": f"n{row}"}, {"role": "assistant", "content": "yes " * (row % 7 + 1)}]}

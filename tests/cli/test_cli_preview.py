@@ -11,13 +11,12 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
+from testkit.command_line import Templatekit
 
-Templatekit = Callable[..., Any]
 TEMPLATE = "Q: {{ instruction }}{{ context }}\nA:{{ response }}{{ eos_token }}"
 
 

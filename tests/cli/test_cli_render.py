@@ -9,15 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-Templatekit = Callable[..., Any]
+from testkit.command_line import Templatekit
 
 ROWS = [
     {"instruction": "Grüß", "input": "", "output": "Hallo 👋"},

@@ -7,13 +7,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-Templatekit = Callable[..., Any]
+from testkit.command_line import Templatekit
 
 HELP = """\
 Usage: templatekit [OPTIONS] COMMAND [ARGS]...

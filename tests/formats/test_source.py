@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import jinja2
 import pytest
@@ -137,7 +138,7 @@ def test_functions_and_globals_are_known_names() -> None:
     assert template(source).variables == {"instruction", "response"}
 
 
-def test_a_missing_or_unreadable_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_missing_or_unreadable_file(tmp_path: Path) -> None:
     with pytest.raises(TemplateError, match=r"template file '.*none\.jinja' cannot be read: .*No such file"):
         load_template(str(tmp_path / "none.jinja"))
     (tmp_path / "latin.jinja").write_bytes(b"\xff{{ response }}")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.conftest import Templatekit, templatekit  # noqa: F401  (the fixture)
 from testkit.at_hand import Tokenizers
+from testkit.command_line import Templatekit
 
 from templatekit.testing import CHECKS
 
@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 FEW = ("--examples", "8")
 
 
-def test_a_right_template(folder: Path, templatekit: Templatekit) -> None:  # noqa: F811
+def test_a_right_template(folder: Path, templatekit: Templatekit) -> None:
     result = templatekit("check", "right.jinja", *FEW)
     assert (result.code, result.err) == (0, "")
     lines = result.out.splitlines()
@@ -59,7 +59,7 @@ def test_a_right_template(folder: Path, templatekit: Templatekit) -> None:  # no
     assert sorted(path.name for path in folder.iterdir()) == ["faq.py", "right.jinja", "wrong.jinja"]
 
 
-def test_a_wrong_template(folder: Path, templatekit: Templatekit) -> None:  # noqa: F811
+def test_a_wrong_template(folder: Path, templatekit: Templatekit) -> None:
     result = templatekit("check", "wrong.jinja", "--examples", "30")
     assert (result.code, result.err) == (1, "")
     assert result.out.count("FAILED") == 1
@@ -78,7 +78,7 @@ def test_a_wrong_template(folder: Path, templatekit: Templatekit) -> None:  # no
     ]
 
 
-def test_what_is_declared_is_no_failure(folder: Path, templatekit: Templatekit) -> None:  # noqa: F811
+def test_what_is_declared_is_no_failure(folder: Path, templatekit: Templatekit) -> None:
     comment = "{#- templatekit\ncapabilities: {strips_content: true}\n#}\n"
     (folder / "wrong.jinja").write_text(comment + WRONG, encoding="utf-8")
     result = templatekit("check", "wrong.jinja", *FEW)
@@ -88,7 +88,7 @@ def test_what_is_declared_is_no_failure(folder: Path, templatekit: Templatekit) 
 
 def test_what_is_expected_is_no_failure_and_what_does_not_come_is_one(
     folder: Path,
-    templatekit: Templatekit,  # noqa: F811
+    templatekit: Templatekit,
 ) -> None:
     expected = ("--expect-failure", "texts_stand_unchanged=trims by design")
     result = templatekit("check", "wrong.jinja", "--examples", "30", *expected)
@@ -99,7 +99,7 @@ def test_what_is_expected_is_no_failure_and_what_does_not_come_is_one(
     assert "though a failure was expected (trims by design): take that back" in result.out
 
 
-def test_a_plugins_file_with_what_it_prints(folder: Path, templatekit: Templatekit) -> None:  # noqa: F811
+def test_a_plugins_file_with_what_it_prints(folder: Path, templatekit: Templatekit) -> None:
     result = templatekit("check", "faq.py", *FEW, "--json")
     assert result.code == 1
     assert set(result.err.split()) == {"reading"}
@@ -116,13 +116,13 @@ def test_a_plugins_file_with_what_it_prints(folder: Path, templatekit: Templatek
     assert failure["record"].keys() <= {"question", "answer"}
 
 
-def test_the_same_seed_says_the_same(folder: Path, templatekit: Templatekit) -> None:  # noqa: F811
+def test_the_same_seed_says_the_same(folder: Path, templatekit: Templatekit) -> None:
     one, other = (templatekit("check", "wrong.jinja", *FEW, "--json", env={"PYTHONHASHSEED": seed}) for seed in "12")
     assert one.out == other.out
     assert json.loads(one.out)["seed"] == 0
 
 
-def test_a_tokenizer_given(folder: Path, templatekit: Templatekit, tokenizer_of: Tokenizers) -> None:  # noqa: F811
+def test_a_tokenizer_given(folder: Path, templatekit: Templatekit, tokenizer_of: Tokenizers) -> None:
     given = tokenizer_of.folder("unigram")
     result = templatekit("check", "right.jinja", "--tokenizer", given, "--examples", "4", "--json")
     assert result.code == 0
@@ -130,7 +130,7 @@ def test_a_tokenizer_given(folder: Path, templatekit: Templatekit, tokenizer_of:
     assert checked["tokenizers"] == ["bytes", "nfc", "sentencepiece", "metaspace", "unigram"]
 
 
-def test_names(templatekit: Templatekit) -> None:  # noqa: F811
+def test_names(templatekit: Templatekit) -> None:
     """A name may be an adapter and a template at once; a plugin's is all that it offers."""
     for name, expected in (
         ("dolly", ["adapter dolly", "template dolly"]),
@@ -140,7 +140,7 @@ def test_names(templatekit: Templatekit) -> None:  # noqa: F811
         assert [checked["name"] for checked in json.loads(result.out)["checked"]] == expected
 
 
-def test_the_time_budget_ends_it(folder: Path, templatekit: Templatekit) -> None:  # noqa: F811
+def test_the_time_budget_ends_it(folder: Path, templatekit: Templatekit) -> None:
     result = templatekit("check", "right.jinja", "--examples", "100000", "--time-budget", "3")
     assert result.code == 0
     assert "no time was left" not in result.out  # every check is tried once at least
@@ -164,7 +164,7 @@ def test_the_time_budget_ends_it(folder: Path, templatekit: Templatekit) -> None
         ((), "Missing argument"),
     ],
 )
-def test_usage(arguments: Any, message: str, templatekit: Templatekit) -> None:  # noqa: F811
+def test_usage(arguments: Any, message: str, templatekit: Templatekit) -> None:
     result = templatekit("check", *arguments)
     assert result.code == 2
     assert message in result.err

@@ -23,7 +23,7 @@ SHARED = Path(__file__).parents[2].parent / "shared"
 @pytest.mark.parametrize(("count", "seed"), [(1, 0), (10, 123), (935, 123), (100, 2**31)])
 def test_epochs_are_those_of_a_data_loader(count: int, seed: int) -> None:
     torch.manual_seed(seed)
-    loader: DataLoader[int] = DataLoader(list(range(count)), batch_size=3, shuffle=True)  # type: ignore[arg-type]
+    loader: DataLoader[int] = DataLoader(list(range(count)), batch_size=3, shuffle=True)  # type: ignore[arg-type]  # a list will do
     for epoch in range(4):
         assert epoch_order(count, seed, epoch) == tuple(int(item) for batch in loader for item in batch)
 

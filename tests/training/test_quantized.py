@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,10 @@ def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="GPT2LMHeadModel has no linear layers besides its head"):
         quantize(old)
     monkeypatch.setattr("templatekit.training.quantized.find_spec", lambda name: None)
-    build: Callable[[], object] = lambda: make_optimizer(_model(), _options(lora=False, optimizer="adamw8bit"))  # noqa: E731
+
+    def build() -> object:
+        return make_optimizer(_model(), _options(lora=False, optimizer="adamw8bit"))
+
     for action in (build, lambda: quantize(_model())):
         with pytest.raises(
             ConfigError, match=r"needs the package bitsandbytes: pip install 'templatekit\[quantized\]'"

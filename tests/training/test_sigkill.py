@@ -79,7 +79,7 @@ def _import_all() -> None:
     """Here, and not in every process anew."""
     for name in ("matplotlib.backends.backend_agg", "matplotlib.figure", "peft", "templatekit.training.run"):
         importlib.import_module(name)
-    create_registry().templates  # noqa: B018
+    assert create_registry().templates
 
 
 def _numbers(folder: Path) -> list[dict[str, float]]:

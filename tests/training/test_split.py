@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,10 +88,9 @@ def test_the_examples_of_a_row_stay_in_one_part(seed: int, tokenizer_of: Tokeniz
     ]
     options = FinetuneOptions.parse({"adapter": "oasst-all", "split": "train=0.5,validation=rest", "seed": seed})
     pipeline = Pipeline(options, create_registry(), tokenizer=tokenizer_of("bytes"))
-    pipeline.open = lambda: iter(rows)  # type: ignore[method-assign]
-    parts = {
-        name: [item.rendered.row for item in items] for name, items in read_splits(options, pipeline).samples.items()
-    }
+    with patch.object(pipeline, "open", return_value=iter(rows)):
+        samples = read_splits(options, pipeline).samples
+    parts = {name: [item.rendered.row for item in items] for name, items in samples.items()}
     assert {name: len(items) for name, items in parts.items()} == {"train": 10, "validation": 10}
     assert not set(parts["train"]) & set(parts["validation"])
 

@@ -1,0 +1,27 @@
+"""Rows to measure with: the bundled ones, as many as wanted."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from templatekit.config import DataOptions
+from templatekit.pipeline import Pipeline
+from templatekit.registry import create_registry
+from templatekit.types import Record
+
+
+def starter(count: int) -> list[Record]:
+    """The bundled rows, over and over."""
+    pipeline = Pipeline(DataOptions(dataset="starter"), create_registry())
+    rows = [record for record in pipeline.open() if not isinstance(record, Exception)]
+    return list(itertools.islice(itertools.cycle(rows), count))
+
+
+def write_numbered(file: Path, rows: Sequence[Record], count: int) -> None:
+    """Writes so many rows as JSON Lines, over and over, each with its number behind its output: no two are the same."""
+    with file.open("w", encoding="utf-8") as output:
+        for number, row in zip(range(count), itertools.cycle(rows), strict=False):
+            output.write(json.dumps({**row, "output": f"{row['output']} {number}"}) + "\n")
