@@ -130,7 +130,9 @@ def test_pieces_come_to_the_same(
     options = {"tokenized": tokenized, "mixed": mixed, "packs": packs, "on_error": on_error}
     here, pieces, whole = compare(kinds, sink, size, **options)
     assert here == pieces
-    if " samples left; " not in here.error:  # which of several reasons is the first depends on the pieces
+    # Which of several reasons is the first depends on the pieces, and so does whether a sink refuses a row, or an
+    # adapter a later one, before the other is asked.
+    if not any(words in here.error for words in (" samples left; ", " has no place for ")):
         assert here == whole
 
 
