@@ -3,7 +3,8 @@
 usage: python -m benchmarks.cache [ROWS] [--opening]
 
 Seconds of processor time, each in a process of its own with its start-up; beside the opening also those by the clock.
-With --opening alone what has to be kept for that is made.
+Those of `--workers` stand apart from those of the process that reads and writes. With --opening alone what has to be
+kept for that is made.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from benchmarks.render import save_smollm2
 from benchmarks.rows import starter, write_numbered
 
 MEASURED = """
-import sys, time
+import resource, sys, time
 sys.argv = {arguments!r}
 from templatekit.cli import main
 try:
     main()
 finally:
-    print(time.process_time())
+    workers = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(time.process_time(), workers.ru_utime + workers.ru_stime)
 """
 OPEN = """
 import sys, time
@@ -67,12 +69,16 @@ def main() -> None:
         given.append(str(folder / "rows.parquet"))
         kept = [*given, "--cache", "--cache-dir", str(cache)]
         print(f"{count:,} rows")
-        steps = {"rendered": given, "rendered and kept": kept, "taken": kept}
+        workers = ["--workers", "2"]
+        shared = [*given, "--cache", "--cache-dir", str(folder / "shared"), *workers]
+        steps = {"rendered": given, "rendered by two": [*given, *workers], "rendered and kept": kept, "taken": kept}
+        steps["rendered by two and kept"] = shared
         for said, arguments in steps.items():
             if options.opening and said != "rendered and kept":
                 continue
-            seconds = float(python(MEASURED.format(arguments=arguments)))
-            print(f"  {said:28} {seconds:7.1f} s   {seconds / count * 1e6:6.1f} µs a row", flush=True)
+            own, others = (float(number) for number in python(MEASURED.format(arguments=arguments)).split())
+            more = f"   and {others / count * 1e6:6.1f} in the workers" if others else ""
+            print(f"  {said:28} {own:7.1f} s   {own / count * 1e6:6.1f} µs a row{more}", flush=True)
         found = [float(number) for number in python(OPEN, str(file), tokenizer, str(cache)).split()]
         assert found[-1] == count
         size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())

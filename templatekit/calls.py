@@ -143,7 +143,7 @@ def _check_names(pipeline: Pipeline, adapter: Any, template: Any) -> None:
     if isinstance(template, Template):
         found = f"a Template object; expected its name, or the path of {template.name!r}"
     elif isinstance(adapter, Adapter) and pipeline.reader.adapter_name is None:
-        found = f"an Adapter object; expected the name of one that a plugin offers; found {adapter.name!r}"
+        found = f"an Adapter object named {adapter.name!r}; expected the name of one that a plugin offers"
     else:
         return
     raise ConfigError(f"workers find adapters and templates by their names; found {found}; or leave workers out")

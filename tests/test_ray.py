@@ -154,6 +154,22 @@ def test_an_interrupt_ends_it_with_its_cluster(render: Render) -> None:
     assert left == []
 
 
+@needs_ray
+def test_what_is_kept_is_the_same(render: Render) -> None:
+    """A part that is gone is made there, the one behind it is taken."""
+    numbers = [n % 50 for n in range(8_700)]
+    options = ("--cache", "--cache-dir", "cache")
+    one = render(numbers, *options)
+    assert one.code == 0
+    kept = {path: path.read_bytes() for path in render.folder.glob("cache/*/*/0*/*")}
+    (lost,) = render.folder.glob("cache/*/*/00000000")
+    shutil.rmtree(lost)
+    found = render(numbers, *options, "--engine", "ray", "--workers", "2")
+    assert (found.file, [line for line in found.said if not line.startswith("cache: ")], found.code) == one
+    assert {path: path.read_bytes() for path in render.folder.glob("cache/*/*/0*/*")} == kept
+    assert len(kept) == 8
+
+
 def test_ray_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("templatekit.on_ray.find_spec", lambda name: None)
     with pytest.raises(TemplatekitError, match=r"needs the package ray; found none; pip install 'templatekit\[ray\]'"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 from testkit.at_hand import Tokenizers
 from testkit.numbers import Render
 
+import templatekit
+from templatekit import ConfigError, Registry, Template, create_registry
 from templatekit.counts import Counts
 from templatekit.errors import RecordError
 
@@ -105,6 +108,80 @@ def group(session: int) -> list[int]:
         if entry.name.isdigit() and int(fields[3]) == session and fields[0] != "Z":
             found.append(int(entry.name))
     return found
+
+
+PREPARING = """
+import json, sys
+import templatekit
+from templatekit.tokens.load import find_tokenizer
+
+def main(data, tokenizer, cache):
+    registry = templatekit.create_registry(select=[])
+    given = find_tokenizer(tokenizer, registry)
+    rows = [json.loads(line) for line in open(data)]
+    ways = {
+        "file": (data, {"tokenizer": tokenizer}),
+        "cached": (data, {"tokenizer": tokenizer, "cache": True, "cache_dir": cache}),
+        "packs": (data, {"tokenizer": tokenizer, "pack_tokens": 300, "train_on": "response=0.5"}),
+        "several": (None, {"tokenizer": tokenizer, "mix": [{"dataset": data}, {"dataset": "starter", "limit": 9}]}),
+        "rows": (rows, {"tokenizer": given, "registry": registry}),
+    }
+    found = {}
+    for name, (records, options) in ways.items():
+        two = templatekit.prepare(records, workers=2, template="chatml", **options)
+        one = templatekit.prepare(records, template="chatml", **options)
+        found[name] = [one.to_dict() == two.to_dict(), len(one), one.column_names]
+    print(json.dumps(found))
+
+GUARD
+    main(*sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("guard", ["if __name__ == '__main__':", "if True:"])
+def test_prepare_gives_the_same_rows(tmp_path: Path, tokenizer_of: Tokenizers, guard: str) -> None:
+    """As a program, with all ways to name data; one that would start itself for ever ends with what to write."""
+    data, program = tmp_path / "rows.jsonl", tmp_path / "program.py"
+    rows = [{"instruction": f"Say {n}.", "input": "", "output": f"{n} " * (n % 40)} for n in range(1300)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    program.write_text(PREPARING.replace("GUARD", guard), encoding="utf-8")
+    arguments = [str(path) for path in (data, tokenizer_of.folder("bytes"), tmp_path / "cache")]
+    command = [sys.executable, str(program), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if guard == "if True:":
+        assert "expected what it does behind `if __name__ == '__main__':`" in run.stderr
+        assert run.returncode == 1
+        return
+    assert not run.returncode, run.stderr
+    found = json.loads(run.stdout)
+    same = {name: one for name, (one, _, _) in found.items()}
+    assert same == dict.fromkeys(same, True)
+    assert found["rows"][1] == found["file"][1] == 1300
+    assert found["several"][1] == 1309
+    assert {"seq_lengths", "loss_weights"} <= set(found["packs"][2])
+
+
+def test_what_workers_cannot_find_is_refused(tokenizer_of: Tokenizers, builtin: Registry) -> None:
+    given: dict[str, Any] = {"tokenizer": tokenizer_of("bytes"), "workers": 2}
+
+    class Mine(type(builtin.adapters["alpaca"])):  # type: ignore[misc]
+        name = "mine"
+
+    cases: list[tuple[dict[str, Any], str]] = [
+        (
+            {"template": Template(builtin.templates["chatml"])},
+            "found a Template object; expected its name, or",
+        ),
+        ({"adapter": Mine()}, "found an Adapter object named 'mine'; expected the name of one that a plugin offers"),
+        ({"registry": create_registry(plugins=[object()])}, "found a registry that was given objects; expected one"),
+    ]
+    for more, said in cases:
+        with pytest.raises(ConfigError, match=said):
+            templatekit.prepare("starter", **given, **more)
+    with pytest.raises(ConfigError, match="workers"):
+        templatekit.prepare("starter", tokenizer=tokenizer_of("bytes"), workers=0)
+    rows = templatekit.prepare("starter", tokenizer=tokenizer_of("bytes"), workers=1, adapter=Mine(), limit=2)
+    assert len(rows) == 2, "one worker is this process, which has the objects"
 
 
 def test_counts_merge_as_if_counted_at_once() -> None:

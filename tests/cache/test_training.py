@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from testkit.at_hand import Tokenizers
+from testkit.pieces import in_pieces
 from testkit.tiny_model import tiny_folder
 
 import templatekit
@@ -19,7 +20,8 @@ from templatekit.cache import StoredExamples, StoredSamples, prepared_samples, r
 from templatekit.cache.disk import Damaged
 from templatekit.errors import RunError
 from templatekit.pipeline import Pipeline
-from templatekit.training.data import identity_of, read_splits
+from templatekit.training import data as data_module
+from templatekit.training.data import identity_of, pipeline_for, read_splits
 
 ROWS = [
     {"messages": [{"role": ("user", "assistant")[t % 2], "content": f"{n} {t} so"} for t in range(2 + 2 * (n % 3))]}
@@ -30,6 +32,13 @@ ROWS = [
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "PART_RECORDS", 5)
+
+
+@pytest.fixture(autouse=True)
+def workers_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What workers do in this process, with all that is sent packed and unpacked, in chunks of four records."""
+    monkeypatch.setattr("templatekit.pipeline.CHUNK", 4)
+    monkeypatch.setattr(data_module, "local_workers", lambda workers: in_pieces if workers == 2 else None)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +70,8 @@ def test_splits_are_the_same(stored: Any, split: str, order: str, train_on: str)
     more = {"split": split, "split_order": order, "train_on": train_on}
     options, in_memory = stored(False, **more)
     plain = read_splits(options, in_memory)
-    for _ in range(2):  # made, then taken
-        options, mapped = stored(True, **more)
+    for cache, workers in ((False, 2), (True, 1), (True, 2)):  # sent, made, then taken
+        options, mapped = stored(cache, workers=workers, **more)
         found = read_splits(options, mapped)
         assert all(isinstance(samples, StoredSamples) for samples in found.samples.values())
         assert {name: list(samples) for name, samples in found.samples.items()} == {
@@ -74,6 +83,36 @@ def test_splits_are_the_same(stored: Any, split: str, order: str, train_on: str)
         assert (found.sizes, list(found.checked)) == (plain.sizes, list(plain.checked))
         assert identity_of(mapped, found.train) == identity_of(in_memory, plain.train)
         assert mapped.counts.as_dict() == in_memory.counts.as_dict()
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_workers_prepare_pairs_and_several_sets(
+    data: Path, builtin: Registry, tokenizer_of: Tokenizers, tmp_path: Path, cache: bool
+) -> None:
+    """Pairs' and mixtures' samples come from workers as they come from this process; the cache keeps neither."""
+    pairs = tmp_path / "pairs.jsonl"
+    answers = [f"yes {n} " * (n % 5 + 1) for n in range(40)]
+    rows = [
+        {"prompt": f"q{n}", "chosen": answer, "rejected": "no" if n % 7 else answer} for n, answer in enumerate(answers)
+    ]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    of_kind: dict[str, dict[str, Any]] = {
+        "dpo": {"dataset": str(pairs), "method": "dpo", "max_length": 60},
+        "sft": {"mix": [{"dataset": str(data), "weight": 2}, {"dataset": str(pairs), "name": "pairs"}]},
+    }
+    for kind, more in of_kind.items():
+        found = []
+        for workers in (1, 2):
+            values = {"template": "chatml", "cache": cache, "cache_dir": tmp_path / "cache", "workers": workers, **more}
+            options = FinetuneOptions.parse(values)
+            pipeline = pipeline_for(options, builtin, tokenizer=tokenizer_of("nfc"))
+            splits = read_splits(options, pipeline)
+            samples = {name: list(items) for name, items in splits.samples.items()}
+            trained = list(splits.train), list(splits.held_out), list(splits.asked)
+            found.append((samples, trained, identity_of(pipeline, splits.train), pipeline.counts.as_dict()))
+        assert found[0] == found[1], kind
+        assert len(found[0][0]["train"]) > 20
+    assert not (tmp_path / "cache").exists()
 
 
 def test_samples_in_memory_lie_in_columns(stored: Any) -> None:
@@ -151,7 +190,9 @@ def test_a_run_is_the_same_with_a_cache(data: Path, tmp_path: Path) -> None:
         "save_every": 2,
     }
     losses = {}
-    for name, more in {"plain": {}, "made": {"cache": True}, "taken": {"cache": True}}.items():
+    runs: dict[str, dict[str, Any]] = {"plain": {}, "sent": {"workers": 2}}
+    runs |= {"made": {"cache": True, "workers": 2}, "taken": {"cache": True}}
+    for name, more in runs.items():
         said: list[str] = []
         folder = tmp_path / name
         templatekit.finetune(shared | more | {"output": folder, "max_steps": 4}, say=said.append)
@@ -159,7 +200,7 @@ def test_a_run_is_the_same_with_a_cache(data: Path, tmp_path: Path) -> None:
         losses[name] = [(line["step"], line["loss"]) for line in lines if "loss" in line]
         assert any("cache: examples are taken" in line for line in said) == (name == "taken")
     assert len(losses["plain"]) == 4
-    assert losses["made"] == losses["taken"] == losses["plain"]
+    assert losses["sent"] == losses["made"] == losses["taken"] == losses["plain"]
     run = templatekit.finetune(
         shared | {"cache": True, "resume": True, "output": tmp_path / "plain", "max_steps": 4}, say=said.append
     )
