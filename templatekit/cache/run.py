@@ -10,6 +10,7 @@ source, past the parts that were there by then. What comes of it, chunk by chunk
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from pathlib import Path
@@ -103,11 +104,12 @@ def prepared_samples(
 def _kept_by(engine: Engine, pipeline: Pipeline) -> Kept:
     """All that workers make, sent as tables: samples one by one would take as long to send as to make."""
     kept = Kept()
-    for begun in worked(pipeline, Work(nothing, (Kept,)), engine=engine):
-        for _ in begun.parts:
-            pass
-        for watcher in begun.watchers:
-            kept.merge(cast("Kept", watcher))
+    with closing(worked(pipeline, Work(nothing, (Kept,)), engine=engine)) as chunks:
+        for begun in chunks:
+            for _ in begun.parts:  # none, and the error behind them
+                pass
+            for watcher in begun.watchers:
+                kept.merge(cast("Kept", watcher))
     pipeline.check_any_left()
     return kept
 
