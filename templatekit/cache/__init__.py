@@ -20,6 +20,7 @@ FOLDER/prepared-1/KEY/      KEY: the hash of all that decides about the examples
 | `writer`, `part` | watch what is made and write it, a part at a time; open a part and check it |
 | `disk` | files that are whole or absent |
 | `folder` | finds the folder, lists what is in it, removes it |
+| `missing` | reads what is to be made, over what is there |
 | `run` | goes through the parts: takes those that are there, has the others made, here or by an engine's workers |
 | `examples` | all samples as one sequence, for training |
 """

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from itertools import count, islice
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -20,11 +20,11 @@ from templatekit.cache.disk import Damaged
 from templatekit.cache.examples import Columns, InMemory, StoredSamples
 from templatekit.cache.folder import begin, part_folder, part_numbers, remove_part
 from templatekit.cache.key import NotCached, key_of, parts_of, stamp_of
+from templatekit.cache.missing import Missing
 from templatekit.cache.part import Part
 from templatekit.cache.reader import InTables
 from templatekit.cache.tables import Tables, tokens_of
 from templatekit.cache.writer import Kept, write_part
-from templatekit.chunks import Chunk
 from templatekit.errors import RecordError
 from templatekit.mixture import Mixture
 from templatekit.parts import Lengths, Make, as_they_are, nothing
@@ -91,8 +91,8 @@ def prepared_samples(
     if way is not None:
         return StoredSamples(way.stored(engine))
     if engine is None:
-        batches: Sequence[Tables | Batch] = list(prepared_batches(pipeline))
-        in_columns = type(pipeline) is Pipeline and all(batch.columns for batch in cast("list[Batch]", batches))
+        batches: Sequence[Tables | Batch] = list(pipeline.prepared_batches())
+        in_columns = type(pipeline) is Pipeline and pipeline.tokenizer is not None
     else:
         batches = _kept_by(engine, pipeline).batches
         in_columns = not isinstance(pipeline, Mixture)
@@ -130,38 +130,6 @@ def _way(pipeline: Pipeline, read: Open | None, given: Iterable[Any] | None, say
     folder = begin(cache_folder(pipeline.options.cache_dir), key_of(parts), parts, pipeline)
     stamp = stamp_of(pipeline, given)
     return _Preparation(pipeline=pipeline, folder=folder, read=read, given=given, key=parts, stamp=stamp, say=say)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Missing:
-    """Reads the records of parts that are to be made, in chunks that each lie in one of them."""
-
-    size: int
-    """Records of a part."""
-    first: int
-    """The first of these parts; the source is read over those before it."""
-    there: frozenset[int] = frozenset()
-    """Later ones that are not to be made."""
-    alone: bool = False
-    """Whether the first is the last, too."""
-
-    def __call__(self, pipeline: Pipeline) -> Iterator[Chunk]:
-        """Of the options' data set."""
-        return self.of(pipeline, pipeline.open())
-
-    def of(
-        self, pipeline: Pipeline, records: Iterator[Record | RecordError], *, given: bool = False
-    ) -> Iterator[Chunk]:
-        """Of these records, from the first of all on."""
-        for number in range(self.first + 1) if self.alone else count():
-            some = _Counted(islice(records, self.size))
-            for chunk in pipeline.chunks_of(some, first_row=number * self.size, given=given):
-                if number == self.first or (number > self.first and number not in self.there):
-                    yield chunk
-                elif chunk.error is not None:  # which ends the reading
-                    yield replace(chunk, records=[])
-            if some.count < self.size:
-                return
 
 
 @dataclass(kw_only=True)
@@ -315,19 +283,6 @@ class _Preparation:
         """Ends an engine's workers."""
         if self._work is not None:
             self._work.close()
-
-
-@dataclass
-class _Counted(Iterator[T]):
-    """An iterator that counts."""
-
-    items: Iterator[T]
-    count: int = field(default=0)
-
-    def __next__(self) -> T:
-        item = next(self.items)
-        self.count += 1
-        return item
 
 
 def _all_of(steps: Generator[Any, None, T]) -> T:
