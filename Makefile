@@ -27,6 +27,7 @@ bench: install  ## Speed beside the limit, as ratios. Run it alone on the machin
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.cache
 
 bench-train: install  ## Training steps beside TRL's and padded ones. Run it alone on the machine.
+	$(BIN)/python -m benchmarks.attention
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.train
 
 docs: install  ## The documentation as a site, in site/.

@@ -35,7 +35,7 @@ _COMMANDS = {
     "check": _Command("check", "Check an adapter, a template or a plugin against what formats promise."),
     "finetune": _Command("finetune", "Fine-tune a model; with no options the small built-in one."),
     "generate": _Command("generate", "Have a model answer, prompted by a template."),
-    "cache": _Command("cache", "List or remove what is kept of prepared data."),
+    "cache": _Command("cache", "List or remove what is kept of prepared data, and of tokenizers."),
     "new": _Command("new", "Begin an adapter, a template, or a plugin of both."),
     "adapters": _Command("listing", "List the shapes of records that can be read."),
     "templates": _Command("listing", "List the prompt templates; show or export one."),

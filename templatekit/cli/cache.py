@@ -12,7 +12,7 @@ from templatekit.cache import Entry, entries, remove
 from templatekit.cli.groups import Noun
 from templatekit.errors import UnknownNameError
 from templatekit.places import cache_folder
-from templatekit.tokens.kept import kept_tokenizers
+from templatekit.tokens.kept import kept_files
 
 _CACHE_DIR = click.option(
     "--cache-dir",
@@ -38,7 +38,7 @@ class _Age(click.ParamType[float]):
 
 @click.group(cls=Noun)
 def cache() -> None:
-    """What is kept of prepared data."""
+    """What is kept of prepared data, and of tokenizers."""
 
 
 @cache.command("list")
@@ -47,7 +47,7 @@ def cache() -> None:
 def list_cache(cache_dir: Path | None, as_json: bool) -> None:
     """List what is kept: how much it is, what made it, when it was last used."""
     folder = cache_folder(cache_dir)
-    found, tokenizers = entries(folder), kept_tokenizers(folder)
+    found, tokenizers = entries(folder), kept_files(folder)
     if as_json:
         rows = [entry.as_dict() for entry in found]
         kept = {"count": len(tokenizers), "bytes": _size(tokenizers)}
@@ -61,13 +61,13 @@ def list_cache(cache_dir: Path | None, as_json: bool) -> None:
     total = in_words(sum(entry.bytes for entry in found))
     click.echo(f"{len(found)} in {folder}, {total}")
     if tokenizers:
-        click.echo(f"tokenizers of models: {len(tokenizers)}, {in_words(_size(tokenizers))}")
+        click.echo(f"tokenizers: {len(tokenizers)}, {in_words(_size(tokenizers))}")
 
 
 @cache.command("clear")
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
 @click.option("--older-than", type=_Age(), metavar="AGE", help="What was not used for so long: 30m, 12h, 7d, 2w.")
-@click.option("--all", "everything", is_flag=True, help="All that is kept, tokenizers of models too.")
+@click.option("--all", "everything", is_flag=True, help="All that is kept, tokenizers too.")
 @_CACHE_DIR
 @_JSON
 def clear_cache(
@@ -81,7 +81,7 @@ def clear_cache(
     chosen = [_named(key, found) for key in dict.fromkeys(keys)] if keys else found
     if older_than is not None:
         chosen = [entry for entry in found if entry.age > older_than]
-    tokenizers = kept_tokenizers(folder) if everything else []
+    tokenizers = kept_files(folder) if everything else []
     of_tokenizers = _size(tokenizers)
     freed = of_tokenizers + remove(chosen)
     for file in tokenizers:
@@ -93,7 +93,7 @@ def clear_cache(
     for entry in chosen:
         click.echo(f"removed {entry.key[:_SHOWN]}  {in_words(entry.bytes):>8}  {_made_by(entry)}")
     if tokenizers:
-        click.echo(f"removed tokenizers of models: {len(tokenizers)}, {in_words(of_tokenizers)}")
+        click.echo(f"removed tokenizers: {len(tokenizers)}, {in_words(of_tokenizers)}")
     click.echo(f"removed {len(chosen)} of {len(found)}, {in_words(freed)}")
 
 

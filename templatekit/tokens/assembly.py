@@ -58,6 +58,7 @@ class Assembler:
             tokenizer.backend(control=True, prefix=False),
             prefixed=tokenizer.backend(control=True, prefix=True),
             unwanted=tokenizer.control_ids,
+            fingerprint=tokenizer.fingerprint,
         )
         self.known: dict[Hashable, Recipe | None] = {}
         """By what texts of one recipe have in common; None where there can be none."""

@@ -1,11 +1,14 @@
-"""What was read out of a model's file for its tokenizer, kept with the user's caches: to read it takes seconds."""
+"""What takes long to make for a tokenizer, kept with the user's caches: to read it out of a model's file takes seconds.
+
+Where nothing can be kept (a full disk, a folder that may not be written) it is made each time.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +20,8 @@ _FORMAT = "tokenizers-1"
 _HEAD = 2**26
 """Bytes at a file's beginning that are compared: the tokenizer lies before the weights, and takes some 10 MB."""
 _READERS = ("transformers", "tokenizers", "gguf")
+_CHECK = 16
+"""Bytes of the digest in front of what is kept as bytes."""
 
 
 class Description(NamedTuple):
@@ -31,8 +36,7 @@ class Description(NamedTuple):
 def kept(path: Path, read: Callable[[], Description]) -> Description:
     """What `read` gives for a model's file, or gave for the same file before.
 
-    The same is one of equal beginning, size and time of change, read by the same versions of what reads it. Where
-    nothing can be kept (a full disk, a folder that may not be written) it is read each time.
+    The same is one of equal beginning, size and time of change, read by the same versions of what reads it.
     """
     try:
         file = _file(path)
@@ -43,13 +47,33 @@ def kept(path: Path, read: Callable[[], Description]) -> Description:
     except (OSError, ValueError, TypeError):  # not there, or not what was written
         found = read()
         with suppress(OSError):
-            _write(file, json.dumps(found._asdict()))
+            _write(file, json.dumps(found._asdict()).encode())
     return found
 
 
-def kept_tokenizers(folder: Path) -> list[Path]:
-    """The files of all that is kept in a cache's folder."""
-    return sorted(folder.glob("tokenizers-*/*.json"))
+def kept_bytes(key: Iterable[str], packages: Iterable[str], make: Callable[[], bytes | None]) -> bytes | None:
+    """What `make` gives, or gave before for an equal key with the same versions of the packages; None is not kept."""
+    import xxhash
+
+    digest = xxhash.xxh3_128(repr([*key, *map(_version, packages)]).encode())
+    file = cache_folder() / _FORMAT / f"{digest.hexdigest()}.bin"
+    try:
+        content = file.read_bytes()
+    except OSError:
+        content = b""
+    found, check = content[_CHECK:], content[:_CHECK]
+    if check and xxhash.xxh3_128_digest(found) == check:  # else it is not there, or damaged
+        return found
+    made = make()
+    if made is not None:
+        with suppress(OSError):
+            _write(file, xxhash.xxh3_128_digest(made) + made)
+    return made
+
+
+def kept_files(folder: Path) -> list[Path]:
+    """The files of all that is kept of tokenizers in a cache's folder."""
+    return sorted(folder.glob("tokenizers-*/[!.]*"))
 
 
 def _file(path: Path) -> Path:
@@ -69,12 +93,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _write(file: Path, text: str) -> None:
+def _write(file: Path, content: bytes) -> None:
     """Whole or not at all, whoever writes the same at the same time."""
     file.parent.mkdir(parents=True, exist_ok=True)
     made = file.with_name(f".making-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        made.write_text(text, encoding="utf-8")
+        made.write_bytes(content)
         made.replace(file)
     finally:
         made.unlink(missing_ok=True)

@@ -2,9 +2,9 @@
 
 `tokenizers` is the reference. kitoken stands in for it on text of ASCII characters alone, with byte-level BPE whose
 pattern is one of those that both were compared on, and after a battery of nasty strings has given equal ids with this
-very tokenizer. Everything else stays with the reference: with GPT-2's pattern the two part on `\\n's` and behind
-a non-breaking space, with SmolLM2's at some control characters. Each 1,024th text of a run is compared as well, by
-`Encoder`.
+very tokenizer. Its tables, which take as long to make as some thousand texts to encode, are kept once that is proven.
+Everything else stays with the reference: with GPT-2's pattern the two part on `\\n's` and behind a non-breaking space,
+with SmolLM2's at some control characters. Each 1,024th text of a run is compared as well, by `Encoder`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TypeAlias
 import tokenizers
 
 from templatekit.tokens.apart import is_control, parts_at_seams
+from templatekit.tokens.kept import kept_bytes
 
 Encode: TypeAlias = Callable[[Sequence[str]], list[list[int]]]
 """The ids of each text."""
@@ -24,6 +25,8 @@ _LETTERS = ("a", "Z", "the", "Abc", "x" * 40)
 _OTHERS = ("1", "1234", ".", "!?", "'s", "'LL", "_", "/", "{}", "=", "0x", "#")
 _BLANKS = ("", " ", "  ", "    ", "\n", "\n\n", " \n ", "\r\n", "\t", "\t\t")
 
+_LARGE = 10_000
+"""Entries of a vocabulary whose tables take longer to make than to read."""
 
 _PLAIN = bytes([*b"\t\n\r", *range(ord(" "), 0x7F)])
 """All of ASCII but for control characters that are no newlines and no tabs."""
@@ -64,8 +67,11 @@ def worth(backend: tokenizers.Tokenizer) -> int:
     return 1_000 + size // 10
 
 
-def quicker(backend: tokenizers.Tokenizer) -> Encode | None:
-    """Encodes texts that are alike and hold no control token; None where kitoken is absent or not proven equal."""
+def quicker(backend: tokenizers.Tokenizer, *, fingerprint: str | None = None) -> Encode | None:
+    """Encodes texts that are alike and hold no control token; None where kitoken is absent or not proven equal.
+
+    The tables of a large vocabulary are kept under its tokenizer's `fingerprint`.
+    """
     try:
         from kitoken import Kitoken
     except ImportError:
@@ -74,12 +80,23 @@ def quicker(backend: tokenizers.Tokenizer) -> Encode | None:
         return None
     if not parts_at_seams(backend) or not all(map(is_control, backend.get_added_tokens_decoder().values())):
         return None
-    bare = tokenizers.Tokenizer(backend.model)  # without added tokens, and with nothing put around a text
-    bare.normalizer, bare.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
-    try:
-        encoder = Kitoken.from_tokenizers(bare.to_str().encode())
-        texts = battery()
-        equal = encoder.encode_all(texts) == reference(backend)(texts)
-    except Exception:  # it does not read every file that `tokenizers` reads; then there is no quicker way
+    texts = battery()
+
+    def tables() -> bytes | None:
+        bare = tokenizers.Tokenizer(backend.model)  # without added tokens, and with nothing put around a text
+        bare.normalizer, bare.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+        try:
+            made: bytes = Kitoken.from_tokenizers(bare.to_str().encode()).to_bytes()
+            equal = Kitoken(made).encode_all(texts) == reference(backend)(texts)
+        except Exception:  # it does not read every file that `tokenizers` reads; then there is no quicker way
+            return None
+        return made if equal else None
+
+    if fingerprint is None or backend.get_vocab_size() < _LARGE:
+        found = tables()
+    else:
+        found = kept_bytes([fingerprint, *texts], ["kitoken", "tokenizers"], tables)
+    if found is None:
         return None
-    return (lambda texts: encoder.encode_all(list(texts))) if equal else None
+    encoder = Kitoken(found)
+    return lambda texts: encoder.encode_all(list(texts))

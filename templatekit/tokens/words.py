@@ -70,15 +70,22 @@ class Words:
     """The parts that were met, and their ids."""
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, *, prefixed: tokenizers.Tokenizer, unwanted: Iterable[int] = ()
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        prefixed: tokenizers.Tokenizer,
+        unwanted: Iterable[int] = (),
+        fingerprint: str | None = None,
     ) -> None:
         """`prefixed` puts a dummy prefix in front of a text, `backend` none; for most tokenizers they are the same.
 
-        A part whose text gives an `unwanted` id is strange.
+        A part whose text gives an `unwanted` id is strange. A `fingerprint` of the tokenizer has what was made for it
+        found again.
         """
         self._backends = {False: backend, True: prefixed}
         self._prefixes = prefixed is not backend
         self._quicker: Encode | None = None
+        self._fingerprint = fingerprint
         self._worth = worth(backend)
         self._asked = 0
         self._unwanted = np.array(sorted(unwanted), dtype=np.int32)
@@ -169,7 +176,7 @@ class Words:
     def _quick_one(self, parts: int) -> Encode | None:
         """The quicker encoder, once so many parts were asked for that loading it pays; it puts no prefix in front."""
         if self._asked < self._worth <= self._asked + parts and not self._prefixes:
-            self._quicker = quicker(self._backends[False])
+            self._quicker = quicker(self._backends[False], fingerprint=self._fingerprint)
         self._asked += parts
         return self._quicker
 

@@ -2,9 +2,10 @@
 
 transformers lets a model's attention be replaced by name (`AttentionInterface`). Ours computes each segment of a pack
 by itself, with the shared prefixes that it goes on from, so the cost follows the documents' lengths, not the pack's. On
-the CPU that is `path_attention`, or `tree_attention` where documents are long. Elsewhere, and where a model asks for
-more (sliding windows that matter, dropout, capped scores), segments of like length are laid side by side behind their
-prefixes, padded on the right, and go through one `scaled_dot_product_attention`. transformers builds no mask for a name
+the CPU that is `path_attention`, or `tree_attention` where documents are long, on a GPU `block_attention`. Elsewhere,
+and where a model asks for more than those know (dropout; on the CPU sliding windows that matter and capped scores),
+segments of like length are laid side by side behind their prefixes, padded on the right, and go through one
+`scaled_dot_product_attention`. `python -m benchmarks.attention` compares them. transformers builds no mask for a name
 that it has no mask function for, which is what we want.
 """
 
@@ -21,6 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from templatekit.errors import RunError
+from templatekit.training.block_attention import BlockLayout, block_attention, lay_out_blocks, refusal
 from templatekit.training.path_attention import PathLayout, lay_out_paths, path_attention
 from templatekit.training.tree_attention import TreeLayout, lay_out, tree_attention
 from templatekit.types import Segment
@@ -60,6 +62,11 @@ class _Pack:
     def on_cpu(self) -> PathLayout | TreeLayout:
         """For `path_attention`, or where that does not pay for `tree_attention`."""
         return lay_out_paths(self.segments) or lay_out(self.segments)
+
+    @cached_property
+    def blocks(self) -> BlockLayout:
+        """For `block_attention`."""
+        return lay_out_blocks(self.segments, self.device)
 
     @cached_property
     def groups(self) -> tuple[tuple[_Group, ...], Tensor]:
@@ -147,9 +154,16 @@ def isolate(model: PreTrainedModel, segments: Sequence[Segment]) -> Iterator[Non
         model.set_attn_implementation(own)
 
 
-def backend(model: PreTrainedModel) -> str:
-    """What computes the attention of packs, in words."""
-    return "products over the prefix tree" if model.device.type == "cpu" else "segments of like length, in PyTorch's"
+def backend(model: PreTrainedModel, dtype: torch.dtype) -> str:
+    """What computes the attention of packs in products of this type, in words."""
+    if model.device.type == "cpu":
+        return "products over the prefix tree"
+    config = model.config.get_text_config()
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    reason = refusal(model.device, dtype, width)
+    if reason is None:
+        return "FlexAttention over the prefix tree"
+    return f"segments of like length, in PyTorch's, since FlexAttention is not for it ({reason})"
 
 
 def supports_isolation(model: PreTrainedModel) -> str | None:
@@ -223,12 +237,30 @@ def _attend(
     window = getattr(module, "sliding_window", None) if sliding_window is None else sliding_window
     if window is not None and pack.fits(window):
         window = None
-    plain = window is None and softcap is None and not dropout and query.shape[3] == value.shape[3]
-    if plain and query.device.type == "cpu":
-        layout, scale = pack.on_cpu, _scale(query, scaling)
+    plain, scale = not dropout and query.shape[3] == value.shape[3], _scale(query, scaling)
+    if plain and refusal(query.device, _dtype(query), query.shape[3]) is None:
+        return block_attention(query, key, value, pack.blocks, scale, window=window, softcap=softcap), None
+    if plain and query.device.type == "cpu" and window is None and softcap is None:
+        layout = pack.on_cpu
         if isinstance(layout, PathLayout):
             return path_attention(query, key, value, layout, scale), None
         return tree_attention(query, key, value, layout, scale), None
+    output = _by_groups(query, key, value, pack, dropout, scaling, window=window, softcap=softcap)
+    return output, None
+
+
+def _by_groups(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pack: _Pack,
+    dropout: float,
+    scaling: float | None,
+    *,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Whatever a model asks for, on any device."""
     groups, places = pack.groups
     outputs = []
     for group in groups:
@@ -239,7 +271,13 @@ def _attend(
         else:
             output = _fused(q, k, v, _visible(group, window), dropout, scaling)
         outputs.append(output.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs).index_select(0, places)[None], None
+    return torch.cat(outputs).index_select(0, places)[None]
+
+
+def _dtype(states: Tensor) -> torch.dtype:
+    """What products of these states are computed in."""
+    device = states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 
 
 def _scale(query: Tensor, scaling: float | None) -> float:

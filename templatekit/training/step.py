@@ -153,12 +153,13 @@ class Computation:
         """In words: what a step does."""
         model = self.model
         packs = f"packs of up to {self.pack_tokens:,} tokens" if self.packing else "padded batches"
+        attention = backend(model, torch.bfloat16 if self.bf16 else model.dtype)
         shared = "computed once" if self.share else "computed for each"
         head = "the model's own" if self.head is None else "a product" if self.head.is_plain else "more than a product"
         parts = [
             f"{'bf16' if self.bf16 else 'fp32'} products on {model.device}",
             packs + (f", what examples begin with {shared}" if self.packing else ""),
-            f"attention: {backend(model) if self.packing else model.config._attn_implementation}",
+            f"attention: {attention if self.packing else model.config._attn_implementation}",
             f"in fewer passes: {self.fusion}",
             f"head: {head}",
             *(["layers computed again in the backward pass"] if self.checkpointing else []),
@@ -264,10 +265,13 @@ def train_step(
             torch.autograd.backward([loss * world.size / weight])
     world.agree(failure)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    norm = whole(torch.nn.utils.clip_grad_norm_(weights, math.inf if clip_norm is None else clip_norm))
+    total_norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+    norm = whole(total_norm)
     failure = _not_finite(norm, "the gradient", items, numbers)
     if failure is not None:
         raise failure
+    if clip_norm is not None and norm > clip_norm:  # else PyTorch would multiply by 1, in a pass over all gradients
+        torch.nn.utils.clip_grads_with_norm_(weights, clip_norm, total_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     total, counts, means = sums.over(world, weight)

@@ -134,17 +134,17 @@ def test_the_folder_follows_the_platform(monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert user_caches() == Path.home() / expected
 
 
-def test_tokenizers_of_models_are_listed_and_cleared(templatekit: Templatekit, tmp_path: Path) -> None:
+def test_tokenizers_are_listed_and_cleared(templatekit: Templatekit, tmp_path: Path) -> None:
     folder = tmp_path / "kept" / "tokenizers-1"
     folder.mkdir(parents=True)
     (folder / "0.json").write_text("x" * 1200)
     done = templatekit("cache", "list", "--cache-dir", "kept")
-    assert done.out == "0 in kept, 0 B\ntokenizers of models: 1, 1.2 kB\n"
+    assert done.out == "0 in kept, 0 B\ntokenizers: 1, 1.2 kB\n"
     listed = json.loads(templatekit("cache", "list", "--cache-dir", "kept", "--json").out)
     assert listed["tokenizers"] == {"count": 1, "bytes": 1200}
     assert templatekit("cache", "clear", "--older-than", "1m", "--cache-dir", "kept").out == "removed 0 of 0, 0 B\n"
     done = templatekit("cache", "clear", "--all", "--cache-dir", "kept")
-    assert done.out == "removed tokenizers of models: 1, 1.2 kB\nremoved 0 of 0, 1.2 kB\n"
+    assert done.out == "removed tokenizers: 1, 1.2 kB\nremoved 0 of 0, 1.2 kB\n"
     assert not list(folder.iterdir())
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from templatekit import create_registry
 from templatekit.tokens import kept as module
-from templatekit.tokens.kept import Description, kept, kept_tokenizers
+from templatekit.tokens.kept import Description, kept, kept_bytes, kept_files
 from templatekit.tokens.load import find_tokenizer, from_transformers, load_transformers_tokenizer, resolve_model
 
 TEXTS = st.text()
@@ -56,12 +56,12 @@ def model(tmp_path: Path) -> Path:
     )
 )
 def test_what_is_kept_is_what_was_read(found: Description, cache: Path, model: Path) -> None:
-    for file in kept_tokenizers(cache):
+    for file in kept_files(cache):
         file.unlink()
     reads = Reads(found)
     assert [kept(model, reads) for _ in range(3)] == [found] * 3
     assert reads.times == 1
-    assert len(kept_tokenizers(cache)) == 1
+    assert len(kept_files(cache)) == 1
 
 
 def newer(model: Path) -> None:
@@ -104,7 +104,7 @@ def test_the_same_file_elsewhere_is_the_same(cache: Path, model: Path) -> None:
 def test_a_damaged_file_is_made_anew(text: str, cache: Path, model: Path) -> None:
     reads = Reads(Description("{}", {"eos_token": "</s>"}, None))
     kept(model, reads)
-    (file,) = kept_tokenizers(cache)
+    (file,) = kept_files(cache)
     file.write_text(text)
     assert kept(model, reads) == kept(model, reads) == reads.found
     assert reads.times == 2
@@ -115,6 +115,56 @@ def test_without_a_place_it_is_read_each_time(cache: Path, model: Path) -> None:
     reads = Reads(Description("{}", {}, None))
     assert [kept(model, reads) for _ in range(2)] == [reads.found] * 2
     assert reads.times == 2
+
+
+class Makes:
+    """Counts how often it is asked."""
+
+    def __init__(self, made: bytes | None) -> None:
+        self.made = made
+        self.times = 0
+
+    def __call__(self) -> bytes | None:
+        self.times += 1
+        return self.made
+
+
+KEYS = st.lists(TEXTS, max_size=3)
+
+
+@given(made=st.binary(), key=KEYS, other=KEYS)
+def test_bytes_are_kept_by_their_key(made: bytes, key: list[str], other: list[str], cache: Path) -> None:
+    for file in kept_files(cache):
+        file.unlink()
+    makes, others = Makes(made), Makes(b"other")
+    assert [kept_bytes(key, ["tokenizers"], makes) for _ in range(3)] == [made] * 3
+    assert makes.times == 1
+    assert kept_bytes(other, ["tokenizers"], others) == (made if other == key else b"other")
+    assert kept_bytes(key, ["pip"], others) == b"other"  # of another package's version
+    assert others.times == (1 if other == key else 2)
+
+
+@pytest.mark.parametrize("damage", [b"", b"short", b"\0" * 16, b"\0" * 16 + b"tables", None])
+def test_damaged_bytes_are_made_anew(damage: bytes | None, cache: Path) -> None:
+    makes = Makes(b"tables")
+    kept_bytes(["key"], [], makes)
+    (file,) = kept_files(cache)
+    file.write_bytes(file.read_bytes()[:-1] if damage is None else damage)
+    assert kept_bytes(["key"], [], makes) == kept_bytes(["key"], [], makes) == b"tables"
+    assert makes.times == 2
+
+
+def test_what_cannot_be_made_is_not_kept(cache: Path) -> None:
+    makes = Makes(None)
+    assert [kept_bytes(["key"], [], makes) for _ in range(2)] == [None, None]
+    assert (makes.times, kept_files(cache)) == (2, [])
+
+
+def test_without_a_place_bytes_are_made_each_time(cache: Path) -> None:
+    cache.write_text("a file")
+    makes = Makes(b"tables")
+    assert [kept_bytes(["key"], [], makes) for _ in range(2)] == [b"tables"] * 2
+    assert makes.times == 2
 
 
 PROGRAM = """

@@ -197,7 +197,8 @@ RULES = {
 def test_negative_control_without_a_rule(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
     wrong = RULES[rule]
     plain = wrong.tokenizer.backend(control=False, prefix=True)
-    monkeypatch.setattr(words, "quicker", lambda backend: reference(plain))  # as kitoken, it knows no control tokens
+    # As kitoken, it knows no control tokens.
+    monkeypatch.setattr(words, "quicker", lambda backend, **_: reference(plain))
     monkeypatch.setattr(words, "worth", lambda backend: 1)  # from the first part on
     texts = [Filled(wrong.outline, variables) for variables in wrong.variables]
     assert alike(Encoder(wrong.tokenizer), texts)

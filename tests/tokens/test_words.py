@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from array import array
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -21,6 +22,7 @@ from templatekit.testing import Subject, adversarial_text
 from templatekit.tokens import quick, words
 from templatekit.tokens.apart import HARMLESS, PARTING, encodes_words_apart
 from templatekit.tokens.cuts import Encoder
+from templatekit.tokens.kept import kept_files
 from templatekit.tokens.words import Words
 from templatekit.types import TEMPLATE, field_origin
 
@@ -346,6 +348,29 @@ def test_the_battery_tells_an_encoder_that_is_not_equal(
     pytest.importorskip("kitoken")
     monkeypatch.setattr(quick, "is_alike", str.isascii)
     assert quick.quicker(tokenizer_of("bytes").backend(control=True, prefix=True)) is None
+
+
+def test_the_tables_of_the_quicker_encoder_are_kept(
+    tokenizer_of: Tokenizers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made and proven once, then read; of a small vocabulary they are made each time."""
+    kitoken = pytest.importorskip("kitoken")
+    monkeypatch.setenv("TEMPLATEKIT_CACHE", str(tmp_path))
+    backend = tokenizer_of("bytes").backend(control=True, prefix=True)
+    assert quick.quicker(backend, fingerprint="bytes") is not None
+    assert kept_files(tmp_path) == []
+    monkeypatch.setattr(quick, "_LARGE", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(quick, "is_alike", str.isascii)
+        assert quick.quicker(backend, fingerprint="bytes") is None  # not proven, so not kept
+    assert kept_files(tmp_path) == []
+    made = quick.quicker(backend, fingerprint="bytes")
+    monkeypatch.setattr(kitoken, "Kitoken", lambda tables, read=kitoken.Kitoken: read(tables))  # makes none
+    found = quick.quicker(backend, fingerprint="bytes")
+    assert made is not None and found is not None
+    texts = quick.battery()
+    assert found(texts) == made(texts) == quick.reference(backend)(texts)
+    assert quick.quicker(backend, fingerprint="another") is None  # negative control: now none can be made
 
 
 def test_of_which_tokenizers_there_is_none_quicker(tokenizer_of: Tokenizers) -> None:

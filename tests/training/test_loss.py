@@ -176,6 +176,25 @@ def test_a_mean_of_means_would_differ(tiny_model: MakeModel, examples: list[Toke
     assert sum(means) / len(means) != pytest.approx(whole, rel=1e-3)
 
 
+@pytest.mark.parametrize("share", [None, 100.0, 1.1, 0.9, 0.01])
+def test_gradients_are_clipped_to_their_norm(
+    tiny_model: MakeModel, examples: list[TokenizedExample], share: float | None
+) -> None:
+    """To a share of the norm that they have; a larger one leaves them, to the last bit, as none does."""
+    model = tiny_model()
+    computation, documents = Computation.of(model, _options()), range(len(examples))
+    optimizer = _KeepGradients(model.parameters(), lr=0)
+    norm = train_step(computation, optimizer, examples, documents, clip_norm=None).grad_norm
+    whole = optimizer.gradients
+    clip_norm = None if share is None else share * norm
+    assert train_step(computation, optimizer, examples, documents, clip_norm=clip_norm).grad_norm == norm
+    if share is None or share > 1:
+        assert all(map(torch.equal, optimizer.gradients, whole))
+    else:
+        shorter = [share * gradient for gradient in whole]
+        torch.testing.assert_close(optimizer.gradients, shorter, rtol=1e-4, atol=1e-9)
+
+
 def test_a_step_without_targets_changes_nothing(tiny_model: MakeModel, make_example: MakeExample) -> None:
     model = tiny_model()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from testkit.blocks import by_blocks
 from testkit.losses import weighted_loss
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -81,11 +82,13 @@ def _difference(found: tuple[float, dict[str, Tensor]], expected: tuple[float, d
     return max(abs(found[0] - expected[0]) / (abs(expected[0]) or 1.0), *gradients)
 
 
-@pytest.fixture(params=["paths", "tree"])
+@pytest.fixture(params=["paths", "tree", "blocks"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each way in which the CPU computes attention; by itself it takes the tree for long documents alone."""
+    """Each way to compute attention; by itself the CPU takes the tree for long documents alone, and never blocks."""
     if request.param == "tree":
         monkeypatch.setattr(attention, "lay_out_paths", lambda segments: None)
+    elif request.param == "blocks":
+        by_blocks(monkeypatch)
     return str(request.param)
 
 
