@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from templatekit.training import attention
 from templatekit.training.block_attention import block_attention, refusal
+from templatekit.training.memory import keep_freed_memory
 from templatekit.training.path_attention import lay_out_paths, path_attention
 from templatekit.training.tree_attention import lay_out, tree_attention
 from templatekit.types import Segment
@@ -100,6 +101,7 @@ def seconds(way: Way, states: Sequence[Tensor], repeat: int) -> float:
 @click.option("--width", default=64, show_default=True, help="Of a head.")
 @click.option("--repeat", default=10, show_default=True)
 def main(device: str, heads: str, width: int, repeat: int) -> None:
+    keep_freed_memory()  # as a run does
     many, few = map(int, heads.split(","))
     for name, segments in PACKS.items():
         tokens = segments[-1].end

@@ -2,7 +2,7 @@
 
 transformers lets a model's attention be replaced by name (`AttentionInterface`). Ours computes each segment of a pack
 by itself, with the shared prefixes that it goes on from, so the cost follows the documents' lengths, not the pack's. On
-the CPU that is `path_attention`, or `tree_attention` where documents are long, on a GPU `block_attention`. Elsewhere,
+the CPU that is `path_attention`, or `tree_attention` where much is shared, on a GPU `block_attention`. Elsewhere,
 and where a model asks for more than those know (dropout; on the CPU sliding windows that matter and capped scores),
 segments of like length are laid side by side behind their prefixes, padded on the right, and go through one
 `scaled_dot_product_attention`. `python -m benchmarks.attention` compares them. transformers builds no mask for a name

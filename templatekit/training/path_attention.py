@@ -1,15 +1,16 @@
-"""Causal attention over a prefix tree of short documents on the CPU, each token behind a copy of all that it sees.
+"""Causal attention over a prefix tree on the CPU, each token behind a copy of all that it sees.
 
-A segment is one row of queries, and the tokens from its document's beginning to its own end are that row's keys. One
-softmax covers them all, so nothing has to be joined, and rows of unlike length share a product where padding them costs
-less than another product would. Copies of shared keys are small beside a layer's other states while documents are short
-and what they share is: `lay_out_paths` says whether they are, and `tree_attention` computes the others.
+A short run of a segment is one row of queries, and the tokens from its document's beginning to its own end are that
+row's keys. One softmax covers them all, so nothing has to be joined, and rows of unlike length share a product where
+padding them costs less than another product would. Copies of shared keys are small beside the scores while what is
+shared is short: `lay_out_paths` says whether it is, and `tree_attention` computes the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -20,18 +21,20 @@ from torch.autograd.function import once_differentiable
 from templatekit.training.autograd import apply, cast_backward, cast_forward
 from templatekit.types import Segment
 
-LONGEST = 512
-"""Keys from which scores take too much memory."""
-COPIES = 4
+RUN = 96
+"""About how many queries of a segment go behind one copy of their keys: longer runs see more of what they must not."""
+COPIES = 6
 """Keys for each token of a pack, copies counted, from which copying is not worth it."""
 KEPT = 128
 """Keys up to which the weights of the forward pass are kept for the backward one; of more they are computed again."""
 PRODUCT = 4096
 """How many pairs of query and key cost as much as to begin one more product."""
+TOGETHER = 2**16
+"""Pairs of query and key, of each head, in one product: few enough that a cache holds most of their scores."""
 
 
 class Rows(NamedTuple):
-    """Segments that are computed together, one a row, padded on the right."""
+    """Runs that are computed together, one a row, padded on the right."""
 
     rows: int
     longest: int
@@ -59,14 +62,21 @@ class PathLayout:
 
 
 def lay_out_paths(segments: Sequence[Segment]) -> PathLayout | None:
-    """The layout of a pack's segments; None where paths are long, or copies of shared ones many."""
+    """The layout of a pack's segments; None where copies would be many."""
     tokens = max((segment.end for segment in segments), default=0)
+    whole: list[Tensor] = []
     paths: list[Tensor] = []
+    sizes: list[tuple[int, int]] = []
     for segment in segments:  # parents come first
         own = torch.arange(segment.start, segment.end)
-        paths.append(own if segment.parent is None else torch.cat([paths[segment.parent], own]))
-    sizes = [(len(path), segment.end - segment.start) for path, segment in zip(paths, segments, strict=True)]
-    if not segments or max(sizes)[0] > LONGEST or sum(keys for keys, _ in sizes) > COPIES * tokens:
+        path = own if segment.parent is None else torch.cat([whole[segment.parent], own])
+        whole.append(path)
+        before = len(path) - len(own)
+        runs = max(1, round(len(own) / RUN))
+        for begin, end in pairwise(before + len(own) * run // runs for run in range(runs + 1)):
+            paths.append(path[:end])
+            sizes.append((end, end - begin))
+    if not segments or sum(keys for keys, _ in sizes) > COPIES * tokens:
         return None
     places = torch.empty(tokens, dtype=torch.int64)
     groups = []
@@ -74,14 +84,17 @@ def lay_out_paths(segments: Sequence[Segment]) -> PathLayout | None:
     for members in _alike(sizes):
         groups.append(_together([paths[index] for index in members], [sizes[index][1] for index in members]))
         for row, index in enumerate(members):
-            start = first + row * groups[-1].longest
-            places[segments[index].start : segments[index].end] = torch.arange(start, start + sizes[index][1])
+            place, queries = first + row * groups[-1].longest, sizes[index][1]
+            places[paths[index][-queries:]] = torch.arange(place, place + queries)
         first += len(groups[-1].queries)
     return PathLayout(tuple(groups), places)
 
 
 def _alike(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Indices of (keys, queries) in the groups that cost least, of those that follow each other by size."""
+    """Indices of (keys, queries) in the groups that cost least, of those that follow each other by size.
+
+    Where one is more than is to go together, it is alone.
+    """
     order = sorted(range(len(sizes)), key=lambda index: sizes[index], reverse=True)
     costs, cuts = [0], [0]
     for end in range(1, len(order) + 1):
@@ -90,6 +103,8 @@ def _alike(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
         for start in range(end - 1, -1, -1):
             widest, queries = sizes[order[start]]
             longest = max(longest, queries)
+            if end - start > 1 and (end - start) * longest * widest > TOGETHER:
+                break
             cost = costs[start] + (end - start) * longest * widest + PRODUCT
             if best < 0 or cost < best:
                 best, cut = cost, start
@@ -104,7 +119,7 @@ def _alike(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
 
 
 def _together(paths: Sequence[Tensor], lengths: Sequence[int]) -> Rows:
-    """Segments of these paths, whose last so many tokens are their own."""
+    """Runs of these paths, whose last so many tokens are their own."""
     rows, longest, widest = len(paths), max(lengths), max(map(len, paths))
     keys = torch.stack([_padded(path, widest) for path in paths])
     queries = torch.stack([_padded(path[-own:], longest) for path, own in zip(paths, lengths, strict=True)])

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from templatekit.training.autograd import apply, cast_backward, cast_forward
 from templatekit.types import Segment
 
-LONG = 512
+LONG = 256
 """Keys from which a product goes through PyTorch's kernel, which holds no scores."""
 KEPT = 128
 """Keys up to which the weights of the forward pass are kept for the backward one. They are small beside a layer's other

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from testkit.blocks import by_blocks
+from testkit.packs import by_blocks, paths_of
 
 from templatekit.training import block_attention
 from templatekit.training.block_attention import BlockLayout, lay_out_blocks, refusal
@@ -33,19 +33,10 @@ def forests(draw: st.DrawFn) -> list[Segment]:
     return segments
 
 
-def paths(segments: Sequence[Segment]) -> list[list[int]]:
-    """Of each segment its own tokens behind those of its parents."""
-    found: list[list[int]] = []
-    for segment in segments:
-        own = [*range(segment.start, segment.end)]
-        found.append(own if segment.parent is None else found[segment.parent] + own)
-    return found
-
-
 def seen(segments: Sequence[Segment], window: int | None) -> torch.Tensor:
     """Who sees whom, from the paths."""
     result = torch.zeros(segments[-1].end, segments[-1].end, dtype=torch.bool)
-    for path in paths(segments):
+    for path in paths_of(segments):
         for place, token in enumerate(path):
             first = 0 if window is None else max(0, place - window + 1)
             result[token, path[first : place + 1]] = True
@@ -61,7 +52,7 @@ def table(layout: BlockLayout, window: int | None) -> torch.Tensor:
 def test_a_token_sees_its_own_document_up_to_itself(segments: list[Segment], window: int | None) -> None:
     layout = lay_out_blocks(segments, CPU)
     assert torch.equal(table(layout, window), seen(segments, window))
-    for path in paths(segments):
+    for path in paths_of(segments):
         assert layout.positions[path].tolist() == [*range(len(path))]
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from testkit.blocks import by_blocks
 from testkit.losses import weighted_loss
+from testkit.packs import by_blocks, paths_of
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -82,11 +83,16 @@ def _difference(found: tuple[float, dict[str, Tensor]], expected: tuple[float, d
     return max(abs(found[0] - expected[0]) / (abs(expected[0]) or 1.0), *gradients)
 
 
-@pytest.fixture(params=["paths", "tree", "blocks"])
+@pytest.fixture(params=["paths", "runs", "tree", "blocks"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each way to compute attention; by itself the CPU takes the tree for long documents alone, and never blocks."""
+    """Each way to compute attention. By itself the CPU cuts paths into long runs alone, takes the tree for long
+    beginnings, and never blocks.
+    """
     if request.param == "tree":
         monkeypatch.setattr(attention, "lay_out_paths", lambda segments: None)
+    elif request.param == "runs":
+        monkeypatch.setattr(path_attention, "RUN", 2)
+        monkeypatch.setattr(path_attention, "TOGETHER", 40)
     elif request.param == "blocks":
         by_blocks(monkeypatch)
     return str(request.param)
@@ -179,7 +185,7 @@ def test_long_rows_go_through_the_kernel(
     model = in_fp64(tiny_model())
     expected = _run(model, _batch(trees, share=True))
     calls = _counted(monkeypatch)
-    monkeypatch.setattr(path_attention, "LONGEST", 3)
+    monkeypatch.setattr(attention, "lay_out_paths", lambda segments: None)
     monkeypatch.setattr(tree_attention, "LONG", 3)
     assert _difference(_run(model, _batch(trees, share=True)), expected) <= EXACT
     assert calls[0] > 0
@@ -261,24 +267,29 @@ def _segments(examples: Sequence[TokenizedExample]) -> tuple[Segment, ...]:
     return pack_examples(examples, range(len(examples)), share=True).segments
 
 
-@given(examples=forests())
-def test_the_layout_of_paths_holds_every_token_once(examples: list[TokenizedExample]) -> None:
+@given(examples=forests(), run=st.integers(1, 8), together=st.integers(1, 400))
+def test_the_layout_of_paths_holds_every_token_once(examples: list[TokenizedExample], run: int, together: int) -> None:
     segments = _segments(examples)
-    layout = path_attention.lay_out_paths(segments)
-    if layout is None:
-        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(path_attention, "RUN", run)
+        patch.setattr(path_attention, "TOGETHER", together)
+        patch.setattr(path_attention, "COPIES", 100)
+        layout = path_attention.lay_out_paths(segments)
+    assert layout is not None
     laid = torch.cat([group.queries for group in layout.groups])
     assert laid[layout.places].tolist() == list(range(len(layout.places)))
-    assert sum(group.rows for group in layout.groups) == len(segments)
+    lengths = [segment.end - segment.start for segment in segments]
+    assert sum(group.rows for group in layout.groups) == sum(max(1, round(length / run)) for length in lengths)
+    paths = {path[-1]: path for segment in paths_of(segments) for path in accumulate([token] for token in segment)}
     for group in layout.groups:
+        assert group.longest <= 1.5 * run
+        assert group.rows == 1 or group.rows * group.longest * group.widest <= together
         assert group.hidden.shape == (group.rows, 1, group.longest, group.widest)
         # What a query sees is its document up to itself.
         for row, query in enumerate(group.queries.view(group.rows, -1).tolist()):
             keys = group.keys.view(group.rows, -1)[row]
             for place, token in enumerate(query):
-                seen = keys[group.hidden[row, 0, place] == 0].tolist()
-                assert seen == sorted(set(seen))
-                assert seen[-1] == token
+                assert keys[group.hidden[row, 0, place] == 0].tolist() == paths[token]
 
 
 def test_groups_are_the_cheapest_runs() -> None:

@@ -1,11 +1,14 @@
-"""Attention as a GPU computes it, where there is none."""
+"""Who sees whom in a pack; and attention as a GPU computes it, where there is none."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pytest
 from torch.nn.attention import flex_attention
 
 from templatekit.training import attention
+from templatekit.types import Segment
 
 
 def by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -13,3 +16,12 @@ def by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *states: None)
     monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     monkeypatch.setattr(attention, "refusal", lambda *kind: None)
+
+
+def paths_of(segments: Sequence[Segment]) -> list[list[int]]:
+    """Of each segment its own tokens behind those of its parents."""
+    found: list[list[int]] = []
+    for segment in segments:
+        own = [*range(segment.start, segment.end)]
+        found.append(own if segment.parent is None else found[segment.parent] + own)
+    return found
