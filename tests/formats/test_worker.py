@@ -85,6 +85,7 @@ def test_a_worker_that_dies_is_started_anew(worker: Worker) -> None:
     assert template.render(EXAMPLE, TOKENS).text == "---" + TEXT
     assert worker._process is not None
     os.kill(worker._process.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, worker._process.pid, os.WEXITED | os.WNOWAIT)
     with (
         patch.object(worker._process, "poll", return_value=None),  # as if it died once it had been looked at
         pytest.raises(TemplateError, match="breaks the memory bound: found its process killed, as a system does"),
