@@ -16,9 +16,12 @@ from hypothesis import HealthCheck, settings
 sys.path.insert(0, str(Path(__file__).parent))  # for `testkit`: importlib mode leaves sys.path alone
 from testkit.at_hand import ALL_TOKENIZERS, GENERATED, SHARED, Tokenizers
 from testkit.command_line import InProcess, Templatekit
+from testkit.foreign import EXACT
 from testkit.look import Eye
 
 from templatekit import Registry, Tokenizer, create_registry
+from templatekit.formats import foreign
+from templatekit.formats.worker import Worker
 from templatekit.testing import TINY
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -117,6 +120,16 @@ def in_process(
     handler = signal.getsignal(signal.SIGTERM)
     yield InProcess(capsys)
     signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    """Renders the templates that need a process of their own, within narrow limits."""
+    worker = Worker(EXACT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(foreign, "WORKER", worker)
+        yield worker
+    worker.stop()
 
 
 @pytest.fixture(scope="session")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from testkit.command_line import InProcess, Result
 
-from templatekit.formats import foreign
-from templatekit.formats.worker import Limits, Worker
+pytestmark = pytest.mark.usefixtures("worker")
 
 CHAT = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
 GROWS = "{% set ns = namespace(t='ab') %}{% for i in range(60) %}{% set ns.t = ns.t + ns.t %}{% endfor %}"
@@ -79,15 +78,6 @@ BAD = {
     ),
     "a long source": (" " * 200_001 + "{{ response }}", "found 200,015 characters; expected at most 200,000"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def worker() -> Iterator[Worker]:
-    worker = Worker(Limits(seconds=1, megabytes=256))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(foreign, "WORKER", worker)
-        yield worker
-    worker.stop()
 
 
 Run = Callable[..., Result]

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -99,7 +99,7 @@ class Worker:
         """Ends the process."""
         process, self._process = self._process, None
         if process is not None and self._parent == os.getpid():
-            with process:  # waits for it
+            with suppress(BrokenPipeError), process:  # waits for it; what it was not told yet is lost with it
                 process.kill()
 
     def _running(self) -> subprocess.Popen[bytes]:

@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
     """Has the C library keep freed memory rather than give it back; whether it does so from now on.
 
     A step on the CPU frees and takes the same gigabytes again and again. By default glibc returns every large block to
-    the system at once, and the system clears each page anew: a fifth of the time of a small step. The peak is the same.
+    the system at once, and the system clears each page anew. The peak is the same.
     It holds for the whole process, on Linux with glibc; elsewhere nothing is changed.
     """
     if not sys.platform.startswith("linux"):

@@ -1,0 +1,21 @@
+"""A foreign chat template in its simplest form, and what it makes of an example."""
+
+from __future__ import annotations
+
+from templatekit import Example, Message, TemplateFile
+from templatekit.formats.foreign import ForeignTemplate
+from templatekit.formats.worker import Limits
+from templatekit.types import SpecialTokens
+
+TOKENS = SpecialTokens(bos="<s>", eos="</s>", special=frozenset({"<s>", "</s>"}))
+EXAMPLE = Example(messages=(Message(role="user", content="Hello there"), Message(role="assistant", content="Hi you!")))
+CHAT = (
+    "{% for m in messages %}{{ '<s>' if m.role == 'user' else '' }}{{ m.content }}"
+    "{{ '</s>' if m.role == 'assistant' else '|' }}{% endfor %}"
+)
+TEXT = "<s>Hello there|Hi you!</s>"
+EXACT = Limits(seconds=1, megabytes=256)
+
+
+def foreign_template(source: str, name: str = "tried") -> ForeignTemplate:
+    return ForeignTemplate(TemplateFile(name=name, source=source), strict=False)
