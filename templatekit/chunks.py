@@ -31,6 +31,20 @@ class Chunk:
     """With a mixture's last chunk: what mixing did with the rows of a set."""
 
 
+class UpToError(Generic[T]):
+    """Items for who looks ahead: what getting one raised waits, as `error`, until those before it are dealt with."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items = items
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[T]:
+        try:
+            yield from self._items
+        except Exception as raised:
+            self.error = raised
+
+
 class Some(NamedTuple, Generic[T]):
     """Some items in a row."""
 

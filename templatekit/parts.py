@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
-from templatekit.chunks import chunked
+from templatekit.chunks import UpToError, chunked
 from templatekit.columns import TokenizedColumns
 from templatekit.config import RenderOptions
 from templatekit.errors import RecordError
@@ -141,7 +141,8 @@ def some_parts(batches: Iterable[Batch], sink: Sink, pipeline: Pipeline) -> Iter
 
 def admitted(sink: Sink, samples: Iterable[Prepared], pipeline: Pipeline) -> Iterator[Any]:
     """What the sink writes of the samples; one that it has no place for stops the run, or is counted."""
-    wanted = cast("Iterable[Prepared]", whole_records(samples)) if sink.whole_records else samples
+    given = UpToError(samples)
+    wanted = cast("Iterable[Prepared]", whole_records(given)) if sink.whole_records else given
     for record in _by_record(wanted):
         refused: list[RecordError] = []
         for sample in record:
@@ -156,6 +157,8 @@ def admitted(sink: Sink, samples: Iterable[Prepared], pipeline: Pipeline) -> Ite
                 yield item
         for number, one in enumerate(refused):
             pipeline.counts_of(record[0]).take_back(one, row=number == 0 and len(refused) == len(record))
+    if given.error is not None:
+        raise given.error
 
 
 def admitted_columns(sink: Sink, batches: Iterable[Batch], pipeline: Pipeline) -> Iterator[TokenizedColumns]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 from typing import ClassVar
 
 from templatekit.chunks import CHUNK, Chunk, chunked
@@ -175,7 +175,7 @@ class Pipeline:
             for item in self._render(row_of(record, row), record, source)
         )
         last = None
-        while chunk := list(islice(rendered, BATCH)):
+        for chunk, error in chunked(rendered, BATCH):
             for batch in self._finish(chunk, source):
                 rows = [last, *(item.rendered.row for item in batch.items)]
                 self.counts.rows_out += sum(row != before for before, row in pairwise(rows))
@@ -184,6 +184,8 @@ class Pipeline:
                 self.counts.trained_tokens += batch.trained_tokens
                 last = rows[-1]
                 yield batch
+            if error is not None:  # of a record behind these, which have their own errors first
+                raise error
 
     def check_any_left(self) -> None:
         """Raises `ConfigError` where records came in and none came out."""
