@@ -9,11 +9,13 @@ import numpy as np
 
 from templatekit.columns import TokenizedColumns
 from templatekit.types import Example, RenderedText, TokenizedExample
+from templatekit.values import quickly_made
 
 BATCH = 256
 """Records that go to the encoder in one call."""
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """One sample of a record after all stages; most records give one."""

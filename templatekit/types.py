@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
+from templatekit.values import quickly_made
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -56,6 +58,7 @@ What a policy cannot shorten enough is dropped and counted.
 """
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One turn of a conversation."""
@@ -84,6 +87,7 @@ class Message:
             raise ValueError(f"a message's weight must be finite and at least 0; got weight={self.weight!r}")
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """One training example, whatever file it came from."""
@@ -181,6 +185,7 @@ class SpecialTokens:
 NO_TOKENIZER = SpecialTokens(known=False)
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
     """A run of characters of one origin."""
@@ -190,6 +195,7 @@ class Span:
     origin: Origin
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetSpan:
     """What a server would generate in one assistant turn."""
@@ -328,6 +334,7 @@ class RenderedText(_FromDeferred):
         return to_rich(self)
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One of the texts that a record is trained in: as few as hold each of its turns as serving would meet it."""
@@ -338,6 +345,7 @@ class Sample:
     """Its targets are those of no other sample of the record."""
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossSpan:
     """A run of characters with one loss weight."""

@@ -17,7 +17,7 @@ import templatekit
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "templatekit"
 ROOMS = (
-    "errors places types columns expressions hookspecs contracts sinks offers registry config counts garbage",
+    "errors places values types columns expressions hookspecs contracts sinks offers registry config counts garbage",
     "chunks",
     "sources",
     "cleaning",
