@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -25,7 +26,8 @@ _ROTARY = "apply_rotary_pos_emb"
 
 
 class _Copy(NamedTuple):
-    """A frozen weight in the type that products are computed in."""
+    """A weight in the type that products are computed in; of one that is trained a leaf of its own, which hands its
+    gradients on."""
 
     version: int
     """The weight's own, and its address: whether it has changed since."""
@@ -49,6 +51,8 @@ class Fusion:
     linears: list[nn.Linear] = field(default_factory=list)
     rotations: list[str] = field(default_factory=list)
     """Modules of Python in which the rotation is replaced."""
+    copies_trained: bool = True
+    """Whether trained weights are cast once a step. Not where others wait for the weights' own gradients."""
     _copies: dict[Tensor, _Copy] = field(default_factory=dict)
     _cast: _Cast | None = None
     """The last states that were cast: queries, keys and values are computed of the same ones."""
@@ -82,8 +86,7 @@ class Fusion:
         def forward(states: Tensor) -> Tensor:
             if not torch.is_autocast_enabled("cpu"):
                 return linear(states, module.weight, module.bias)
-            weight = module.weight if module.weight.requires_grad else self._copy(module.weight)
-            return linear(self._narrow(states), weight, module.bias)
+            return linear(self._narrow(states), self.narrow_weight(module.weight), module.bias)
 
         return forward
 
@@ -99,18 +102,41 @@ class Fusion:
             self._cast = _Cast(states, states._version, states.to(torch.get_autocast_dtype("cpu")))
         return self._cast.values
 
-    def _copy(self, weight: Tensor) -> Tensor:
-        """Autocast casts a frozen weight at every use; this does so when it has changed."""
+    def narrow_weight(self, weight: Tensor) -> Tensor:
+        """The weight in autocast's type. Autocast casts one at every use, or for every batch; this when it changed."""
+        if weight.requires_grad and not self.copies_trained:
+            return weight
         known = self._copies.get(weight)
-        if known is None or (known.version, known.address) != (weight._version, weight.data_ptr()):
+        if (
+            known is None
+            or (known.version, known.address) != (weight._version, weight.data_ptr())
+            or known.values.requires_grad != weight.requires_grad
+        ):
             values = weight.detach().to(torch.get_autocast_dtype("cpu"))
+            if weight.requires_grad:
+                values.requires_grad_().register_post_accumulate_grad_hook(partial(_hand_over, weight))
             known = self._copies[weight] = _Copy(weight._version, weight.data_ptr(), values)
         return known.values
 
+    def forget_trained(self) -> None:
+        """To be called before trained weights change: some optimizers do so behind PyTorch's back."""
+        self._copies = {weight: copy for weight, copy in self._copies.items() if not weight.requires_grad}
 
-def fuse(model: PreTrainedModel) -> Fusion:
+
+def _hand_over(weight: Tensor, copy: Tensor) -> None:
+    """Adds a copy's gradient to its weight's, in the weight's type, as autocast's own cast does."""
+    gradient, copy.grad = copy.grad, None
+    if gradient is None:
+        return
+    if weight.grad is None:
+        weight.grad = gradient.to(weight.dtype)
+    else:
+        weight.grad.add_(gradient)
+
+
+def fuse(model: PreTrainedModel, *, copies_trained: bool = True) -> Fusion:
     """What of the model can be taken over; nothing on devices other than the CPU, whose kernels are other ones."""
-    fusion = Fusion()
+    fusion = Fusion(copies_trained=copies_trained)
     if model.device.type != "cpu":
         return fusion
     tried: dict[tuple[Any, ...], float | None] = {}

@@ -127,7 +127,8 @@ class Computation:
         if reason is not None:
             raise ConfigError(f"packing: {reason}; use --no-packing")
         head = head_of(causal)
-        fusion = fuse(causal)  # while its weights are whole
+        # While its weights are whole. Several processes listen for the gradients of the weights themselves.
+        fusion = fuse(causal, copies_trained=world.size == 1)
         if options.activation_checkpointing:
             checkpoint_activations(causal)
         return cls(
@@ -272,6 +273,7 @@ def train_step(
         raise failure
     if clip_norm is not None and norm > clip_norm:  # else PyTorch would multiply by 1, in a pass over all gradients
         torch.nn.utils.clip_grads_with_norm_(weights, clip_norm, total_norm)
+    objective.computation.fusion.forget_trained()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     total, counts, means = sums.over(world, weight)

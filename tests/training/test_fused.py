@@ -24,7 +24,7 @@ from templatekit.training.fused import Fusion, fuse
 from templatekit.training.head_loss import linear_losses
 from templatekit.training.lora import attach_lora
 from templatekit.training.model import unwrap
-from templatekit.training.step import Computation
+from templatekit.training.step import Computation, train_step
 from templatekit.types import TokenizedExample
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -323,6 +323,37 @@ def test_a_frozen_weight_is_cast_once_and_again_where_it_changes() -> None:
             changed = layer(states)
         assert torch.equal(changed, layer(states))
         assert not torch.equal(changed, first)
+
+
+class _BehindTheBack(torch.optim.SGD):
+    """Changes weights as optimizers with kernels of their own do: PyTorch does not count it."""
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        for weight in self.param_groups[0]["params"]:
+            weight.data.add_(weight.grad, alpha=-0.1)
+
+
+@pytest.mark.parametrize("budget", [17, 4096])
+def test_trained_weights_are_cast_once_a_step(
+    tiny_model: MakeModel, examples: list[TokenizedExample], monkeypatch: pytest.MonkeyPatch, budget: int
+) -> None:
+    """To the last bit what casts for every micro-batch give, whatever the optimizer does."""
+
+    def trained(*, copied: bool = True) -> tuple[list[float], list[Tensor]]:
+        torch.manual_seed(0)
+        model = tiny_model()
+        computation = Computation.of(model, FinetuneOptions.parse({"precision": "bf16", "pack_tokens": budget}))
+        computation.fusion.copies_trained = copied
+        optimizer = _BehindTheBack(model.parameters(), lr=1)
+        documents = range(len(examples))
+        steps = [train_step(computation, optimizer, examples, documents, clip_norm=1.0) for _ in range(3)]
+        return [number for step in steps for number in (step.loss, step.grad_norm)], [*model.parameters()]
+
+    (numbers, weights), (expected, right) = trained(), trained(copied=False)
+    assert numbers == expected
+    assert all(map(torch.equal, weights, right))
+    monkeypatch.setattr(Fusion, "forget_trained", lambda fusion: None)
+    assert trained()[0] != expected  # negative control: copies that are left
 
 
 def test_states_that_changed_are_cast_again() -> None:
