@@ -150,8 +150,8 @@ class _Preparation:
     _taken: int = 0
 
     def __post_init__(self) -> None:
-        adapter = self.pipeline.adapter
-        self._adapter = adapter.name if adapter else None  # what is read ahead of a part may tell one for later ones
+        # What is read ahead of a part may tell one for later ones.
+        self._adapter = self.pipeline.reader.adapter_name
 
     def parts(self, make: Make, engine: Engine | None, lengths: Lengths | None) -> Iterator[Made]:
         """What is made of the batches of all parts."""
@@ -240,7 +240,7 @@ class _Preparation:
             kept.merge(cast("Kept", own))
             records += begun.records
             if (told := begun.adapters[0]) is not None:
-                self._adapter = self.pipeline.registry.adapters[told].name
+                self._adapter = told
         if not kept.why and self._still_the_same():
             tables = cast("list[Tables]", kept.batches)
             folder = part_folder(self.folder, number)

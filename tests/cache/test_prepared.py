@@ -407,3 +407,36 @@ def test_joined_columns_of_parts_are_columns(bench: Any) -> None:
     plain = [batch.columns for batch in prepared_batches(at.pipeline()) if batch.columns is not None]
     assert list(TokenizedColumns.join(stored)) == list(TokenizedColumns.join(plain))
     assert list(stored[0].select([2, 0])) == list(plain[0].select([2, 0]))
+
+
+PLUGIN = """
+from templatekit import Adapter, Example, Message, hookimpl
+
+class Same(Adapter):
+    name = "same"
+    description = "records of {who}"
+    keys = required = ("{who}", "answer")
+
+    def to_example(self, record):
+        return Example(messages=(Message(role="user", content=record["{who}"]),
+                                 Message(role="assistant", content=record["answer"])))
+
+@hookimpl
+def templatekit_adapters():
+    return [Same()]
+"""
+
+
+def test_a_part_tells_an_adapter_of_two_with_one_name(tmp_path: Path, tokenizer_of: Tokenizers) -> None:
+    """Told by the records' keys the first time, by the part the second."""
+    for who in ("first", "second"):
+        (tmp_path / "plugins").mkdir(exist_ok=True)
+        (tmp_path / "plugins" / f"{who}.py").write_text(PLUGIN.format(who=who), encoding="utf-8")
+    registry = templatekit.create_registry(plugin_dirs=[tmp_path / "plugins"])
+    bench = Bench(tmp_path, registry, tokenizer_of, [{"second": f"q{n}", "answer": "a"} for n in range(7)])
+    made = bench.look(template="chatml", cache=True)
+    assert bench.look(template="chatml", cache=True) == made
+    assert any("are taken from" in said for said in bench.said)
+    pipeline = bench.pipeline(template="chatml", cache=True)
+    list(prepared_batches(pipeline))
+    assert pipeline.reader.adapter_name == "second:same"
