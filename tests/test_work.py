@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from testkit.at_hand import Tokenizers
-from testkit.pieces import in_pieces, lost, swapped, twice
+from testkit.pieces import KINDS, in_pieces, line, lost, swapped, twice
 
 from templatekit import DataOptions, Registry
 from templatekit.chunks import Chunk, chunked
@@ -26,25 +25,6 @@ from templatekit.parts import ForSink, Lengths, in_columns, in_packs, some_parts
 from templatekit.work import Done, Engine, Setup, parts_of
 
 SINKS = ("jsonl", "parquet", "arrow", "openai", "sharegpt", "datasets", "axolotl")
-KINDS = ("plain", "long", "empty", "half", "two turns", "wrong", "no record", "other key")
-
-
-def line(kind: str, number: int) -> str:
-    user, answer = {"role": "user", "content": f"q{number}"}, {"role": "assistant", "content": f"a{number} 1 2"}
-    messages: Any = [user, answer]
-    if kind == "long":
-        answer["content"] *= 30
-    if kind == "empty":
-        answer["content"] = ""
-    if kind == "half":
-        messages = [user, {**answer, "weight": 0.5}]
-    if kind == "two turns":  # two samples, in a template that drops earlier thoughts
-        messages = [user, {**answer, "reasoning_content": "hm"}] * 2
-    if kind == "wrong":
-        messages = 3
-    if kind == "no record":
-        return "[1]" if number % 3 else "{"
-    return json.dumps({"messages": messages, **({"more": 1} if kind == "other key" else {})})
 
 
 class Came(NamedTuple):

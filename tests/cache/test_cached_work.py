@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from testkit.at_hand import Tokenizers
-from testkit.pieces import in_pieces, lost, read_first, read_there, swapped, twice
+from testkit.pieces import KINDS, in_pieces, line, lost, read_first, read_there, swapped, twice
 
 from templatekit import DataOptions, Registry
 from templatekit.cache import prepared_parts, run, tables
@@ -25,26 +24,6 @@ from templatekit.work import Engine
 SIZE = 5
 """Records of a part in these tests."""
 ENGINES = {"here": None, "in pieces": in_pieces, "read first": read_first, "read there": read_there}
-KINDS = ("plain", "long", "system", "tool", "two turns", "wrong", "no record", "other key", "empty")
-
-
-def line(kind: str, number: int) -> str:
-    user, answer = {"role": "user", "content": f"q{number}"}, {"role": "assistant", "content": f"a{number} 1 2"}
-    messages: Any = [user, answer]
-    if kind == "long":
-        answer["content"] *= 30
-    if kind == "empty":
-        answer["content"] = ""
-    if kind in ("system", "tool"):  # other roles and origins than those before
-        messages = [{"role": kind, "content": "be"}, *messages] if kind == "system" else [*messages, *messages]
-        messages.insert(2, {"role": kind, "content": "7"}) if kind == "tool" else None
-    if kind == "two turns":  # two samples, in a template that drops earlier thoughts
-        messages = [user, {**answer, "reasoning_content": "hm"}] * 2
-    if kind == "wrong":
-        messages = 3
-    if kind == "no record":
-        return "[1]" if number % 3 else "{"
-    return json.dumps({"messages": messages, **({"more": 1} if kind == "other key" else {})})
 
 
 class Came(NamedTuple):

@@ -1,12 +1,39 @@
-"""Engines in this process: all that other processes would be sent is packed and unpacked."""
+"""Lines of a file, good and bad; and engines in this process: all that another would be sent is packed and unpacked."""
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Generator, Iterator
+from typing import Any
 
 from templatekit.chunks import Chunk
 from templatekit.work import Done, Setup, Worker
+
+KINDS = ("plain", "long", "empty", "half", "system", "tool", "two turns", "wrong", "no record", "other key")
+
+
+def line(kind: str, number: int) -> str:
+    """A line of a file of conversations, of one of the kinds."""
+    user, answer = {"role": "user", "content": f"q{number}"}, {"role": "assistant", "content": f"a{number} 1 2"}
+    messages: Any = [user, answer]
+    if kind == "long":
+        answer["content"] *= 30
+    if kind == "empty":
+        answer["content"] = ""
+    if kind == "half":
+        messages = [user, {**answer, "weight": 0.5}]
+    if kind == "system":  # other roles and origins than those before
+        messages = [{"role": kind, "content": "be"}, user, answer]
+    if kind == "tool":
+        messages = [user, answer, {"role": kind, "content": "7"}, user, answer]
+    if kind == "two turns":  # two samples, in a template that drops earlier thoughts
+        messages = [user, {**answer, "reasoning_content": "hm"}] * 2
+    if kind == "wrong":
+        messages = 3
+    if kind == "no record":
+        return "[1]" if number % 3 else "{"
+    return json.dumps({"messages": messages, **({"more": 1} if kind == "other key" else {})})
 
 
 def in_pieces(setup: Setup, chunks: Iterator[Chunk]) -> Generator[Done, None, None]:
