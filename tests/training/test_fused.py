@@ -328,7 +328,7 @@ def test_a_frozen_weight_is_cast_once_and_again_where_it_changes() -> None:
 class _BehindTheBack(torch.optim.SGD):
     """Changes weights as optimizers with kernels of their own do: PyTorch does not count it."""
 
-    def step(self, closure: object = None) -> None:  # type: ignore[override]
+    def step(self, closure: object = None) -> None:  # type: ignore[override]  # torch's takes a loss too
         for weight in self.param_groups[0]["params"]:
             weight.data.add_(weight.grad, alpha=-0.1)
 
