@@ -19,6 +19,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from templatekit.training.autograd import apply, cast_backward, cast_forward
+from templatekit.training.products import wide_product
 from templatekit.types import Segment
 
 RUN = 96
@@ -190,7 +191,7 @@ class _PathAttention(Function):
                 _rows(states, places, group.rows, heads)
                 for states, places in ((q, group.queries), (k, group.keys), (v, group.keys))
             )
-            of_weights = torch.bmm(given.to(wide), value.to(wide).transpose(1, 2))
+            of_weights = wide_product(given, value.transpose(1, 2))
             dscores = torch._softmax_backward_data(of_weights, weights.to(wide), -1, wide)
             dscores = dscores.mul_(ctx.scale).to(q.dtype)
             parts.append(_from_rows(torch.bmm(dscores, key), group.rows, heads, group.longest))
@@ -208,11 +209,10 @@ def _weights(q: Tensor, k: Tensor, group: Rows, scale: float) -> Tensor:
 
     Shape (rows * key heads, heads a key head * queries, keys).
     """
-    wide = torch.promote_types(q.dtype, torch.float32)
     heads = k.shape[1]
-    query = _rows(q, group.queries, group.rows, heads).to(wide) * scale
-    key = _rows(k, group.keys, group.rows, heads).to(wide)
-    scores = torch.bmm(query, key.transpose(1, 2))
+    query = _rows(q, group.queries, group.rows, heads)
+    key = _rows(k, group.keys, group.rows, heads)
+    scores = wide_product(query, key.transpose(1, 2), scale)
     scores.view(group.rows, -1, group.longest, group.widest).add_(group.hidden)
     return torch.softmax(scores, dim=-1).to(q.dtype)
 

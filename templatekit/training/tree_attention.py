@@ -21,6 +21,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from templatekit.training.autograd import apply, cast_backward, cast_forward
+from templatekit.training.products import wide_product
 from templatekit.types import Segment
 
 LONG = 256
@@ -221,14 +222,13 @@ class _Block:
         else:
             weights = kept * (own_total - total).exp_()
         dv = torch.bmm(weights.to(grad.dtype).transpose(1, 2), grad)
-        dscores = torch.bmm(grad.to(total.dtype), self.value.to(total.dtype).transpose(1, 2))
+        dscores = wide_product(grad, self.value.transpose(1, 2))
         dscores = dscores.sub_(delta).mul_(weights).mul_(self.scale).to(grad.dtype)
         return torch.bmm(dscores, self.key), torch.bmm(dscores.transpose(1, 2), self.query), dv
 
     def _scores(self) -> Tensor:
         """Shape (rows, queries, keys), in fp32 or wider."""
-        wide = torch.promote_types(self.query.dtype, torch.float32)
-        scores = torch.bmm(self.query.to(wide) * self.scale, self.key.to(wide).transpose(1, 2))
+        scores = wide_product(self.query, self.key.transpose(1, 2), self.scale)
         if self.causal is not None:
             hidden = torch.ones(self.causal, self.causal, dtype=torch.bool).triu_(1)
             scores.view(-1, self.causal, self.causal).masked_fill_(hidden, float("-inf"))

@@ -99,18 +99,18 @@ def test_a_padded_batch_gives_the_loss_and_gradients_of_its_examples(
 
 @pytest.mark.parametrize("budget", [1, 24, 40, 10_000])
 def test_any_packing_of_a_step_gives_the_same_gradients(
-    tiny_model: MakeModel, examples: list[TokenizedExample], budget: int
+    tiny_model: MakeModel, in_fp64: Exactly, examples: list[TokenizedExample], budget: int
 ) -> None:
-    model = tiny_model()
+    model = in_fp64(tiny_model())
     packs = pack([len(item) - 1 for item in examples], budget)
     batches = [collate_packed(pack_examples(examples, documents), CPU) for documents in packs]
     _assert_close(_run(model, batches), _alone(model, examples))
 
 
 def test_activation_checkpointing_recomputes_within_the_isolation(
-    tiny_model: MakeModel, examples: list[TokenizedExample]
+    tiny_model: MakeModel, in_fp64: Exactly, examples: list[TokenizedExample]
 ) -> None:
-    model = tiny_model()
+    model = in_fp64(tiny_model())
     expected = _alone(model, examples)
     model.activation_checkpointing_enable()
     _assert_close(_run(model, [_pack(examples)]), expected)
