@@ -9,7 +9,7 @@ shared is short: `lay_out_paths` says whether it is, and `tree_attention` comput
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -19,14 +19,14 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from templatekit.training.autograd import apply, cast_backward, cast_forward
-from templatekit.training.products import wide_product
+from templatekit.training.products import product
 from templatekit.types import Segment
 
 RUN = 96
 """About how many queries of a segment go behind one copy of their keys: longer runs see more of what they must not."""
 COPIES = 6
 """Keys for each token of a pack, copies counted, from which copying is not worth it."""
-KEPT = 128
+KEPT = 512
 """Keys up to which the weights of the forward pass are kept for the backward one; of more they are computed again."""
 PRODUCT = 4096
 """How many pairs of query and key cost as much as to begin one more product."""
@@ -47,10 +47,12 @@ class Rows(NamedTuple):
     keys: Tensor
     """Shape (rows * widest,), likewise."""
     padding: Tensor | None
-    """Shape (rows * longest, 1, 1), bool: true for queries that are padding; None where there are none."""
+    """Shape (rows, longest), bool: true for queries that are padding; None where there are none."""
+    seen: int
+    """So many of a row's first keys are seen by all of its queries."""
     hidden: Tensor
-    """Shape (rows, 1, longest, widest): minus infinity where a query does not see a key, else 0. Padding queries see
-    what the last query of their row sees."""
+    """Shape (rows, longest, widest - seen): minus infinity where a query does not see one of the other keys, else 0.
+    Padding queries see what the last query of their row sees."""
 
 
 @dataclass(frozen=True, slots=True)  # autocast would take a tuple apart
@@ -60,6 +62,28 @@ class PathLayout:
     groups: tuple[Rows, ...]
     places: Tensor
     """Shape (tokens,): where each token stands in the groups laid end to end."""
+    _by_heads: dict[int, PathLayout] = field(default_factory=dict, repr=False, compare=False)
+
+    def of_heads(self, heads: int) -> PathLayout:
+        """The same where each token's states are a row for each key head, as they lie in memory.
+
+        The heads of a group come before its rows: `queries` and `keys` have shapes (heads * rows * longest,) and
+        (heads * rows * widest,), and `places` has (tokens * heads,).
+        """
+        known = self._by_heads.get(heads)
+        if known is None:
+            numbers = torch.arange(heads)
+            groups, places = [], self.places[:, None].repeat(1, heads)
+            start = 0
+            for group in self.groups:
+                queries, keys = ((numbers[:, None] + heads * own).flatten() for own in (group.queries, group.keys))
+                groups.append(group._replace(queries=queries, keys=keys))
+                size = group.rows * group.longest
+                here = (self.places >= start) & (self.places < start + size)
+                places[here] += (heads - 1) * start + numbers * size
+                start += size
+            known = self._by_heads[heads] = PathLayout(tuple(groups), places.flatten())
+        return known
 
 
 def lay_out_paths(segments: Sequence[Segment]) -> PathLayout | None:
@@ -127,8 +151,9 @@ def _together(paths: Sequence[Tensor], lengths: Sequence[int]) -> Rows:
     own, whole = torch.tensor(lengths)[:, None], torch.tensor([len(path) for path in paths])[:, None]
     numbers = torch.arange(longest).expand(rows, longest)
     last_seen = torch.minimum(whole - own + numbers, whole - 1)
-    hidden = torch.zeros(rows, 1, longest, widest)
-    hidden.masked_fill_((torch.arange(widest) > last_seen[:, :, None])[:, None], float("-inf"))
+    seen = int(last_seen.min()) + 1
+    hidden = torch.zeros(rows, longest, widest - seen)
+    hidden.masked_fill_(torch.arange(seen, widest) > last_seen[:, :, None], float("-inf"))
     padding = numbers >= own
     return Rows(
         rows,
@@ -136,7 +161,8 @@ def _together(paths: Sequence[Tensor], lengths: Sequence[int]) -> Rows:
         widest,
         queries.flatten(),
         keys.flatten(),
-        padding.reshape(-1, 1, 1) if bool(padding.any()) else None,
+        padding if bool(padding.any()) else None,
+        seen,
         hidden,
     )
 
@@ -154,83 +180,81 @@ def path_attention(query: Tensor, key: Tensor, value: Tensor, layout: PathLayout
 
 
 class _PathAttention(Function):
-    """Tensors in here have shape (tokens, heads, width), those of a group (rows * key heads, places, width)."""
+    """Tensors in here have shape (tokens * key heads, heads a key head * width), those of a group (key heads * rows,
+    places * heads a key head, width).
+    """
 
     @staticmethod
     @cast_forward(torch.bfloat16)
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: PathLayout, scale: float) -> Tensor:
-        q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+        heads, width = key.shape[1], key.shape[3]
+        layout = layout.of_heads(heads)
+        q, k, v = (_by_token(states, heads) for states in (query, key, value))
+        wide_q, wide_k = _wide(q), _wide(k)
         parts, kept = [], []
         for group in layout.groups:
-            weights = _weights(q, k, group, scale)
-            part = torch.bmm(weights, _rows(v, group.keys, group.rows, k.shape[1]))
-            parts.append(_from_rows(part, group.rows, k.shape[1], group.longest))
+            weights = _weights(wide_q, wide_k, group, heads, q.dtype, scale).to(q.dtype)
+            part = torch.bmm(weights, _rows(v, group.keys, group.rows * heads, width))
+            parts.append(part.view(len(group.queries), -1))
             kept.append(weights if group.widest <= KEPT else None)
         ctx.save_for_backward(q, k, v, *kept)
-        ctx.layout, ctx.scale = layout, scale
-        return torch.cat(parts).index_select(0, layout.places)[None]
+        ctx.layout, ctx.heads, ctx.scale = layout, heads, scale
+        return torch.cat(parts).index_select(0, layout.places).view(1, query.shape[2], query.shape[1], width)
 
     @staticmethod
     @cast_backward
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors
-        heads = k.shape[1]
-        grad = grad[0].to(q.dtype)
-        wide = torch.promote_types(q.dtype, torch.float32)
-        dk, dv = torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
+        heads, width = ctx.heads, k.shape[1]
+        given = grad.to(q.dtype).reshape(q.shape)
+        wide_v = _wide(v)
+        wide_q, wide_k = (_wide(q), _wide(k)) if any(weights is None for weights in kept) else (q, k)
+        dk, dv = torch.zeros_like(wide_v), torch.zeros_like(wide_v)
         parts = []
-        for group, known in zip(ctx.layout.groups, kept, strict=True):
-            weights = _weights(q, k, group, ctx.scale) if known is None else known
-            # Padding asks for nothing, so no key gets anything of it.
-            given = grad.index_select(0, group.queries)
-            if group.padding is not None:
-                given.masked_fill_(group.padding, 0)
-            given = _parted(given, group.rows, heads)
-            query, key, value = (
-                _rows(states, places, group.rows, heads)
-                for states, places in ((q, group.queries), (k, group.keys), (v, group.keys))
-            )
-            of_weights = wide_product(given, value.transpose(1, 2))
-            dscores = torch._softmax_backward_data(of_weights, weights.to(wide), -1, wide)
-            dscores = dscores.mul_(ctx.scale).to(q.dtype)
-            parts.append(_from_rows(torch.bmm(dscores, key), group.rows, heads, group.longest))
-            for total, part in (
-                (dk, torch.bmm(dscores.transpose(1, 2), query)),
-                (dv, torch.bmm(weights.transpose(1, 2), given)),
-            ):
-                total.index_add_(0, group.keys, _from_rows(part, group.rows, heads, group.widest).to(wide))
+        for group, weights in zip(ctx.layout.groups, kept, strict=True):
+            rows = group.rows * heads
+            if weights is None:
+                wide_weights = _weights(wide_q, wide_k, group, heads, q.dtype, ctx.scale)
+                weights = wide_weights.to(q.dtype)
+            else:
+                wide_weights = _wide(weights)
+            asked = _rows(given, group.queries, rows, width)
+            if group.padding is not None:  # padding asks for nothing, so no key gets anything of it
+                asked.view(heads, *group.padding.shape, -1).masked_fill_(group.padding[:, :, None], 0)
+            value = _rows(wide_v, group.keys, rows, width).transpose(1, 2)
+            of_weights = product(_wide(asked), value, q.dtype, ctx.scale)
+            dscores = torch._softmax_backward_data(of_weights, wide_weights, -1, of_weights.dtype).to(q.dtype)
+            parts.append(torch.bmm(dscores, _rows(k, group.keys, rows, width)).view(len(group.queries), -1))
+            for total, towards, asking in ((dk, dscores, _rows(q, group.queries, rows, width)), (dv, weights, asked)):
+                part = torch.bmm(towards.transpose(1, 2), asking)
+                total.index_add_(0, group.keys, part.view(-1, width).to(total.dtype))
         dq = torch.cat(parts).index_select(0, ctx.layout.places)
-        return (*(states.to(q.dtype).transpose(0, 1)[None] for states in (dq, dk, dv)), None, None)
+        gradients = (states.to(q.dtype).view(1, grad.shape[1], -1, width).transpose(1, 2) for states in (dq, dk, dv))
+        return (*gradients, None, None)
 
 
-def _weights(q: Tensor, k: Tensor, group: Rows, scale: float) -> Tensor:
-    """What each query takes of each key's value, in their type; the scores are in fp32 or wider.
-
-    Shape (rows * key heads, heads a key head * queries, keys).
+def _by_token(states: Tensor, heads: int) -> Tensor:
+    """From (1, any heads, tokens, width) to (tokens * key heads, heads a key head * width), which is no copy as a rule:
+    a model's products make states that lie so.
     """
-    heads = k.shape[1]
-    query = _rows(q, group.queries, group.rows, heads)
-    key = _rows(k, group.keys, group.rows, heads)
-    scores = wide_product(query, key.transpose(1, 2), scale)
-    scores.view(group.rows, -1, group.longest, group.widest).add_(group.hidden)
-    return torch.softmax(scores, dim=-1).to(q.dtype)
+    return states[0].transpose(0, 1).reshape(states.shape[2] * heads, -1)
 
 
-def _rows(states: Tensor, tokens: Tensor, rows: int, heads: int) -> Tensor:
-    """From (tokens, any heads, width) to (rows * key heads, heads a key head * places, width)."""
-    return _parted(states.index_select(0, tokens), rows, heads)
+def _wide(states: Tensor) -> Tensor:
+    return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
-def _parted(laid: Tensor, rows: int, heads: int) -> Tensor:
-    """From (rows * places, any heads, width) to (rows * key heads, heads a key head * places, width)."""
-    width = laid.shape[-1]
-    parted = laid.view(rows, -1, heads, laid.shape[1] // heads, width).permute(0, 2, 3, 1, 4)
-    return parted.reshape(rows * heads, -1, width)
+def _rows(states: Tensor, places: Tensor, rows: int, width: int) -> Tensor:
+    """The states of a group's queries or keys."""
+    return states.index_select(0, places).view(rows, -1, width)
 
 
-def _from_rows(states: Tensor, rows: int, heads: int, places: int) -> Tensor:
-    """The inverse of `_parted`: shape (rows * places, any heads, width)."""
-    width = states.shape[-1]
-    parted = states.view(rows, heads, -1, places, width).permute(0, 3, 1, 2, 4)
-    return parted.reshape(rows * places, -1, width)
+def _weights(q: Tensor, k: Tensor, group: Rows, heads: int, values: torch.dtype, scale: float) -> Tensor:
+    """What each query takes of each key's value, shape (key heads * rows, queries * heads a key head, keys)."""
+    rows, width = group.rows * heads, k.shape[1]
+    query, key = _rows(q, group.queries, rows, width), _rows(k, group.keys, rows, width)
+    scores = product(query, key.transpose(1, 2), values, scale)
+    each = scores.view(heads, group.rows, group.longest, -1, group.widest)
+    each[..., group.seen :].add_(group.hidden[:, :, None])
+    return torch.softmax(scores, dim=-1)

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 
-def wide_product(first: Tensor, second: Tensor, scale: float = 1.0) -> Tensor:
-    """`scale * first @ second`, of shapes (rows, n, width) and (rows, width, m), in fp32 or wider."""
-    wide = torch.promote_types(first.dtype, torch.float32)
-    into = torch.empty((), dtype=wide, device=first.device)
-    with _as_bf16(first.dtype == second.dtype == torch.bfloat16):
-        return torch.baddbmm(into, first.to(wide), second.to(wide), beta=0, alpha=scale)
+def product(first: Tensor, second: Tensor, values: torch.dtype, scale: float = 1.0) -> Tensor:
+    """`scale * first @ second`, of shapes (rows, n, width) and (rows, width, m) and of one type.
+
+    `values` is the type that their numbers come from: of two in fp32 that were bf16 it is cheaper.
+    """
+    into = first.new_empty(())
+    with _as_bf16(first.dtype == torch.float32 and values == torch.bfloat16):
+        return torch.baddbmm(into, first, second, beta=0, alpha=scale)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from templatekit.training.autograd import apply, cast_backward, cast_forward
-from templatekit.training.products import wide_product
+from templatekit.training.products import product
 from templatekit.types import Segment
 
 LONG = 256
@@ -222,13 +222,15 @@ class _Block:
         else:
             weights = kept * (own_total - total).exp_()
         dv = torch.bmm(weights.to(grad.dtype).transpose(1, 2), grad)
-        dscores = wide_product(grad, self.value.transpose(1, 2))
+        wide_value = self.value.to(total.dtype)
+        dscores = product(grad.to(total.dtype), wide_value.transpose(1, 2), self.value.dtype)
         dscores = dscores.sub_(delta).mul_(weights).mul_(self.scale).to(grad.dtype)
         return torch.bmm(dscores, self.key), torch.bmm(dscores.transpose(1, 2), self.query), dv
 
     def _scores(self) -> Tensor:
         """Shape (rows, queries, keys), in fp32 or wider."""
-        scores = wide_product(self.query, self.key.transpose(1, 2), self.scale)
+        wide = torch.promote_types(self.query.dtype, torch.float32)
+        scores = product(self.query.to(wide), self.key.to(wide).transpose(1, 2), self.query.dtype, self.scale)
         if self.causal is not None:
             hidden = torch.ones(self.causal, self.causal, dtype=torch.bool).triu_(1)
             scores.view(-1, self.causal, self.causal).masked_fill_(hidden, float("-inf"))

@@ -284,12 +284,13 @@ def test_the_layout_of_paths_holds_every_token_once(examples: list[TokenizedExam
     for group in layout.groups:
         assert group.longest <= 1.5 * run
         assert group.rows == 1 or group.rows * group.longest * group.widest <= together
-        assert group.hidden.shape == (group.rows, 1, group.longest, group.widest)
+        assert group.hidden.shape == (group.rows, group.longest, group.widest - group.seen)
+        hidden = torch.nn.functional.pad(group.hidden, (group.seen, 0))
         # What a query sees is its document up to itself.
         for row, query in enumerate(group.queries.view(group.rows, -1).tolist()):
             keys = group.keys.view(group.rows, -1)[row]
             for place, token in enumerate(query):
-                assert keys[group.hidden[row, 0, place] == 0].tolist() == paths[token]
+                assert keys[hidden[row, place] == 0].tolist() == paths[token]
 
 
 def test_groups_are_the_cheapest_runs() -> None:
