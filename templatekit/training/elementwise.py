@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding
 
 from templatekit.training.autograd import apply, cast_backward, cast_forward
 
@@ -91,3 +92,29 @@ def _rotated(states: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Te
     result[..., :half].addcmul_(wide[..., half:], sin[..., :half], value=-1)
     result[..., half:].addcmul_(wide[..., :half], sin[..., half:])
     return result.to(dtype)
+
+
+def lookup(weight: Tensor, ids: Tensor, padding: int | None = None) -> Tensor:
+    """The rows of `weight` at `ids`, which has to be a leaf: the backward pass adds to its `grad` itself.
+
+    Autograd would make a gradient of all rows, zeros but for a few, and add that. Rows at `padding` get no gradient.
+    """
+    return apply(_Lookup, weight, ids, padding)
+
+
+class _Lookup(Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, padding: int | None) -> Tensor:
+        ctx.weight, ctx.ids, ctx.padding = weight, ids, padding
+        return embedding(ids, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+        weight, ids = ctx.weight, ctx.ids
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        if ctx.padding is not None:
+            grad = grad.masked_fill((ids == ctx.padding)[..., None], 0)
+        weight.grad.index_add_(0, ids.flatten(), grad.reshape(-1, grad.shape[-1]).to(weight.dtype))
+        return None, None, None

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import embedding, linear
 from transformers import PreTrainedModel
 
-from templatekit.training.elementwise import rms_norm, rotary
+from templatekit.training.elementwise import lookup, rms_norm, rotary
 
 _ROTARY = "apply_rotary_pos_emb"
 """The function that transformers' models rotate queries and keys with, in each file of theirs."""
@@ -49,16 +49,19 @@ class Fusion:
 
     norms: dict[nn.Module, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     linears: list[nn.Linear] = field(default_factory=list)
+    embeddings: list[nn.Embedding] = field(default_factory=list)
     rotations: list[str] = field(default_factory=list)
     """Modules of Python in which the rotation is replaced."""
     copies_trained: bool = True
-    """Whether trained weights are cast once a step. Not where others wait for the weights' own gradients."""
+    """Whether weights are trained without autograd's telling of it: of copies that are cast once a step, and by rows of
+    embeddings. Not where others wait for the weights' own gradients."""
     _copies: dict[Tensor, _Copy] = field(default_factory=dict)
     _cast: _Cast | None = None
     """The last states that were cast: queries, keys and values are computed of the same ones."""
 
     def __str__(self) -> str:
-        parts = {"norms": len(self.norms), "linear layers": len(self.linears), "rotary embeddings": len(self.rotations)}
+        parts = {"norms": len(self.norms), "linear layers": len(self.linears)}
+        parts.update({"embeddings": len(self.embeddings), "rotary embeddings": len(self.rotations)})
         return ", ".join(f"{count} {name}" for name, count in parts.items() if count) or "nothing"
 
     @contextmanager
@@ -66,6 +69,7 @@ class Fusion:
         """While it lasts the model computes with what was taken over. The backward pass belongs inside, too."""
         forwards: dict[nn.Module, Any] = dict(self.norms)
         forwards.update((module, self._linear(module)) for module in self.linears)
+        forwards.update((module, partial(_looked_up, module)) for module in self.embeddings)
         rotations = {name: getattr(sys.modules[name], _ROTARY) for name in self.rotations}
         # Whoever has put a forward of his own on a module keeps it.
         mine = {module: forward for module, forward in forwards.items() if "forward" not in vars(module)}
@@ -86,9 +90,15 @@ class Fusion:
         def forward(states: Tensor) -> Tensor:
             if not torch.is_autocast_enabled("cpu"):
                 return linear(states, module.weight, module.bias)
-            return linear(self._narrow(states), self.narrow_weight(module.weight), module.bias)
+            return linear(self._narrow(states), self._narrow_weight(module.weight), module.bias)
 
         return forward
+
+    def weight(self, module: nn.Linear) -> Tensor:
+        """Of a layer that was taken over, in autocast's type where that is on."""
+        if module not in self.linears or not torch.is_autocast_enabled("cpu"):
+            return module.weight
+        return self._narrow_weight(module.weight)
 
     def _narrow(self, states: Tensor) -> Tensor:
         """The states in autocast's type; one cast for all layers that take the same states in a row."""
@@ -102,7 +112,7 @@ class Fusion:
             self._cast = _Cast(states, states._version, states.to(torch.get_autocast_dtype("cpu")))
         return self._cast.values
 
-    def narrow_weight(self, weight: Tensor) -> Tensor:
+    def _narrow_weight(self, weight: Tensor) -> Tensor:
         """The weight in autocast's type. Autocast casts one at every use, or for every batch; this when it changed."""
         if weight.requires_grad and not self.copies_trained:
             return weight
@@ -121,6 +131,13 @@ class Fusion:
     def forget_trained(self) -> None:
         """To be called before trained weights change: some optimizers do so behind PyTorch's back."""
         self._copies = {weight: copy for weight, copy in self._copies.items() if not weight.requires_grad}
+
+
+def _looked_up(module: nn.Embedding, ids: Tensor) -> Tensor:
+    weight = module.weight
+    if weight.requires_grad and torch.is_grad_enabled():
+        return lookup(weight, ids, module.padding_idx)
+    return embedding(ids, weight)
 
 
 def _hand_over(weight: Tensor, copy: Tensor) -> None:
@@ -145,6 +162,8 @@ def fuse(model: PreTrainedModel, *, copies_trained: bool = True) -> Fusion:
             continue
         if type(module) is nn.Linear:
             fusion.linears.append(module)
+        if type(module) is nn.Embedding and copies_trained and not (module.max_norm or module.scale_grad_by_freq):
+            fusion.embeddings.append(module)
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
         weight = getattr(module, "weight", None)
         # A bias is zero before it is trained: the trial alone would not see it.

@@ -8,7 +8,6 @@ for the backward pass is the gradient of the loss, in the narrow type that the p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,10 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from templatekit.training.autograd import apply
 
-CHUNK_BYTES = 2**26
-"""Logits that one product makes."""
-KEPT_BYTES = 2**27
-"""Gradients of logits that are kept for the backward pass; those of further targets are computed again there."""
+CHUNK_BYTES = 3 * 2**26
+"""Logits that there are at once. Their gradients are kept for the backward pass, where those of targets beyond them are
+computed again."""
 BLOCK = 2**19
 """Logits that pass through softmax together on the CPU, as numbers: few enough for its cache."""
 
@@ -32,54 +30,55 @@ def linear_losses(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     Shapes (targets, width), (vocabulary, width), (targets,). The products are computed in the type of `hidden`, to
     which `head` is cast; all else in fp32 or wider, as is the result.
     """
-    wanted = torch.is_grad_enabled()
-    return apply(_LinearLosses, hidden, head.to(hidden.dtype), targets, wanted)
+    return apply(_LinearLosses, hidden, head.to(hidden.dtype), targets)
 
 
 class _LinearLosses(Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, wanted: bool) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         losses = hidden.new_empty(len(targets), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        kept: list[Tensor] = []
-        room = KEPT_BYTES if wanted else 0
-        with torch.autocast(hidden.device.type, enabled=False):
-            for own in _chunks(targets, head):
-                logits = hidden[own] @ head.t()
-                losses[own] = _to_gradient(logits, targets[own])
-                room -= logits.numel() * logits.element_size()
-                if room >= 0:
-                    kept.append(logits)
-        ctx.save_for_backward(hidden, head, targets, *kept)
+        chunks = _chunks(targets, head)
+        logits = hidden.new_empty(len(targets[chunks[0]]), len(head))
+        # The first comes last: it is the one whose gradients stay, and it is never shorter than another.
+        for own in reversed(chunks):
+            losses[own] = _gradient(hidden[own], head, targets[own], logits)
+        ctx.save_for_backward(hidden, head, targets, logits)
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, head, targets, *kept = ctx.saved_tensors
+        hidden, head, targets, logits = ctx.saved_tensors
         of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         of_head: Tensor | None = None
-        with torch.autocast(hidden.device.type, enabled=False):
-            for number, own in enumerate(_chunks(targets, head)):
-                if number < len(kept):
-                    gradient = kept[number]
-                else:
-                    gradient = hidden[own] @ head.t()
-                    _to_gradient(gradient, targets[own])
-                factor = grad[own, None]
+        for number, own in enumerate(_chunks(targets, head)):
+            if number:
+                _gradient(hidden[own], head, targets[own], logits)
+            gradient = logits[: len(targets[own])]
+            factor = grad[own, None]
+            with torch.autocast(hidden.device.type, enabled=False):
                 if of_hidden is not None:
                     of_hidden[own] = (gradient @ head) * factor
                 if ctx.needs_input_grad[1]:
                     part = gradient.t() @ (hidden[own] * factor).to(hidden.dtype)
                     # Over several chunks it is summed up in fp32 or wider, as over several micro-batches.
                     of_head = part if of_head is None else of_head.to(grad.dtype).add_(part)
-        if ctx.needs_input_grad[1]:
-            of_head = torch.zeros_like(head) if of_head is None else of_head.to(head.dtype)
-        return of_hidden, of_head, None, None
+        return of_hidden, None if of_head is None else of_head.to(head.dtype), None
 
 
-def _chunks(targets: Tensor, head: Tensor) -> Iterator[slice]:
+def _chunks(targets: Tensor, head: Tensor) -> list[slice]:
+    """Of the targets, all but the last equally many, and at least one chunk."""
     size = max(1, CHUNK_BYTES // (head.shape[0] * head.element_size()))
-    return (slice(start, min(start + size, len(targets))) for start in range(0, len(targets), size))
+    starts = range(0, max(1, len(targets)), size)
+    return [slice(start, min(start + size, len(targets))) for start in starts]
+
+
+def _gradient(hidden: Tensor, head: Tensor, targets: Tensor, into: Tensor) -> Tensor:
+    """The losses of a chunk; the gradients of its logits stand in the first rows of `into` then."""
+    logits = into[: len(targets)]
+    with torch.autocast(hidden.device.type, enabled=False):
+        torch.mm(hidden, head.t(), out=logits)
+    return _to_gradient(logits, targets)
 
 
 def _to_gradient(logits: Tensor, targets: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from templatekit.training.collate import Batch
+from templatekit.training.fused import Fusion
 from templatekit.training.head_loss import linear_losses
 
 LOGITS_AT_ONCE = 2**24
@@ -76,11 +77,12 @@ def head_of(model: PreTrainedModel) -> Head | None:
 class TargetLosses(nn.Module):
     """A model with its head, asked for the losses of a batch's targets: what DDP and FSDP wrap, whole."""
 
-    def __init__(self, model: PreTrainedModel, head: Head | None) -> None:
+    def __init__(self, model: PreTrainedModel, head: Head | None, fusion: Fusion | None = None) -> None:
         """Without a `head` the model's own logits are taken, all at once."""
         super().__init__()
         self.model = model
         self.head = head
+        self.fusion = Fusion() if fusion is None else fusion
 
     def forward(self, batch: Batch) -> Tensor:
         """The cross-entropy of each target of the batch in nats, shape (targets,), fp32 or wider."""
@@ -96,7 +98,7 @@ class TargetLosses(nn.Module):
             device = hidden.device.type
             if torch.is_autocast_enabled(device):
                 hidden = hidden.to(torch.get_autocast_dtype(device))
-            return linear_losses(hidden, cast("nn.Linear", self.head.projection).weight, batch.targets)
+            return linear_losses(hidden, self.fusion.weight(cast("nn.Linear", self.head.projection)), batch.targets)
         size = max(1, LOGITS_AT_ONCE // self.model.config.get_text_config().vocab_size)
         if len(batch.targets) <= size:
             return _chunk(self.head, hidden, batch.targets)

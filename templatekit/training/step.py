@@ -134,7 +134,7 @@ class Computation:
         return cls(
             model=causal,
             head=head,
-            losses=divide(TargetLosses(causal, head), world, options.distributed),
+            losses=divide(TargetLosses(causal, head, fusion), world, options.distributed),
             packing=options.packing,
             share=options.share and not drops_out(causal),
             pack_tokens=options.pack_tokens,
