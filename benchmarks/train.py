@@ -155,7 +155,7 @@ def main(
     profiled: bool,
     alone: bool,
 ) -> None:
-    variants = variants or ("packed,shared" if pairs else "trl-4,trl-8,litgpt-8,padded,packed,shared,again,lora")
+    variants = variants or ("packed,shared" if pairs else "trl-1,trl-4,trl-8,litgpt-8,padded,packed,shared,again,lora")
     if alone:
         import torch
 
