@@ -24,6 +24,7 @@ from templatekit.training.fused import Fusion, fuse
 from templatekit.training.head_loss import linear_losses
 from templatekit.training.lora import attach_lora
 from templatekit.training.model import unwrap
+from templatekit.training.products import product
 from templatekit.training.step import Computation, train_step
 from templatekit.types import TokenizedExample
 
@@ -375,6 +376,55 @@ def test_trained_weights_are_cast_once_a_step(
     assert all(map(torch.equal, weights, right))
     monkeypatch.setattr(Fusion, "forget_trained", lambda fusion: None)
     assert trained()[0] != expected  # negative control: copies that are left
+
+
+def test_the_head_is_cast_once_a_step_too(tiny_model: MakeModel) -> None:
+    head = tiny_model().get_output_embeddings()
+    assert isinstance(head, nn.Linear)
+    fusion = Fusion(linears=[head])
+    assert fusion.weight(head) is head.weight
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = fusion.weight(head)
+        assert narrow.dtype == torch.bfloat16
+        assert fusion.weight(head) is narrow
+        fusion.forget_trained()
+        assert fusion.weight(head) is not narrow
+        assert Fusion().weight(head) is head.weight
+
+
+@given(
+    rows=SIZES,
+    queries=SIZES,
+    keys=SIZES,
+    width=SIZES,
+    seed=SEEDS,
+    values=st.sampled_from([torch.bfloat16, torch.float32]),
+)
+def test_scores(rows: int, queries: int, keys: int, width: int, seed: int, values: torch.dtype) -> None:
+    """Of numbers that come from bf16, whatever the processor does with leave to take them for such, nothing is lost."""
+    first, second = (drawn.to(values) for drawn in _drawn(seed, (rows, queries, width), (rows, width, keys)))
+    found = product(first.float(), second.float(), values, 0.3)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), 0.3 * first.double() @ second.double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("values", [torch.bfloat16, torch.float32])
+def test_leave_to_compute_in_bf16_is_for_its_values_and_ends_with_the_product(
+    monkeypatch: pytest.MonkeyPatch, values: torch.dtype
+) -> None:
+    backend: Any = torch.backends.mkldnn
+    before = backend.matmul.fp32_precision
+    while_it_lasts = []
+
+    def failing(*args: Any, **kwargs: Any) -> Tensor:
+        while_it_lasts.append(backend.matmul.fp32_precision)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(torch, "baddbmm", failing)
+    with pytest.raises(ZeroDivisionError):
+        product(torch.ones(1, 2, 3), torch.ones(1, 3, 2), values)
+    assert while_it_lasts == ["bf16" if values == torch.bfloat16 else before]
+    assert backend.matmul.fp32_precision == before
 
 
 def test_states_that_changed_are_cast_again() -> None:
