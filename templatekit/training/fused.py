@@ -52,9 +52,9 @@ class Fusion:
     embeddings: list[nn.Embedding] = field(default_factory=list)
     rotations: list[str] = field(default_factory=list)
     """Modules of Python in which the rotation is replaced."""
-    copies_trained: bool = True
-    """Whether weights are trained without autograd's telling of it: of copies that are cast once a step, and by rows of
-    embeddings. Not where others wait for the weights' own gradients."""
+    takes_gradients: bool = True
+    """Whether gradients of trained weights are added here and not by autograd: those of copies that are cast once a
+    step, and those of embeddings, by their rows. Not where others wait for autograd to add them."""
     _copies: dict[Tensor, _Copy] = field(default_factory=dict)
     _cast: _Cast | None = None
     """The last states that were cast: queries, keys and values are computed of the same ones."""
@@ -114,7 +114,7 @@ class Fusion:
 
     def _narrow_weight(self, weight: Tensor) -> Tensor:
         """The weight in autocast's type. Autocast casts one at every use, or for every batch; this when it changed."""
-        if weight.requires_grad and not self.copies_trained:
+        if weight.requires_grad and not self.takes_gradients:
             return weight
         known = self._copies.get(weight)
         if (
@@ -151,9 +151,9 @@ def _hand_over(weight: Tensor, copy: Tensor) -> None:
         weight.grad.add_(gradient)
 
 
-def fuse(model: PreTrainedModel, *, copies_trained: bool = True) -> Fusion:
+def fuse(model: PreTrainedModel, *, takes_gradients: bool = True) -> Fusion:
     """What of the model can be taken over; nothing on devices other than the CPU, whose kernels are other ones."""
-    fusion = Fusion(copies_trained=copies_trained)
+    fusion = Fusion(takes_gradients=takes_gradients)
     if model.device.type != "cpu":
         return fusion
     tried: dict[tuple[Any, ...], float | None] = {}
@@ -162,7 +162,7 @@ def fuse(model: PreTrainedModel, *, copies_trained: bool = True) -> Fusion:
             continue
         if type(module) is nn.Linear:
             fusion.linears.append(module)
-        if type(module) is nn.Embedding and copies_trained and not (module.max_norm or module.scale_grad_by_freq):
+        if type(module) is nn.Embedding and takes_gradients and not (module.max_norm or module.scale_grad_by_freq):
             fusion.embeddings.append(module)
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
         weight = getattr(module, "weight", None)

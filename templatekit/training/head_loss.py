@@ -69,7 +69,7 @@ class _LinearLosses(Function):
 def _chunks(targets: Tensor, head: Tensor) -> list[slice]:
     """Of the targets, all but the last equally many, and at least one chunk."""
     size = max(1, CHUNK_BYTES // (head.shape[0] * head.element_size()))
-    size -= size % 16 if size > 16 else 0  # oneDNN takes half as long again for some odd numbers of rows
+    size -= size % 16 if size > 16 else 0  # for some other numbers of rows oneDNN takes half as long again
     starts = range(0, max(1, len(targets)), size)
     return [slice(start, min(start + size, len(targets))) for start in starts]
 

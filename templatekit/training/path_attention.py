@@ -62,7 +62,7 @@ class PathLayout:
     groups: tuple[Rows, ...]
     places: Tensor
     """Shape (tokens,): where each token stands in the groups laid end to end."""
-    _by_heads: dict[int, PathLayout] = field(default_factory=dict, repr=False, compare=False)
+    _by_heads: dict[int, PathLayout] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def of_heads(self, heads: int) -> PathLayout:
         """The same where each token's states are a row for each key head, as they lie in memory.

@@ -128,7 +128,7 @@ class Computation:
             raise ConfigError(f"packing: {reason}; use --no-packing")
         head = head_of(causal)
         # While its weights are whole. Several processes listen for the gradients of the weights themselves.
-        fusion = fuse(causal, copies_trained=world.size == 1)
+        fusion = fuse(causal, takes_gradients=world.size == 1)
         if options.activation_checkpointing:
             checkpoint_activations(causal)
         return cls(
