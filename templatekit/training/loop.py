@@ -32,7 +32,7 @@ from templatekit.training.checkpoint import (
 from templatekit.training.distributed import ALONE, World
 from templatekit.training.dpo import HELD_OUT_REFERENCE, REFERENCE, Preferences, judge
 from templatekit.training.held_out import best_step, is_stuck
-from templatekit.training.memory import keep_freed_memory
+from templatekit.training.memory import keep_few_kernels, keep_freed_memory
 from templatekit.training.metrics import Line, MetricsFile
 from templatekit.training.optimizer import make_optimizer
 from templatekit.training.order import StepOrder, total_steps
@@ -117,12 +117,13 @@ def train(
     if not held_out and (options.keep_best or options.patience):
         raise ConfigError("keep_best and patience compare held-out losses; found no held-out examples; see --split")
     _check_lengths(examples, held_out, model)
+    if model.device.type == "cpu":
+        keep_freed_memory()
+        keep_few_kernels(options.pack_tokens)
     computation = Computation.of(model, options, world)
     say(computation.line())
     optimizer = make_optimizer(model, options)
     identity = _identity(options, computation, len(examples), identity or {})
-    if model.device.type == "cpu":
-        keep_freed_memory()
     torch.manual_seed(options.seed + world.rank)
     objective, examples, held_out = _objective(computation, options, examples, held_out, order, folder, identity, warn)
     start = _resume(folder, model, optimizer, identity, options.resume, world, warn)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -270,29 +268,6 @@ def test_weights_that_are_computed_again_are_those_that_were_kept(
     again = _step(plain, examples)
     assert again[0] == kept[0]
     assert _distance(again[1], kept[1]) < 1e-12
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
-def test_freed_memory_is_not_asked_for_again() -> None:
-    program = """
-import resource, sys
-from templatekit.training.memory import keep_freed_memory
-if sys.argv[1] == "keep" and not keep_freed_memory():
-    raise SystemExit("0")
-for turn in range(6):
-    if turn == 2:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    one, other = bytearray(2**26), bytearray(2**25)
-    del one, other
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-    def faults(how: str) -> int:
-        done = subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, check=False)
-        return int(done.stdout or 0)
-
-    kept = faults("keep")
-    assert kept * 10 < faults("plain")
 
 
 @pytest.fixture(autouse=True)
