@@ -393,6 +393,9 @@ class FinetuneOptions(DataOptions):
     activation_checkpointing: bool = Field(
         False, description="Keep a layer's input alone, and compute the layer again in the backward pass: less memory."
     )
+    compile: bool = Field(
+        False, description="Compile the model's layers first, which takes a minute: fewer passes over memory on a GPU."
+    )
     drop_last: bool = Field(False, description="Leave out an epoch's last batch where it is not full.")
 
     dpo_beta: Annotated[float, Field(gt=0)] = Field(

@@ -154,6 +154,11 @@ def isolate(model: PreTrainedModel, segments: Sequence[Segment]) -> Iterator[Non
         model.set_attn_implementation(own)
 
 
+def leave_uncompiled() -> None:
+    """Has compilers pass over the attention of packs, whose kernels are chosen and compiled by themselves."""
+    AttentionInterface.register(NAME, cast("Any", torch.compiler.disable(_attend)))
+
+
 def backend(model: PreTrainedModel, dtype: torch.dtype) -> str:
     """What computes the attention of packs in products of this type, in words."""
     if model.device.type == "cpu":

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from templatekit.errors import RunError, TemplatekitError
+from templatekit.training.model import layers_of
 
 Division: TypeAlias = Literal["ddp", "fsdp"]
 Value = TypeVar("Value")
@@ -162,10 +163,8 @@ def divide(losses: nn.Module, world: World, division: Division) -> nn.Module:
 
     model: Any = losses.model
     mesh = init_device_mesh(world.device.type, (world.size,))
-    layers = set(getattr(model, "_no_split_modules", None) or ())
-    for module in list(model.modules()):
-        if type(module).__name__ in layers:
-            fully_shard(module, mesh=mesh)
+    for layer in layers_of(model):
+        fully_shard(layer, mesh=mesh)
     # By default the outermost weights stay whole after a forward pass, and would be so when a checkpoint asks for them.
     fully_shard(losses, mesh=mesh, reshard_after_forward=True)
     return losses

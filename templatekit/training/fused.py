@@ -1,8 +1,9 @@
-"""A model whose norms, rotations and casts take fewer passes over memory while it is trained on the CPU.
+"""A model whose norms, rotations and casts take fewer passes over memory while it is trained.
 
-`fuse` looks at a model once. A module is taken over only if a trial on random states gives what the module gives by
-itself; everything else runs as it is. Within `Fusion.active()` the model computes with what was taken over, outside of
-it the model is as it came.
+`fuse` looks at a model once. Weights are cast to the type of products once a step, on any device. On the CPU norms and
+rotations are taken over too, each only if a trial on random states gives what the module gives by itself; everything
+else runs as it is. `compiled` has whole layers compiled instead. Within `Fusion.active()` the model computes with what
+was taken over, outside of it the model is as it came.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Fusion:
     embeddings: list[nn.Embedding] = field(default_factory=list)
     rotations: list[str] = field(default_factory=list)
     """Modules of Python in which the rotation is replaced."""
+    layers: dict[nn.Module, Callable[..., Any]] = field(default_factory=dict)
+    """Compiled, in place of what of the above is in them."""
     takes_gradients: bool = True
     """Whether gradients of trained weights are added here and not by autograd: those of copies that are cast once a
     step, and those of embeddings, by their rows. Not where others wait for autograd to add them."""
@@ -62,12 +65,13 @@ class Fusion:
     def __str__(self) -> str:
         parts = {"norms": len(self.norms), "linear layers": len(self.linears)}
         parts.update({"embeddings": len(self.embeddings), "rotary embeddings": len(self.rotations)})
+        parts["compiled layers"] = len(self.layers)
         return ", ".join(f"{count} {name}" for name, count in parts.items() if count) or "nothing"
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """While it lasts the model computes with what was taken over. The backward pass belongs inside, too."""
-        forwards: dict[nn.Module, Any] = dict(self.norms)
+        forwards: dict[nn.Module, Any] = {**self.norms, **self.layers}
         forwards.update((module, self._linear(module)) for module in self.linears)
         forwards.update((module, partial(_looked_up, module)) for module in self.embeddings)
         rotations = {name: getattr(sys.modules[name], _ROTARY) for name in self.rotations}
@@ -88,20 +92,22 @@ class Fusion:
 
     def _linear(self, module: nn.Linear) -> Callable[[Tensor], Tensor]:
         def forward(states: Tensor) -> Tensor:
-            if not torch.is_autocast_enabled("cpu"):
+            dtype = _of_autocast(states)
+            if dtype is None:
                 return linear(states, module.weight, module.bias)
-            return linear(self._narrow(states), self._narrow_weight(module.weight), module.bias)
+            return linear(self._narrow(states, dtype), self._narrow_weight(module.weight, dtype), module.bias)
 
         return forward
 
     def weight(self, module: nn.Linear) -> Tensor:
         """Of a layer that was taken over, in autocast's type where that is on."""
-        if module not in self.linears or not torch.is_autocast_enabled("cpu"):
+        dtype = _of_autocast(module.weight)
+        if module not in self.linears or dtype is None:
             return module.weight
-        return self._narrow_weight(module.weight)
+        return self._narrow_weight(module.weight, dtype)
 
-    def _narrow(self, states: Tensor) -> Tensor:
-        """The states in autocast's type; one cast for all layers that take the same states in a row."""
+    def _narrow(self, states: Tensor, dtype: torch.dtype) -> Tensor:
+        """The states in this type; one cast for all layers that take the same states in a row."""
         tracked = states.requires_grad and torch.is_grad_enabled()
         if (
             self._cast is None
@@ -109,11 +115,11 @@ class Fusion:
             or self._cast.version != states._version
             or self._cast.values.requires_grad != tracked
         ):
-            self._cast = _Cast(states, states._version, states.to(torch.get_autocast_dtype("cpu")))
+            self._cast = _Cast(states, states._version, states.to(dtype))
         return self._cast.values
 
-    def _narrow_weight(self, weight: Tensor) -> Tensor:
-        """The weight in autocast's type. Autocast casts one at every use, or for every batch; this when it changed."""
+    def _narrow_weight(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """The weight in this type. Autocast casts one at every use, or for every batch; this when it changed."""
         if weight.requires_grad and not self.takes_gradients:
             return weight
         known = self._copies.get(weight)
@@ -122,7 +128,7 @@ class Fusion:
             or (known.version, known.address) != (weight._version, weight.data_ptr())
             or known.values.requires_grad != weight.requires_grad
         ):
-            values = weight.detach().to(torch.get_autocast_dtype("cpu"))
+            values = weight.detach().to(dtype)
             if weight.requires_grad:
                 values.requires_grad_().register_post_accumulate_grad_hook(partial(_hand_over, weight))
             known = self._copies[weight] = _Copy(weight._version, weight.data_ptr(), values)
@@ -131,6 +137,12 @@ class Fusion:
     def forget_trained(self) -> None:
         """To be called before trained weights change: some optimizers do so behind PyTorch's back."""
         self._copies = {weight: copy for weight, copy in self._copies.items() if not weight.requires_grad}
+
+
+def _of_autocast(like: Tensor) -> torch.dtype | None:
+    """The type that autocast computes products in on the device of this tensor; None where it is off."""
+    device = like.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _looked_up(module: nn.Embedding, ids: Tensor) -> Tensor:
@@ -152,16 +164,14 @@ def _hand_over(weight: Tensor, copy: Tensor) -> None:
 
 
 def fuse(model: PreTrainedModel, *, takes_gradients: bool = True) -> Fusion:
-    """What of the model can be taken over; nothing on devices other than the CPU, whose kernels are other ones."""
+    """What of the model can be taken over; on devices other than the CPU, whose kernels are other ones, casts alone."""
     fusion = Fusion(takes_gradients=takes_gradients)
+    modules = [module for module in model.modules() if "forward" not in vars(module)]
+    fusion.linears = [module for module in modules if type(module) is nn.Linear]
     if model.device.type != "cpu":
         return fusion
     tried: dict[tuple[Any, ...], float | None] = {}
-    for module in model.modules():
-        if "forward" in vars(module):
-            continue
-        if type(module) is nn.Linear:
-            fusion.linears.append(module)
+    for module in modules:
         if type(module) is nn.Embedding and takes_gradients and not (module.max_norm or module.scale_grad_by_freq):
             fusion.embeddings.append(module)
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))

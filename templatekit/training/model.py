@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
@@ -96,6 +96,12 @@ def unwrap(model: PreTrainedModel) -> PreTrainedModel:
     """The causal language model itself, where PEFT has wrapped it; its adapters stay in it."""
     inner = getattr(model, "get_base_model", None)
     return model if inner is None else cast("PreTrainedModel", inner())
+
+
+def layers_of(model: PreTrainedModel) -> list[nn.Module]:
+    """What a model is made of between embeddings and head, as transformers names it; none where it does not."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def drops_out(model: PreTrainedModel) -> bool:

@@ -19,6 +19,7 @@ from testkit.tiny_model import tiny_folder
 from transformers import PreTrainedModel
 
 from templatekit.config import FinetuneOptions
+from templatekit.training import compiled
 from templatekit.training import step as steps
 from templatekit.training.distributed import ALONE, World, whole
 from templatekit.training.folder import run_folder
@@ -142,6 +143,25 @@ def test_two_processes_have_the_losses_of_one(
         assert weights[0][name] == pytest.approx(values_of, rel=1e-3, abs=2e-4), name
     names = sorted(path.name for path in (one / "checkpoints").iterdir())
     assert sorted(path.name for path in (two / "checkpoints").iterdir()) == names
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # which PyTorch's compiler gives
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_with_compiled_layers(
+    tiny_model: MakeModel,
+    examples: list[TokenizedExample],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    monkeypatch.setattr(compiled, "COMPILER", "aot_eager")
+    options = _options(distributed=kind, max_steps=2)
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    _train(tiny_model, examples, options, one)(ALONE)
+    _sound(together(2, _train(tiny_model, examples, options.model_copy(update={"compile": True}), two)))
+    _assert_same_run(two, one)
 
 
 def test_three_processes_with_less_to_do_than_they_are(
