@@ -30,32 +30,31 @@ TRIED = 128
 """Tokens of each example of the trial: fewer than any model has positions."""
 
 
-def fuse_compiled(model: PreTrainedModel, *, takes_gradients: bool = True) -> Fusion:
-    """The model's layers, compiled at their first use for any number of tokens; those that are alike share the code.
+def fuse_outside(model: PreTrainedModel, *, takes_gradients: bool = True) -> Fusion:
+    """What is left to take over of a model whose layers are compiled: the casts of linear layers outside of them.
 
-    Of linear layers outside of them, casts. Raises `ConfigError` for a model that does not say what its layers are.
+    Raises `ConfigError` for a model that does not say what its layers are.
     """
     layers = layers_of(model)
     if not layers:
         raise ConfigError(f"compile: {type(model).__name__} does not name its layers; leave it out")
-    leave_uncompiled()
-    # Not the modules themselves: FSDP's hooks, and checkpoints of activations, stay outside of what is compiled.
-    compiled = {layer: torch.compile(layer.forward, dynamic=True, backend=COMPILER) for layer in layers}
     inside = {module for layer in layers for module in layer.modules()}
     linears = [module for module in model.modules() if type(module) is nn.Linear and module not in inside]
-    return Fusion(layers=compiled, linears=linears, takes_gradients=takes_gradients)
+    return Fusion(linears=linears, takes_gradients=takes_gradients)
 
 
-def try_compiled(computation: Computation) -> None:
-    """Compiles the layers on a micro-batch of full size, and compares what they give with what their own code gives.
+def compile_layers(computation: Computation) -> None:
+    """Has the model's layers compiled, for any number of tokens; those that are alike share the code.
 
-    The sizes that a compiler sees first decide which kernels it writes. Here they are the same in every run, so a run
-    that is resumed gets the kernels that it had. Raises `ConfigError` where layers cannot be compiled, or do not give
-    the same.
+    A micro-batch of full size goes through them and through the layers' own code, and has to give the same. The sizes
+    that a compiler sees first decide which kernels it writes: these are the same in every run, so a run that is resumed
+    gets the kernels that it had. Raises `ConfigError` where layers cannot be compiled, or do not give the same.
     """
     model, fusion = computation.model, computation.fusion
-    training, compiled = model.training, fusion.layers
-    near = 0.03 if computation.bf16 else 1e-3
+    training, near = model.training, 0.03 if computation.bf16 else 1e-3
+    leave_uncompiled()
+    # Not the modules themselves: FSDP's hooks stay outside of what is compiled.
+    compiled = {layer: torch.compile(layer.forward, dynamic=True, backend=COMPILER) for layer in layers_of(model)}
     try:
         for train in (False, True):
             model.train(train)
@@ -74,7 +73,6 @@ def try_compiled(computation: Computation) -> None:
                     f"without it {expected[0]:.6g} and {expected[1]:.6g}; leave it out"
                 )
     finally:
-        fusion.layers = compiled
         model.train(training)
 
 

@@ -17,7 +17,7 @@ from templatekit.errors import ConfigError, RunError
 from templatekit.packing import pack, pack_examples, pack_groups
 from templatekit.training.attention import backend, isolate, supports_isolation
 from templatekit.training.collate import Batch, collate_packed, collate_padded, idle
-from templatekit.training.compiled import fuse_compiled, try_compiled
+from templatekit.training.compiled import compile_layers, fuse_outside
 from templatekit.training.distributed import ALONE, World, divide, holding_back, whole
 from templatekit.training.fused import Fusion, fuse
 from templatekit.training.loss import Head, TargetLosses, head_of
@@ -129,7 +129,7 @@ class Computation:
             raise ConfigError(f"packing: {reason}; use --no-packing")
         head = head_of(causal)
         # While its weights are whole. Several processes listen for the gradients of the weights themselves.
-        fusion = (fuse_compiled if options.compile else fuse)(causal, takes_gradients=world.size == 1)
+        fusion = (fuse_outside if options.compile else fuse)(causal, takes_gradients=world.size == 1)
         if options.activation_checkpointing:
             checkpoint_activations(causal)
         computation = cls(
@@ -146,7 +146,7 @@ class Computation:
             checkpointing=options.activation_checkpointing,
         )
         if options.compile:
-            try_compiled(computation)
+            compile_layers(computation)
         return computation
 
     @property

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from templatekit.config import FinetuneOptions
 from templatekit.errors import ConfigError
 from templatekit.training import compiled
-from templatekit.training.compiled import fuse_compiled
 from templatekit.training.lora import attach_lora
 from templatekit.training.step import Computation, evaluate, train_step
 from templatekit.types import TokenizedExample
@@ -100,6 +99,24 @@ def test_steps_with_the_real_compiler(tiny_model: MakeModel, examples: list[Toke
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.usefixtures("compiler")
+def test_layers_that_are_computed_again_keep_little(tiny_model: MakeModel, examples: list[TokenizedExample]) -> None:
+    kept = [0, 0]
+    for again in (False, True):
+        model = tiny_model()
+        computation = Computation.of(model, _options(compile=True, activation_checkpointing=again))
+        model.train()
+
+        def keep(tensor: Tensor, again: bool = again) -> Tensor:
+            kept[again] += tensor.numel() * tensor.element_size()
+            return tensor
+
+        for _, batch in computation.micro_batches(examples, range(len(examples))):
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), computation.loss(batch) as loss:
+                torch.autograd.backward([loss])
+    assert 2 * kept[True] < kept[False]
+
+
 def test_all_sizes_and_layers_are_one_code(
     compiler: _Compiler, tiny_model: MakeModel, examples: list[TokenizedExample]
 ) -> None:
@@ -147,4 +164,4 @@ def test_a_model_without_named_layers_is_refused(tiny_model: MakeModel, monkeypa
     model = tiny_model()
     monkeypatch.setattr(model, "_no_split_modules", None)
     with pytest.raises(ConfigError, match="compile: LlamaForCausalLM does not name its layers; leave it out"):
-        fuse_compiled(model)
+        Computation.of(model, _options(compile=True))
