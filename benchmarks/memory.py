@@ -7,12 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 PEAK = Path("/proc/self/clear_refs")
 """Where Linux takes a 5 for: begin the process's peak memory anew."""
 
 
-def begin_peak() -> Callable[[], float]:
-    """Begins to watch; gives what tells the GiB that the process has taken since, at its peak."""
+def begin_peak(device: torch.device) -> Callable[[], float]:
+    """Begins to watch; gives what tells the GiB that were taken since, at the peak: by the process, or on the GPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        allocated = torch.cuda.memory_allocated(device)
+        return lambda: (torch.cuda.max_memory_allocated(device) - allocated) / 2**30
     if not PEAK.exists():
         return lambda: math.nan
     PEAK.write_text("5")

@@ -4,73 +4,129 @@ from __future__ import annotations
 
 import tempfile
 import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
+
+from transformers import PreTrainedModel
 
 from benchmarks.memory import begin_peak, state_gib
+from benchmarks.models import path_of_small
 from templatekit.config import FinetuneOptions
-from templatekit.registry import create_registry
-from templatekit.tokens.load import resolve_model
-from templatekit.types import TokenizedExample
+from templatekit.types import TokenizedExample, TokenizedPair
+
+TRL_WAYS: dict[str, dict[str, Any]] = {
+    "free": {"padding_free": True},
+    "compile": {"torch_compile": True},
+    "liger": {"use_liger_kernel": True},
+    "flash": {},
+}
+"""What can be asked of TRL's trainer: rows in one line, a compiled model, Liger's kernels, and FlashAttention's."""
 
 
-def run_trl(options: FinetuneOptions, examples: list[TokenizedExample], rows: int, rate: float) -> dict[str, Any]:
-    """TRL's trainer on the same ids and labels, so many rows a pass."""
+def run_trl(
+    options: FinetuneOptions,
+    model: PreTrainedModel,
+    items: Sequence[TokenizedExample] | Sequence[TokenizedPair],
+    rows: int,
+    ways: Sequence[str],
+) -> dict[str, Any]:
+    """TRL's trainer on the same ids and labels, so many rows a pass; of pairs its trainer for DPO, so many pairs."""
     import datasets
-    import torch
     from transformers import AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    from templatekit.training.model import load_model
-
+    path = path_of_small()
+    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(resolve_model(options.model, create_registry()) or options.model)
-        model = load_model(path, device=torch.device("cpu"))
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-        data = datasets.Dataset.from_dict(
-            {
+        common: dict[str, Any] = {
+            "output_dir": folder,
+            "per_device_train_batch_size": rows,
+            "gradient_accumulation_steps": options.batch_size // rows,
+            "num_train_epochs": 1,
+            "learning_rate": options.learning_rate,
+            "lr_scheduler_type": "constant",
+            "warmup_steps": 0,
+            "max_length": None,
+            "use_cpu": model.device.type == "cpu",
+            "bf16": options.precision == "bf16",
+            "activation_checkpointing": False,
+            "train_sampling_strategy": "sequential",
+            "logging_steps": 1,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+        }
+        for way in ways:
+            common |= TRL_WAYS[way]
+        if "flash" in ways:
+            model.set_attn_implementation("flash_attention_2")
+        rest: dict[str, Any] = {"model": model, "processing_class": tokenizer}
+        pairs = [item for item in items if isinstance(item, TokenizedPair)]
+        examples = [item for item in items if isinstance(item, TokenizedExample)]
+        trainer: SFTTrainer | DPOTrainer
+        start = time.perf_counter()
+        if pairs:
+            data = datasets.Dataset.from_list([_answers(pair) for pair in pairs])
+            config = DPOConfig(
+                **common,
+                beta=options.dpo_beta,
+                loss_type=["sigmoid_norm" if options.dpo_logps == "mean" else "sigmoid"],
+                label_smoothing=options.dpo_label_smoothing,
+                precompute_ref_log_probs=True,
+            )
+            with patch.object(DPOTrainer, "_prepare_dataset", lambda _, dataset, *__: dataset):  # these are ids already
+                trainer = DPOTrainer(**rest, args=config, train_dataset=data)
+        else:
+            columns = {
                 "input_ids": [list(example.input_ids) for example in examples],
                 "labels": [list(example.labels) for example in examples],
             }
-        )
-        config = SFTConfig(
-            output_dir=folder,
-            per_device_train_batch_size=rows,
-            gradient_accumulation_steps=options.batch_size // rows,
-            num_train_epochs=1,
-            learning_rate=rate,
-            lr_scheduler_type="constant",
-            warmup_steps=0,
-            max_length=None,
-            use_cpu=True,
-            bf16=options.precision == "bf16",
-            activation_checkpointing=False,
-            train_sampling_strategy="sequential",
-            logging_steps=1,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-        )
-        trainer = SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
-        peak = begin_peak()
-        start = time.perf_counter()
+            trainer = SFTTrainer(**rest, args=SFTConfig(**common), train_dataset=datasets.Dataset.from_dict(columns))
+        peak = begin_peak(model.device)
+        prepared = time.perf_counter()
         trainer.train()
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - prepared
         above = peak() - state_gib(model)
-        first = trainer.state.log_history[0]
+        log = trainer.state.log_history[0]
+    texts = [
+        [one for item in items[first : first + rows] for one in _texts(item)] for first in range(0, len(items), rows)
+    ]
+    counted = _real if "free" in ways else _padded
     return {
         "seconds": seconds,
-        "computed_tokens": _padded(examples, rows),
-        "loss": float(first["loss"]),
-        "grad_norm": float(first["grad_norm"]),
+        "computed_tokens": sum(map(counted, texts)),
+        "loss": float(log["loss"]),
+        "grad_norm": float(log["grad_norm"]),
         "above": above,
+        **({"reference_seconds": prepared - start} if pairs else {}),
     }
 
 
-def run_litgpt(options: FinetuneOptions, examples: list[TokenizedExample], rows: int, rate: float) -> dict[str, Any]:
+def _texts(item: TokenizedExample | TokenizedPair) -> list[TokenizedExample]:
+    return [item.chosen, item.rejected] if isinstance(item, TokenizedPair) else [item]
+
+
+def _answers(pair: TokenizedPair) -> dict[str, list[int]]:
+    """A pair as TRL takes it: all after the prompt is trained. What stands untrained at the end, it does without."""
+    first, answers = [], []
+    for one in (pair.chosen, pair.rejected):
+        trained = [weight > 0 for weight in one.loss_weights]
+        begin, end = trained.index(True), len(trained) - trained[::-1].index(True)
+        assert all(trained[begin:end]), "an answer in several parts, of which TRL would train what lies between"
+        first.append(one.input_ids[:begin])
+        answers.append(list(one.input_ids[begin:end]))
+    assert first[0] == first[1]
+    return {"prompt_ids": list(first[0]), "chosen_ids": answers[0], "rejected_ids": answers[1]}
+
+
+def run_litgpt(
+    options: FinetuneOptions, theirs: PreTrainedModel, examples: Sequence[TokenizedExample], rows: int
+) -> dict[str, Any]:
     """LitGPT's model, batches, loss and loop (`litgpt/finetune/full.py`, without its validation), so many rows a pass.
 
-    Its head has weights of its own, which in this model are those of the embeddings: one gradient more than elsewhere.
+    Of the small model alone, without `--shape`. Its head has weights of its own, which in this model are those of the
+    embeddings: one gradient more than elsewhere.
     """
     import lightning
     import torch
@@ -79,20 +135,19 @@ def run_litgpt(options: FinetuneOptions, examples: list[TokenizedExample], rows:
     from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama
     from litgpt.utils import chunked_cross_entropy
 
-    from templatekit.training.model import load_model
-
     config = Config.from_name("SmolLM2-135M-Instruct", padded_vocab_size=49152)
-    theirs = load_model(resolve_model(options.model, create_registry()) or options.model, device=torch.device("cpu"))
     weights: dict[str, Any] = {}
     copy_weights_hf_llama(config, {}, weights, theirs.state_dict())
     precision: Any = "bf16-mixed" if options.precision == "bf16" else "32-true"
-    fabric = lightning.Fabric(accelerator="cpu", devices=1, precision=precision)
+    fabric = lightning.Fabric(accelerator=theirs.device.type, devices=1, precision=precision)
     model = GPT(config)
     model.load_state_dict({name: weight.clone() for name, weight in weights.items()})
-    del theirs, weights
+    del weights
     model.max_seq_length = max(map(len, examples))
     setup = fabric.setup(model)
-    optimizer = fabric.setup_optimizers(torch.optim.AdamW(setup.parameters(), lr=rate, weight_decay=0.0))
+    optimizer = fabric.setup_optimizers(
+        torch.optim.AdamW(setup.parameters(), lr=options.learning_rate or 0.0, weight_decay=0.0)
+    )
     collate = get_sft_collate_fn()
     samples = [
         {
@@ -105,10 +160,10 @@ def run_litgpt(options: FinetuneOptions, examples: list[TokenizedExample], rows:
     passes = options.batch_size // rows
     losses: list[float] = []
     norm = measuring = 0.0
-    peak = begin_peak()
+    peak = begin_peak(theirs.device)
     start = time.perf_counter()
     for number, first in enumerate(range(0, len(samples), rows), 1):
-        batch = collate(samples[first : first + rows])
+        batch = fabric.to_device(collate(samples[first : first + rows]))
         last = number % passes == 0 or first + rows >= len(samples)
         with fabric.no_backward_sync(setup, enabled=not last):
             logits = setup(batch["input_ids"])
@@ -124,13 +179,16 @@ def run_litgpt(options: FinetuneOptions, examples: list[TokenizedExample], rows:
             optimizer.zero_grad()
     return {
         "seconds": time.perf_counter() - start - measuring,
-        "computed_tokens": _padded(examples, rows),
+        "computed_tokens": sum(_padded(examples[start : start + rows]) for start in range(0, len(examples), rows)),
         "loss": sum(losses[:passes]) / passes,
         "grad_norm": norm,
         "above": peak() - state_gib(model),
     }
 
 
-def _padded(examples: list[TokenizedExample], rows: int) -> int:
-    batches = (examples[start : start + rows] for start in range(0, len(examples), rows))
-    return sum(len(batch) * max(map(len, batch)) for batch in batches)
+def _real(examples: Sequence[TokenizedExample]) -> int:
+    return sum(map(len, examples))
+
+
+def _padded(examples: Sequence[TokenizedExample]) -> int:
+    return len(examples) * max(map(len, examples))

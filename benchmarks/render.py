@@ -92,7 +92,7 @@ def main() -> None:
     if options.table:
         options.table.write_text("\n".join(report.markdown for report in reports), encoding="utf-8")
     if options.save:
-        results.save([report.result for report in reports])
+        results.RENDER.save([report.result for report in reports], "python -m benchmarks.render --trl --save")
 
 
 def save_smollm2(folder: Path) -> str:

@@ -1,10 +1,10 @@
-"""The figures of `benchmarks.render` that README shows: kept in a file, told as a table, drawn as a picture.
+"""The figures that README shows: kept in a file, told as tables, drawn as a picture.
 
 usage: python -m benchmarks.results
 
-Writes README's table and docs/render.svg anew from benchmarks/results.json, which
-`python -m benchmarks.render --trl --save` leaves. The picture is written by hand, a few rectangles: it is small, the
-same for every version of every library, and takes the colours of a dark page.
+Writes README's tables and docs/render.svg anew from benchmarks/results.json, which `python -m benchmarks.render --trl
+--save` and `python -m benchmarks.train ... --save` leave. The picture is written by hand, a few rectangles: it is
+small, the same for every version of every library, and takes the colours of a dark page.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README, PICTURE = ROOT / "benchmarks" / "results.json", ROOT / "README.md", ROOT / "docs" / "render.svg"
-BEGIN, END = "<!-- figures: python -m benchmarks.results writes them -->\n", "<!-- end of figures -->\n"
-COMMAND = "python -m benchmarks.render --trl --save"
+END = "<!-- end of figures -->\n"
 OURS = "templatekit"
-_LIBRARIES = ("tokenizers", "transformers", "trl")
 
 
 class SetResult(NamedTuple):
@@ -38,14 +37,63 @@ class SetResult(NamedTuple):
     """By contender: µs of processor time a row, of all cores; the first is what the others are set beside."""
 
 
-def machine() -> str:
+class TrainResult(NamedTuple):
+    """What training on a set gave."""
+
+    name: str
+    rows: int
+    tokens: int
+    """Of an example, on average."""
+    speeds: Mapping[str, float]
+    """By contender: tokens of the examples a second, optimizer steps included."""
+    memory: Mapping[str, float]
+    """By contender: GiB above weights, gradients and optimizer."""
+    losses: Mapping[str, float]
+    """By contender: that of the first step, as a witness that the work is the same."""
+
+
+class Section(NamedTuple):
+    """A table of README."""
+
+    name: str
+    kind: type[SetResult] | type[TrainResult]
+    table: Callable[[Mapping[str, Any], Sequence[Any]], str]
+    libraries: tuple[str, ...]
+
+    @property
+    def begin(self) -> str:
+        """The line of README that the table stands after."""
+        return f"<!-- figures of benchmarks.{self.name}: python -m benchmarks.results writes them -->\n"
+
+    def save(self, results: Sequence[SetResult | TrainResult], command: str, path: Path = RESULTS) -> None:
+        """Leaves the figures for README, those of other sections untouched."""
+        values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        sets = [one._asdict() for one in results]
+        values[self.name] = {"command": command, "machine": machine(self.libraries), "sets": sets}
+        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+    def load(self, path: Path = RESULTS) -> tuple[dict[str, Any], list[Any]]:
+        """What was saved: how it was measured, and the figures."""
+        values = json.loads(path.read_text(encoding="utf-8"))[self.name]
+        return values, [self.kind(**one) for one in values["sets"]]
+
+    def within(self, readme: str, figures: str) -> str:
+        """README with its figures in their place."""
+        before, found, rest = readme.partition(self.begin)
+        _, ended, after = rest.partition(END)
+        assert found and ended, f"README.md: expected {self.begin!r} and {END!r}"
+        return before + self.begin + figures + END + after
+
+
+def machine(libraries: Sequence[str]) -> str:
     """What ran it, in words."""
     names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    libraries = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
+    installed = [name for name in libraries if find_spec(name) is not None]
+    versions = ", ".join(f"{name} {version(name).partition('+')[0]}" for name in installed)
     count = os.cpu_count() or 1
     cores = f"{count} cores" + (" busy with other work" if os.getloadavg()[0] > count + 1 else "")
     python = ".".join(map(str, sys.version_info[:2]))
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {cores}, Python {python}, {libraries}"
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {cores}, Python {python}, {versions}"
 
 
 def _lines(path: str) -> list[str]:
@@ -55,42 +103,50 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def save(results: Sequence[SetResult], path: Path = RESULTS) -> None:
-    """Leaves the figures for README."""
-    values = {"command": COMMAND, "machine": machine(), "sets": [one._asdict() for one in results]}
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+def cost_table(about: Mapping[str, Any], results: Sequence[SetResult]) -> str:
+    """Markdown: a row a contender, a column a set; beside a cost, its ratio to the first one."""
+    cells = [
+        {name: f"{cost:,.0f} ({cost / next(iter(one.costs.values())):.2f} ×)" for name, cost in one.costs.items()}
+        for one in results
+    ]
+    return _table("µs of processor time a row", about, results, cells)
 
 
-def load(path: Path = RESULTS) -> tuple[dict[str, Any], list[SetResult]]:
-    """What was saved: how it was measured, and the figures."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return values, [SetResult(**one) for one in values["sets"]]
+def speed_table(about: Mapping[str, Any], results: Sequence[TrainResult]) -> str:
+    """Markdown: a row a contender, a column a set; beside a speed, its ratio to the fastest peer's, and the memory."""
+    cells = []
+    for one in results:
+        best = max((speed for name, speed in one.speeds.items() if not name.startswith(OURS)), default=None)
+        cells.append(
+            {
+                name: f"{speed:,.0f}{f' ({speed / best:.2f} ×)' if best else ''}, {one.memory[name]:.2f} GiB"
+                for name, speed in one.speeds.items()
+            }
+        )
+    return _table("tokens a second, memory", about, results, cells)
 
 
-def contenders(results: Sequence[SetResult]) -> list[str]:
-    """All names, in their order."""
-    return list(dict.fromkeys(name for one in results for name in one.costs))
-
-
-def table(about: Mapping[str, Any], results: Sequence[SetResult]) -> str:
-    """Markdown: a row a contender, a column a set."""
+def _table(
+    what: str,
+    about: Mapping[str, Any],
+    results: Sequence[SetResult] | Sequence[TrainResult],
+    cells: Sequence[Mapping[str, str]],
+) -> str:
     lines = [
-        "| µs of processor time a row | " + " | ".join(f"{one.name}, {one.tokens} tokens" for one in results) + " |",
+        f"| {what} | " + " | ".join(f"{one.name}, {one.tokens} tokens" for one in results) + " |",
         "| --- |" + " --- |" * len(results),
     ]
-    for name in contenders(results):
+    for name in dict.fromkeys(name for column in cells for name in column):
         shown = f"**{name}**" if name == OURS else name
-        lines.append(f"| {shown} | " + " | ".join(_cell(one, name) for one in results) + " |")
+        lines.append(f"| {shown} | " + " | ".join(column.get(name, "") for column in cells) + " |")
     rows = ", ".join(f"{one.rows:,}" for one in results)
     source = f"`{about['command']}` on {rows} rows; {about['machine']}."
     return "\n".join(lines) + f"\n\n{source}\n"
 
 
-def _cell(one: SetResult, name: str) -> str:
-    if name not in one.costs:
-        return ""
-    first = next(iter(one.costs.values()))
-    return f"{one.costs[name]:,.0f} ({one.costs[name] / first:.2f} ×)"
+RENDER = Section("render", SetResult, cost_table, ("tokenizers", "transformers", "trl"))
+TRAIN = Section("train", TrainResult, speed_table, ("torch", "transformers", "trl", "litgpt"))
+SECTIONS = (RENDER, TRAIN)
 
 
 def picture(results: Sequence[SetResult]) -> str:
@@ -121,18 +177,17 @@ def picture(results: Sequence[SetResult]) -> str:
     )
 
 
-def with_figures(readme: str, figures: str) -> str:
-    """README with its figures in their place."""
-    before, _, rest = readme.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    assert found, f"README.md: expected {BEGIN!r} and {END!r}"
-    return before + BEGIN + figures + END + after
+def readme_of(readme: str) -> str:
+    """README with all figures that were saved."""
+    for section in SECTIONS:
+        readme = section.within(readme, section.table(*section.load()))
+    return readme
 
 
 def main() -> None:
-    about, results = load()
+    _, results = RENDER.load()
     PICTURE.write_text(picture(results), encoding="utf-8")
-    README.write_text(with_figures(README.read_text(encoding="utf-8"), table(about, results)), encoding="utf-8")
+    README.write_text(readme_of(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

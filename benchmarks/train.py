@@ -4,14 +4,23 @@
 starts), `8bit` with the optimizer's moments in eight bits, `qlora` is `lora` over frozen weights in four. All but these
 last two train every weight of the small built-in model on the same rows, the same steps and the same targets; each runs
 in a process of its own, so that its peak memory is its own. The loss and the gradient's norm of the first step stand
-beside the speed: they show that it is the same work. `trl-4` is TRL with 4 rows a pass and as many passes a step as
-give the same effective batch, `litgpt-4` likewise (it is left out where `pip install litgpt` was not done); all stand
-beside the fastest of TRL's. Memory is what a run took at its peak above weights, gradients and the optimizer's state,
-which takes two steps to show: the first begins without them. Few steps show little of a run: in the first ones it takes
-its memory, in later ones rows of other lengths come.
+beside the speed: they show that it is the same work.
 
-With `--pairs`, steps of direct preference optimization instead: each answer with its own prompt, and answers that share
-it; what the starting weights are asked is counted apart.
+`trl-4` is TRL with 4 rows a pass and as many passes a step as give the same effective batch; `trl+free-4` has them in
+one line without padding, `+compile` compiles the model, `+liger` and `+flash` take the kernels of those packages, for
+GPUs. `litgpt-4` likewise (left out where `pip install litgpt` was not done). All stand beside the fastest of TRL's.
+
+Memory is what a run took at its peak above weights, gradients and the optimizer's state, which takes two steps to show:
+the first begins without them. `of a product` is what six operations a weight and token come to, beside the fastest
+large matrix product there. Few steps show little of a run: in the first ones it takes its memory, in later ones rows of
+other lengths come.
+
+`--device` takes a GPU where there is one. `--shape` takes random weights in the shape of a larger model. Several
+`--rows` are measured one after the other, each with its own `--count` where there are several; `--save` keeps what came
+of them for README (`benchmarks.results`).
+
+With `--pairs`, steps of direct preference optimization instead, by TRL too, with the starting weights' answers asked
+for once and counted apart: each answer with its own prompt, and answers that share it.
 """
 
 from __future__ import annotations
@@ -22,24 +31,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
 import click
+from transformers import PreTrainedModel
 
+from benchmarks import results
 from benchmarks.memory import begin_peak, state_gib
+from benchmarks.models import SHAPES, SMALL, model_of, product_flops
 from templatekit.config import DataOptions, FinetuneOptions
 from templatekit.pairs import PairPipeline, pairs_of
 from templatekit.pipeline import Pipeline
 from templatekit.registry import create_registry
-from templatekit.tokens.load import resolve_model
 from templatekit.types import TokenizedExample, TokenizedPair
 
-MODEL = "smollm2-135m-instruct"
 TEMPLATE = "alpaca"
 RATE = 1e-5
-PEERS = ("trl", "litgpt")
+PEERS = {"trl": "TRL", "litgpt": "LitGPT"}
 OURS: dict[str, dict[str, Any]] = {
     "padded": {"packing": False},
     "packed": {"share": False},
@@ -50,6 +62,7 @@ OURS: dict[str, dict[str, Any]] = {
     "lora": {"lora": True},
     "qlora": {"lora": True, "quantize": "4bit"},
 }
+COMPARED, PAIRED = "trl-1,trl-4,trl-8,litgpt-8,padded,packed,shared,again,lora", "trl-1,trl-4,packed,shared"
 LONGEST_ANSWER = 1024
 """Tokens of a prompt with its answer; longer pairs are left out."""
 
@@ -57,7 +70,7 @@ LONGEST_ANSWER = 1024
 def examples_of(rows: str | None, count: int) -> list[TokenizedExample]:
     """The first `count` of the shuffled rows, tokenized."""
     registry = create_registry()
-    pipeline = Pipeline(DataOptions(dataset=rows or "starter", template=TEMPLATE, tokenizer=MODEL), registry)
+    pipeline = Pipeline(DataOptions(dataset=rows or "starter", template=TEMPLATE, tokenizer=SMALL), registry)
     records = list(pipeline.open())
     random.Random(0).shuffle(records)
     return [item.tokenized for item in pipeline.run(records[:count]) if item.tokenized is not None]
@@ -65,7 +78,7 @@ def examples_of(rows: str | None, count: int) -> list[TokenizedExample]:
 
 def pairs_from(path: str, count: int) -> list[TokenizedPair]:
     """The first `count` of the shuffled pairs that are not too long, tokenized."""
-    options = DataOptions(dataset=path, template="chatml", tokenizer=MODEL, max_length=LONGEST_ANSWER, on_error="skip")
+    options = DataOptions(dataset=path, template="chatml", tokenizer=SMALL, max_length=LONGEST_ANSWER, on_error="skip")
     pipeline = PairPipeline(options, create_registry())
     records = list(pipeline.open())
     random.Random(0).shuffle(records)
@@ -73,7 +86,7 @@ def pairs_from(path: str, count: int) -> list[TokenizedPair]:
 
 
 def run_ours(
-    options: FinetuneOptions, items: list[TokenizedExample] | list[TokenizedPair], *, profiled: bool
+    options: FinetuneOptions, model: PreTrainedModel, items: Sequence[Any], *, profiled: bool
 ) -> dict[str, Any]:
     """Our own step, once over the examples, or over the pairs."""
     import torch
@@ -82,19 +95,17 @@ def run_ours(
     from templatekit.training.dpo import REFERENCE, Preferences, judge
     from templatekit.training.lora import attach_lora
     from templatekit.training.memory import keep_few_kernels, keep_freed_memory
-    from templatekit.training.model import load_model, resolve_device
     from templatekit.training.optimizer import make_optimizer
     from templatekit.training.quantized import quantize
     from templatekit.training.step import Computation, Objective, train_step
 
-    model = load_model(resolve_model(MODEL, create_registry()) or MODEL, device=resolve_device(options.device))
     if options.quantize:
         quantize(model)
     if options.lora:
         model = attach_lora(model, rank=options.lora_rank, alpha=options.lora_alpha, seed=options.seed)
     keep_freed_memory()
     keep_few_kernels(options.pack_tokens)
-    peak = begin_peak()
+    peak = begin_peak(model.device)
     objective: Objective[Any] = Computation.of(model, options)
     examples: list[Any] = list(items)
     steps = [
@@ -132,84 +143,170 @@ def run_ours(
     }
 
 
+def parsed(variant: str) -> tuple[str | None, list[str], str]:
+    """Whose it is, None for ours, what was asked of it, and how many rows a pass."""
+    who, _, width = variant.partition("-")
+    peer, *ways = who.split("+")
+    return (peer, ways, width) if peer in PEERS else (None, [], "")
+
+
+def measure(
+    variant: str, options: FinetuneOptions, model: PreTrainedModel, items: Sequence[Any], *, profiled: bool
+) -> dict[str, Any]:
+    """What one variant does, in this process."""
+    peer, ways, width = parsed(variant)
+    if peer is None:
+        return run_ours(options, model, items, profiled=profiled)
+    from benchmarks import peers
+
+    rows = int(width or options.batch_size)
+    if peer == "litgpt":
+        return peers.run_litgpt(options, model, items, rows)
+    return peers.run_trl(options, model, items, rows, ways)
+
+
+def measured(variant: str, arguments: Sequence[str]) -> dict[str, Any] | None:
+    """What a process of its own says of a variant; where it says nothing, the reason is shown."""
+    command = [sys.executable, "-m", "benchmarks.train", *arguments, "--variants", variant, "--alone"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        click.echo(f"{variant:10} failed: {done.stderr.strip().splitlines()[-1]}")
+        return None
+    numbers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return numbers
+
+
+def compare(
+    variants: Sequence[str], size: int, arguments: Sequence[str], *, profiled: bool
+) -> dict[str, dict[str, Any]]:
+    """What each variant does, beside the fastest of TRL's so far; told as it comes."""
+    found: dict[str, dict[str, Any]] = {}
+    best = None
+    for variant in variants:
+        peer, _, width = parsed(variant)
+        if peer is not None and (profiled or size % int(width or size)):
+            continue
+        if peer is not None and find_spec(peer) is None:
+            click.echo(f"{variant:10} left out: pip install {peer}")
+            continue
+        numbers = measured(variant, arguments)
+        if numbers is None:
+            continue
+        found[variant] = numbers
+        if profiled:
+            click.echo(f"{variant}\n" + "\n".join(f"  {s:6.1%} {kind}" for kind, s in numbers["shares"].items()))
+            continue
+        if peer == "trl":
+            best = max(best or 0.0, numbers["tokens"] / numbers["seconds"])
+        click.echo(told(variant, numbers, best))
+    return found
+
+
+def told(variant: str, numbers: dict[str, Any], best: float | None) -> str:
+    """A line of what was measured."""
+    speed = numbers["tokens"] / numbers["seconds"]
+    return (
+        f"{variant:10} {speed:7.1f} tokens/s  "
+        + (f"x {speed / best:5.2f}  " if best else "")
+        + f"{numbers['tokens']:,} tokens, {numbers['computed_tokens']:,} computed  "
+        f"{numbers['above']:.2f} GiB above the state  {speed * numbers['product_share']:.0%} of a product  "
+        f"first loss {numbers['loss']:.4f}, gradient {numbers['grad_norm']:.4f}"
+        + (f", reference {numbers['reference_seconds']:.0f} s" if "reference_seconds" in numbers else "")
+    )
+
+
+def named(variant: str) -> str:
+    """A variant as README calls it."""
+    peer, ways, width = parsed(variant)
+    if peer is not None:
+        return f"{'+'.join([PEERS[peer], *ways])}, {width or 'all'} row{'' if width == '1' else 's'} a pass"
+    switches = {"packed": "--no-share", "again": "--activation-checkpointing", "compiled": "--compile"}
+    return " ".join([results.OURS, *([switches.get(variant, variant)] if variant != "shared" else [])])
+
+
+def result(name: str, found: dict[str, dict[str, Any]]) -> results.TrainResult:
+    """What README shows of a set."""
+    first = next(iter(found.values()))
+    return results.TrainResult(
+        name=name,
+        rows=first["examples"],
+        tokens=round(first["tokens"] / first["examples"]),
+        speeds={named(one): round(numbers["tokens"] / numbers["seconds"], 1) for one, numbers in found.items()},
+        memory={named(one): round(numbers["above"], 2) for one, numbers in found.items()},
+        losses={named(one): round(numbers["loss"], 5) for one, numbers in found.items()},
+    )
+
+
 @click.command(help=__doc__)
-@click.option("--rows", help="A file of records; the bundled set if left out.")
+@click.option("--rows", multiple=True, help="A file of records; the bundled set if left out.")
 @click.option("--pairs", help="A file of preference pairs: DPO, on `--count` of them.")
-@click.option("--count", default=96, show_default=True, help="Rows to train on.")
+@click.option("--count", multiple=True, type=int, default=[96], show_default=True, help="Rows to train on.")
 @click.option("--batch-size", default="8", show_default=True, help="Rows a step; several as 8,32,96.")
 @click.option(
     "--variants",
-    help="Of trl, trl-N, litgpt, litgpt-N, padded, packed, shared, again, compiled, 8bit, lora, qlora; with --pairs of "
-    "packed, shared, again, compiled.",
+    help="Of trl, trl-N, trl+free-N, litgpt, litgpt-N, padded, packed, shared, again, compiled, 8bit, lora, qlora; "
+    "with --pairs of trl, trl-N, packed, shared, again, compiled.",
 )
+@click.option("--device", default="auto", show_default=True)
+@click.option("--shape", type=click.Choice(list(SHAPES)), help=f"Random weights of this shape; {SMALL} if left out.")
 @click.option("--pack-tokens", default=2048, show_default=True, help="Budget of one pass.")
 @click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--profile", "profiled", is_flag=True, help="Show where the time of a step goes instead; ours alone.")
+@click.option("--save", is_flag=True, help="Keep the figures that README shows.")
 @click.option("--alone", is_flag=True, hidden=True, help="Run the one variant here and print its numbers.")
 def main(
-    rows: str | None,
+    rows: tuple[str, ...],
     pairs: str | None,
-    count: int,
+    count: tuple[int, ...],
     batch_size: str,
     variants: str | None,
+    device: str,
+    shape: str | None,
     pack_tokens: int,
     precision: str,
     threads: int,
     profiled: bool,
+    save: bool,
     alone: bool,
 ) -> None:
-    variants = variants or ("packed,shared" if pairs else "trl-1,trl-4,trl-8,litgpt-8,padded,packed,shared,again,lora")
+    variants = variants or (PAIRED if pairs else COMPARED)
+    sizes = batch_size.split(",")
     if alone:
         import torch
 
         torch.set_num_threads(threads)
-        values = {"batch_size": int(batch_size), "lora": False, "precision": precision, "pack_tokens": pack_tokens}
+        values: dict[str, Any] = {
+            "device": device,
+            "batch_size": int(sizes[-1]),
+            "lora": False,
+            "precision": precision,
+            "pack_tokens": pack_tokens,
+        }
         values["method"] = "dpo" if pairs else "sft"
         options = FinetuneOptions.parse({**values, "learning_rate": RATE, **OURS.get(variants, {})})
-        items: list[Any] = [*(pairs_from(pairs, count) if pairs else examples_of(rows, count))]
-        peer, _, width = variants.partition("-")
-        if peer in PEERS:
-            from benchmarks import peers
-
-            run = peers.run_trl if peer == "trl" else peers.run_litgpt
-            numbers = run(options, items, int(width or batch_size), RATE)
-        else:
-            numbers = run_ours(options, items, profiled=profiled)
+        model = model_of(shape, device)
+        parameters = sum(weight.numel() for weight in model.parameters())
+        path = rows[-1] if rows else None
+        items: list[Any] = [*(pairs_from(pairs, count[-1]) if pairs else examples_of(path, count[-1]))]
+        numbers = measure(variants, options, model, items, profiled=profiled)
+        numbers["product_share"] = 6 * parameters / product_flops(device, bf16=precision == "bf16")
         tokens = sum(len(i.chosen) + len(i.rejected) if isinstance(i, TokenizedPair) else len(i) for i in items)
-        click.echo(json.dumps({"tokens": tokens, **numbers}))
+        click.echo(json.dumps({"tokens": tokens, "examples": len(items), **numbers}))
         return
-    what = f"{pairs}, {count} pairs" if pairs else f"{rows or 'starter'}, {count} rows"
-    for size in map(int, batch_size.split(",")):
+    saved = []
+    sets = rows or (None,)
+    if len(count) not in (1, len(sets)):
+        raise click.UsageError(f"{len(count)} counts of {len(sets)} sets: expected one, or one each")
+    for (path, number), size in product(zip(sets, cycle(count), strict=False), sizes):
+        what = f"{pairs}, {number} pairs" if pairs else f"{path or 'starter'}, {number} rows"
         click.echo(f"{what}, {size} a step, {precision}, {threads} threads")
-        best = None
-        for variant in variants.split(","):
-            peer, _, width = variant.partition("-")
-            if peer in PEERS and (profiled or size % int(width or size)):
-                continue
-            if peer in PEERS and find_spec(peer) is None:
-                click.echo(f"{variant:8} left out: pip install {peer}")
-                continue
-            own = ["--batch-size", str(size), "--variants", variant, "--alone"]
-            command = [sys.executable, "-m", "benchmarks.train", *sys.argv[1:], *own]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                click.echo(f"{variant:8} failed: {done.stderr.strip().splitlines()[-1]}")
-                continue
-            numbers = json.loads(done.stdout.splitlines()[-1])
-            if profiled:
-                click.echo(f"{variant}\n" + "\n".join(f"  {s:6.1%} {kind}" for kind, s in numbers["shares"].items()))
-                continue
-            speed = numbers["tokens"] / numbers["seconds"]
-            if peer == "trl":
-                best = max(best or 0.0, speed)
-            beside = f"x {speed / best:5.2f}  " if best else ""
-            click.echo(
-                f"{variant:8} {speed:7.1f} tokens/s  {beside}{numbers['tokens']:,} tokens, "
-                f"{numbers['computed_tokens']:,} computed  {numbers['above']:.2f} GiB above the state  "
-                f"first loss {numbers['loss']:.4f}, gradient {numbers['grad_norm']:.4f}"
-                + (f", reference {numbers['reference_seconds']:.0f} s" if pairs else "")
-            )
+        own = [*sys.argv[1:], "--batch-size", size, "--count", str(number), *(["--rows", path] if path else [])]
+        found = compare(variants.split(","), int(size), own, profiled=profiled)
+        if found and not profiled:
+            saved.append(result(Path(path).stem if path else "starter", found))
+    if save:
+        results.TRAIN.save(saved, " ".join(["python -m benchmarks.train", *(Path(word).name for word in sys.argv[1:])]))
 
 
 if __name__ == "__main__":
