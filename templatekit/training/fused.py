@@ -21,6 +21,7 @@ from torch.nn.functional import embedding, linear
 from transformers import PreTrainedModel
 
 from templatekit.training.elementwise import lookup, rms_norm, rotary
+from templatekit.training.memory import is_large
 
 _ROTARY = "apply_rotary_pos_emb"
 """The function that transformers' models rotate queries and keys with, in each file of theirs."""
@@ -59,6 +60,8 @@ class Fusion:
     """Whether gradients of trained weights are added here and not by autograd: those of copies that are cast once a
     step, and those of embeddings, by their rows. Not where others wait for autograd to add them."""
     _copies: dict[Tensor, _Copy] = field(default_factory=dict)
+    _gradients: dict[Tensor, Tensor] = field(default_factory=dict)
+    """The places of large gradients, which last from step to step, as those of large copies do."""
     _cast: _Cast | None = None
     """The last states that were cast: queries, keys and values are computed of the same ones."""
 
@@ -123,20 +126,39 @@ class Fusion:
         if weight.requires_grad and not self.takes_gradients:
             return weight
         known = self._copies.get(weight)
-        if (
-            known is None
-            or (known.version, known.address) != (weight._version, weight.data_ptr())
-            or known.values.requires_grad != weight.requires_grad
-        ):
+        if known is None or known.values.requires_grad != weight.requires_grad or known.values.dtype != dtype:
             values = weight.detach().to(dtype)
             if weight.requires_grad:
-                values.requires_grad_().register_post_accumulate_grad_hook(partial(_hand_over, weight))
-            known = self._copies[weight] = _Copy(weight._version, weight.data_ptr(), values)
-        return known.values
+                values.requires_grad_().register_post_accumulate_grad_hook(partial(self._hand_over, weight))
+        elif (known.version, known.address) != (weight._version, weight.data_ptr()):
+            values = known.values
+            values.detach().copy_(weight.detach())
+        else:
+            return known.values
+        self._copies[weight] = _Copy(weight._version, weight.data_ptr(), values)
+        return values
+
+    def _hand_over(self, weight: Tensor, copy: Tensor) -> None:
+        """Adds a copy's gradient to its weight's, in the weight's type, as autocast's own cast does."""
+        gradient, copy.grad = copy.grad, None
+        if gradient is None:
+            return
+        if weight.grad is not None:
+            weight.grad.add_(gradient)
+        elif weight in self._gradients:
+            weight.grad = self._gradients[weight].copy_(gradient)
+        else:
+            weight.grad = gradient.to(weight.dtype)
+            if is_large(weight):
+                self._gradients[weight] = weight.grad
 
     def forget_trained(self) -> None:
         """To be called before trained weights change: some optimizers do so behind PyTorch's back."""
-        self._copies = {weight: copy for weight, copy in self._copies.items() if not weight.requires_grad}
+        self._copies = {
+            weight: copy._replace(version=-1) if weight.requires_grad else copy
+            for weight, copy in self._copies.items()
+            if is_large(weight) or not weight.requires_grad
+        }
 
 
 def _of_autocast(like: Tensor) -> torch.dtype | None:
@@ -150,17 +172,6 @@ def _looked_up(module: nn.Embedding, ids: Tensor) -> Tensor:
     if weight.requires_grad and torch.is_grad_enabled():
         return lookup(weight, ids, module.padding_idx)
     return embedding(ids, weight)
-
-
-def _hand_over(weight: Tensor, copy: Tensor) -> None:
-    """Adds a copy's gradient to its weight's, in the weight's type, as autocast's own cast does."""
-    gradient, copy.grad = copy.grad, None
-    if gradient is None:
-        return
-    if weight.grad is None:
-        weight.grad = gradient.to(weight.dtype)
-    else:
-        weight.grad.add_(gradient)
 
 
 def fuse(model: PreTrainedModel, *, takes_gradients: bool = True) -> Fusion:

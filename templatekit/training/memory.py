@@ -6,6 +6,8 @@ import ctypes
 import os
 import sys
 
+from torch import Tensor
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """glibc's names for what `mallopt` sets (malloc.h)."""
 
@@ -24,6 +26,18 @@ def keep_freed_memory() -> bool:
         return False
     return bool(mallopt(_MMAP_THRESHOLD, 2**30)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
 
+
+def is_large(weight: Tensor) -> bool:
+    """Whether what is made of a weight in every step should have a lasting place, which only blocks on the CPU need.
+
+    glibc gives aligned memory from blocks with room to spare alone, so that one which was freed is not found for the
+    next of its size (2.36 and before). Where smaller ones then settle in it, the heap grows by another.
+    """
+    return weight.device.type == "cpu" and weight.numel() * weight.element_size() >= _LARGE
+
+
+_LARGE = 2**25
+"""Bytes. Smaller ones are many of one size, side by side: freed together, they are one block with room to spare."""
 
 _CAPACITIES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 """oneDNN's own setting, and that of the layer between it and PyTorch."""

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from templatekit.config import FinetuneOptions
 from templatekit.errors import ConfigError
-from templatekit.training import attention, elementwise, path_attention, tree_attention
+from templatekit.training import attention, elementwise, memory, path_attention, tree_attention
 from templatekit.training.elementwise import rms_norm
 from templatekit.training.fused import Fusion, fuse
 from templatekit.training.lora import attach_lora
@@ -206,11 +206,13 @@ def _behind_the_back(optimizer: torch.optim.Optimizer) -> None:
 
 
 @pytest.mark.parametrize("budget", [17, 4096])
+@pytest.mark.parametrize("large", [False, True])
 def test_trained_weights_are_cast_once_a_step(
-    tiny_model: MakeModel, examples: list[TokenizedExample], monkeypatch: pytest.MonkeyPatch, budget: int
+    tiny_model: MakeModel, examples: list[TokenizedExample], monkeypatch: pytest.MonkeyPatch, budget: int, large: bool
 ) -> None:
-    """To the last bit what casts for every micro-batch give, whatever the optimizer does."""
+    """To the last bit what casts for every micro-batch give, whatever the optimizer does; in lasting places, too."""
     monkeypatch.setattr(torch.optim.SGD, "step", _behind_the_back)
+    monkeypatch.setattr("templatekit.training.fused.is_large", lambda weight: large)
 
     def trained(*, copied: bool = True) -> tuple[list[float], list[Tensor]]:
         torch.manual_seed(0)
@@ -242,6 +244,34 @@ def test_the_head_is_cast_once_a_step_too(tiny_model: MakeModel) -> None:
         fusion.forget_trained()
         assert fusion.weight(head) is not narrow
         assert Fusion().weight(head) is head.weight
+
+
+def test_large_weights_keep_the_places_of_their_copies_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nn.Linear(4, 4, bias=False)
+    weight = layer.weight
+    fusion = Fusion(linears=[layer])
+
+    def places() -> tuple[Tensor, Tensor]:
+        """Of the copy and of the gradient of one step."""
+        with torch.autocast("cpu", torch.bfloat16), fusion.active():
+            layer(torch.ones(3, 4)).sum().backward()
+            copy, gradient = fusion._copies[weight].values, weight.grad
+        assert gradient is not None
+        assert torch.equal(copy, weight.bfloat16())
+        assert torch.equal(gradient, torch.full((4, 4), 3.0))
+        fusion.forget_trained()
+        weight.data.mul_(2)
+        weight.grad = None
+        return copy, gradient
+
+    monkeypatch.setattr(memory, "_LARGE", 64)
+    (copy, gradient), (again, anew) = places(), places()
+    assert copy is again
+    assert gradient is anew
+    monkeypatch.setattr(memory, "_LARGE", 65)
+    fusion = Fusion(linears=[layer])
+    assert places()[0] is not places()[0]
+    assert not fusion._gradients
 
 
 def test_states_that_changed_are_cast_again() -> None:
