@@ -43,16 +43,22 @@ def test_every_figure_is_quoted() -> None:
     for one in results.TRAIN.load()[1]:
         assert one.speeds.keys() == one.memory.keys() == one.losses.keys()
         assert all(
-            f"{speed:,.0f} ({speed / max(v for k, v in one.speeds.items() if 'TRL' in k):.2f} ×), " in readme()
+            f"{speed:,.0f} ({speed / max(v for k, v in one.speeds.items() if 'templatekit' not in k):.2f} ×), "
+            in readme()
             for speed in one.speeds.values()
         )
         assert all(f", {gib:.2f} GiB" in readme() for gib in one.memory.values())
 
 
 def test_speeds_are_of_the_same_work() -> None:
-    """The losses of the first step lie no further apart than bf16 is coarse."""
+    """The losses of the first step lie no further apart than bf16 is coarse.
+
+    LitGPT averages its passes' means, however many targets each has: there some targets weigh more than others.
+    """
     for one in results.TRAIN.load()[1]:
-        assert max(one.losses.values()) < 1.003 * min(one.losses.values()), one.name
+        same = [loss for name, loss in one.losses.items() if not name.startswith("LitGPT")]
+        assert max(same) < 1.003 * min(same), one.name
+        assert max(one.losses.values()) < 1.02 * min(same), one.name
 
 
 def test_the_picture_shows_the_results() -> None:
