@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from templatekit.training import attention
-from templatekit.training.block_attention import block_attention, refusal
-from templatekit.training.memory import keep_freed_memory
-from templatekit.training.path_attention import lay_out_paths, path_attention
-from templatekit.training.tree_attention import lay_out, tree_attention
+from templatekit.training.attention.blocks import block_attention, refusal
+from templatekit.training.attention import dispatch as attention
+from templatekit.training.attention.paths import lay_out_paths, path_attention
+from templatekit.training.attention.tree import lay_out, tree_attention
+from templatekit.training.kernels.memory import keep_freed_memory
 from templatekit.types import Segment
 
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]

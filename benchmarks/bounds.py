@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Iterable
 
 from benchmarks.rows import starter
-from templatekit.contracts import TemplateFile
-from templatekit.formats.foreign import ForeignTemplate
-from templatekit.formats.plans import without_plans
+from templatekit.formats.sandbox.untrusted import ForeignTemplate
+from templatekit.formats.sandbox.worker import WORKER
 from templatekit.formats.template import Template
-from templatekit.formats.worker import WORKER
-from templatekit.registry import create_registry
+from templatekit.formats.tracing.compiler import without_plans
+from templatekit.hooks.contracts import TemplateFile
+from templatekit.hooks.registry import create_registry
 from templatekit.types import Example
 
 NAMES = ("chatml", "llama3", "qwen3")

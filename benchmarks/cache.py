@@ -31,8 +31,8 @@ finally:
 OPEN = """
 import sys, time
 import templatekit.training.data as data
-from templatekit.config import FinetuneOptions
-from templatekit.registry import create_registry
+from templatekit.config.options import FinetuneOptions
+from templatekit.hooks.registry import create_registry
 from templatekit.tokens.load import find_tokenizer
 dataset, tokenizer, cache = sys.argv[1:]
 registry = create_registry()

@@ -26,12 +26,12 @@ from typing import NamedTuple
 
 from benchmarks.render import SHARED, save_smollm2
 from benchmarks.rows import starter, write_numbered
-from templatekit.config import DataOptions
-from templatekit.parts import ForSink
-from templatekit.pipeline import Pipeline
-from templatekit.registry import create_registry
+from templatekit.config.options import DataOptions
+from templatekit.engines.jobs import Setup, Work, Worker
+from templatekit.hooks.registry import create_registry
+from templatekit.pipeline.outputs import ForSink
+from templatekit.pipeline.pipeline import Pipeline
 from templatekit.types import Record
-from templatekit.work import Setup, Work, Worker
 
 ENGINES = {
     "one": [],

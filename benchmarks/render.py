@@ -31,20 +31,20 @@ from unittest.mock import patch
 from benchmarks import results
 from benchmarks.clock import Report, best_of, timed
 from benchmarks.rows import starter, write_numbered
-from templatekit.columns import TokenizedColumns
-from templatekit.config import RenderOptions
+from templatekit.config.options import RenderOptions
+from templatekit.engines.jobs import parts_of
+from templatekit.engines.processes import local_workers
 from templatekit.errors import RecordError
-from templatekit.formats.plans import without_plans
+from templatekit.formats.tracing.compiler import without_plans
+from templatekit.hooks.exporters import Exporter
+from templatekit.hooks.registry import create_registry
 from templatekit.packing import packed
-from templatekit.parts import ForSink
-from templatekit.pipeline import Pipeline
-from templatekit.prepared import BATCH
-from templatekit.registry import create_registry
-from templatekit.sinks import Exporter
+from templatekit.packing.columns import TokenizedColumns
+from templatekit.pipeline.batches import BATCH
+from templatekit.pipeline.outputs import ForSink
+from templatekit.pipeline.pipeline import Pipeline
 from templatekit.tokens.supervision import Losses
 from templatekit.types import Example, Record, RenderedText
-from templatekit.work import parts_of
-from templatekit.workers import local_workers
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 ROWS = 14_000
@@ -166,7 +166,7 @@ def writing(
     exporter = pipeline.registry.exporters["parquet"]
     assert isinstance(exporter, Exporter)
 
-    reference_alone = partial(patch, "templatekit.tokens.words.quicker", return_value=None)
+    reference_alone = partial(patch, "templatekit.tokens.word_table.quicker", return_value=None)
 
     def write() -> None:
         parts = parts_of(pipeline, ForSink.of(exporter, pipeline.registry), engine=local_workers(workers))

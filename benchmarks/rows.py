@@ -7,9 +7,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from templatekit.config import DataOptions
-from templatekit.pipeline import Pipeline
-from templatekit.registry import create_registry
+from templatekit.config.options import DataOptions
+from templatekit.hooks.registry import create_registry
+from templatekit.pipeline.pipeline import Pipeline
 from templatekit.types import Record
 
 

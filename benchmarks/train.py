@@ -44,10 +44,10 @@ from transformers import PreTrainedModel
 from benchmarks import results
 from benchmarks.memory import begin_peak, state_gib
 from benchmarks.models import SHAPES, SMALL, model_of, product_flops
-from templatekit.config import DataOptions, FinetuneOptions
-from templatekit.pairs import PairPipeline, pairs_of
-from templatekit.pipeline import Pipeline
-from templatekit.registry import create_registry
+from templatekit.config.options import DataOptions, FinetuneOptions
+from templatekit.hooks.registry import create_registry
+from templatekit.pipeline.pipeline import Pipeline
+from templatekit.pipeline.preference import PairPipeline, pairs_of
 from templatekit.types import TokenizedExample, TokenizedPair
 
 TEMPLATE = "alpaca"
@@ -94,10 +94,10 @@ def run_ours(
 
     from benchmarks.profile import shares
     from templatekit.training.dpo import REFERENCE, Preferences, judge
+    from templatekit.training.kernels.memory import keep_few_kernels, keep_freed_memory
     from templatekit.training.lora import attach_lora
-    from templatekit.training.memory import keep_few_kernels, keep_freed_memory
     from templatekit.training.optimizer import make_optimizer
-    from templatekit.training.quantized import quantize
+    from templatekit.training.quantization import quantize
     from templatekit.training.step import Computation, Objective, train_step
 
     if options.quantize:

@@ -9,21 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from templatekit.calls import prepare, render
-    from templatekit.config import DataOptions, FinetuneOptions
-    from templatekit.contracts import (
-        WEIGHT_KEYS,
-        Adapter,
-        ModelResolver,
-        Source,
-        TemplateFile,
-        as_function,
-        objects_of,
-        template_files,
-        text_of,
-        tools_of,
-        weight_of,
-    )
+    from templatekit.api import prepare, render
+    from templatekit.config.options import DataOptions, FinetuneOptions
     from templatekit.errors import (
         ConfigError,
         PluginError,
@@ -36,9 +23,22 @@ if TYPE_CHECKING:
         UnknownNameError,
     )
     from templatekit.formats import Template, load_template
-    from templatekit.hookspecs import hookimpl
-    from templatekit.registry import Registry, create_registry
-    from templatekit.sinks import Exporter, FolderExporter, RecordExporter
+    from templatekit.hooks.contracts import (
+        WEIGHT_KEYS,
+        Adapter,
+        ModelResolver,
+        Source,
+        TemplateFile,
+        as_function,
+        objects_of,
+        template_files,
+        text_of,
+        tools_of,
+        weight_of,
+    )
+    from templatekit.hooks.exporters import Exporter, FolderExporter, RecordExporter
+    from templatekit.hooks.registry import Registry, create_registry
+    from templatekit.hooks.specs import hookimpl
     from templatekit.tokens.tokenizer import Tokenizer
     from templatekit.training.run import Run, finetune
     from templatekit.types import (
@@ -60,8 +60,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "config": ("DataOptions", "FinetuneOptions"),
-    "contracts": (
+    "config.options": ("DataOptions", "FinetuneOptions"),
+    "hooks.contracts": (
         "WEIGHT_KEYS",
         "Adapter",
         "ModelResolver",
@@ -86,10 +86,10 @@ _HOMES = {
         "UnknownNameError",
     ),
     "formats": ("Template", "load_template"),
-    "hookspecs": ("hookimpl",),
-    "calls": ("prepare", "render"),
-    "registry": ("Registry", "create_registry"),
-    "sinks": ("Exporter", "FolderExporter", "RecordExporter"),
+    "hooks.specs": ("hookimpl",),
+    "api": ("prepare", "render"),
+    "hooks.registry": ("Registry", "create_registry"),
+    "hooks.exporters": ("Exporter", "FolderExporter", "RecordExporter"),
     "tokens.tokenizer": ("Tokenizer",),
     "training.run": ("Run", "finetune"),
     "types": (

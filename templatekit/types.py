@@ -9,12 +9,13 @@ Offsets are in characters of `text`, half-open. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from templatekit.values import quickly_made
+from templatekit.frozen import quickly_made
+from templatekit.views import View, to_html, to_rich
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +35,7 @@ TrainOn: TypeAlias = str
 The bases: `response`, in every assistant turn all that a server would generate, from the generation boundary to the end
 marker. `content`, the assistant's own text and the end marker, without the template's literals between them. `last`,
 `response` in the last assistant turn alone. `all`, every token but the first, which nothing predicts.
-`templatekit.config.parse_train_on` knows the rest.
+`templatekit.config.train_on` knows the rest.
 """
 
 STANDARD_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -323,15 +324,20 @@ class RenderedText(_FromDeferred):
         """Where a server's prompt ends and the model goes on, one offset an assistant turn."""
         return tuple(target.start for target in self.target_spans)
 
-    def _repr_html_(self) -> str:
-        from templatekit.views import to_html
+    def view(self, losses: Sequence[LossSpan] | None = None) -> View:
+        """For display, with the weights that are given, else with the targets that each message's weight trains."""
+        if losses is None:
+            losses = [
+                LossSpan(start=target.start, end=target.end, weight=self.message_weights[target.message])
+                for target in self.target_spans
+            ]
+        return View(self.text, self.spans, losses)
 
-        return to_html(self)
+    def _repr_html_(self) -> str:
+        return to_html(self.view())
 
     def __rich__(self) -> Any:
-        from templatekit.views import to_rich
-
-        return to_rich(self)
+        return to_rich(self.view())
 
 
 @quickly_made
@@ -343,6 +349,17 @@ class Sample:
     """Its messages end with the turn that the sample was made for, or are all of the record's."""
     rendered: RenderedText
     """Its targets are those of no other sample of the record."""
+    tokenized: TokenizedExample | None = None
+    """Its ids and weights; None before tokenization, and without a tokenizer."""
+
+    def with_tokens(self, tokenized: TokenizedExample) -> Sample:
+        """The sample as it is once tokenized, or tokenized anew."""
+        return Sample(example=self.example, rendered=tokenized.rendered, tokenized=tokenized)
+
+    @property
+    def result(self) -> TokenizedExample | RenderedText:
+        """What came of the sample: with a tokenizer the tokenized example, without one the rendered text."""
+        return self.rendered if self.tokenized is None else self.tokenized
 
 
 @quickly_made
@@ -392,15 +409,17 @@ class TokenizedExample:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def _repr_html_(self) -> str:
-        from templatekit.views import to_html
+    def view(self) -> View:
+        """For display, with the number of tokens."""
+        cut = f", shortened: {self.truncated}" if self.truncated else ""
+        caption = f"{len(self)} tokens, {self.trained_tokens} trained{cut}"
+        return View(self.rendered.text, self.rendered.spans, self.loss_spans, caption)
 
-        return to_html(self)
+    def _repr_html_(self) -> str:
+        return to_html(self.view())
 
     def __rich__(self) -> Any:
-        from templatekit.views import to_rich
-
-        return to_rich(self)
+        return to_rich(self.view())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
-
-from templatekit.tokens.supervision import loss_spans
-from templatekit.types import RenderedText, TokenizedExample, TrainOn
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -24,6 +21,40 @@ PICTURES |= {0x7F: "␡"} | {code: f"\\x{code:02x}" for code in range(0x80, 0xA0
 """Control characters, made visible: a record must not move the cursor or change the colours of a terminal."""
 
 
+class View(NamedTuple):
+    """What is shown of a text."""
+
+    text: str
+    spans: Sequence[_Span]
+    """Ordered and gap-free: the origin of every character."""
+    losses: Sequence[_Weighted]
+    """Ordered, without overlap: the weights of what is trained. What lies in none of them is not."""
+    caption: str = ""
+
+
+class _Span(Protocol):
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+    @property
+    def origin(self) -> _Origin: ...
+
+
+class _Origin(Protocol):
+    @property
+    def kind(self) -> str: ...
+
+
+class _Weighted(Protocol):
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+    @property
+    def weight(self) -> float: ...
+
+
 class _Run(NamedTuple):
     text: str
     kind: str
@@ -31,23 +62,20 @@ class _Run(NamedTuple):
     weight: float
 
 
-def _runs(shown: RenderedText | TokenizedExample, train_on: TrainOn) -> Iterator[_Run]:
+def _runs(view: View) -> Iterator[_Run]:
     """The text in runs of one origin and one weight, its control characters as pictures."""
-    if isinstance(shown, TokenizedExample):
-        rendered, losses = shown.rendered, shown.loss_spans
-    else:
-        rendered, losses = shown, loss_spans(shown, train_on)
-    edges = {edge for span in rendered.spans for edge in (span.start, span.end)}
-    edges |= {edge for span in losses for edge in (span.start, span.end)}
+    edges = {edge for span in view.spans for edge in (span.start, span.end)}
+    edges |= {edge for span in view.losses for edge in (span.start, span.end)}
     at, loss = 0, 0
     for start, end in pairwise(sorted(edges)):
-        while rendered.spans[at].end <= start:
+        while view.spans[at].end <= start:
             at += 1
-        while loss < len(losses) and losses[loss].end <= start:
+        while loss < len(view.losses) and view.losses[loss].end <= start:
             loss += 1
-        origin = rendered.spans[at].origin
-        weight = losses[loss].weight if loss < len(losses) else 0.0
-        yield _Run(rendered.text[start:end].translate(PICTURES), origin.kind, str(origin), weight)
+        trained = loss < len(view.losses) and view.losses[loss].start <= start
+        weight = view.losses[loss].weight if trained else 0.0
+        origin = view.spans[at].origin
+        yield _Run(view.text[start:end].translate(PICTURES), origin.kind, str(origin), weight)
 
 
 def legend() -> Text:
@@ -58,25 +86,22 @@ def legend() -> Text:
     return Text("  ").join(Text(name, style) for name, style in parts)
 
 
-def to_rich(shown: RenderedText | TokenizedExample, *, train_on: TrainOn = "response") -> Text:
-    """Coloured text for a terminal: dim template, cyan data, green trained, bold where the weight is 1 or more.
-
-    `train_on` is for a `RenderedText`, which does not say what is trained.
-    """
+def to_rich(view: View) -> Text:
+    """Coloured text for a terminal: dim template, cyan data, green trained, bold where the weight is 1 or more."""
     from rich.text import Text
 
     text = Text()
-    for run in _runs(shown, train_on):
+    for run in _runs(view):
         trained = _RICH_TRAINED if run.weight >= 1 else _RICH_LESS
         text.append(run.text, trained if run.weight else _RICH[run.kind])
     return text
 
 
-def to_marked(shown: RenderedText | TokenizedExample, *, train_on: TrainOn = "response") -> str:
+def to_marked(view: View) -> str:
     """The text with ⟦ ⟧ around what is trained, where there are no colours; ⟦0.1|…⟧ where the weight is not 1."""
     parts: list[str] = []
     weight = 0.0
-    for run in _runs(shown, train_on):
+    for run in _runs(view):
         if run.weight != weight:
             parts.append("⟧" * bool(weight) + _opening(run.weight))
             weight = run.weight
@@ -88,15 +113,12 @@ def _opening(weight: float) -> str:
     return "" if not weight else "⟦" if weight == 1 else f"⟦{weight:g}|"
 
 
-def to_html(shown: RenderedText | TokenizedExample, *, train_on: TrainOn = "response") -> str:
+def to_html(view: View) -> str:
     """The same for a notebook; each run's title names its origin and weight."""
     parts = []
-    for run in _runs(shown, train_on):
+    for run in _runs(view):
         style = _CSS_TRAINED if run.weight else _CSS[run.kind]
         title = f"{run.origin}, weight {run.weight:g}" if run.weight else run.origin
         parts.append(f'<span style="{style}" title="{escape(title)}">{escape(run.text)}</span>')
-    caption = ""
-    if isinstance(shown, TokenizedExample):
-        cut = f", shortened: {shown.truncated}" if shown.truncated else ""
-        caption = f'<div style="color:#777">{len(shown)} tokens, {shown.trained_tokens} trained{cut}</div>'
+    caption = f'<div style="color:#777">{escape(view.caption)}</div>' if view.caption else ""
     return f'<pre style="white-space:pre-wrap">{"".join(parts)}</pre>{caption}'

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from templatekit.contracts import TemplateFile, template_files
-from templatekit.hookspecs import hookimpl
+from templatekit.hooks.contracts import TemplateFile, template_files
+from templatekit.hooks.specs import hookimpl
 
 
 @hookimpl

@@ -20,8 +20,8 @@ from testkit.foreign import EXACT
 from testkit.look import Eye
 
 from templatekit import Registry, Tokenizer, create_registry
-from templatekit.formats import foreign
-from templatekit.formats.worker import Worker
+from templatekit.formats.sandbox import untrusted as foreign
+from templatekit.formats.sandbox.worker import Worker
 from templatekit.testing import TINY
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from templatekit.audit.values import Hit, Row, Sample, Setup
+from templatekit.audit.values import AuditedSample, Hit, Row, Setup
 from templatekit.errors import NOTHING_TRAINED, LeftOut, shorten
 from templatekit.types import Message
 
@@ -63,7 +63,7 @@ def placeholder(row: Row, setup: Setup) -> Iterator[Hit]:
                     yield Hit(what=what, sample=sample, start=start, end=end)
 
 
-def _place(sample: Sample, message: int, field: str) -> tuple[int, int]:
+def _place(sample: AuditedSample, message: int, field: str) -> tuple[int, int]:
     spans = [span for span in sample.rendered.spans if span.origin.message == message and span.origin.field == field]
     return (spans[0].start, spans[-1].end) if spans else (0, 0)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from templatekit.audit.values import Hit, Row, Sample, Setup
+from templatekit.audit.values import AuditedSample, Hit, Row, Setup
 from templatekit.errors import NOTHING_TRAINED, shorten
-from templatekit.formats.endings import EndMarkers
+from templatekit.formats.end_markers import EndMarkers
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.types import TargetSpan
 
@@ -49,7 +49,7 @@ def _last_of_each_turn(targets: tuple[TargetSpan, ...]) -> Iterator[TargetSpan]:
             yield target
 
 
-def _holds_marker(sample: Sample, target: TargetSpan, setup: Setup) -> bool:
+def _holds_marker(sample: AuditedSample, target: TargetSpan, setup: Setup) -> bool:
     """Whether a stop text or a special token stands in what is trained behind the answer."""
     pattern = EndMarkers.of(setup.template.metadata, setup.special).pattern
     return bool(pattern and pattern.search(sample.rendered.text, target.marker_start, target.end))

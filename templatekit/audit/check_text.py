@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from templatekit.audit.regions import data_regions, field_name, origin_at
-from templatekit.audit.values import Hit, Row, Sample, Setup
+from templatekit.audit.values import AuditedSample, Hit, Row, Setup
 from templatekit.errors import shorten
 from templatekit.tokens.tokenizer import Tokenizer
 
@@ -112,7 +112,7 @@ def _altered(row: Row) -> Iterator[tuple[Hit, bool]]:
                 yield Hit(what=what, detail=detail, sample=sample, start=start, end=end), trimmed
 
 
-def _printed(sample: Sample) -> dict[tuple[int, str], tuple[int, int]]:
+def _printed(sample: AuditedSample) -> dict[tuple[int, str], tuple[int, int]]:
     """From where to where each field's characters stand."""
     printed: dict[tuple[int, str], tuple[int, int]] = {}
     for span in sample.rendered.spans:

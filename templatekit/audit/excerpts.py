@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterator
 from itertools import pairwise
 
-from templatekit.audit.values import Excerpt, Hit, Run, Sample
+from templatekit.audit.values import AuditedSample, Excerpt, Hit, Run
 from templatekit.types import RenderedText
 from templatekit.views import PICTURES
 
@@ -45,7 +45,7 @@ _HIDDEN = {"Cf", "Co", "Cs", "Zl", "Zp"}
 """Format and private characters, halves of surrogate pairs, and separators of lines and paragraphs."""
 
 
-def _runs(sample: Sample, window: tuple[int, int], place: tuple[int, int] | None) -> Iterator[Run]:
+def _runs(sample: AuditedSample, window: tuple[int, int], place: tuple[int, int] | None) -> Iterator[Run]:
     rendered = sample.rendered
     edges = {*window, *(place or ())}
     edges |= {edge for span in rendered.spans for edge in (span.start, span.end)}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from templatekit.audit.values import Marker
 from templatekit.errors import RecordError, TemplateError
-from templatekit.formats.endings import EndMarkers
+from templatekit.formats.end_markers import EndMarkers
 from templatekit.formats.template import Template
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.types import Example, Message, RenderedText, SpecialTokens

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from templatekit.audit.lengths import LengthCounter
-from templatekit.audit.prepare import setup_of
 from templatekit.audit.rules import chosen
+from templatekit.audit.setup import setup_of
 from templatekit.audit.stream import Stream
 from templatekit.audit.tally import Tally, by_severity
 from templatekit.audit.values import Need, Report, Rule
-from templatekit.config import DataOptions, parse_dedup
+from templatekit.config.options import DataOptions, parse_dedup
 from templatekit.errors import NOTHING_TRAINED, ConfigError, RecordError
-from templatekit.pipeline import Pipeline
-from templatekit.registry import Registry, create_registry
+from templatekit.hooks.registry import Registry, create_registry
+from templatekit.pipeline.pipeline import Pipeline
 from templatekit.types import Record
 
 ROWS_SHOWN = 10

@@ -8,17 +8,17 @@ from itertools import compress, islice, zip_longest
 from typing import Any
 
 from templatekit.audit.roundtrip import RoundTrip
-from templatekit.audit.values import Against, Edge, Elsewhere, Row, Sample
-from templatekit.cleaning.duplicates import NearTexts, conversation_text
-from templatekit.cleaning.first_rows import FirstRows, text_key
-from templatekit.counts import Counts
+from templatekit.audit.values import Against, AuditedSample, Edge, Elsewhere, Row
 from templatekit.errors import ConfigError, RecordError
-from templatekit.pipeline import Pipeline
-from templatekit.prepared import BATCH, Prepared
-from templatekit.tokens.cuts import Encoder
+from templatekit.pipeline.batches import BATCH
+from templatekit.pipeline.counts import Counts
+from templatekit.pipeline.deduplication import NearTexts, conversation_text
+from templatekit.pipeline.first_rows import FirstRows, text_key
+from templatekit.pipeline.pipeline import Pipeline
+from templatekit.tokens.encoder import Encoder
 from templatekit.tokens.supervision import loss_spans
 from templatekit.tokens.truncation import Limit
-from templatekit.types import Record, RenderedText, TokenizedExample
+from templatekit.types import Record, RenderedText, Sample, TokenizedExample
 
 
 @dataclass(kw_only=True)
@@ -68,7 +68,7 @@ class Stream:
     def rows(self, records: Iterable[Record | RecordError]) -> Iterator[Row]:
         """Every row, in order."""
         for numbers, unread, items in batches(self.pipeline, self.counts, records):
-            samples: dict[int, list[Sample]] = {}
+            samples: dict[int, list[AuditedSample]] = {}
             for sample in self._samples(items):
                 samples.setdefault(sample.rendered.row, []).append(sample)
             for number in numbers:
@@ -80,7 +80,7 @@ class Stream:
                 )
             self.counts.forget()
 
-    def _samples(self, items: Sequence[Prepared]) -> Iterator[Sample]:
+    def _samples(self, items: Sequence[Sample]) -> Iterator[AuditedSample]:
         edges = self._edges(items)
         on = going_on(items)
         samples = [
@@ -112,7 +112,7 @@ class Stream:
                 samples[index] = replace(samples[index], lossy=(*samples[index].lossy, lossy))
         yield from samples
 
-    def _fitted(self, item: Prepared) -> TokenizedExample | None:
+    def _fitted(self, item: Sample) -> TokenizedExample | None:
         if self._limit is None or item.tokenized is None:
             return None
         try:
@@ -121,7 +121,7 @@ class Stream:
             return None
         return tokenized if tokenized.truncated else None
 
-    def _edges(self, items: Sequence[Prepared]) -> dict[int, Edge]:
+    def _edges(self, items: Sequence[Sample]) -> dict[int, Edge]:
         """The items whose whole text encodes otherwise, by their place."""
         if self._whole is None:
             return {}
@@ -138,12 +138,12 @@ class Stream:
 
 def batches(
     pipeline: Pipeline, counts: Refusals, records: Iterable[Record | RecordError]
-) -> Iterator[tuple[range, Mapping[int, Mapping[str, Any]], list[Prepared]]]:
+) -> Iterator[tuple[range, Mapping[int, Mapping[str, Any]], list[Sample]]]:
     """Row numbers, what is not read of the rows, and what came of them, a batch at a time."""
     records = iter(records)
     first = 0
     while batch := list(islice(records, BATCH)):
-        items: list[Prepared] = []
+        items: list[Sample] = []
         try:
             items += pipeline.run(batch, source=pipeline.options.dataset, first_row=first)
         except ConfigError:
@@ -196,7 +196,7 @@ class Other:
         ]
         return self._elsewhere(same_text), self._elsewhere(same_prompt)
 
-    def find_near(self, items: Sequence[Prepared]) -> list[Elsewhere | None]:
+    def find_near(self, items: Sequence[Sample]) -> list[Elsewhere | None]:
         """The most similar row there, by what is said and not by what the template writes around it."""
         if self._near is None:
             return [None] * len(items)
@@ -210,11 +210,11 @@ class Other:
         return [None if row is None else Elsewhere(self.result.dataset, row) for row in rows]
 
 
-def _said(items: Iterable[Prepared]) -> list[str]:
+def _said(items: Iterable[Sample]) -> list[str]:
     return [conversation_text([item.example]) for item in items]
 
 
-def _nearest(sample: Sample, like: Elsewhere | None) -> Sample:
+def _nearest(sample: AuditedSample, like: Elsewhere | None) -> AuditedSample:
     """The sample with the more similar of two rows elsewhere; with none where its very text is there."""
     known = sample.nearly_shared
     if sample.shared_text is not None:
@@ -224,7 +224,7 @@ def _nearest(sample: Sample, like: Elsewhere | None) -> Sample:
     return replace(sample, nearly_shared=like)
 
 
-def going_on(items: Sequence[Prepared]) -> list[bool]:
+def going_on(items: Sequence[Sample]) -> list[bool]:
     """Of each item, whether the next is of the same row and holds its messages and more."""
     pairs = zip_longest(items, items[1:])
     return [
@@ -235,16 +235,16 @@ def going_on(items: Sequence[Prepared]) -> list[bool]:
     ]
 
 
-def _sample(item: Prepared, pipeline: Pipeline) -> Sample:
+def _sample(item: Sample, pipeline: Pipeline) -> AuditedSample:
     tokenized = item.tokenized
     if tokenized is None:
         losses = loss_spans(item.rendered, pipeline.options.train_on)
         trained = [(span.start, span.end) for span in losses if span.weight > 0]
         ends = (trained[0][0], trained[-1][1] - 1) if trained else None
-        return Sample(
+        return AuditedSample(
             example=item.example, rendered=item.rendered, losses=losses, length=len(item.rendered.text), trained=ends
         )
-    return Sample(
+    return AuditedSample(
         example=item.example,
         rendered=item.rendered,
         losses=tokenized.loss_spans,
@@ -261,7 +261,7 @@ def _ends(weights: Sequence[float]) -> tuple[int, int] | None:
     return first, next(compress(range(len(weights) - 1, -1, -1), reversed(weights)))
 
 
-def prompt_keys(items: Iterable[Prepared]) -> list[int]:
+def prompt_keys(items: Iterable[Sample]) -> list[int]:
     """The hash of each text up to its last answer."""
     return [text_key(item.rendered.text[: _last_boundary(item.rendered)]) for item in items]
 

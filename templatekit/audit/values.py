@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from templatekit import types
-from templatekit.config import DataOptions
+from templatekit.config.options import DataOptions
 from templatekit.errors import RecordError
 from templatekit.formats.template import Template
 from templatekit.tokens.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ class Elsewhere(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample(types.Sample):
+class AuditedSample(types.Sample):
     """One sample of a row, with what only the whole stream or a batch can tell of it."""
 
     losses: tuple[LossSpan, ...]
@@ -89,7 +89,7 @@ class Row:
     number: int
     unread: Mapping[str, Any] = field(default_factory=dict)
     """What the record holds under keys that the adapter does not read."""
-    samples: tuple[Sample, ...] = ()
+    samples: tuple[AuditedSample, ...] = ()
     error: RecordError | None = None
 
 
@@ -133,7 +133,7 @@ class Hit(NamedTuple):
     """Of several kinds that a rule tells apart, which; counted apart in the report."""
     detail: str = ""
     """What the excerpt alone does not show."""
-    sample: Sample | None = None
+    sample: AuditedSample | None = None
     start: int | None = None
     """Where the place in the sample's text begins; None for all of it."""
     end: int = 0
@@ -260,6 +260,6 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; docs/audit.md describes it."""
-        from templatekit.audit.as_json import as_dict
+        from templatekit.audit.json import as_dict
 
         return as_dict(self)

@@ -25,9 +25,9 @@ FOLDER/prepared-1/KEY/      KEY: the hash of all that decides about the examples
 | `examples` | all samples as one sequence, for training |
 """
 
-from templatekit.cache.examples import StoredExamples, StoredSamples
 from templatekit.cache.folder import Entry, entries, remove
-from templatekit.cache.run import prepared_batches, prepared_parts, prepared_samples
+from templatekit.cache.preparation import prepared_batches, prepared_parts, prepared_samples
+from templatekit.cache.sequences import StoredExamples, StoredSamples
 
 __all__ = [
     "Entry",

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from templatekit.cache.disk import MAKING, Damaged, sweep, writing
+from templatekit.cache.atomic_files import MAKING, Damaged, sweep, writing
 from templatekit.cache.key import FORMAT
-from templatekit.cache.part import Part
+from templatekit.cache.shard import Part
 from templatekit.errors import ConfigError
-from templatekit.pipeline import Pipeline
+from templatekit.pipeline.pipeline import Pipeline
 
 ABOUT = "about.json"
 _PREPARED = "prepared-"

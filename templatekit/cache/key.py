@@ -11,12 +11,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from templatekit.cache.code import NoCode, code_of, libraries, own_code
-from templatekit.cache.disk import hash_file
-from templatekit.config import DataOptions
-from templatekit.contracts import Adapter
+from templatekit.cache.atomic_files import hash_file
+from templatekit.cache.code_hash import NoCode, code_of, libraries, own_code
+from templatekit.config.options import DataOptions
 from templatekit.errors import SourceError
-from templatekit.pipeline import Pipeline
+from templatekit.hooks.contracts import Adapter
+from templatekit.pipeline.pipeline import Pipeline
 from templatekit.sources import find_source
 
 FORMAT = 1

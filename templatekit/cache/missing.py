@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import TypeVar
 
-from templatekit.chunks import Chunk
 from templatekit.errors import RecordError
-from templatekit.pipeline import Pipeline
+from templatekit.pipeline.chunks import Chunk
+from templatekit.pipeline.pipeline import Pipeline
 from templatekit.types import Record
 
 T = TypeVar("T")

@@ -9,10 +9,20 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from templatekit.cache.values import example_from_json
-from templatekit.columns import TokenizedColumns, places_of
-from templatekit.prepared import BATCH, Batch, Prepared
-from templatekit.types import Example, LossSpan, Origin, RenderedText, Span, TargetSpan, TokenizedExample, Truncation
+from templatekit.cache.example_json import example_from_json
+from templatekit.packing.columns import TokenizedColumns, places_of
+from templatekit.pipeline.batches import BATCH, SampleBatch
+from templatekit.types import (
+    Example,
+    LossSpan,
+    Origin,
+    RenderedText,
+    Sample,
+    Span,
+    TargetSpan,
+    TokenizedExample,
+    Truncation,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,12 +60,12 @@ class InTables:
     def __init__(self, tables: StoredTables, samples: int) -> None:
         self.tables, self.samples = tables, samples
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[SampleBatch]:
         """The examples, their tokens as they lie on the disk, their texts when they are asked for."""
         for start in range(0, self.samples, BATCH):
             end = min(start + BATCH, self.samples)
             columns = self.columns(start, end)
-            yield Batch(items=_Later(end - start, partial(self._items, start, columns.rendered)), columns=columns)
+            yield SampleBatch(items=_Later(end - start, partial(self._items, start, columns.rendered)), columns=columns)
 
     def columns(self, start: int, end: int) -> TokenizedColumns:
         """The examples `start` to `end`."""
@@ -105,9 +115,9 @@ class InTables:
     def _run_lengths(self) -> NDArray[np.int32]:
         return _values(self.tables.tokens, "run_lengths")
 
-    def _items(self, start: int, texts: Sequence[RenderedText]) -> list[Prepared]:
+    def _items(self, start: int, texts: Sequence[RenderedText]) -> list[Sample]:
         stored = self.tables.examples.column("example").slice(start, len(texts)).to_pylist()
-        return [Prepared(example=example_from_json(e), rendered=text) for e, text in zip(stored, texts, strict=True)]
+        return [Sample(example=example_from_json(e), rendered=text) for e, text in zip(stored, texts, strict=True)]
 
     def tokenized(self, index: int) -> TokenizedExample:
         """One example without its conversation."""

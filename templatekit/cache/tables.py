@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from templatekit.cache.values import NotPlain, example_to_json
-from templatekit.columns import TokenizedColumns
-from templatekit.prepared import Batch
+from templatekit.cache.example_json import NotPlain, example_to_json
+from templatekit.packing.columns import TokenizedColumns
+from templatekit.pipeline.batches import SampleBatch
 from templatekit.types import Origin, RenderedText, TargetSpan
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Tables:
         return int(self.tokens.num_rows)
 
     @classmethod
-    def of(cls, batch: Batch) -> Tables:
+    def of(cls, batch: SampleBatch) -> Tables:
         """A batch with tokens; raises `NotPlain` for an example that would not come back as it is."""
         import pyarrow as pa
 
@@ -59,7 +59,7 @@ class Tables:
     @classmethod
     def join(cls, several: Iterable[Tables]) -> Tables:
         """One after another, each table one run of memory: the same, however the examples were parted before."""
-        found = list(several) or [cls.of(Batch(items=[], columns=TokenizedColumns.of([])))]
+        found = list(several) or [cls.of(SampleBatch(items=[], columns=TokenizedColumns.of([])))]
         origins: dict[Origin, int] = {}
         roles: dict[str, int] = {}
         texts = []
@@ -75,7 +75,7 @@ class Tables:
         )
 
 
-def tokens_of(batch: Batch) -> TokenizedColumns:
+def tokens_of(batch: SampleBatch) -> TokenizedColumns:
     """A batch's columns, made where it has none, as of pairs."""
     if batch.columns is not None:
         return batch.columns

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from templatekit.cache.disk import STATE, size_and_hash, staging, write_state
+from templatekit.cache.atomic_files import STATE, size_and_hash, staging, write_state
+from templatekit.cache.example_json import NotPlain, origin_to_json
 from templatekit.cache.tables import Tables
-from templatekit.cache.values import NotPlain, origin_to_json
-from templatekit.counts import Counts
-from templatekit.pipeline import Pipeline
-from templatekit.prepared import Batch
+from templatekit.pipeline.batches import SampleBatch
+from templatekit.pipeline.counts import Counts
+from templatekit.pipeline.pipeline import Pipeline
 
 TOKENS, TEXTS, EXAMPLES = "tokens.arrow", "texts.arrow", "examples.arrow"
 
@@ -19,14 +19,14 @@ class Kept:
     """A watcher that has all batches with tokens as tables, and knows what was counted for them."""
 
     def __init__(self) -> None:
-        self.batches: list[Tables | Batch] = []
+        self.batches: list[Tables | SampleBatch] = []
         """What cannot be kept as it is stays a batch."""
         self.why = ""
         """What the first of those holds."""
         self.counts = Counts()
         """Without what others counted meanwhile: what an exporter refuses is its own affair."""
 
-    def watch(self, batches: Iterable[Batch], pipeline: Pipeline) -> Iterator[Batch]:
+    def watch(self, batches: Iterable[SampleBatch], pipeline: Pipeline) -> Iterator[SampleBatch]:
         """The batches as they are."""
         iterator = iter(batches)
         while (batch := self._counted(iterator, pipeline)) is not None:
@@ -43,7 +43,7 @@ class Kept:
         self.why = self.why or later.why
         self.counts.merge(later.counts)
 
-    def _counted(self, batches: Iterator[Batch], pipeline: Pipeline) -> Batch | None:
+    def _counted(self, batches: Iterator[SampleBatch], pipeline: Pipeline) -> SampleBatch | None:
         if type(pipeline.counts) is not Counts:  # a mixture's, which counts by its sets, and is not kept
             return next(batches, None)
         whole, pipeline.counts = pipeline.counts, Counts()

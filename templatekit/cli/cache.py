@@ -10,9 +10,9 @@ import click
 
 from templatekit.cache import Entry, entries, remove
 from templatekit.cli.groups import Noun
+from templatekit.config.folders import cache_folder
 from templatekit.errors import UnknownNameError
-from templatekit.places import cache_folder
-from templatekit.tokens.kept import kept_files
+from templatekit.tokens.disk_cache import kept_files
 
 _CACHE_DIR = click.option(
     "--cache-dir",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set, parse_setting
-from templatekit.config import FinetuneOptions
+from templatekit.config.options import FinetuneOptions
 from templatekit.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -46,10 +46,10 @@ def generate(
     registry = load_registry(plugin_dirs)
     from templatekit.export.serving import stops_of
     from templatekit.formats.kwargs import parse_kwargs
-    from templatekit.tokens.cuts import Encoder
+    from templatekit.tokens.encoder import Encoder
     from templatekit.tokens.load import from_transformers, load_transformers_tokenizer, resolve_model
+    from templatekit.training.generation import generate as answer_to
     from templatekit.training.model import load_model, resolve_device
-    from templatekit.training.sampling import generate as answer_to
 
     if not instruction.strip():
         raise ConfigError("--instruction: expected text; found none")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from templatekit.errors import ConfigError, RunError
-from templatekit.parts import Lengths
+from templatekit.pipeline.outputs import Lengths
 
 _BINS = 16
 _WIDTH = 40

@@ -16,8 +16,8 @@ from templatekit.cli.groups import Noun
 from templatekit.cli.options import PLUGIN_DIR, load_registry
 from templatekit.errors import UnknownNameError
 from templatekit.formats.lookup import find_template
-from templatekit.offers import Offers
-from templatekit.registry import Registry
+from templatekit.hooks.offers import Offers
+from templatekit.hooks.registry import Registry
 from templatekit.types import Example, Message
 from templatekit.views import to_marked
 
@@ -122,7 +122,7 @@ def show_template(name: str, as_json: bool, plugin_dirs: tuple[Path, ...]) -> No
         "stop": list(template.metadata.stop),
         "variables": sorted(template.variables),
         "source": template.original,
-        "example": to_marked(example),
+        "example": to_marked(example.view()),
     }
     _print_facts(facts, as_json=as_json)
 

@@ -10,10 +10,10 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from templatekit.config import Options
+from templatekit.config.options import Options
 from templatekit.errors import ConfigError
-from templatekit.offers import PluginFailure
-from templatekit.registry import Registry, create_registry
+from templatekit.hooks.offers import PluginFailure
+from templatekit.hooks.registry import Registry, create_registry
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -13,13 +13,13 @@ from typing import Any, BinaryIO, cast
 
 import click
 
-from templatekit.config import DataOptions
+from templatekit.config.options import DataOptions
 from templatekit.errors import ConfigError, PluginError, RunError, TemplatekitError
+from templatekit.hooks.exporters import Exporter, FolderExporter, RecordExporter, Sink
+from templatekit.hooks.registry import Registry
 from templatekit.packing import Packs
-from templatekit.parts import Part
-from templatekit.pipeline import Pipeline
-from templatekit.registry import Registry
-from templatekit.sinks import Exporter, FolderExporter, RecordExporter, Sink
+from templatekit.pipeline.outputs import Part
+from templatekit.pipeline.pipeline import Pipeline
 
 
 @dataclass

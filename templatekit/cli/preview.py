@@ -13,9 +13,10 @@ import click
 
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
 from templatekit.cli.output import summarize
-from templatekit.config import CACHE, DataOptions
+from templatekit.config.options import CACHE, DataOptions
 from templatekit.errors import ConfigError
-from templatekit.pipeline import Pipeline
+from templatekit.pipeline.pipeline import Pipeline
+from templatekit.tokens.supervision import view_of
 from templatekit.types import RenderedText, TokenizedExample, TrainOn
 from templatekit.views import legend, to_marked, to_rich
 
@@ -52,14 +53,12 @@ def show(examples: Iterable[RenderedText | TokenizedExample], train_on: TrainOn)
     if coloured:
         console.print(legend())
     for example in examples:
-        counted = ""
-        if isinstance(example, TokenizedExample):
-            counted = f", {len(example)} tokens, {example.trained_tokens} trained"
-            counted += f", shortened: {example.truncated}" if example.truncated else ""
+        view = view_of(example, train_on)
+        counted = f", {view.caption}" if view.caption else ""
         rendered = example.rendered if isinstance(example, TokenizedExample) else example
         numbered = f", sample {rendered.sample + 1} of {rendered.samples}" if rendered.samples > 1 else ""
         console.rule(f"row {example.row}{numbered}{counted}", align="left", style="dim")
         if coloured:
-            console.print(to_rich(example, train_on=train_on))
+            console.print(to_rich(view))
         else:
-            click.echo(to_marked(example, train_on=train_on))
+            click.echo(to_marked(view))

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from templatekit.config import DataOptions
-from templatekit.pipeline import Pipeline
+from templatekit.config.options import DataOptions
+from templatekit.pipeline.pipeline import Pipeline
 
 T = TypeVar("T")
 

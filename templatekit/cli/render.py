@@ -15,12 +15,12 @@ from templatekit.cli.lengths import Distributions, check_picture
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
 from templatekit.cli.output import Packed, check_packs, choose_exporter, summarize, write, write_whole
 from templatekit.cli.progress import progress, watched
-from templatekit.config import RenderOptions
-from templatekit.mixture import pipeline_of
+from templatekit.config.options import RenderOptions
+from templatekit.engines.jobs import Engine
+from templatekit.engines.processes import local_workers
 from templatekit.packing import packed
-from templatekit.parts import ForSink, in_columns
-from templatekit.work import Engine
-from templatekit.workers import local_workers
+from templatekit.pipeline.mixture import pipeline_of
+from templatekit.pipeline.outputs import ForSink, in_columns
 
 _ON_STDERR = "-"
 ON_SCREEN = 5
@@ -120,7 +120,7 @@ def render(
 def _engine(name: str, workers: int | None) -> Engine | None:
     """What does the work; None where this process does it itself."""
     if name == "ray":
-        from templatekit.on_ray import on_ray
+        from templatekit.engines.ray import on_ray
 
         return on_ray(workers)
     return local_workers(workers)

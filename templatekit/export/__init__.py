@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from templatekit.export.folders import AxolotlFolder, DatasetFolder
 from templatekit.export.rows import ArrowRows, JsonLines, ParquetRows
-from templatekit.hookspecs import hookimpl
-from templatekit.sinks import Sink
+from templatekit.hooks.exporters import Sink
+from templatekit.hooks.specs import hookimpl
 
 
 @hookimpl

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from templatekit.errors import ConfigError, RecordError
-from templatekit.sinks import NOT_EXPRESSIBLE, Finished, FolderExporter
-from templatekit.types import TokenizedExample
+from templatekit.hooks.exporters import NOT_EXPRESSIBLE, FolderExporter
+from templatekit.types import Sample, TokenizedExample
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from templatekit.columns import TokenizedColumns
     from templatekit.packing import Packs
+    from templatekit.packing.columns import TokenizedColumns
 
 _BATCH = 1024
 _ROWS = "train.jsonl"
@@ -24,7 +24,7 @@ _ROWS = "train.jsonl"
 class _TokenFolder(FolderExporter):
     """Ids and labels: what is trained stands in the labels alone."""
 
-    def admit(self, sample: Finished) -> TokenizedExample:
+    def admit(self, sample: Sample) -> TokenizedExample:
         """The tokenized example; a weight beside 0 and 1 is a `RecordError`, no tokenizer a `ConfigError`."""
         tokenized = sample.tokenized
         if tokenized is None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from templatekit.columns import list_array
 from templatekit.packing import Packs, pack_arrays
+from templatekit.packing.columns import list_array
 
 if TYPE_CHECKING:
     import pyarrow as pa

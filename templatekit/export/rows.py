@@ -10,14 +10,14 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from templatekit.export.packs import pack_batch, pack_rows
-from templatekit.sinks import Exporter
+from templatekit.hooks.exporters import Exporter
 from templatekit.types import RenderedText, TokenizedExample
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from templatekit.columns import TokenizedColumns
     from templatekit.packing import Packs
+    from templatekit.packing.columns import TokenizedColumns
 
 _BATCH = 1024
 """Rows of a record batch or of a row group."""
@@ -166,7 +166,7 @@ def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa
     """
     import pyarrow as pa
 
-    from templatekit.columns import TokenizedColumns
+    from templatekit.packing.columns import TokenizedColumns
 
     source = iter(examples)
     first = list(islice(source, _BATCH))
@@ -182,7 +182,7 @@ def _evened(parts: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The same rows in batches as `_batches` has them."""
     import pyarrow as pa
 
-    from templatekit.columns import TokenizedColumns
+    from templatekit.packing.columns import TokenizedColumns
 
     waiting: list[pa.RecordBatch] = []
     empty = True
@@ -204,7 +204,7 @@ def _evened(parts: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 def _record_batch(columns: TokenizedColumns) -> pa.RecordBatch:
     import pyarrow as pa
 
-    from templatekit.columns import token_arrays
+    from templatekit.packing.columns import token_arrays
 
     truncated = pa.array(list(columns.truncated), type=pa.string())
     return pa.record_batch({**_text_arrays(columns.rendered), **token_arrays(columns), "truncated": truncated})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from templatekit.columns import list_array
+from templatekit.packing.columns import list_array
 from templatekit.types import Origin, Outline, RenderedText
 
 if TYPE_CHECKING:

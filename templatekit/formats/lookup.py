@@ -7,11 +7,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from templatekit.contracts import Adapter, TemplateFile
 from templatekit.errors import ConfigError, RecordError, TemplateError
-from templatekit.formats.foreign import ForeignTemplate, load_template
+from templatekit.formats.sandbox.untrusted import ForeignTemplate, load_template
 from templatekit.formats.template import Template
-from templatekit.registry import Registry
+from templatekit.hooks.contracts import Adapter, TemplateFile
+from templatekit.hooks.registry import Registry
 from templatekit.types import SpecialTokens
 
 OWN_TEMPLATE = "tokenizer"

@@ -16,7 +16,7 @@ from typing import Literal
 import yaml
 from pydantic import Field
 
-from templatekit.config import Options
+from templatekit.config.options import Options
 from templatekit.errors import ConfigError, TemplateError, shorten
 
 _COMMENT = re.compile(r"\A\{#-?\s*templatekit\b(?P<body>.*?)-?#\}", re.DOTALL)

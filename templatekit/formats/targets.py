@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
 from templatekit.errors import RecordError, shorten
-from templatekit.formats.endings import EndMarkers
+from templatekit.formats.end_markers import EndMarkers
 from templatekit.formats.provenance import Traced, plain_text, spans_of
 from templatekit.types import Message, Span, TargetSpan
 

@@ -16,10 +16,10 @@ from typing import Any, cast
 import jinja2
 from jinja2 import nodes
 
-from templatekit.contracts import TemplateFile
 from templatekit.errors import RecordError, TemplateError, TemplatekitError, shorten
-from templatekit.formats.complete import check_complete, no_place
-from templatekit.formats.endings import EndMarkers
+from templatekit.formats.accepted_forms import Takes, Variables
+from templatekit.formats.completeness import check_complete, no_place
+from templatekit.formats.end_markers import EndMarkers
 from templatekit.formats.environment import (
     TemplateRefusal,
     TracingEnvironment,
@@ -29,18 +29,18 @@ from templatekit.formats.environment import (
 )
 from templatekit.formats.kwargs import with_defaults
 from templatekit.formats.metadata import read_metadata
-from templatekit.formats.outlines import Outlined, settled
-from templatekit.formats.plans import ALL, COMMON_WEIGHTS, LAST, Manner, Part, Plans, Recording
 from templatekit.formats.provenance import Traced, concat, literal, plain_text, spans_of
-from templatekit.formats.recording import Recorder, recording_environment
 from templatekit.formats.source import CHAT_VARIABLES, COMMON_VARIABLES, check_source, syntax_error
-from templatekit.formats.symbols import joined, written
-from templatekit.formats.takes import Takes, Variables
-from templatekit.formats.tapes import Unplannable
 from templatekit.formats.targets import Rendering, TargetFinder
+from templatekit.formats.tracing.compiler import ALL, COMMON_WEIGHTS, LAST, Manner, Part, Plans, Recording
+from templatekit.formats.tracing.finished import Outlined, settled
+from templatekit.formats.tracing.recorder import Recorder, recording_environment
+from templatekit.formats.tracing.symbolic import joined, written
+from templatekit.formats.tracing.trace import Unplannable
 from templatekit.formats.turns import Conversation, EveryTurn
 from templatekit.formats.turns import Part as TurnPart
 from templatekit.formats.variables import chat_variables, instruction_variables, plain, special_variables
+from templatekit.hooks.contracts import TemplateFile
 from templatekit.types import NO_TOKENIZER, Example, Message, RenderedText, Sample, Span, SpecialTokens
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from templatekit.errors import RecordError
+from templatekit.formats.accepted_forms import Takes, Variables
 from templatekit.formats.provenance import concat, literal, plain_text, traced
-from templatekit.formats.takes import Takes, Variables
 from templatekit.types import Example, Message, SpecialTokens, field_origin
 
 CONTEXT_JOINT = "\n\n"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from templatekit.columns import TokenizedColumns, ends_of, labels_of, list_array, places_of
+from templatekit.packing.columns import TokenizedColumns, ends_of, labels_of, list_array, places_of
 from templatekit.packing.plain import pack
 
 if TYPE_CHECKING:

@@ -27,10 +27,10 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from itertools import islice
 
-from templatekit.contracts import Source
 from templatekit.errors import PluginError, RecordError, SourceError, TemplatekitError, shorten
-from templatekit.hookspecs import hookimpl
-from templatekit.registry import Registry
+from templatekit.hooks.contracts import Source
+from templatekit.hooks.registry import Registry
+from templatekit.hooks.specs import hookimpl
 from templatekit.sources.arrow_records import ArrowSource
 from templatekit.sources.columns import map_columns, parse_columns
 from templatekit.sources.csv_records import CsvSource

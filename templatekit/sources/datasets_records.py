@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from templatekit.contracts import Source
 from templatekit.errors import RecordError, SourceError, nearest, shorten
+from templatekit.hooks.contracts import Source
 from templatekit.sources.files import at_least_one, exists, is_folder, to_path
 from templatekit.types import Record
 

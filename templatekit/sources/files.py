@@ -10,8 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path, PurePath
 from typing import BinaryIO, TypeVar
 
-from templatekit.contracts import Source
 from templatekit.errors import RecordError, SourceError
+from templatekit.hooks.contracts import Source
 from templatekit.sources.compression import SUFFIXES, decompressed
 from templatekit.types import Record
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import ClassVar
 
-from templatekit.contracts import Source
 from templatekit.errors import RecordError, SourceError
+from templatekit.hooks.contracts import Source
 from templatekit.sources import arrow_records, csv_records, json_records
 from templatekit.sources.datasets_records import is_saved
 from templatekit.sources.files import FileSource, ending, exists, is_folder, siblings, to_path, unreadable

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, ClassVar, cast
 
-from templatekit.contracts import Source
 from templatekit.errors import RecordError, SourceError, nearest, shorten
+from templatekit.hooks.contracts import Source
 from templatekit.sources.compression import decompressed, rewindable
 from templatekit.sources.files import ending
 from templatekit.sources.folders import READERS, is_pattern, one_kind

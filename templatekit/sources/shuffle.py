@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from templatekit.errors import RecordError
-from templatekit.sources.gather import Gathered
+from templatekit.sources.grouping import Gathered
 from templatekit.types import Record
 
 T = TypeVar("T")

@@ -7,8 +7,8 @@ from importlib import resources
 from pathlib import Path
 from typing import BinaryIO, ClassVar, cast
 
-from templatekit.contracts import Source
 from templatekit.errors import RecordError, SourceError
+from templatekit.hooks.contracts import Source
 from templatekit.sources.json_records import read_json
 from templatekit.types import Record
 

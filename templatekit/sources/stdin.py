@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from templatekit.contracts import Source
 from templatekit.errors import RecordError, SourceError
+from templatekit.hooks.contracts import Source
 from templatekit.sources.compression import decompressed, rewindable
 from templatekit.sources.json_records import read_json
 from templatekit.types import Record

@@ -3,13 +3,13 @@
 It needs hypothesis, and nothing else of templatekit imports it but the command `check`.
 """
 
+from templatekit.testing.adversarial import adversarial_text, plain_text
 from templatekit.testing.check import Check, Violation, check
-from templatekit.testing.formats import parametrize_with_checks, subjects_of
+from templatekit.testing.discovery import parametrize_with_checks, subjects_of
 from templatekit.testing.records import conversations, examples, records_for
-from templatekit.testing.run import CHECKS, Outcome, run_checks
+from templatekit.testing.runner import CHECKS, Outcome, run_checks
 from templatekit.testing.subject import Subject
-from templatekit.testing.texts import adversarial_text, plain_text
-from templatekit.testing.tiny import MAIN, TINY, tiny_tokenizer
+from templatekit.testing.tiny_tokenizers import MAIN, TINY, tiny_tokenizer
 
 __all__ = [
     "CHECKS",

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from hypothesis import strategies as st
 
-from templatekit.testing.subject import Sample, Subject
+from templatekit.testing.subject import CheckedSample, Subject
 
 T = TypeVar("T")
 Given = Callable[[Subject], st.SearchStrategy[T]]
@@ -21,7 +21,13 @@ class Violation(AssertionError):
     """A property that does not hold."""
 
     def __init__(
-        self, what: str, *, expected: object = None, found: object = None, sample: Sample | None = None, hint: str = ""
+        self,
+        what: str,
+        *,
+        expected: object = None,
+        found: object = None,
+        sample: CheckedSample | None = None,
+        hint: str = "",
     ) -> None:
         super().__init__(what)
         self.what = what
@@ -31,13 +37,13 @@ class Violation(AssertionError):
         self.hint = hint
 
 
-def equal(found: object, expected: object, what: str, sample: Sample | None = None) -> None:
+def equal(found: object, expected: object, what: str, sample: CheckedSample | None = None) -> None:
     """Raises `Violation` where two values differ."""
     if found != expected:
         raise Violation(what, expected=expected, found=found, sample=sample)
 
 
-def holds(condition: object, what: str, sample: Sample | None = None, **more: Any) -> None:
+def holds(condition: object, what: str, sample: CheckedSample | None = None, **more: Any) -> None:
     """Raises `Violation` where a condition is false."""
     if not condition:
         raise Violation(what, sample=sample, **more)
@@ -61,13 +67,13 @@ class Check(Generic[T]):
 
     def __call__(self, subject: Subject, *, examples: int | None = None, seed: int = 0) -> None:
         """Tries the check on `examples` inputs (hypothesis' profile tells how many where none are named)."""
-        from templatekit.testing.run import enforce
+        from templatekit.testing.runner import enforce
 
         enforce(self, subject, examples=examples, seed=seed)
 
     def on(self, trial: T) -> None:
         """Tries the check on one input; raises `Violation` where the promise is broken."""
-        from templatekit.testing.run import attempt
+        from templatekit.testing.runner import attempt
 
         attempt(self, trial)
 
@@ -109,7 +115,7 @@ def no_template(subject: Subject) -> str | None:
 
 def does_not_write(subject: Subject) -> str | None:
     """For checks of `to_record`."""
-    from templatekit.contracts import Adapter
+    from templatekit.hooks.contracts import Adapter
 
     writes = type(subject.adapter).to_record is not Adapter.to_record
     return None if writes else "the adapter does not write records: it has no to_record"

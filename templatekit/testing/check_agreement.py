@@ -6,12 +6,12 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, get_args
 
-from templatekit.config import DataOptions
+from templatekit.config.options import DataOptions
 from templatekit.errors import ConfigError, RecordError, TemplateError
 from templatekit.export.serving import chat_template
 from templatekit.testing import oracle
 from templatekit.testing.check import Violation, check, equal, holds, no_template, one_turn
-from templatekit.testing.subject import Case, Sample, Subject, Unmade
+from templatekit.testing.subject import Case, CheckedSample, Subject, Unmade
 from templatekit.testing.trials import OddRoles, cases, dialogues, odd_roles
 from templatekit.tokens.tokenizer import NAMED, Tokenizer
 from templatekit.types import Message
@@ -125,7 +125,7 @@ def turns_are_masked_as_alone(case: Case) -> None:
         equal(sample.rendered.text[:start], single.rendered.text[:at], f"the text before messages[{index}]", sample)
 
 
-def _trained_turns(sample: Sample) -> dict[int, tuple[int, list[int]]]:
+def _trained_turns(sample: CheckedSample) -> dict[int, tuple[int, list[int]]]:
     """Where each trained turn begins in the text, and its trained ids. Turns are parted by text that is not trained."""
     ids = sample.tokenized.input_ids
     runs = [list(ids[start:end]) for start, end in oracle.runs_of([bool(w) for w in sample.tokenized.loss_weights])]
@@ -173,7 +173,7 @@ def cut_samples_keep_a_label(case: Case) -> str | None:
             pipeline = case.subject.new_pipeline(max_length=length, truncation=policy, on_error="skip")
             try:
                 made = [
-                    Sample(subject=case.subject, prepared=prepared, options=case.options)
+                    CheckedSample(subject=case.subject, prepared=prepared, options=case.options)
                     for prepared in pipeline.run([case.record])
                 ]
             except (ConfigError, RecordError):
@@ -190,7 +190,7 @@ def cut_samples_keep_a_label(case: Case) -> str | None:
     return None
 
 
-def _trained_texts(sample: Sample) -> list[str]:
+def _trained_texts(sample: CheckedSample) -> list[str]:
     ids = sample.tokenized.input_ids
     decode = sample.subject.tokenizer.decode
     return [decode(ids[a:b]) for a, b in oracle.runs_of([bool(w) for w in sample.tokenized.loss_weights])]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from templatekit.testing import oracle
 from templatekit.testing.check import Violation, check, does_not_write, equal, holds, no_adapter
 from templatekit.testing.records import STRANGE, at, texts_read
-from templatekit.testing.subject import Case, Sample, Subject
+from templatekit.testing.subject import Case, CheckedSample, Subject
 from templatekit.testing.trials import cases, once
 
 
@@ -46,7 +46,7 @@ def texts_stand_unchanged(case: Case) -> None:
         _adapter_keeps_texts(case)
 
 
-def _compare(sample: Sample, where: str, value: str, printed: list[str]) -> None:
+def _compare(sample: CheckedSample, where: str, value: str, printed: list[str]) -> None:
     """Sees that what is printed of a text is the text, or as much of it as the template declares to print."""
     declared, whole = sample.subject.capabilities, "".join(printed)
     trims = whole.strip() == value.strip()
@@ -66,13 +66,13 @@ _TRIMS = (
 )
 
 
-def _printed(sample: Sample, message: int, field: str) -> list[str]:
+def _printed(sample: CheckedSample, message: int, field: str) -> list[str]:
     """The runs of a field's characters."""
     spans = [s for s in sample.rendered.spans if (s.origin.message, s.origin.field) == (message, field)]
     return [sample.rendered.text[start:end] for start, end in oracle.joined([(s.start, s.end) for s in spans])]
 
 
-def _everything_has_an_origin(sample: Sample) -> None:
+def _everything_has_an_origin(sample: CheckedSample) -> None:
     at = 0
     for span in sample.rendered.spans:
         equal(span.start, at, "the origins have a gap", sample)

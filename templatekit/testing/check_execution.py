@@ -11,12 +11,11 @@ from typing import Any
 from unittest.mock import patch
 
 from templatekit.errors import RecordError
-from templatekit.prepared import Prepared
 from templatekit.testing.check import Violation, check, equal, holds, no_adapter
 from templatekit.testing.records import with_text
-from templatekit.testing.subject import Case, Sample, Subject
+from templatekit.testing.subject import Case, CheckedSample, Subject
 from templatekit.testing.trials import Batch, Junk, batches, cases, junk, once
-from templatekit.types import IGNORE_INDEX, Example, Message, PreferenceExample, Record
+from templatekit.types import IGNORE_INDEX, Example, Message, PreferenceExample, Record, Sample
 
 
 @check(1, given=cases)
@@ -77,7 +76,7 @@ class _Then(datetime):
         return cls(1999, 12, 31, 23, 59, 59, tzinfo=tz)
 
 
-def _result(prepared: Prepared) -> tuple[Any, ...]:
+def _result(prepared: Sample) -> tuple[Any, ...]:
     tokenized = prepared.tokenized
     assert tokenized is not None
     return prepared.rendered.text, tokenized.input_ids, tokenized.loss_weights
@@ -109,7 +108,7 @@ def ids_labels_and_weights_agree(case: Case) -> None:
         labels_agree(sample)
 
 
-def labels_agree(sample: Sample) -> None:
+def labels_agree(sample: CheckedSample) -> None:
     """The same of one sample."""
     tokenized = sample.tokenized
     count = len(tokenized.input_ids)

@@ -8,7 +8,7 @@ from collections import Counter
 from templatekit.testing import oracle
 from templatekit.testing.check import Violation, check, equal, holds
 from templatekit.testing.check_content import lossy_tokenizer
-from templatekit.testing.subject import Case, Sample
+from templatekit.testing.subject import Case, CheckedSample
 from templatekit.testing.trials import cases
 from templatekit.types import IGNORE_INDEX, Message, RenderedText, TargetSpan
 
@@ -28,7 +28,7 @@ def the_response_alone_is_trained(case: Case) -> None:
         equal(oracle.joined(trained), oracle.joined(wanted(sample)), "where the trained text stands", sample)
 
 
-def wanted(sample: Sample) -> list[tuple[int, int]]:
+def wanted(sample: CheckedSample) -> list[tuple[int, int]]:
     """The characters that should be trained."""
     if sample.train_on == "all":
         return [(0, len(sample.rendered.text))]
@@ -42,7 +42,7 @@ def wanted(sample: Sample) -> list[tuple[int, int]]:
     return spans
 
 
-def _extent(sample: Sample, target: TargetSpan) -> tuple[int, int, int]:
+def _extent(sample: CheckedSample, target: TargetSpan) -> tuple[int, int, int]:
     """Where a turn's response, its end marker and the text behind that begin: found from the prompt and the origins of
     the conversation that ends with the turn."""
     turn = target.message
@@ -63,7 +63,7 @@ def _closing(rendered: RenderedText, start: int) -> str:
     return rendered.text[start : min(others, default=len(rendered.text))]
 
 
-def _marker_length(sample: Sample, turn: int, closing: str) -> int:
+def _marker_length(sample: CheckedSample, turn: int, closing: str) -> int:
     """The first stop text; else the one special token; of several, the last that stands there whatever follows."""
     tokenizer, metadata = sample.subject.tokenizer, sample.subject.template.metadata
     special = {text for text, token in oracle.added_tokens(tokenizer).items() if token["special"]}
@@ -108,7 +108,7 @@ def trained_ids_are_the_responses(case: Case) -> str | None:
     return None
 
 
-def _has_ids(sample: Sample, start: int, end: int) -> bool:
+def _has_ids(sample: CheckedSample, start: int, end: int) -> bool:
     """Whether any id stands for these characters: whitespace may be taken by a control token."""
     tokenizer, cuts = sample.subject.tokenizer, [*sample.cuts, start, end]
     before, behind = (oracle.decoded(tokenizer, sample.rendered, at, cuts) for at in (start, end))

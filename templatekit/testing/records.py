@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
-from templatekit.contracts import Adapter
 from templatekit.errors import PluginError
-from templatekit.testing.texts import adversarial_text
+from templatekit.hooks.contracts import Adapter
+from templatekit.testing.adversarial import adversarial_text
 from templatekit.types import Example, Message, PreferenceExample, Record
 
 Text = st.SearchStrategy[str]

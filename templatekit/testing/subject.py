@@ -11,16 +11,16 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from templatekit.config import DataOptions
-from templatekit.contracts import Adapter
+from templatekit.config.options import DataOptions
 from templatekit.errors import NOTHING_TRAINED, ConfigError, PluginError, RecordError
 from templatekit.export.serving import Stops, stops_of
 from templatekit.formats.lookup import find_template
 from templatekit.formats.metadata import Capabilities
 from templatekit.formats.template import Template
-from templatekit.pipeline import Pipeline
-from templatekit.prepared import Prepared
-from templatekit.registry import Registry, create_registry
+from templatekit.hooks.contracts import Adapter
+from templatekit.hooks.registry import Registry, create_registry
+from templatekit.pipeline.pipeline import Pipeline
+from templatekit.testing.adversarial import adversarial_text
 from templatekit.testing.records import (
     Place,
     Scope,
@@ -32,9 +32,8 @@ from templatekit.testing.records import (
     shape_of,
     short_example,
 )
-from templatekit.testing.texts import adversarial_text
 from templatekit.tokens.tokenizer import Tokenizer
-from templatekit.types import Example, Message, Record, RenderedText, TargetSpan, TokenizedExample, TrainOn
+from templatekit.types import Example, Message, Record, RenderedText, Sample, TargetSpan, TokenizedExample, TrainOn
 
 SUITED = ("alpaca", "text", "chatml")
 """The bundled templates that an adapter alone is checked with: the first that takes all that the adapter reads."""
@@ -173,7 +172,7 @@ class Subject:
             tokenizer=self.tokenizer,
         )
 
-    def run(self, record: Record, **options: Any) -> list[Prepared]:
+    def run(self, record: Record, **options: Any) -> list[Sample]:
         """What becomes of one record; raises what the pipeline raises."""
         return list(self.pipeline(**options).run([record]))
 
@@ -231,11 +230,11 @@ def _scope_of(template: Template) -> Scope:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Sample:
+class CheckedSample:
     """One sample of a record after all stages, and what a server would be fed."""
 
     subject: Subject
-    prepared: Prepared
+    prepared: Sample
     options: Mapping[str, Any]
 
     @property
@@ -327,15 +326,15 @@ class Case:
         return text
 
     @cached_property
-    def _outcome(self) -> list[Sample] | Exception:
+    def _outcome(self) -> list[CheckedSample] | Exception:
         try:
             prepared = self.subject.run(self.record, **self.options)
         except Exception as error:  # templates and plugins may raise anything
             return error
-        return [Sample(subject=self.subject, prepared=each, options=self.options) for each in prepared]
+        return [CheckedSample(subject=self.subject, prepared=each, options=self.options) for each in prepared]
 
     @property
-    def samples(self) -> list[Sample]:
+    def samples(self) -> list[CheckedSample]:
         """Its samples; raises `Unmade` where none came, `Silent` where none has anything to train."""
         if isinstance(self._outcome, Exception):
             raise Unmade(self._outcome, declared=self._declared(self._outcome)) from self._outcome
@@ -365,6 +364,6 @@ class Case:
         return len(conversations_of(self.subject.adapter, self.record))
 
     @property
-    def whole(self) -> Sample:
+    def whole(self) -> CheckedSample:
         """The sample of the whole conversation."""
         return max(self.samples, key=lambda sample: len(sample.example.messages))

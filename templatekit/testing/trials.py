@@ -9,10 +9,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from templatekit.contracts import Adapter
+from templatekit.hooks.contracts import Adapter
+from templatekit.testing.adversarial import JSON_VALUES, WHITESPACE, control_strings, plain_text
 from templatekit.testing.records import Place, paths_of, with_text
 from templatekit.testing.subject import Case, Silent, Subject, Unmade
-from templatekit.testing.texts import JSON_VALUES, WHITESPACE, control_strings, plain_text
 from templatekit.types import Example, Message, Record, TrainOn
 
 TRAIN_ON: tuple[TrainOn, ...] = ("response", "content", "last", "all")
@@ -97,7 +97,7 @@ def halves_apart(subject: Subject) -> st.SearchStrategy[Pair]:
 
 def markers_in_fields(subject: Subject) -> st.SearchStrategy[Pair]:
     """Plain texts, one of which, not an answer, is given the template's own markers."""
-    from templatekit.testing.texts import MARKERS, markers_of
+    from templatekit.testing.adversarial import MARKERS, markers_of
 
     markers = markers_of(subject.template) or list(MARKERS)
 

@@ -11,12 +11,12 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from templatekit.columns import TokenizedColumns
-from templatekit.tokens.pieces import Piece
-from templatekit.tokens.recipes import CORE, Fixed, Recipe, Recipes
+from templatekit.packing.columns import TokenizedColumns
+from templatekit.tokens.fragments import Piece
+from templatekit.tokens.layouts import CORE, Fixed, Recipe, Recipes
 from templatekit.tokens.supervision import Losses
 from templatekit.tokens.tokenizer import Tokenizer
-from templatekit.tokens.words import Parts, Words
+from templatekit.tokens.word_table import Parts, Words
 from templatekit.types import Deferred, LossSpan, RenderedText
 
 MOST = 4096

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from templatekit.errors import TokenizerError, nearest
-from templatekit.registry import Registry
-from templatekit.tokens.kept import Description, kept
+from templatekit.hooks.registry import Registry
+from templatekit.tokens.disk_cache import Description, kept
 from templatekit.tokens.tokenizer import NAMED, TOKENIZER_FILE, Tokenizer
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple, overload
 
-from templatekit.config import TrainedParts, parse_train_on
-from templatekit.types import COMPUTED, LossSpan, Origin, RenderedText, TargetSpan, TrainOn
+from templatekit.config.train_on import TrainedParts, parse_train_on
+from templatekit.types import COMPUTED, LossSpan, Origin, RenderedText, TargetSpan, TokenizedExample, TrainOn
+from templatekit.views import View
 
 
 class _Run(NamedTuple):
@@ -74,6 +75,11 @@ def loss_spans(rendered: RenderedText, train_on: TrainOn) -> tuple[LossSpan, ...
             begun.append((start, weight))
     ends = [*(start for start, _ in begun[1:]), len(rendered.text)]
     return tuple(LossSpan(start=at, end=end, weight=weight) for (at, weight), end in zip(begun, ends, strict=False))
+
+
+def view_of(shown: RenderedText | TokenizedExample, train_on: TrainOn) -> View:
+    """A text for display, with what `train_on` trains of it where it is not tokenized."""
+    return shown.view() if isinstance(shown, TokenizedExample) else shown.view(loss_spans(shown, train_on))
 
 
 def _runs(rendered: RenderedText, *, by_origin: bool) -> Iterator[_Run]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import tokenizers
 
 from templatekit.errors import TokenizerError, nearest, shorten
-from templatekit.tokens.apart import encodes_words_apart, is_control
+from templatekit.tokens.word_boundaries import encodes_words_apart, is_control
 from templatekit.types import SpecialTokens
 
 TOKENIZER_FILE = "tokenizer.json"

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from templatekit.errors import RecordError
-from templatekit.tokens.cuts import Encoder
+from templatekit.tokens.encoder import Encoder
 from templatekit.tokens.supervision import loss_spans
 from templatekit.types import Example, RenderedText, TokenizedExample, TrainOn, Truncation
 

@@ -11,19 +11,18 @@ import xxhash
 from numpy.typing import NDArray
 
 from templatekit.cache import StoredExamples, StoredSamples, prepared_samples
-from templatekit.columns import places_of
-from templatekit.config import FinetuneOptions
+from templatekit.config.options import FinetuneOptions
+from templatekit.engines.processes import local_workers
 from templatekit.errors import ConfigError
 from templatekit.formats.template import Template
-from templatekit.mixture import Mixture, pipeline_of
-from templatekit.pairs import PairPipeline, pairs_of
-from templatekit.pipeline import Pipeline
-from templatekit.prepared import Prepared
-from templatekit.registry import Registry
+from templatekit.hooks.registry import Registry
+from templatekit.packing.columns import places_of
+from templatekit.pipeline.mixture import Mixture, pipeline_of
+from templatekit.pipeline.pipeline import Pipeline
+from templatekit.pipeline.preference import PairPipeline, pairs_of
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.training.split import split_rows
-from templatekit.types import TokenizedExample, TokenizedPair
-from templatekit.workers import local_workers
+from templatekit.types import Sample, TokenizedExample, TokenizedPair
 
 _HELD_OUT = ("validation", "test")
 """Splits that are evaluated on, the first that exists."""
@@ -33,7 +32,7 @@ _HELD_OUT = ("validation", "test")
 class Splits:
     """Samples by split, `train` among them; with DPO a pair's chosen and rejected answer in turn."""
 
-    samples: dict[str, Sequence[Prepared]]
+    samples: dict[str, Sequence[Sample]]
     pairs: bool
 
     @property
@@ -47,12 +46,12 @@ class Splits:
         return self._items(self._first_of(_HELD_OUT))
 
     @property
-    def asked(self) -> Sequence[Prepared]:
+    def asked(self) -> Sequence[Sample]:
         """Samples whose prompts show what the model has learned: of the test set where there is one."""
         return self._first_of(("test", *_HELD_OUT))[:: 2 if self.pairs else 1]
 
     @property
-    def checked(self) -> Sequence[Prepared]:
+    def checked(self) -> Sequence[Sample]:
         """Samples to try a server's prompt on."""
         return (self.asked or self.samples["train"])[:20]
 
@@ -61,10 +60,10 @@ class Splits:
         """Examples, or pairs, of each split."""
         return {name: len(samples) // (2 if self.pairs else 1) for name, samples in self.samples.items()}
 
-    def _first_of(self, names: Sequence[str]) -> Sequence[Prepared]:
+    def _first_of(self, names: Sequence[str]) -> Sequence[Sample]:
         return next((self.samples[name] for name in names if self.samples.get(name)), [])
 
-    def _items(self, samples: Sequence[Prepared]) -> Sequence[TokenizedExample] | Sequence[TokenizedPair]:
+    def _items(self, samples: Sequence[Sample]) -> Sequence[TokenizedExample] | Sequence[TokenizedPair]:
         if self.pairs:
             return pairs_of(samples)
         if isinstance(samples, StoredSamples):
@@ -118,7 +117,7 @@ def read_splits(
     return Splits(samples=samples, pairs=pairs)
 
 
-def _divided(items: Sequence[Prepared], options: FinetuneOptions) -> dict[str, Sequence[Prepared]]:
+def _divided(items: Sequence[Sample], options: FinetuneOptions) -> dict[str, Sequence[Sample]]:
     """The samples by split. Those of one row stay together, and so do its repeats in a mixture: they share text."""
 
     def divide(rows: int) -> dict[str, list[int]]:
@@ -128,7 +127,7 @@ def _divided(items: Sequence[Prepared], options: FinetuneOptions) -> dict[str, S
         edges = np.append(np.flatnonzero(np.diff(items.rows, prepend=-1)), len(items))
         parts = divide(len(edges) - 1)
         return {name: items.take(_of_rows(edges, np.array(rows, dtype=np.int64))) for name, rows in parts.items()}
-    by_row: dict[tuple[str, int], list[Prepared]] = {}
+    by_row: dict[tuple[str, int], list[Sample]] = {}
     for item in items:
         by_row.setdefault((item.rendered.source, item.rendered.row), []).append(item)
     groups = list(by_row.values())

@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from templatekit.config import FinetuneOptions
+from templatekit.config.options import FinetuneOptions
 from templatekit.errors import RunError
-from templatekit.training.collate import Batch, PairBatch, collate_pairs, idle
+from templatekit.training.collator import Batch, PairBatch, collate_pairs, idle
 from templatekit.training.step import Computation
 from templatekit.types import TokenizedExample, TokenizedPair
 

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from templatekit.cache import StoredExamples
-from templatekit.config import FinetuneOptions
+from templatekit.config.options import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
 from templatekit.training.checkpoint import (
     check_identity,
@@ -31,11 +31,11 @@ from templatekit.training.checkpoint import (
 )
 from templatekit.training.distributed import ALONE, World
 from templatekit.training.dpo import HELD_OUT_REFERENCE, REFERENCE, Preferences, judge
-from templatekit.training.held_out import best_step, is_stuck
-from templatekit.training.memory import keep_few_kernels, keep_freed_memory
+from templatekit.training.early_stopping import best_step, is_stuck
+from templatekit.training.kernels.memory import keep_few_kernels, keep_freed_memory
 from templatekit.training.metrics import Line, MetricsFile
 from templatekit.training.optimizer import make_optimizer
-from templatekit.training.order import StepOrder, total_steps
+from templatekit.training.sampler import StepOrder, total_steps
 from templatekit.training.schedule import learning_rate
 from templatekit.training.step import Computation, Objective, evaluate, train_step
 from templatekit.types import TokenizedExample, TokenizedPair

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from templatekit.errors import ConfigError
-from templatekit.training.quantized import hush
+from templatekit.training.quantization import hush
 
 
 def attach_lora(

@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from templatekit.training.collate import Batch
-from templatekit.training.fused import Fusion
-from templatekit.training.head_loss import linear_losses
+from templatekit.training.collator import Batch
+from templatekit.training.kernels.fused import Fusion
+from templatekit.training.kernels.head_loss import linear_losses
 
 LOGITS_AT_ONCE = 2**24
 """Logits of a head that is more than a product, computed together, as numbers: 64 MiB in fp32. Beyond that they are

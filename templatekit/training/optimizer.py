@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from templatekit.config import FinetuneOptions
+from templatekit.config.options import FinetuneOptions
 from templatekit.training.checkpoint import trainable
-from templatekit.training.quantized import bitsandbytes
+from templatekit.training.quantization import bitsandbytes
 
 
 def make_optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Optimizer:

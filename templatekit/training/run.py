@@ -13,37 +13,37 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from templatekit import __version__
-from templatekit.config import FinetuneOptions
-from templatekit.counts import Counts
+from templatekit.config.options import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
 from templatekit.export.serving import Stops, chat_template, stops_of
 from templatekit.formats.variables import chat_variables, plain
-from templatekit.pipeline import Pipeline
-from templatekit.prepared import Prepared
-from templatekit.registry import Registry, create_registry
+from templatekit.hooks.registry import Registry, create_registry
+from templatekit.pipeline.counts import Counts
+from templatekit.pipeline.pipeline import Pipeline
 from templatekit.tokens.load import from_transformers, load_transformers_tokenizer, resolve_model
-from templatekit.training.answers import answer, samples_before, with_prompt
 from templatekit.training.checkpoint import lock_run, trainable
 from templatekit.training.data import identity_of, pipeline_for, read_splits
 from templatekit.training.distributed import World, join_world, local_device, whole
-from templatekit.training.final import final_dtype, save_model
-from templatekit.training.folder import (
+from templatekit.training.loop import train
+from templatekit.training.lora import attach_lora
+from templatekit.training.metrics import Line
+from templatekit.training.model import add_token_rows, check_vocabulary, load_model, resolve_device
+from templatekit.training.quantization import put_together, quantize
+from templatekit.training.report import Cost, Progress, cost_of, plot_run
+from templatekit.training.run_folder import (
     METRICS,
     PICTURE,
     SUMMARY,
-    Sample,
+    SampledAnswer,
     run_folder,
     write_json,
     write_recipe,
     write_samples,
 )
-from templatekit.training.loop import train
-from templatekit.training.lora import attach_lora
-from templatekit.training.metrics import Line
-from templatekit.training.model import add_token_rows, check_vocabulary, load_model, resolve_device
-from templatekit.training.quantized import put_together, quantize
-from templatekit.training.report import Cost, Progress, cost_of, plot_run
+from templatekit.training.sample_answers import answer, samples_before, with_prompt
+from templatekit.training.save import final_dtype, save_model
 from templatekit.training.trackers import check_installed, tracking
+from templatekit.types import Sample
 
 if TYPE_CHECKING:
     from templatekit.tokens.tokenizer import Tokenizer
@@ -63,7 +63,7 @@ class Run:
     """Examples in each split; pairs with DPO."""
     counts: Counts
     cost: Cost
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[SampledAnswer] = field(default_factory=list)
     seconds: float = 0.0
     best_step: int | None = None
     """The step whose weights the model has, where they are not the last one's."""
@@ -266,7 +266,7 @@ def _add_special_tokens(options: FinetuneOptions, pipeline: Pipeline, served: Pr
     return list(range(known, len(served)))
 
 
-def _check_serving(served: PreTrainedTokenizerBase, pipeline: Pipeline, items: Sequence[Prepared]) -> None:
+def _check_serving(served: PreTrainedTokenizerBase, pipeline: Pipeline, items: Sequence[Sample]) -> None:
     """Sees, before anything is trained, that transformers prompts the model with the ids it is trained on."""
     for item in items:
         messages = item.example.messages
@@ -291,7 +291,7 @@ def _check_serving(served: PreTrainedTokenizerBase, pipeline: Pipeline, items: S
             )
 
 
-def _holds_control_text(pipeline: Pipeline, item: Prepared) -> bool:
+def _holds_control_text(pipeline: Pipeline, item: Sample) -> bool:
     """Whether the data holds a control token's text, which transformers would take for the token itself."""
     assert pipeline.tokenizer is not None
     texts = [field for m in item.example.messages for field in (m.role, m.content, m.context)]
@@ -322,4 +322,4 @@ def _write_summary(folder: Path, run: Run, identity: Mapping[str, str]) -> None:
     write_json(folder / SUMMARY, summary)
 
 
-__all__ = ["Run", "Sample", "finetune"]
+__all__ = ["Run", "SampledAnswer", "finetune"]

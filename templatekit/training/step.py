@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from templatekit.config import FinetuneOptions
+from templatekit.config.options import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
 from templatekit.packing import pack, pack_examples, pack_groups
-from templatekit.training.attention import backend, isolate, supports_isolation
-from templatekit.training.collate import Batch, collate_packed, collate_padded, idle
-from templatekit.training.compiled import compile_layers, fuse_outside
+from templatekit.training.attention.dispatch import backend, isolate, supports_isolation
+from templatekit.training.collator import Batch, collate_packed, collate_padded, idle
 from templatekit.training.distributed import ALONE, World, divide, holding_back, whole
-from templatekit.training.fused import Fusion, fuse
+from templatekit.training.kernels.compiled import compile_layers, fuse_outside
+from templatekit.training.kernels.fused import Fusion, fuse
 from templatekit.training.loss import Head, TargetLosses, head_of
 from templatekit.training.model import checkpoint_activations, computes_in_bf16, drops_out, unwrap
 from templatekit.types import TokenizedExample

@@ -11,8 +11,8 @@ from testkit.command_line import Result, Templatekit
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from templatekit.audit import Report, audit
-from templatekit.config import DataOptions
-from templatekit.registry import Registry, create_registry
+from templatekit.config.options import DataOptions
+from templatekit.hooks.registry import Registry, create_registry
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 MakeTokenizer = Callable[..., Path]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from templatekit.audit import Report, audit
-from templatekit.config import DataOptions
-from templatekit.registry import Registry
+from templatekit.config.options import DataOptions
+from templatekit.hooks.registry import Registry
 
 
 def counts(report: Report) -> dict[str, int]:

@@ -12,9 +12,9 @@ from templatekit.audit import RULES
 from templatekit.audit.lengths import EXACT, OVER, LengthCounter
 from templatekit.audit.tally import KINDS, OTHERS, Tally
 from templatekit.audit.values import Hit, Setup
-from templatekit.cleaning.first_rows import FirstRows, text_key
 from templatekit.formats.lookup import find_template
-from templatekit.registry import Registry
+from templatekit.hooks.registry import Registry
+from templatekit.pipeline.first_rows import FirstRows, text_key
 
 
 @given(st.lists(st.lists(st.integers(0, 40), max_size=20), max_size=30))
@@ -71,7 +71,7 @@ def test_no_lengths_have_no_distribution() -> None:
 
 @pytest.fixture
 def setup(registry: Registry) -> Setup:
-    from templatekit.config import DataOptions
+    from templatekit.config.options import DataOptions
     from templatekit.types import NO_TOKENIZER
 
     return Setup(

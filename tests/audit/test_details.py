@@ -12,13 +12,13 @@ import pytest
 
 from templatekit import Example, Message, Template, TemplateFile, Tokenizer
 from templatekit.audit import Finding, Report, check_mask
-from templatekit.audit.as_text import marked, to_text
 from templatekit.audit.check_content import is_placeholder
 from templatekit.audit.check_text import _find_marker
 from templatekit.audit.excerpts import excerpt_of, visible
 from templatekit.audit.markers import markers_of
 from templatekit.audit.roundtrip import RoundTrip
-from templatekit.audit.values import Hit, Row, Sample, Setup
+from templatekit.audit.text import marked, to_text
+from templatekit.audit.values import AuditedSample, Hit, Row, Setup
 from templatekit.tokens.supervision import loss_spans
 from templatekit.types import NO_TOKENIZER, LossSpan, SpecialTokens
 
@@ -186,9 +186,11 @@ def test_markers_are_the_lines_around_fields(source: str, markers: set[tuple[str
     assert {tuple(marker) for marker in markers_of(template, NO_TOKENIZER, None)} == markers
 
 
-def sample_of(source: str, answer: str = "yes", losses: Sequence[LossSpan] | None = None) -> tuple[Sample, Setup]:
+def sample_of(
+    source: str, answer: str = "yes", losses: Sequence[LossSpan] | None = None
+) -> tuple[AuditedSample, Setup]:
     """A sample and its setup, without a tokenizer's files."""
-    from templatekit.config import DataOptions
+    from templatekit.config.options import DataOptions
 
     special = SpecialTokens(eos="</s>", special=frozenset({"</s>"}))
     template = Template(TemplateFile(name="t", source=source))
@@ -205,7 +207,7 @@ def sample_of(source: str, answer: str = "yes", losses: Sequence[LossSpan] | Non
         trailing="",
         stops=None,
     )
-    return Sample(example=example, rendered=rendered, losses=spans, length=9, trained=(4, 8)), setup
+    return AuditedSample(example=example, rendered=rendered, losses=spans, length=9, trained=(4, 8)), setup
 
 
 @pytest.mark.parametrize(

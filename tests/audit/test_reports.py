@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from templatekit.audit import RULES, Report
-from templatekit.audit.as_html import to_html
-from templatekit.audit.as_json import VERSION
-from templatekit.audit.as_text import percent, to_rich, to_text
+from templatekit.audit.html import to_html
+from templatekit.audit.json import VERSION
+from templatekit.audit.text import percent, to_rich, to_text
 
 RunAudit = Callable[..., Report]
 NOTHING = type(None)

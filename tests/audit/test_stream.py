@@ -11,10 +11,10 @@ import pytest
 
 from templatekit import ConfigError, SourceError, TemplateError, TokenizerError, UnknownNameError
 from templatekit.audit import Report, audit
-from templatekit.config import DataOptions
+from templatekit.config.options import DataOptions
 from templatekit.errors import RecordError
-from templatekit.prepared import BATCH
-from templatekit.registry import Registry
+from templatekit.hooks.registry import Registry
+from templatekit.pipeline.batches import BATCH
 from templatekit.types import Record
 
 RunAudit = Callable[..., Report]

@@ -17,11 +17,12 @@ import pytest
 from testkit.at_hand import Tokenizers
 
 from templatekit import Adapter, DataOptions, Example, Registry, Source, create_registry
-from templatekit.cache import code, key
+from templatekit.cache import code_hash as code
+from templatekit.cache import key
 from templatekit.cache.key import NotCached, key_of, parts_of
-from templatekit.config import Options
-from templatekit.pipeline import Pipeline
-from templatekit.testing.tiny import save_tiny_tokenizer
+from templatekit.config.options import Options
+from templatekit.pipeline.pipeline import Pipeline
+from templatekit.testing.tiny_tokenizers import save_tiny_tokenizer
 
 ROWS = [{"instruction": "a", "input": "", "output": "b"}]
 PLUGIN = """

@@ -20,8 +20,8 @@ from testkit.at_hand import Tokenizers
 
 PROGRAM = """
 import sys
-from templatekit import pipeline
-from templatekit.cache import run
+from templatekit.pipeline import pipeline
+from templatekit.cache import preparation as run
 from templatekit.cli import main
 run.PART_RECORDS, pipeline.CHUNK = 32, 20
 main()

@@ -16,10 +16,11 @@ from testkit.tiny_model import tiny_folder
 
 import templatekit
 from templatekit import FinetuneOptions, Registry
-from templatekit.cache import StoredExamples, StoredSamples, prepared_samples, run
-from templatekit.cache.disk import Damaged
+from templatekit.cache import StoredExamples, StoredSamples, prepared_samples
+from templatekit.cache import preparation as run
+from templatekit.cache.atomic_files import Damaged
 from templatekit.errors import RunError
-from templatekit.pipeline import Pipeline
+from templatekit.pipeline.pipeline import Pipeline
 from templatekit.training import data as data_module
 from templatekit.training.data import identity_of, pipeline_for, read_splits
 
@@ -37,7 +38,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def workers_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """What workers do in this process, with all that is sent packed and unpacked, in chunks of four records."""
-    monkeypatch.setattr("templatekit.pipeline.CHUNK", 4)
+    monkeypatch.setattr("templatekit.pipeline.pipeline.CHUNK", 4)
     monkeypatch.setattr(data_module, "local_workers", lambda workers: in_pieces if workers == 2 else None)
 
 

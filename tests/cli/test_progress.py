@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from templatekit.cli.lengths import Distributions, bins_of
 from templatekit.cli.progress import known_rows
-from templatekit.config import DataOptions
+from templatekit.config.options import DataOptions
 
 COMMAND = [sys.executable, "-m", "templatekit", "render", "--template", "alpaca"]
 

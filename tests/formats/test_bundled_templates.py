@@ -18,7 +18,7 @@ from testkit.bundled import BUNDLED, CHAT, ONE_TURN, REWRITES, WITHOUT_SYSTEM, o
 
 from templatekit import Example, Message, RecordError, Registry, RenderedText, Template
 from templatekit.formats.lookup import find_template
-from templatekit.testing import texts
+from templatekit.testing import adversarial as texts
 from templatekit.types import SpecialTokens
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

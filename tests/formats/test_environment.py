@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from testkit.theirs import as_transformers
 
 from templatekit import Example, Message, RecordError, Template, TemplateError, TemplateFile
-from templatekit.testing import texts
+from templatekit.testing import adversarial as texts
 from templatekit.types import SpecialTokens
 
 TOKENS = SpecialTokens(bos="<BOS>", eos="<EOS>", special=frozenset({"<BOS>", "<EOS>", "<|im_end|>"}))

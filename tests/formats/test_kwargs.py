@@ -28,7 +28,7 @@ from templatekit.export.serving import chat_template
 from templatekit.formats.kwargs import parse_kwargs, read_kwargs, with_defaults
 from templatekit.formats.lookup import find_template
 from templatekit.formats.metadata import read_metadata
-from templatekit.registry import Registry
+from templatekit.hooks.registry import Registry
 from templatekit.types import NO_TOKENIZER, SpecialTokens
 
 JSON = st.recursive(
@@ -261,7 +261,7 @@ def test_a_value_is_the_templates_own_text(tokenizer_of: Tokenizers, builtin: Re
     rendered = template.render(Example(messages=TURNS), NO_TOKENIZER)
     assert rendered.spans[0].origin.is_template
     options = DataOptions.parse({"dataset": "none", "adapter": "messages"})
-    from templatekit.pipeline import Pipeline
+    from templatekit.pipeline.pipeline import Pipeline
 
     ids = Pipeline(options, builtin, template=template, tokenizer=tokenizer).prompt_ids(Example(messages=TURNS[:1]))
     assert ids[0] == tokenizer.id_of("<|im_start|>")

@@ -13,9 +13,9 @@ from testkit.theirs import as_transformers
 
 from templatekit import DataOptions, Example, Message, RecordError, Registry, Template, Tokenizer
 from templatekit.formats.lookup import find_template
-from templatekit.pipeline import Pipeline
-from templatekit.testing import texts
-from templatekit.tokens.cuts import Encoder
+from templatekit.pipeline.pipeline import Pipeline
+from templatekit.testing import adversarial as texts
+from templatekit.tokens.encoder import Encoder
 from templatekit.tokens.supervision import loss_spans
 from templatekit.types import SpecialTokens
 

@@ -14,7 +14,7 @@ from testkit.published import CALL, GET, OWN, TRL, assistant, conversation, publ
 
 from templatekit import Example, Message, RecordError, Template, TemplateFile, TokenizedExample
 from templatekit.formats.turns import Conversation
-from templatekit.tokens.cuts import Encoder
+from templatekit.tokens.encoder import Encoder
 from templatekit.tokens.supervision import loss_spans
 from templatekit.types import NO_TOKENIZER, SpecialTokens, TargetSpan
 

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from templatekit import Registry
-from templatekit.columns import TokenizedColumns
 from templatekit.packing import Packs, Sequences, packed
+from templatekit.packing.columns import TokenizedColumns
 from templatekit.packing.plain import pack
 from templatekit.types import RenderedText, TokenizedExample
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from templatekit import sources
-from templatekit.registry import Registry, create_registry
+from templatekit.hooks.registry import Registry, create_registry
 
 
 @pytest.fixture

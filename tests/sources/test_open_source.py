@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from templatekit import sources
-from templatekit.contracts import Source
 from templatekit.errors import PluginError, RecordError, SourceError
-from templatekit.hookspecs import hookimpl
-from templatekit.registry import Registry, create_registry
+from templatekit.hooks.contracts import Source
+from templatekit.hooks.registry import Registry, create_registry
+from templatekit.hooks.specs import hookimpl
 from templatekit.sources import find_source, open_source
 from templatekit.sources.starter import FILES
 from templatekit.types import Record

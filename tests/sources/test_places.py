@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from templatekit.errors import SourceError
-from templatekit.registry import Registry
+from templatekit.hooks.registry import Registry
 from templatekit.sources import open_source
 from templatekit.sources.compression import Rewindable, decompressed, rewindable, settle
 from templatekit.sources.json_records import JsonSource, read_json

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from templatekit import Tokenizer
-from templatekit.testing.tiny import TINY, save_tiny_tokenizer
+from templatekit.testing.tiny_tokenizers import TINY, save_tiny_tokenizer
 from templatekit.tokens.load import load_transformers_tokenizer
 from testkit.mistral import converted
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from templatekit import Example, Message, TemplateFile
-from templatekit.formats.foreign import ForeignTemplate
-from templatekit.formats.worker import Limits
+from templatekit.formats.sandbox.untrusted import ForeignTemplate
+from templatekit.formats.sandbox.worker import Limits
 from templatekit.types import SpecialTokens
 
 TOKENS = SpecialTokens(bos="<s>", eos="</s>", special=frozenset({"<s>", "</s>"}))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from templatekit import DataOptions, Record, Registry, Template, TemplateFile, TokenizedExample, Tokenizer
 from templatekit.formats.lookup import find_template
-from templatekit.pipeline import Pipeline
+from templatekit.pipeline.pipeline import Pipeline
 from templatekit.testing.oracle import runs_of
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from templatekit.training.collate import Batch
+from templatekit.training.collator import Batch
 
 
 def weighted_loss(losses: nn.Module, batch: Batch) -> Tensor:

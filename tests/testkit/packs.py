@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from torch.nn.attention import flex_attention
 
-from templatekit.training import attention
+from templatekit.training.attention import dispatch as attention
 from templatekit.types import Segment
 
 

@@ -7,8 +7,8 @@ import pickle
 from collections.abc import Generator, Iterator
 from typing import Any
 
-from templatekit.chunks import Chunk
-from templatekit.work import Done, Setup, Worker
+from templatekit.engines.jobs import Done, Setup, Worker
+from templatekit.pipeline.chunks import Chunk
 
 KINDS = ("plain", "long", "empty", "half", "system", "tool", "two turns", "wrong", "no record", "other key")
 

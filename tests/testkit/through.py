@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from templatekit import Example, Record, Registry, Template, Tokenizer
-from templatekit.pipeline import Pipeline
+from templatekit.pipeline.pipeline import Pipeline
 from templatekit.testing import Subject, conversations, examples
-from templatekit.testing.subject import Sample, Unmade
+from templatekit.testing.subject import CheckedSample, Unmade
 
 ONE_TURN = ("alpaca", "dolly", "prompt-completion", "messages", "sharegpt")
 """Adapters of records of one turn."""
@@ -35,7 +35,7 @@ class Through:
     def pipeline(self, adapter: str) -> Pipeline:
         return self.subject(adapter).new_pipeline()
 
-    def case(self, adapter: str, record: Record) -> Sample:
+    def case(self, adapter: str, record: Record) -> CheckedSample:
         """The sample of the whole record; raises what the pipeline raises."""
         try:
             return self.subject(adapter).case(record).whole

@@ -18,9 +18,10 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
 from templatekit import LossSpan, Registry, RenderedText, TemplateFile, Tokenizer, TokenizerError
 from templatekit.formats.template import Template
-from templatekit.testing import CHECKS, Subject, adversarial_text, oracle, texts
+from templatekit.testing import CHECKS, Subject, adversarial_text, oracle
+from templatekit.testing import adversarial as texts
 from templatekit.testing.subject import Case
-from templatekit.tokens.cuts import Encoder
+from templatekit.tokens.encoder import Encoder
 from templatekit.types import TEMPLATE, field_origin
 
 USER, OTHER = field_origin("content", 0), field_origin("context", 0)

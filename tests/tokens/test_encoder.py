@@ -13,7 +13,7 @@ from testkit.by_hand import byte_tokenizer, rendered
 from tokenizers import AddedToken, models
 
 from templatekit import LossSpan, RenderedText, Tokenizer, TokenizerError
-from templatekit.tokens.cuts import Encoder
+from templatekit.tokens.encoder import Encoder
 from templatekit.types import COMPUTED, TEMPLATE, field_origin
 
 USER, ANSWER = field_origin("content", 0), field_origin("content", 1)

@@ -1,6 +1,6 @@
 """What a property asks beyond one format in one process: other processes, joint encoding, every cut of a string.
 
-The properties themselves are the named checks of `templatekit.testing`; tests/kit tries them on everything bundled.
+The properties themselves are the named checks of `templatekit.testing`; tests/testing tries them on everything bundled.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from testkit.look import Eye
 
 from templatekit import ConfigError, DataOptions, LossSpan, RenderedText, Span
-from templatekit.config import TrainedParts, parse_train_on
+from templatekit.config.train_on import TrainedParts, parse_train_on
 from templatekit.tokens.supervision import loss_spans
 from templatekit.types import COMPUTED, TEMPLATE, TargetSpan, field_origin
 

@@ -35,14 +35,14 @@ from templatekit import (
 from templatekit.export.rows import to_row
 from templatekit.formats.lookup import find_template
 from templatekit.formats.template import Template
-from templatekit.pipeline import Pipeline
-from templatekit.prepared import Prepared
+from templatekit.pipeline.pipeline import Pipeline
 from templatekit.testing import adversarial_text, oracle, plain_text
 from templatekit.testing.check_execution import labels_agree
-from templatekit.testing.subject import Sample
+from templatekit.testing.subject import CheckedSample
 from templatekit.tokens import truncation
-from templatekit.tokens.cuts import Encoder
+from templatekit.tokens.encoder import Encoder
 from templatekit.tokens.supervision import loss_spans
+from templatekit.types import Sample
 
 ONE_TURN = ("alpaca", "alpaca-lora", "chapter7", "seed", "dolly", "phi3-chapter7")
 CHAT = ("chatml", "llama3")
@@ -63,9 +63,7 @@ def talk(count: int, *, system: str = "") -> list[tuple[str, str]]:
     return turns
 
 
-def shorten(
-    subject: Through, adapter: str, record: Record, limit: int, policy: str
-) -> tuple[Prepared | None, Pipeline]:
+def shorten(subject: Through, adapter: str, record: Record, limit: int, policy: str) -> tuple[Sample | None, Pipeline]:
     """What comes out under a limit; None where the sample is dropped, which then is counted."""
     options = {**subject.options, "max_length": limit, "truncation": policy}
     pipeline = Through(subject.template, subject.tokenizer, subject.registry, **options).pipeline(adapter)
@@ -82,7 +80,7 @@ def shorten(
 # The property.
 
 
-def shortened_30(subject: Through, adapter: str, record: Record, short: Prepared, limit: int, policy: str) -> None:
+def shortened_30(subject: Through, adapter: str, record: Record, short: Sample, limit: int, policy: str) -> None:
     """What holds of a sample that came out under a limit, shortened or not."""
     whole = subject.case(adapter, record)
     found = short.tokenized
@@ -102,7 +100,7 @@ def shortened_30(subject: Through, adapter: str, record: Record, short: Prepared
         left_over_30(policy, whole, case)
 
 
-def response_30(whole: Sample, short: Sample) -> None:
+def response_30(whole: CheckedSample, short: CheckedSample) -> None:
     """The ids begin the whole's, the prompt is in them, and the end marker is there iff the response is whole."""
     ids, text = short.tokenized.input_ids, short.rendered.text
     before, target = whole.rendered, whole.rendered.target_spans[-1]
@@ -127,7 +125,7 @@ def response_30(whole: Sample, short: Sample) -> None:
         assert tokenizer.decode(ids) == oracle.decoded(tokenizer, short.rendered, len(text), short.cuts)
 
 
-def rendered_anew_30(subject: Through, short: Sample) -> None:
+def rendered_anew_30(subject: Through, short: CheckedSample) -> None:
     """The ids are those of the record with the messages that are left."""
     left = [
         {"role": m.role, "content": m.content, "context": m.context}
@@ -148,7 +146,7 @@ def rendered_anew_30(subject: Through, short: Sample) -> None:
     assert short.rendered.target_spans == again.rendered.target_spans
 
 
-def left_over_30(policy: str, whole: Sample, short: Sample) -> None:
+def left_over_30(policy: str, whole: CheckedSample, short: CheckedSample) -> None:
     """The oldest turns are gone, or the end of the context, and nothing else."""
     before, after = whole.prepared.example.messages, short.prepared.example.messages
     if policy == "turns":
@@ -217,7 +215,7 @@ def test_30_nothing_comes_out_too_long_or_without_a_target(policy: str, subject_
         shortened_30(subject, adapter, record, short, limit, policy)
 
 
-def least_length(policy: str, case: Sample) -> int:
+def least_length(policy: str, case: CheckedSample) -> int:
     """Tokens that the policy cannot take: what it cannot shorten, and one more."""
     if policy == "turns":
         return len(case.tokenized) // 3
@@ -282,7 +280,7 @@ def test_30_response_keeps_the_longest_beginning_that_fits(subject_of: Of, data:
         assert len(short.tokenized) == (end if limit >= end else min(limit, own))
 
 
-def subject_offsets(case: Sample) -> list[tuple[int, int]]:
+def subject_offsets(case: CheckedSample) -> list[tuple[int, int]]:
     return Encoder(case.subject.tokenizer).offsets(case.rendered, case.tokenized.loss_spans)
 
 
@@ -536,7 +534,7 @@ def test_samples_of_a_record_are_shortened_each_by_itself(policy: str, plain_of:
     record = thoughtful("Hm, let me see.", "", "Well, now.", "", "So.")
     template = Template(TemplateFile(name="forgets", source=FORGETS))
 
-    def samples(**options: Any) -> list[Prepared]:
+    def samples(**options: Any) -> list[Sample]:
         subject = Through(template, plain.tokenizer, plain.registry, **options)
         return list(subject.pipeline("messages").run([record]))
 

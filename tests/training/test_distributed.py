@@ -18,13 +18,13 @@ from testkit.processes import Outcome, together
 from testkit.tiny_model import tiny_folder
 from transformers import PreTrainedModel
 
-from templatekit.config import FinetuneOptions
-from templatekit.training import compiled
+from templatekit.config.options import FinetuneOptions
 from templatekit.training import step as steps
 from templatekit.training.distributed import ALONE, World, whole
-from templatekit.training.folder import run_folder
+from templatekit.training.kernels import compiled
 from templatekit.training.loop import train
 from templatekit.training.lora import attach_lora
+from templatekit.training.run_folder import run_folder
 from templatekit.types import RenderedText, TokenizedExample, TokenizedPair
 
 MakeModel = Callable[..., PreTrainedModel]

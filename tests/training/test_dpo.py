@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
 
-from templatekit.config import FinetuneOptions
+from templatekit.config.options import FinetuneOptions
 from templatekit.errors import RunError
 from templatekit.packing import pack_groups, prefix_tree
-from templatekit.training import attention, dpo
-from templatekit.training.collate import PairBatch, collate_pairs
+from templatekit.training import dpo
+from templatekit.training.attention import dispatch as attention
+from templatekit.training.collator import PairBatch, collate_pairs
 from templatekit.training.dpo import REFERENCE, JudgedPair, Preferences, judge
 from templatekit.training.loop import train
 from templatekit.training.lora import attach_lora

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from templatekit.config import FinetuneOptions
+from templatekit.config.options import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
 from templatekit.training.loop import TrainResult, train
 from templatekit.training.lora import attach_lora

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GraniteConfig, GraniteForCausalLM, PreTrainedModel
 
-from templatekit.config import FinetuneOptions
+from templatekit.config.options import FinetuneOptions
 from templatekit.training import loss as losses
-from templatekit.training.collate import collate_padded
+from templatekit.training.collator import collate_padded
 from templatekit.training.loss import TargetLosses, head_of
 from templatekit.training.step import Computation, evaluate, train_step
 from templatekit.types import TokenizedExample

@@ -16,10 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from templatekit.config import FinetuneOptions
+from templatekit.config.options import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
-from templatekit.training import final
-from templatekit.training.final import final_dtype, save_model
+from templatekit.training import save as final
 from templatekit.training.loop import train
 from templatekit.training.lora import attach_lora
 from templatekit.training.model import (
@@ -30,6 +29,7 @@ from templatekit.training.model import (
     resolve_device,
     unwrap,
 )
+from templatekit.training.save import final_dtype, save_model
 from templatekit.types import TokenizedExample
 
 CPU = torch.device("cpu")

@@ -21,10 +21,10 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from templatekit import Registry
-from templatekit.columns import TokenizedColumns
 from templatekit.packing import Sequences, pack_examples, packed
-from templatekit.training.attention import isolate
-from templatekit.training.collate import collate_packed
+from templatekit.packing.columns import TokenizedColumns
+from templatekit.training.attention.dispatch import isolate
+from templatekit.training.collator import collate_packed
 from templatekit.training.loss import TargetLosses, head_of
 from templatekit.types import TokenizedExample
 

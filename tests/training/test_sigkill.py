@@ -24,8 +24,8 @@ from testkit.tiny_model import tiny_folder
 from tqdm import tqdm
 
 import templatekit
-from templatekit.registry import create_registry
-from templatekit.training.folder import RECIPE
+from templatekit.hooks.registry import create_registry
+from templatekit.training.run_folder import RECIPE
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"

@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from templatekit.config import FinetuneOptions
-from templatekit.training.final import final_dtype, save_model
+from templatekit.config.options import FinetuneOptions
+from templatekit.training.generation import generate
 from templatekit.training.loop import train
 from templatekit.training.lora import attach_lora
 from templatekit.training.model import check_vocabulary, load_model
-from templatekit.training.sampling import generate
+from templatekit.training.save import final_dtype, save_model
 from templatekit.training.step import Computation, evaluate
 from templatekit.types import RenderedText, TokenizedExample
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from testkit.at_hand import Tokenizers
 
 from templatekit import create_registry
-from templatekit.config import FinetuneOptions
+from templatekit.config.options import FinetuneOptions
 from templatekit.errors import ConfigError
-from templatekit.pipeline import Pipeline
-from templatekit.training.answers import with_prompt
+from templatekit.pipeline.pipeline import Pipeline
 from templatekit.training.data import read_splits
+from templatekit.training.sample_answers import with_prompt
 from templatekit.training.split import parse_split, split_rows
 
 CHAPTER7 = "train=0.85,test=0.1,validation=rest"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from templatekit.config import FinetuneOptions
+from templatekit.config.options import FinetuneOptions
 from templatekit.errors import ConfigError
 from templatekit.training.trackers import check_installed, tracking
 

@@ -1,0 +1,1 @@
+"""What plugins offer, and the manager that finds and checks them."""

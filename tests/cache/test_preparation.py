@@ -1,0 +1,443 @@
+"""What is taken from the disk is what was made, to the last column and count."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from testkit.at_hand import Tokenizers
+
+import templatekit
+from templatekit import DataOptions, Registry
+from templatekit.cache import preparation as run
+from templatekit.cache import prepared_batches, tables
+from templatekit.cache import shard as part_module
+from templatekit.cache.example_json import NotPlain, example_from_json, example_to_json
+from templatekit.errors import ConfigError, RecordError
+from templatekit.packing.columns import TokenizedColumns, token_arrays
+from templatekit.pipeline.batches import SampleBatch
+from templatekit.pipeline.mixture import pipeline_of
+from templatekit.pipeline.pipeline import Pipeline
+from templatekit.types import Example, Message, RenderedText
+
+SMALL = 5
+"""Records of a part in these tests."""
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "PART_RECORDS", SMALL)
+
+
+def alpaca(number: int, answer: str = "So be it.") -> dict[str, Any]:
+    return {"instruction": f"Say {number}.", "input": "here" * (number % 2), "output": answer}
+
+
+def chat(turns: list[str]) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[n % 2], "content": text} for n, text in enumerate(turns)]}
+
+
+class Look:
+    """All that came of a run."""
+
+    def __init__(self, pipeline: Pipeline, batches: Iterator[SampleBatch]) -> None:
+        found = list(batches)
+        self.items = [item for batch in found for item in batch]
+        self.tokens = {
+            name: [value for batch in found if batch.columns for value in token_arrays(batch.columns)[name].to_pylist()]
+            for name in ("input_ids", "labels", "loss_weights")
+        }
+        self.counts = pipeline.counts.as_dict()
+        self.adapter = pipeline.adapter.name if pipeline.adapter else None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Look) and vars(self) == vars(other)
+
+
+class Bench:
+    """A data set in a file, prepared in any way, with a cache of its own."""
+
+    def __init__(self, folder: Path, registry: Registry, tokenizers: Tokenizers, records: list[Any]) -> None:
+        self.data, self.cache = folder / "data.jsonl", folder / "cache"
+        shutil.rmtree(self.cache, ignore_errors=True)
+        self.data.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        self.registry, self.tokenizer = registry, tokenizers("nfc")
+        self.said: list[str] = []
+
+    def pipeline(self, **options: Any) -> Pipeline:
+        values = {"dataset": str(self.data), "cache_dir": self.cache, **options}
+        return Pipeline(DataOptions(**values), self.registry, tokenizer=self.tokenizer)
+
+    def look(self, **options: Any) -> Look:
+        pipeline = self.pipeline(**options)
+        self.said = []
+        return Look(pipeline, prepared_batches(pipeline, say=self.said.append))
+
+    def parts(self) -> list[Path]:
+        return sorted(self.cache.glob("prepared-*/*/[0-9]*"))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, builtin: Registry, tokenizer_of: Tokenizers) -> Any:
+    return lambda records: Bench(tmp_path, builtin, tokenizer_of, records)
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+RECORDS = st.one_of(
+    st.lists(st.builds(alpaca, st.integers(0, 99), TEXT), min_size=1, max_size=14),
+    st.lists(st.builds(chat, st.lists(TEXT, min_size=1, max_size=6)), min_size=1, max_size=14),
+)
+OPTIONS = st.fixed_dictionaries(
+    {"template": st.sampled_from(["alpaca", "chatml", "llama2"]), "on_error": st.just("skip")},
+    optional={
+        "train_on": st.sampled_from(["last", "all", "response=0.3,context=0.1", "content"]),
+        "max_length": st.sampled_from([40, 120]),
+        "limit": st.integers(1, 16),
+        "empty_context": st.just(("here",)),
+    },
+)
+
+
+@given(records=RECORDS, options=OPTIONS, gone=st.sets(st.integers(0, 3)))
+def test_cached_is_uncached(bench: Any, records: list[Any], options: dict[str, Any], gone: set[int]) -> None:
+    at = bench(records)
+    try:
+        plain = at.look(**options)
+    except ConfigError as error:  # nothing is left: said the same way, made or taken
+        for _ in range(2):
+            with pytest.raises(ConfigError, match=str(error).partition(";")[0]):
+                at.look(cache=True, **options)
+        return
+    assert at.look(cache=True, **options) == plain
+    assert len(at.parts()) == min(len(records), options.get("limit", 99)) // SMALL + 1
+    assert at.look(cache=True, **options) == plain
+    assert at.said[0].startswith("cache: examples are taken from")
+    for number, part in enumerate(at.parts()):
+        if number in gone:
+            shutil.rmtree(part)
+    assert at.look(cache=True, **options) == plain, "parts that are gone are made again"
+
+
+def test_the_comparison_notices(bench: Any) -> None:
+    """The look at a run is not blind: another weight, text or count makes another one."""
+    at = bench([alpaca(n) for n in range(7)])
+    plain = at.look()
+    assert plain != at.look(train_on="response=0.5")
+    assert plain != at.look(limit=6)
+    assert plain != at.look(empty_context=("here",))
+
+
+@pytest.mark.parametrize("size", [0, 4, 5, 6, 10])
+def test_parts_end_where_the_records_do(bench: Any, size: int) -> None:
+    at = bench([alpaca(n) for n in range(size)] or [{"instruction": "a", "output": ""}])
+    if not size:
+        at.data.write_text("[]", encoding="utf-8")
+        with pytest.raises(templatekit.SourceError):
+            at.look(cache=True)
+        return
+    plain = at.look()
+    assert [at.look(cache=True) == plain for _ in range(2)] == [True, True]
+    assert len(at.parts()) == size // SMALL + 1
+
+
+def test_a_whole_set_reads_no_record(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = bench([alpaca(n) for n in range(12)])
+    plain = at.look(cache=True)
+
+    def refuse(self: Pipeline) -> Any:
+        raise AssertionError("the data were read")
+
+    monkeypatch.setattr(Pipeline, "open", refuse)
+    assert at.look(cache=True) == plain
+    with pytest.raises(AssertionError, match="were read"):
+        at.look()
+
+
+def test_an_error_in_a_row_is_told_behind_what_was_kept(bench: Any) -> None:
+    rows: list[Any] = [alpaca(n) for n in range(12)]
+    rows[7] = {"instruction": "x", "input": "", "output": 3}
+    at = bench(rows)
+    for taken in (0, 1):
+        with pytest.raises(RecordError, match=r"data\.jsonl:7:output"):
+            at.look(cache=True)
+        assert len(at.parts()) == 1
+        assert len(at.said) == 2 * taken
+
+
+def test_gathered_trees_are_kept(bench: Any) -> None:
+    rows = []
+    for tree in range(8):
+        for turn in range(4):
+            rows.append(
+                {
+                    "message_id": f"{tree}-{turn}",
+                    "parent_id": f"{tree}-{turn - 1}" if turn else None,
+                    "message_tree_id": f"{tree}-0",
+                    "role": "assistant" if turn % 2 else "prompter",
+                    "text": f"text {tree} {turn}",
+                    "rank": 0,
+                }
+            )
+    at = bench(rows)
+    plain = at.look(template="chatml")
+    assert at.look(template="chatml", cache=True) == plain
+    shutil.rmtree(at.parts()[-1])
+    assert at.look(template="chatml", cache=True) == plain
+
+
+def flipped(data: bytes) -> bytes:
+    """With one bit changed."""
+    return data[:-9] + bytes([data[-9] ^ 4]) + data[-8:]
+
+
+DAMAGES = {
+    "flipped": lambda path: path.write_bytes(
+        bytes([*path.read_bytes()[:-9], path.read_bytes()[-9] ^ 4, *path.read_bytes()[-8:]])
+    ),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "empty": lambda path: path.write_bytes(b""),
+    "foreign": lambda path: path.write_bytes(b"\x89PNG" + b"\0" * (path.stat().st_size - 4)),
+    "gone": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["tokens.arrow", "texts.arrow", "examples.arrow", "part.json"])
+def test_a_damaged_file_is_named_and_made_anew(bench: Any, name: str, damage: str) -> None:
+    at = bench([alpaca(n) for n in range(12)])
+    plain = at.look(cache=True)
+    before = {path: path.read_bytes() for part in at.parts() for path in part.iterdir()}
+    DAMAGES[damage](at.parts()[1] / name)
+    assert at.look(cache=True) == plain
+    told = [line for line in at.said if "is damaged and made anew" in line]
+    assert len(told) == 1
+    assert "00000001" in told[0]
+    assert name in told[0]
+    assert {path: path.read_bytes() for part in at.parts() for path in part.iterdir()} == before
+    at.look(cache=True)
+    assert not any("is damaged" in line for line in at.said)
+
+
+def test_without_the_hashes_damage_would_pass(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = bench([alpaca(n) for n in range(12)])
+    plain = at.look(cache=True)
+    path = at.parts()[1] / "texts.arrow"
+    data = path.read_bytes()
+    assert b"Say 6." in data
+    path.write_bytes(data.replace(b"Say 6.", b"Say 9."))
+    monkeypatch.setattr(part_module, "hash_file", _expected)
+    assert at.look(cache=True) != plain
+
+
+def _expected(path: Path) -> str:
+    """The hash that a file should have."""
+    state = json.loads((path.parent / "part.json").read_text().split("\n")[1])
+    return str(state["files"][path.name]["xxh3_128"])
+
+
+def test_a_file_in_the_place_of_a_part_is_removed(bench: Any) -> None:
+    at = bench([alpaca(n) for n in range(12)])
+    plain = at.look(cache=True)
+    shutil.rmtree(at.parts()[0])
+    at.parts()[0].with_name("00000000").write_text("not mine")
+    assert at.look(cache=True) == plain
+    assert any("is damaged" in line for line in at.said)
+
+
+def test_what_a_killed_process_left_is_swept_after_an_hour(bench: Any) -> None:
+    at = bench([alpaca(n) for n in range(12)])
+    at.look(cache=True)
+    entry = at.parts()[0].parent
+    for name in ("new", "old"):
+        (entry / f".making-{name}").mkdir()
+        (entry / f".making-{name}" / "tokens.arrow").write_bytes(b"half")
+    two_hours_ago = time.time() - 7200
+    for path in (entry / ".making-old" / "tokens.arrow", entry / ".making-old"):
+        os.utime(path, (two_hours_ago, two_hours_ago))
+    at.look(cache=True)
+    assert [path.name for path in entry.glob(".making-*")] == [".making-new"]
+
+
+def test_data_that_change_meanwhile_are_not_kept(bench: Any) -> None:
+    at = bench([alpaca(n) for n in range(12)])
+    pipeline = at.pipeline(cache=True)
+    said: list[str] = []
+    batches = prepared_batches(pipeline, say=said.append)
+    next(batches)
+    with at.data.open("a") as file:
+        file.write(json.dumps(alpaca(12)) + "\n")
+    list(batches)
+    assert at.parts() == []
+    assert any("changed meanwhile" in line for line in said)
+
+
+def test_what_no_file_can_hold_is_said_and_not_kept(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = bench([alpaca(n) for n in range(12)])
+
+    def dated(example: Example) -> bytes:
+        seen = {"seen": date(2020, 1, 1)} if example.messages[0].content == "Say 7." else {}
+        return example_to_json(replace(example, metadata=seen))
+
+    monkeypatch.setattr(tables, "example_to_json", dated)
+    plain = at.look()
+    for _ in range(2):
+        assert at.look(cache=True) == plain
+        assert [path.name for path in at.parts()] == ["00000000", "00000002"]
+        assert "cache: records 5 and on are not kept: one holds date datetime.date(2020, 1, 1)" in at.said
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+OBJECTS = st.lists(st.dictionaries(st.text(max_size=3), PLAIN, max_size=3), max_size=2).map(tuple)
+MESSAGES = st.builds(
+    Message,
+    role=st.sampled_from(["user", "assistant", "ipython"]),
+    content=st.text(),
+    parts=OBJECTS,
+    context=st.text(),
+    reasoning=st.text(),
+    tool_calls=OBJECTS,
+    tool_call_id=st.text(),
+    name=st.text(),
+    weight=st.sampled_from([0.0, 1.0, 1, 0.1]),
+)
+EXAMPLES = st.builds(
+    Example,
+    messages=st.lists(MESSAGES, min_size=1, max_size=3).map(tuple),
+    tools=OBJECTS,
+    documents=OBJECTS,
+    metadata=st.dictionaries(st.text(), PLAIN, max_size=3),
+    left_out=st.dictionaries(st.text(), st.integers(1, 9), max_size=2),
+)
+
+
+@given(example=EXAMPLES)
+def test_conversations_come_back_equal(example: Example) -> None:
+    back = example_from_json(example_to_json(example))
+    assert back == example
+    assert repr(back) == repr(example), "1 is not 1.0, and not true"
+
+
+@given(value=st.sampled_from([(1, 2), {1: 2}, {"a": {3}}, b"x", object()]))
+def test_values_that_would_come_back_as_others_are_refused(value: Any) -> None:
+    with pytest.raises(NotPlain):
+        example_to_json(Example(messages=(Message(role="user"),), metadata={"a": value}))
+
+
+def test_prepare_takes_what_render_kept(bench: Any, tokenizer_of: Tokenizers) -> None:
+    at = bench([alpaca(n) for n in range(12)])
+    folder = str(tokenizer_of.folder("nfc"))
+    given = {"tokenizer": folder, "cache_dir": at.cache}
+    plain = templatekit.prepare(at.data, tokenizer=folder).to_dict()
+    rendered = list(templatekit.render(at.data, cache=True, **given))
+    assert len(at.parts()) == 3
+    assert templatekit.prepare(at.data, cache=True, **given).to_dict() == plain
+    assert len(at.parts()) == 3
+    assert list(templatekit.render(at.data, tokenizer=folder)) == rendered
+
+
+def test_a_datasets_object_is_kept_by_its_fingerprint(bench: Any) -> None:
+    import datasets
+
+    at = bench([alpaca(0)])
+    rows = datasets.Dataset.from_list([alpaca(n) for n in range(12)])
+    given = {"tokenizer": at.tokenizer, "cache": True, "cache_dir": at.cache}
+    first = templatekit.prepare(rows, **given).to_dict()
+    made = [path.stat().st_mtime_ns for path in at.parts()]
+    assert len(made) == 3
+    assert templatekit.prepare(rows, **given).to_dict() == first
+    assert [path.stat().st_mtime_ns for path in at.parts()] == made
+    templatekit.prepare(rows.select(range(11)), **given)
+    assert len(at.parts()) == 6
+    templatekit.prepare([alpaca(n) for n in range(12)], **given)
+    assert len(at.parts()) == 6, "a list has no fingerprint"
+
+
+def test_mixtures_are_said_not_to_be_kept(bench: Any) -> None:
+    at = bench([alpaca(n) for n in range(3)])
+    mix = ({"dataset": "starter-dolly", "limit": 2}, {"dataset": str(at.data)})
+    options = DataOptions.parse({"mix": mix, "template": "alpaca", "cache": True, "cache_dir": str(at.cache)})
+    said: list[str] = []
+    mixture = pipeline_of(options, at.registry, tokenizer=at.tokenizer)
+    found = Look(mixture, prepared_batches(mixture, say=said.append))
+    assert len(found.items) == 5
+    assert said == ["cache: not used: mixed sets and pairs of answers are not kept"]
+    assert not at.cache.exists()
+
+
+def test_counts_of_others_stay_out_of_what_is_kept(bench: Any) -> None:
+    """What an exporter refuses while a part is made is its own affair: another may take it."""
+    at = bench([alpaca(n) for n in range(12)])
+    pipeline = at.pipeline(cache=True)
+    for batch in prepared_batches(pipeline):
+        for item in batch:
+            pipeline.counts_of(item).drop(RecordError("cannot be said there", reason="refused"))
+    assert pipeline.counts.dropped == {"refused": 12}
+    assert pipeline.counts.rows_in == 12
+    assert at.look(cache=True).counts["dropped"] == {}
+
+
+def test_every_field_of_a_text_is_kept() -> None:
+    """A field that is new has to be written and read, or be empty in what is kept, as `source` is."""
+    assert {one.name for one in fields(RenderedText)} - {"source"} == {
+        *("text", "spans", "target_spans", "message_weights", "roles", "row", "sample", "samples", "history")
+    }
+    assert {one.name for one in fields(TokenizedColumns)} == {
+        *("rendered", "loss_spans", "truncated", "offsets", "input_ids", "loss_weights")
+    }
+
+
+def test_joined_columns_of_parts_are_columns(bench: Any) -> None:
+    at = bench([alpaca(n) for n in range(12)])
+    at.look(cache=True)
+    stored = [batch.columns for batch in prepared_batches(at.pipeline(cache=True)) if batch.columns is not None]
+    plain = [batch.columns for batch in prepared_batches(at.pipeline()) if batch.columns is not None]
+    assert list(TokenizedColumns.join(stored)) == list(TokenizedColumns.join(plain))
+    assert list(stored[0].select([2, 0])) == list(plain[0].select([2, 0]))
+
+
+PLUGIN = """
+from templatekit import Adapter, Example, Message, hookimpl
+
+class Same(Adapter):
+    name = "same"
+    description = "records of {who}"
+    keys = required = ("{who}", "answer")
+
+    def to_example(self, record):
+        return Example(messages=(Message(role="user", content=record["{who}"]),
+                                 Message(role="assistant", content=record["answer"])))
+
+@hookimpl
+def templatekit_adapters():
+    return [Same()]
+"""
+
+
+def test_a_part_tells_an_adapter_of_two_with_one_name(tmp_path: Path, tokenizer_of: Tokenizers) -> None:
+    """Told by the records' keys the first time, by the part the second."""
+    for who in ("first", "second"):
+        (tmp_path / "plugins").mkdir(exist_ok=True)
+        (tmp_path / "plugins" / f"{who}.py").write_text(PLUGIN.format(who=who), encoding="utf-8")
+    registry = templatekit.create_registry(plugin_dirs=[tmp_path / "plugins"])
+    bench = Bench(tmp_path, registry, tokenizer_of, [{"second": f"q{n}", "answer": "a"} for n in range(7)])
+    made = bench.look(template="chatml", cache=True)
+    assert bench.look(template="chatml", cache=True) == made
+    assert any("are taken from" in said for said in bench.said)
+    pipeline = bench.pipeline(template="chatml", cache=True)
+    list(prepared_batches(pipeline))
+    assert pipeline.reader.adapter_name == "second:same"

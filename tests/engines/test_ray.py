@@ -1,0 +1,198 @@
+"""Rendering on a Ray cluster: the rows, counts and errors of one process, also where a worker is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from testkit.at_hand import Tokenizers
+from testkit.numbers import Render
+
+from templatekit import DataOptions, TemplatekitError
+from templatekit.engines.jobs import Setup, Work, Worker
+from templatekit.engines.ray import _Place, on_ray
+from templatekit.hooks.registry import Loading
+from templatekit.pipeline.outputs import ForSink
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'templatekit[ray]'")
+
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+"""Who has it may use the cluster. Without one Ray writes one into the user's home."""
+
+
+def of_cluster(folder: str, having: str = "") -> list[int]:
+    """The processes of a cluster that has this folder, whose command lines hold some words."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            environment = (entry / "environ").read_bytes() if entry.name.isdigit() else b""
+            line = (entry / "cmdline").read_bytes() if folder.encode() in environment else b""
+        except OSError:
+            continue
+        if having.encode() in line and line and b"templatekit" not in line:
+            found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A cluster of two cores that runs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tempfile.mkdtemp(prefix="ray")  # a short path: sockets lie in it
+    limits = ["--num-cpus", "2", "--object-store-memory", str(200 << 20), "--include-dashboard", "false"]
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "start", "--head", "--block", "--port", str(port), "--temp-dir", folder, *limits]
+    environment = {**os.environ, **TOKEN, "RAY_TMPDIR": folder}
+    cluster = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert cluster.stdout is not None
+    for line in cluster.stdout:
+        if "--block" in line:
+            break
+    yield f"127.0.0.1:{port}"
+    cluster.kill()  # asked kindly, it may take half a minute
+    end(folder)
+    cluster.wait(timeout=60)
+    cluster.stdout.close()
+
+
+def end(folder: str) -> None:
+    """Ends what is left of the cluster of a folder."""
+    for process in of_cluster(folder):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def render(tmp_path: Path, tokenizer_of: Tokenizers, address: str) -> Render:
+    return Render(
+        tmp_path,
+        tokenizer_of.folder("bytes"),
+        environment={**TOKEN, "RAY_ADDRESS": address},
+        noise=("said by a plugin", " logging.cc", "(raylet)"),
+    )
+
+
+@needs_ray
+@pytest.mark.parametrize("deadly", ["die working", "die reading"])
+def test_the_same_rows_where_a_process_is_killed(render: Render, deadly: str) -> None:
+    numbers: list[Any] = [n % 50 for n in range(2600)]
+    numbers[700] = "bad"
+    numbers[1300] = deadly
+    options = ("--on-error", "skip", "--max-length", "90", "--json", "--stats")
+    ray = render(numbers, "--engine", "ray", *options, output="out.parquet")
+    assert not ray.code, ray.said
+    assert (render.folder / "plugins" / deadly.replace(" ", "_")).exists(), "nobody was killed"
+    one = render(numbers, *options, output="out.parquet")
+    assert ray == one
+    assert one.code == 0
+    counts = json.loads(one.said[0])
+    assert counts["rows_in"] == 2600
+    assert counts["dropped"]["odd"] == 1
+    assert len(one.file) > 10_000
+
+
+@needs_ray
+def test_a_chunk_that_kills_whoever_does_it_is_an_error(render: Render) -> None:
+    ray = render([1, "deadly", 1], "--engine", "ray")
+    assert ray.file == b""
+    assert ray.code == 1
+    assert ray.said[-1].startswith("Error: Ray raised ")
+    assert "died" in ray.said[-1]
+
+
+@needs_ray
+def test_the_first_error_is_the_one_that_is_met(render: Render) -> None:
+    numbers: list[Any] = [1] * 1200
+    numbers[600] = numbers[1100] = "bad"
+    one, ray = render(numbers), render(numbers, "--engine", "ray", "--workers", "2")
+    assert one == ray
+    assert one.code == 2
+    assert one.file == b""
+    assert "rows.jsonl:600:n: bad" in one.said[-1]
+
+
+@needs_ray
+def test_an_interrupt_ends_it_with_its_cluster(render: Render) -> None:
+    del render.environment["RAY_ADDRESS"]
+    folder = tempfile.mkdtemp(prefix="ray")
+    render.environment["RAY_TMPDIR"] = folder
+    command = render.command(["slow"] * 20_000, "--engine", "ray", "--workers", "1")
+    process = subprocess.Popen(command, cwd=render.folder, env=render.environment, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    deadline = time.monotonic() + 120
+    while not of_cluster(folder, "ray::MapBatches(_work)"):
+        assert time.monotonic() < deadline, "no worker began"
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    said = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 130
+    assert said.splitlines()[-1] == "Interrupted."
+    assert "Traceback" not in said
+    assert not list(render.folder.glob("*out.jsonl"))
+    while of_cluster(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = of_cluster(folder)
+    end(folder)
+    assert left == []
+
+
+@needs_ray
+def test_what_is_kept_is_the_same(render: Render) -> None:
+    """A part that is gone is made there, the one behind it is taken."""
+    numbers = [n % 50 for n in range(8_700)]
+    options = ("--cache", "--cache-dir", "cache")
+    one = render(numbers, *options)
+    assert one.code == 0
+    kept = {path: path.read_bytes() for path in render.folder.glob("cache/*/*/0*/*")}
+    (lost,) = render.folder.glob("cache/*/*/00000000")
+    shutil.rmtree(lost)
+    found = render(numbers, *options, "--engine", "ray", "--workers", "2")
+    assert (found.file, [line for line in found.said if not line.startswith("cache: ")], found.code) == one
+    assert {path: path.read_bytes() for path in render.folder.glob("cache/*/*/0*/*")} == kept
+    assert len(kept) == 8
+
+
+def test_ray_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("templatekit.engines.ray.find_spec", lambda name: None)
+    with pytest.raises(TemplatekitError, match=r"needs the package ray; found none; pip install 'templatekit\[ray\]'"):
+        on_ray(2)
+
+
+def setup(**options: Any) -> Setup:
+    return Setup(DataOptions.parse(options), Loading(), Work(ForSink("jsonl")))
+
+
+@needs_ray
+def test_standard_input_is_refused() -> None:
+    with pytest.raises(TemplatekitError, match="found standard input; expected a file"):
+        next(on_ray(2)(setup(dataset="-"), iter(())))
+
+
+def test_what_is_wrong_elsewhere_names_the_machine() -> None:
+    place = _Place.here(setup())._replace(machine="far away")
+    with pytest.raises(
+        TemplatekitError, match=r"^on .*, a machine of the Ray cluster: found .*; expected 0\.0, as where"
+    ):
+        place._replace(version="0.0").stood().__enter__()
+    with pytest.raises(TemplatekitError, match=r"a machine of the Ray cluster: .*'nowhere'"), place.stood() as given:
+        Worker(given._replace(options=DataOptions(tokenizer="nowhere")))
+    with pytest.raises(TemplatekitError, match=r"^tokenizer|^'nowhere'|^model"), _Place.here(setup()).stood() as given:
+        Worker(given._replace(options=DataOptions(tokenizer="nowhere")))

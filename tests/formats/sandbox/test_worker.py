@@ -1,0 +1,198 @@
+"""The process in which foreign templates are rendered: it does what this one does, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from testkit.foreign import CHAT, EXAMPLE, TEXT, TOKENS, foreign_template
+
+from templatekit import ConfigError, Example, Message, RecordError, Template, TemplateError, TemplateFile
+from templatekit.formats.sandbox import untrusted as foreign
+from templatekit.formats.sandbox.untrusted import ForeignTemplate
+from templatekit.formats.sandbox.worker import Worker, _Answers
+
+UNUSUAL = {
+    "times": "{{ '-' * 3 }}",
+    "center": "{{ messages[0].role | center(9) }}",
+    "format": "{{ '<%s|{}>'.format(messages[0].role) }}",
+    "percent": "{{ '<%s>' % messages[0].role }}",
+    "a large allowance": "{% for i in range(9999) %}{% for j in range(199) %}{% endfor %}{% endfor %}",
+    "a generation block": "{% generation %}{{ 'x' * 2 }}{% endgeneration %}",
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_the_worker_renders_as_this_process_does(name: str, worker: Worker) -> None:
+    file = TemplateFile(name="unusual", source=UNUSUAL[name] + CHAT)
+    template, same = ForeignTemplate(file, strict=False), Template(file, strict=False)
+    assert template.render(EXAMPLE, TOKENS, row=3) == same.render(EXAMPLE, TOKENS, row=3)
+    assert template.prompt(EXAMPLE, TOKENS, row=3) == same.prompt(EXAMPLE, TOKENS, row=3)
+    assert not template._here
+    for attribute in ("name", "path", "original", "metadata", "kind", "source", "variables", "multi_turn"):
+        assert getattr(template, attribute) == getattr(same, attribute)
+
+
+@pytest.mark.parametrize("dear", ["", "{{ 'x' * 2 }}"], ids=["here", "in the worker"])
+def test_samples_and_end_markers_are_those_of_an_unbounded_template(dear: str, worker: Worker) -> None:
+    """A sample's example keeps what its record held beside the conversation, which the worker never sees."""
+    turns = (
+        "{% for m in messages %}{% if m.role == 'user' %}U:{{ m.content }}\n{% else %}A:{% if loop.last %}"
+        "<{{ m.reasoning_content }}>{% endif %}{{ m.content }}<end>\n{% endif %}{% endfor %}"
+    )
+    file = TemplateFile(name="turns", source=dear + turns + "{{ 'A:' if add_generation_prompt }}")
+    answer = replace(EXAMPLE.messages[1], reasoning="Hm.")
+    example = Example(messages=(EXAMPLE.messages[0], answer) * 2, metadata={"source": threading.Lock()})
+    template, same = (kind(file, strict=False).ended_by("<end>") for kind in (ForeignTemplate, Template))
+    assert template.samples(example, row=4) == same.samples(example, row=4)
+    assert template.samples(example, last_only=True) == same.samples(example, last_only=True)
+    assert len(template.samples(example)) == 2
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("dear", ["", "{{ 'x' * 2 }}"], ids=["here", "in the worker"])
+def test_errors_are_the_same_here_and_there(dear: str) -> None:
+    source = dear + "{% if messages[0].content == 'no' %}{{ raise_exception('not so') }}{% endif %}" + CHAT
+    refused = Example(messages=(Message(role="user", content="no"), EXAMPLE.messages[1]))
+    with pytest.raises(RecordError) as caught:
+        foreign_template(source).render(refused, TOKENS)
+    assert (caught.value.reason, str(caught.value)) == ("template_refused", "template 'tried' refuses: not so")
+    with pytest.raises(TemplateError, match="template 'tried', line 2: Expected an expression"):
+        foreign_template(dear + "\n{% if %}" + CHAT)
+    with pytest.raises(TemplateError, match="line 1: unknown variable 'mesages'"):
+        ForeignTemplate(TemplateFile(name="strict", source=dear + "{{ mesages }}{{ response }}"))
+    with pytest.raises(RecordError, match="line 1: UndefinedError: 'lipsum' is undefined"):
+        foreign_template(dear + "{{ lipsum() }}" + CHAT).render(EXAMPLE, TOKENS)
+
+
+def test_an_instruction_format_that_needs_the_worker(worker: Worker) -> None:
+    file = TemplateFile(name="ruled", source="{{ instruction }}\n{{ '-' * 3 }}\n{{ response }}{{ eos_token }}")
+    template = ForeignTemplate(file)
+    assert template.render(EXAMPLE, TOKENS) == Template(file).render(EXAMPLE, TOKENS)
+    assert template.source == Template(file).source != file.source
+
+
+def test_a_worker_that_dies_is_started_anew(worker: Worker) -> None:
+    template = foreign_template("{{ '-' * 3 }}" + CHAT)
+    assert template.render(EXAMPLE, TOKENS).text == "---" + TEXT
+    assert worker._process is not None
+    os.kill(worker._process.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, worker._process.pid, os.WEXITED | os.WNOWAIT)
+    with (
+        patch.object(worker._process, "poll", return_value=None),  # as if it died once it had been looked at
+        pytest.raises(TemplateError, match="breaks the memory bound: found its process killed, as a system does"),
+    ):
+        template.render(EXAMPLE, TOKENS)
+    assert template.render(EXAMPLE, TOKENS).text == "---" + TEXT
+    assert worker._process.stdin is not None
+    worker._process.stdin.close()
+    worker._process.wait()
+    assert template.render(EXAMPLE, TOKENS).text == "---" + TEXT
+
+
+def test_an_interrupted_question_gets_no_late_answer(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = foreign_template("{{ '-' * 3 }}" + CHAT)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_Answers, "load", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        template.prompt(EXAMPLE, TOKENS)
+    assert template.render(EXAMPLE, TOKENS).text == "---" + TEXT
+
+
+def test_a_worker_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign, "WORKER", Worker())
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(TemplateError, match=r"needs a process of its own, which cannot be started: .*/nowhere/python"):
+        foreign_template("{{ '-' * 3 }}" + CHAT)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_fork_asks_a_worker_of_its_own(worker: Worker) -> None:
+    template = foreign_template("{{ '-' * 3 }}" + CHAT)
+    child = os.fork()
+    if child == 0:
+        try:
+            right = template.render(EXAMPLE, TOKENS).text == "---" + TEXT
+            worker.stop()
+            os._exit(0 if right else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert template.render(EXAMPLE, TOKENS).text == "---" + TEXT
+
+
+@pytest.mark.usefixtures("worker")
+def test_threads_are_bounded_too() -> None:
+    """And one thread's allowance is not another's."""
+    found: list[object] = []
+
+    def render(template: Template, times: int) -> None:
+        for _ in range(times):
+            try:
+                found.append(template.render(EXAMPLE, TOKENS).text)
+            except TemplateError as error:
+                found.append(error)
+
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    jobs = [(foreign_template(CHAT), 200), (foreign_template(endless + CHAT), 1)]
+    threads = [threading.Thread(target=render, args=job) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found.count(TEXT) == 200
+    assert len([error for error in found if isinstance(error, TemplateError)]) == 1
+
+
+CONFINED = """
+import socket, subprocess
+from templatekit.formats.sandbox.worker import confine
+confine(256)
+for attempt in (lambda: open("/etc/hostname"), lambda: open("/tmp/x", "w"), socket.socket,
+                lambda: subprocess.run(["true"], capture_output=True), lambda: bytearray(300 << 20)):
+    try:
+        attempt()
+    except (OSError, MemoryError) as error:
+        print(type(error).__name__)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system's limits")
+def test_the_worker_can_open_write_and_start_nothing() -> None:
+    run = subprocess.run([sys.executable, "-c", CONFINED], capture_output=True, text=True, check=False)
+    assert run.stdout.split() == ["OSError", "OSError", "OSError", "OSError", "MemoryError"], run.stderr
+
+
+def test_answers_are_values_of_this_package_alone() -> None:
+    from io import BytesIO
+
+    assert _Answers(BytesIO(pickle.dumps(foreign_template(CHAT).render(EXAMPLE, TOKENS)))).load().text == TEXT
+    for value in (os.system, Template, Path("x")):
+        with pytest.raises(pickle.UnpicklingError):
+            _Answers(BytesIO(pickle.dumps(value))).load()
+
+
+@pytest.mark.parametrize("dear", ["", "{{ 'x' * 2 }}"], ids=["here", "in the worker"])
+def test_kwargs_and_forms_are_those_of_an_unbounded_template(dear: str, worker: Worker) -> None:
+    source = "{{ greeting | default('') }}" + dear + CHAT
+    file = TemplateFile(name="greets", source="{#- templatekit\ndescription: Greets.\n#}" + source)
+    template, same = ForeignTemplate(file, strict=False), Template(file, strict=False)
+    for kwargs in ({"greeting": "Hello {{"}, {"greeting": ["a", 1]}):
+        changed, expected = template.with_kwargs(kwargs), same.with_kwargs(kwargs)
+        assert changed.render(EXAMPLE, TOKENS) == expected.render(EXAMPLE, TOKENS)
+        assert (changed.source, changed.metadata) == (expected.source, expected.metadata)
+    prompt = template.prompt(EXAMPLE, TOKENS, continue_final=True)
+    assert prompt == same.prompt(EXAMPLE, TOKENS, continue_final=True)
+    assert [template.takes.content(role) for role in ("user", "system")] == ["text", "text"]
+    assert template.takes.calls == same.takes.calls
+    assert template._here == (not dear)
+    with pytest.raises(ConfigError, match=r"does not read 'greetings'; did you mean 'greeting'\?"):
+        template.with_kwargs({"greetings": 1})

@@ -1,0 +1,217 @@
+"""What is left out is counted and named; what is not comes out as it was, in an order that a seed decides."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import templatekit
+from templatekit.config.options import DataOptions, parse_dedup
+from templatekit.errors import ConfigError, RecordError
+from templatekit.hooks.registry import create_registry
+from templatekit.pipeline.deduplication import ExactTexts, NearTexts, Repeated, Texts
+from templatekit.pipeline.pipeline import Pipeline
+from templatekit.sources.shuffle import shuffled
+
+REGISTRY = create_registry(select=[])
+TEXTS = st.lists(st.sampled_from(["a", "b", "c", "a b", "A", " a", "é", "e\u0301"]), min_size=1, max_size=20)
+
+
+def records(answers: list[str]) -> list[dict[str, Any]]:
+    return [{"instruction": "Say.", "output": text, "id": number} for number, text in enumerate(answers)]
+
+
+def run(rows: list[Any], **options: Any) -> tuple[Pipeline, list[int], list[str]]:
+    """The pipeline when it is done, and the rows and answers that came out."""
+    pipeline = Pipeline(DataOptions.parse({"template": "alpaca", "on_error": "skip", **options}), REGISTRY)
+    items = list(pipeline.run(pipeline.reader.gathered(rows)))
+    return pipeline, [i.rendered.row for i in items], [i.example.messages[-1].content for i in items]
+
+
+@given(answers=TEXTS, seed=st.integers(0, 5), buffer=st.integers(1, 25))
+def test_every_row_is_out_or_counted(answers: list[str], seed: int, buffer: int) -> None:
+    pipeline, rows, out = run(
+        [*records(answers), {"instruction": "no answer", "output": "zzz"}],
+        dedup="exact",
+        filter=["output != 'b'"],
+        shuffle=seed,
+        shuffle_buffer=buffer,
+    )
+    left_out = [row for rows in pipeline.counts.dropped_rows.values() for row in rows]
+    assert sorted(rows + left_out) == list(range(len(answers) + 1))
+    assert all(([*answers, "zzz"])[row] == text for row, text in zip(rows, out, strict=True))
+    assert Counter(out) == Counter({*answers, "zzz"} - {"b"})
+    assert pipeline.counts.dropped["filtered"] == answers.count("b")
+
+
+@given(count=st.integers(0, 60), seed=st.integers(0, 3), buffer=st.integers(1, 70))
+def test_shuffling_keeps_every_item_and_its_bound(count: int, seed: int, buffer: int) -> None:
+    taken = 0
+
+    def source() -> Any:
+        nonlocal taken
+        for item in range(count):
+            taken += 1
+            yield item
+
+    given_out = []
+    for item in shuffled(source(), seed=seed, buffer=buffer):
+        given_out.append(item)
+        assert taken - len(given_out) <= buffer
+    assert sorted(given_out) == list(range(count))
+    assert given_out == list(shuffled(range(count), seed=seed, buffer=buffer))
+
+
+def test_shuffling_within_the_buffer_is_even() -> None:
+    firsts = Counter(tuple(shuffled(range(3), seed=seed, buffer=3)) for seed in range(1200))
+    assert len(firsts) == 6
+    assert min(firsts.values()) > 140
+    biased = Counter(tuple(shuffled(range(3), seed=seed, buffer=1)) for seed in range(12))
+    assert len(biased) == 1, "a buffer of one cannot shuffle: the check would see it"
+
+
+def same(one: list[Any], other: list[Any]) -> bool:
+    return one == other
+
+
+def test_a_seed_decides_the_order() -> None:
+    rows = records([str(n) for n in range(50)])
+    orders = [run(rows, shuffle=seed)[1] for seed in (1, 1, 2)]
+    assert same(orders[0], orders[1])
+    assert not same(orders[0], orders[2])
+
+
+@given(texts=TEXTS)
+def test_exact_repeats_are_those_of_a_dictionary(texts: list[str]) -> None:
+    first: dict[str, int] = {}
+    expected = []
+    for place, text in enumerate(texts):
+        known = first.setdefault(text, place)
+        expected.append(None if known == place else Repeated(known))
+    whole, store = ExactTexts(), ExactTexts()
+    assert whole.add(texts, list(range(len(texts)))) == expected
+    assert [store.add([text], [place])[0] for place, text in enumerate(texts)] == expected
+
+
+def test_near_repeats() -> None:
+    draw = random.Random(3)
+    words = [f"w{n}" for n in range(500)]
+    texts = [" ".join(draw.choices(words, k=60)) for _ in range(300)]
+    changed = [" ".join("changed" if n == 30 else w for n, w in enumerate(text.split())) for text in texts]
+    other = [" ".join("changed" if n % 4 == 0 else w for n, w in enumerate(text.split())) for text in texts]
+
+    def repeats(store: Texts, more: list[str]) -> int:
+        store.add(texts, list(range(300)))
+        found = store.add(more, list(range(300, 600)))
+        assert all(one is None or one.place == at for at, one in enumerate(found))
+        return sum(one is not None for one in found)
+
+    assert repeats(NearTexts(0.8), changed) >= 290  # 55 of 61 runs are equal: 0.9
+    assert repeats(NearTexts(0.8), other) == 0
+    assert repeats(ExactTexts(), changed) == 0
+    store = NearTexts(0.8)
+    assert store.add(texts, list(range(300))) == [None] * 300
+    assert store.add(texts, list(range(300, 600))) == [Repeated(at, 1.0) for at in range(300)]
+
+
+def test_texts_that_are_kept_are_all_found() -> None:
+    """Also those that repeat one another, and the most similar is named; what is looked for is not kept."""
+    words = [f"w{n}" for n in range(60)]
+    texts = [" ".join(["x"] * count + words[count:]) for count in (0, 6, 12)]
+    store = NearTexts(0.7)
+    store.keep(texts, [5, 6, 7])
+    found = store.find(texts)
+    assert found == [Repeated(place, 1.0) for place in (5, 6, 7)]
+    assert store.find(["other " * 30] * 2) == [None, None]
+    left_out = NearTexts(0.7)
+    left_out.add(texts[:2], [5, 6])
+    assert left_out.find(texts[1:2]) != found[1:2], "where repeats are left out, the nearest may be gone"
+
+
+def test_near_names_what_it_repeats() -> None:
+    text = " ".join(f"word{n}" for n in range(40))
+    pipeline, rows, _ = run(records([text, "other", text + " more"]), dedup="near")
+    assert rows == [0, 1]
+    assert pipeline.counts.first_dropped["near_duplicate"].startswith("2: nearly the same as row 0 (similarity 0.9")
+
+
+def test_ids_and_unread_columns_part_nothing() -> None:
+    pipeline, rows, _ = run(records(["x", "x"]), dedup="exact")
+    assert rows == [0]
+    assert pipeline.counts.first_dropped == {"duplicate": "1: the same as row 0"}
+    assert run([{"instruction": "a", "input": "b", "output": "x"}, {"instruction": "a", "output": "x"}], dedup="exact")[
+        1
+    ] == [0, 1]
+
+
+def test_a_left_out_row_stops_nothing_and_a_broken_condition_does() -> None:
+    rows = [*records(["x", "y"]), {"instruction": "i"}]
+    assert run(rows[:2], filter=["output == 'y'"], on_error="stop")[1] == [1]
+    with pytest.raises(RecordError, match=r"2: filter \"output == 'x'\": no column 'output'.*to skip"):
+        run(rows, filter=["output == 'x'"], on_error="stop")
+    assert run(rows, filter=["output == 'x'"])[0].counts.dropped == {"filtered": 1, "filter_failed": 1}
+    with pytest.raises(ConfigError, match="0 of 2 samples left; dropped: 2 filtered; the first: 0: not False"):
+        run(rows[:2], filter=["False"])
+
+
+@pytest.mark.parametrize("text", ["", "nearly", "near=", "near=1", "near=0", "near=nan", "exact=1", "near=0.8=1"])
+def test_what_dedup_is_not(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected exact, near, or near with a similarity"):
+        parse_dedup(text)
+
+
+def test_conversations_of_rows_that_make_one_example(tmp_path: Path) -> None:
+    tree = [
+        {"message_tree_id": t, "message_id": f"{t}{n}", "parent_id": p and f"{t}{p}", "role": r, "text": x}
+        for t in "abc"
+        for n, p, r, x in [("1", None, "prompter", "Q?"), ("2", "1", "assistant", "A.")]
+    ]
+    pipeline, rows, _ = run(tree, template="chatml", dedup="exact", shuffle=1)
+    assert rows == [0]
+    assert pipeline.counts.dropped == {"duplicate": 2}
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in records(["x", "yy", "x", "zzz"])))
+    command = [sys.executable, "-m", "templatekit", "render", "--dataset", str(path), "--template", "alpaca"]
+    options = ["--filter", "len(output) < 3", "--dedup", "exact", "--shuffle", "3", "--json"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    assert {json.loads(line)["row"] for line in done.stdout.splitlines()} == {0, 1}
+    counts = json.loads(done.stderr.splitlines()[-1])
+    assert counts["dropped"] == {"filtered": 1, "duplicate": 1}
+    assert counts["first_dropped"] == {
+        "filtered": f"{path}:3: not len(output) < 3",
+        "duplicate": f"{path}:2: the same as row 0",
+    }
+    done = subprocess.run([*command, "--filter", "open('x')"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: filter.0: found")
+
+
+def test_python_calls_take_the_same_options() -> None:
+    found = templatekit.render(records(["x", "x", "y"]), dedup="exact", filter=["output == 'x'"])
+    assert len(list(found)) == 1
+
+
+def test_workers_see_the_same_rows(tmp_path: Path, tokenizer_of: Any) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in records([f"x{n % 900}" for n in range(1300)])))
+    command = [sys.executable, "-m", "templatekit", "render", "--dataset", str(path), "--template", "alpaca"]
+    options = ["--tokenizer", str(tokenizer_of.folder("bytes")), "--shuffle", "3", "--dedup", "exact"]
+    options += ["--filter", "not output.endswith('7')"]
+    one, two = (
+        subprocess.run([*command, *options, "--workers", workers], capture_output=True, check=True)
+        for workers in ("1", "2")
+    )
+    assert len(one.stdout.splitlines()) == 810
+    assert (one.stdout, one.stderr) == (two.stdout, two.stderr)

@@ -1,0 +1,45 @@
+"""Every check catches the wrong formats that it is there for, and lets the right ones pass."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from testing.mutants import MUTANTS, RIGHT
+
+from templatekit.testing import CHECKS, run_checks
+
+LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
+OWN, OTHERS = (300, 60) if LONG else (60, 2)
+"""Inputs for a mutant's own check, which ends at the first failure, and for all the others."""
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_format_passes_every_check(name: str) -> None:
+    outcomes = run_checks(RIGHT[name](), examples=OWN)
+    assert {o.check.name: str(o.failure) for o in outcomes if o.status == "failed"} == {}
+
+
+def test_every_check_has_a_mutant_and_a_right_format() -> None:
+    assert {mutant.check for mutant in MUTANTS} == set(CHECKS)
+    tried = {o.check.name for make in RIGHT.values() for o in run_checks(make(), examples=15) if o.tried}
+    assert tried == set(CHECKS)
+
+
+def test_the_whole_matrix(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each mutant is caught by its own check; the others' verdicts are counted."""
+    caught: dict[str, set[str]] = {}
+    cells = 0
+    for mutant in MUTANTS:
+        subject = mutant.make()
+        (own,) = run_checks(subject, [mutant.check], examples=OWN, shrink=False)
+        assert own.status == "failed", (mutant.name, own.status, own.reason)
+        outcomes = run_checks(subject, set(CHECKS) - {mutant.check}, examples=OTHERS, shrink=False)
+        cells += 1 + sum(outcome.status != "not applicable" for outcome in outcomes)
+        caught[mutant.name] = {outcome.check.name for outcome in outcomes if outcome.status == "failed"}
+    alone = sum(not others for others in caught.values())
+    with capsys.disabled():
+        print(
+            f"\nmutants: {len(MUTANTS)} × {len(CHECKS)} checks, {cells} cells apply; {len(caught)} of "
+            f"{len(MUTANTS)} are caught by their own check, {alone} of them by no other"
+        )

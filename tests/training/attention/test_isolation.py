@@ -1,0 +1,154 @@
+"""A pack is worth exactly its examples: same loss, same gradients, whatever the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import pytest
+import torch
+from testkit.losses import weighted_loss
+from torch import Tensor
+from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
+
+from templatekit.errors import RunError
+from templatekit.packing import pack, pack_examples
+from templatekit.training.attention.dispatch import NAME, isolate, supports_isolation
+from templatekit.training.collator import Batch, collate_packed, collate_padded
+from templatekit.training.loss import TargetLosses, head_of
+from templatekit.types import TokenizedExample
+
+CPU = torch.device("cpu")
+MakeModel = Callable[..., PreTrainedModel]
+Exactly = Callable[[PreTrainedModel], PreTrainedModel]
+
+
+def _run(model: PreTrainedModel, batches: Sequence[Batch], *, isolated: bool = True) -> tuple[float, dict[str, Tensor]]:
+    """The summed loss of some batches, and its gradients."""
+    model.zero_grad()
+    head = head_of(model)
+    total = 0.0
+    for batch in batches:
+        around = isolate(model, batch.segments) if isolated and batch.segments else nullcontext()
+        with around:
+            loss = weighted_loss(TargetLosses(model, head), batch)
+            torch.autograd.backward([loss])
+        total += float(loss.detach())
+    return total, {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def _assert_close(found: tuple[float, dict[str, Tensor]], expected: tuple[float, dict[str, Tensor]]) -> None:
+    """Equal up to the rounding of fp64, or of fp32 where the model or a part of it computes in that."""
+    tolerance = 1e-10 if all(gradient.dtype == torch.float64 for gradient in expected[1].values()) else 2e-6
+    assert found[0] == pytest.approx(expected[0], rel=tolerance)
+    assert found[1].keys() == expected[1].keys()
+    scale = max(float(gradient.abs().max()) for gradient in expected[1].values())
+    for name, gradient in expected[1].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=tolerance * scale, msg=name)
+
+
+def _alone(model: PreTrainedModel, examples: Sequence[TokenizedExample]) -> tuple[float, dict[str, Tensor]]:
+    """Each example by itself, with the model's own attention."""
+    return _run(model, [collate_padded(examples, [document], CPU) for document in range(len(examples))])
+
+
+def _pack(examples: Sequence[TokenizedExample]) -> Batch:
+    return collate_packed(pack_examples(examples, range(len(examples))), CPU)
+
+
+def test_a_pack_gives_the_loss_and_gradients_of_its_examples(
+    tiny_model: MakeModel, in_fp64: Exactly, kind: str, examples: list[TokenizedExample]
+) -> None:
+    model = tiny_model(kind)
+    if kind not in ("qwen2-moe-sliding", "gemma2"):  # whose grouped products and softmax are in fp32 whatever comes
+        model = in_fp64(model)
+    own = model.config._attn_implementation
+    assert supports_isolation(model) is None
+    _assert_close(_run(model, [_pack(examples)]), _alone(model, examples))
+    assert model.config._attn_implementation == own
+
+
+def test_without_isolation_examples_see_each_other(
+    tiny_model: MakeModel, kind: str, examples: list[TokenizedExample]
+) -> None:
+    model = tiny_model(kind)
+    packed = _pack(examples)
+    joined = Batch(
+        input_ids=packed.input_ids,
+        position_ids=None,
+        segments=None,
+        target_positions=packed.target_positions,
+        targets=packed.targets,
+        weights=packed.weights,
+        weight=packed.weight,
+        tokens=packed.tokens,
+        padded_tokens=packed.padded_tokens,
+        target_tokens=packed.target_tokens,
+    )
+    assert _run(model, [joined])[0] != pytest.approx(_alone(model, examples)[0], rel=1e-3)
+
+
+def test_a_padded_batch_gives_the_loss_and_gradients_of_its_examples(
+    tiny_model: MakeModel, kind: str, examples: list[TokenizedExample]
+) -> None:
+    model = tiny_model(kind)
+    for pad_id in (0, 63):
+        padded = collate_padded(examples, range(len(examples)), CPU, pad_id=pad_id)
+        _assert_close(_run(model, [padded]), _alone(model, examples))
+
+
+@pytest.mark.parametrize("budget", [1, 24, 40, 10_000])
+def test_any_packing_of_a_step_gives_the_same_gradients(
+    tiny_model: MakeModel, in_fp64: Exactly, examples: list[TokenizedExample], budget: int
+) -> None:
+    model = in_fp64(tiny_model())
+    packs = pack([len(item) - 1 for item in examples], budget)
+    batches = [collate_packed(pack_examples(examples, documents), CPU) for documents in packs]
+    _assert_close(_run(model, batches), _alone(model, examples))
+
+
+def test_activation_checkpointing_recomputes_within_the_isolation(
+    tiny_model: MakeModel, in_fp64: Exactly, examples: list[TokenizedExample]
+) -> None:
+    model = in_fp64(tiny_model())
+    expected = _alone(model, examples)
+    model.activation_checkpointing_enable()
+    _assert_close(_run(model, [_pack(examples)]), expected)
+
+
+def test_dropout_reaches_the_attention(tiny_model: MakeModel, examples: list[TokenizedExample]) -> None:
+    model = tiny_model()
+    without = _run(model, [_pack(examples)])[0]
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    torch.manual_seed(0)
+    assert _run(model, [_pack(examples)])[0] != pytest.approx(without, rel=1e-4)
+
+
+def test_models_that_cannot_be_packed_are_named() -> None:
+    torch.manual_seed(0)
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4))
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2))
+    for model in (mamba, bloom):
+        reason = supports_isolation(model)
+        assert reason is not None
+        assert type(model).__name__ in reason
+        assert model.training
+
+
+def test_a_leak_past_the_attention_is_found_by_trial(tiny_model: MakeModel) -> None:
+    model = tiny_model()
+    norm = model.model.norm.forward
+    model.model.norm.forward = lambda states: norm(states + states.cumsum(1))
+    assert "something besides attention" in str(supports_isolation(model))
+
+
+def test_the_attention_refuses_what_is_no_pack(tiny_model: MakeModel, examples: list[TokenizedExample]) -> None:
+    model = tiny_model()
+    packed = _pack(examples)
+    assert packed.segments is not None
+    with isolate(model, packed.segments), pytest.raises(RunError, match="within isolate"):
+        model(input_ids=packed.input_ids[:, :5], use_cache=False)
+    model.set_attn_implementation(NAME)
+    with pytest.raises(RunError, match="within isolate"):
+        model(input_ids=packed.input_ids, use_cache=False)

@@ -1,0 +1,328 @@
+"""What several examples begin with is computed once, and loss and gradients stay what they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from testkit.losses import weighted_loss
+from testkit.packs import by_blocks, paths_of
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from templatekit.config.options import FinetuneOptions
+from templatekit.packing import pack_examples
+from templatekit.training.attention import dispatch as attention
+from templatekit.training.attention.dispatch import isolate
+from templatekit.training.attention import paths as path_attention
+from templatekit.training.attention import tree as tree_attention
+from templatekit.training.collator import Batch, collate_packed
+from templatekit.training.loss import TargetLosses, head_of
+from templatekit.training.step import Computation
+from templatekit.types import RenderedText, Segment, TokenizedExample
+
+CPU = torch.device("cpu")
+MakeModel = Callable[..., PreTrainedModel]
+Exactly = Callable[[PreTrainedModel], PreTrainedModel]
+VOCABULARY = 64
+EXACT = 1e-10
+"""Relative to the largest gradient, in fp64."""
+
+IDS = st.integers(0, VOCABULARY - 1)
+WEIGHTS = st.sampled_from([0.0, 1.0, 1.0, 0.5])
+
+
+@st.composite
+def forests(draw: st.DrawFn) -> list[TokenizedExample]:
+    """Examples that go on from each other's beginnings: random prefix trees, equal examples among them."""
+    examples: list[list[tuple[int, float]]] = []
+    for _ in range(draw(st.integers(1, 7))):
+        stem: list[tuple[int, float]] = []
+        if bool(examples) and draw(st.booleans()):
+            stem = draw(st.sampled_from(examples))
+        kept = stem[: draw(st.integers(0, len(stem)))]
+        # The ids are shared, the weights are each example's own.
+        begun = [(token, draw(WEIGHTS)) for token, _ in kept]
+        examples.append(begun + draw(st.lists(st.tuples(IDS, WEIGHTS), min_size=1 if examples else 2, max_size=14)))
+    return [_example(row, example) for row, example in enumerate(examples)]
+
+
+def _example(row: int, tokens: Sequence[tuple[int, float]]) -> TokenizedExample:
+    return TokenizedExample(
+        input_ids=tuple(token for token, _ in tokens),
+        loss_weights=(0.0, *(weight for _, weight in tokens[1:])),
+        rendered=RenderedText(text="", spans=(), row=row),
+    )
+
+
+def _batch(examples: Sequence[TokenizedExample], *, share: bool) -> Batch:
+    return collate_packed(pack_examples(examples, range(len(examples)), share=share), CPU)
+
+
+def _run(model: PreTrainedModel, batch: Batch) -> tuple[float, dict[str, Tensor]]:
+    model.zero_grad()
+    assert batch.segments is not None
+    head = head_of(model)
+    with isolate(model, batch.segments):
+        loss = weighted_loss(TargetLosses(model, head), batch)
+        torch.autograd.backward([loss])
+    grads = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    return float(loss.detach()), grads
+
+
+def _difference(found: tuple[float, dict[str, Tensor]], expected: tuple[float, dict[str, Tensor]]) -> float:
+    """The largest difference, of the loss to the loss, of gradients to the largest gradient."""
+    assert found[1].keys() == expected[1].keys()
+    scale = max((float(gradient.abs().max()) for gradient in expected[1].values()), default=0.0) or 1.0
+    gradients = (float((found[1][name] - gradient).abs().max()) / scale for name, gradient in expected[1].items())
+    return max(abs(found[0] - expected[0]) / (abs(expected[0]) or 1.0), *gradients)
+
+
+@pytest.fixture(params=["paths", "runs", "tree", "blocks"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each way to compute attention. By itself the CPU cuts paths into long runs alone, takes the tree for long
+    beginnings, and never blocks.
+    """
+    if request.param == "tree":
+        monkeypatch.setattr(attention, "lay_out_paths", lambda segments: None)
+    elif request.param == "runs":
+        monkeypatch.setattr(path_attention, "RUN", 2)
+        monkeypatch.setattr(path_attention, "TOGETHER", 40)
+    elif request.param == "blocks":
+        by_blocks(monkeypatch)
+    return str(request.param)
+
+
+@pytest.fixture
+def model(tiny_model: MakeModel, in_fp64: Exactly, kind: str) -> PreTrainedModel:
+    """Each kind of model in turn, in fp64."""
+    if "moe" in kind:
+        pytest.skip("torch's grouped products know no fp64")
+    return in_fp64(tiny_model(kind))
+
+
+@pytest.mark.usefixtures("way")
+@given(examples=forests())
+def test_sharing_changes_neither_loss_nor_gradients(model: PreTrainedModel, examples: list[TokenizedExample]) -> None:
+    shared, plain = _batch(examples, share=True), _batch(examples, share=False)
+    assert (shared.tokens, shared.target_tokens) == (plain.tokens, plain.target_tokens)
+    assert shared.weight == plain.weight
+    assert shared.computed_tokens <= plain.computed_tokens
+    assert _difference(_run(model, shared), _run(model, plain)) <= EXACT
+
+
+def test_norms_in_fp32_are_what_differs_else(tiny_model: MakeModel, trees: list[TokenizedExample]) -> None:
+    model = tiny_model().double()
+    difference = _difference(_run(model, _batch(trees, share=True)), _run(model, _batch(trees, share=False)))
+    assert EXACT < difference < 1e-6
+
+
+@pytest.mark.usefixtures("way")
+def test_sharing_in_fp32(tiny_model: MakeModel, kind: str, trees: list[TokenizedExample]) -> None:
+    model = tiny_model(kind)
+    assert _difference(_run(model, _batch(trees, share=True)), _run(model, _batch(trees, share=False))) < 1e-5
+
+
+@pytest.fixture
+def trees(tiny_model: MakeModel) -> list[TokenizedExample]:
+    """Two levels of prefixes, two equal examples, one that another goes on from, one that stands alone."""
+    torch.manual_seed(3)
+    drawn = iter(torch.randint(0, VOCABULARY, (200,)).tolist())
+
+    def tokens(count: int, weight: float) -> list[tuple[int, float]]:
+        return [(next(drawn), weight) for _ in range(count)]
+
+    stem, branch = tokens(20, 0.0), tokens(12, 0.5)
+    rows = [stem + tokens(5, 1.0), stem + branch + tokens(9, 1.0), stem + branch + tokens(3, 1.0)]
+    return [_example(row, example) for row, example in enumerate([*rows, rows[0], stem + branch, tokens(7, 1.0)])]
+
+
+def test_what_is_shared_is_computed_once(trees: list[TokenizedExample]) -> None:
+    batch = _batch(trees, share=True)
+    assert batch.computed_tokens == 20 + 4 + 11 + 9 + 3 + 6
+    assert batch.tokens == sum(len(example) - 1 for example in trees)
+    # The equal examples' targets, and those on the branch that three examples train, are one each.
+    assert len(batch.targets) == 5 + 12 + 9 + 3 + 6
+    assert batch.target_tokens == 5 + 5 + 3 * 12 + 9 + 3 + 6
+
+
+@pytest.mark.parametrize("broken", ["prefixes", "join", "keys", "hidden"])
+def test_an_attention_that_misses_the_prefix_is_noticed(
+    tiny_model: MakeModel, in_fp64: Exactly, trees: list[TokenizedExample], broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = in_fp64(tiny_model())
+    expected = _run(model, _batch(trees, share=False))
+    found_by = {"prefixes": "lay_out", "keys": "lay_out_paths", "hidden": "lay_out_paths"}
+    if broken in ("prefixes", "join"):
+        monkeypatch.setattr(attention, "lay_out_paths", lambda segments: None)
+    if broken == "join":
+        monkeypatch.setattr(tree_attention, "_join", lambda output, total, part, part_total: output.add_(part))
+    else:
+        whole = getattr(attention, found_by[broken])
+
+        def without(segments: Sequence[Segment]) -> Any:
+            layout = whole(segments)
+            if broken == "prefixes":
+                return replace(layout, prefixes=())
+            change: Callable[[Tensor], Tensor] = (
+                torch.zeros_like if broken == "hidden" else partial(torch.flip, dims=[0])
+            )
+            changed = (group._replace(**{broken: change(getattr(group, broken))}) for group in layout.groups)
+            return replace(layout, groups=tuple(changed))
+
+        monkeypatch.setattr(attention, found_by[broken], without)
+    assert not _difference(_run(model, _batch(trees, share=True)), expected) <= 1e-3  # or not a number
+
+
+def test_long_rows_go_through_the_kernel(
+    tiny_model: MakeModel, in_fp64: Exactly, trees: list[TokenizedExample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = in_fp64(tiny_model())
+    expected = _run(model, _batch(trees, share=True))
+    calls = _counted(monkeypatch)
+    monkeypatch.setattr(attention, "lay_out_paths", lambda segments: None)
+    monkeypatch.setattr(tree_attention, "LONG", 3)
+    assert _difference(_run(model, _batch(trees, share=True)), expected) <= EXACT
+    assert calls[0] > 0
+
+
+def test_many_copies_are_not_made(trees: list[TokenizedExample], monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = _segments(trees)
+    assert path_attention.lay_out_paths(segments) is not None
+    stem = [(token % VOCABULARY, 0.0) for token in range(60)]
+    family = [_example(row, [*stem, (row, 1.0), (row + 1, 1.0)]) for row in range(20)]
+    assert path_attention.lay_out_paths(_segments(family)) is None
+    monkeypatch.setattr(path_attention, "COPIES", 100)
+    assert path_attention.lay_out_paths(_segments(family)) is not None
+
+
+def _counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    calls = [0]
+    kernel = tree_attention._kernel
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        return kernel(*args, **kwargs)
+
+    monkeypatch.setattr(tree_attention, "_kernel", counting)
+    return calls
+
+
+def test_the_general_attention_agrees(
+    tiny_model: MakeModel, in_fp64: Exactly, trees: list[TokenizedExample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = in_fp64(tiny_model())
+    expected = _run(model, _batch(trees, share=True))
+    # A window that hides nothing, yet is not known to: that asks for the masked attention.
+    for layer in model.model.layers:
+        layer.self_attn.sliding_window = 1000
+    monkeypatch.setattr("templatekit.training.attention.dispatch._Pack.fits", lambda pack, window: False)
+    assert _difference(_run(model, _batch(trees, share=True)), expected) <= EXACT
+
+
+@pytest.mark.usefixtures("way")
+def test_in_bf16_sharing_is_as_near_to_the_truth_as_packing(
+    tiny_model: MakeModel, in_fp64: Exactly, trees: list[TokenizedExample]
+) -> None:
+    model = tiny_model()
+    truth = _run(in_fp64(tiny_model()), _batch(trees, share=False))[0]
+    for share in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = _run(model, _batch(trees, share=share))[0]
+        assert found == pytest.approx(truth, rel=1e-2)
+
+
+@settings(max_examples=10)
+@given(examples=forests(), share=st.booleans(), budget=st.integers(1, 60))
+def test_any_cut_of_a_step_gives_the_same_loss(
+    tiny_model: MakeModel, examples: list[TokenizedExample], share: bool, budget: int
+) -> None:
+    model = tiny_model()
+    expected = _run(model, _batch(examples, share=False))[0]
+    options = FinetuneOptions(share=share, pack_tokens=budget, precision="fp32")
+    computation = Computation.of(model, options)
+    batches = list(computation.micro_batches(examples, range(len(examples))))
+    assert sorted(d for part, _ in batches for d in part) == [d for d, e in enumerate(examples) if len(e) > 1]
+    total = 0.0
+    for _, batch in batches:
+        with computation.loss(batch) as loss:
+            total += float(loss.detach())
+    assert total == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_dropout_keeps_examples_apart(tiny_model: MakeModel, trees: list[TokenizedExample]) -> None:
+    model = tiny_model()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    (_, batch) = next(Computation.of(model, FinetuneOptions()).micro_batches(trees, range(len(trees))))
+    assert batch.computed_tokens == batch.tokens
+
+
+def _segments(examples: Sequence[TokenizedExample]) -> tuple[Segment, ...]:
+    return pack_examples(examples, range(len(examples)), share=True).segments
+
+
+@given(examples=forests(), run=st.integers(1, 8), together=st.integers(1, 400))
+def test_the_layout_of_paths_holds_every_token_once(examples: list[TokenizedExample], run: int, together: int) -> None:
+    segments = _segments(examples)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(path_attention, "RUN", run)
+        patch.setattr(path_attention, "TOGETHER", together)
+        patch.setattr(path_attention, "COPIES", 100)
+        layout = path_attention.lay_out_paths(segments)
+    assert layout is not None
+    laid = torch.cat([group.queries for group in layout.groups])
+    assert laid[layout.places].tolist() == list(range(len(layout.places)))
+    lengths = [segment.end - segment.start for segment in segments]
+    assert sum(group.rows for group in layout.groups) == sum(max(1, round(length / run)) for length in lengths)
+    paths = {path[-1]: path for segment in paths_of(segments) for path in accumulate([token] for token in segment)}
+    for group in layout.groups:
+        assert group.longest <= 1.5 * run
+        assert group.rows == 1 or group.rows * group.longest * group.widest <= together
+        assert group.hidden.shape == (group.rows, group.longest, group.widest - group.seen)
+        hidden = torch.nn.functional.pad(group.hidden, (group.seen, 0))
+        # What a query sees is its document up to itself.
+        for row, query in enumerate(group.queries.view(group.rows, -1).tolist()):
+            keys = group.keys.view(group.rows, -1)[row]
+            for place, token in enumerate(query):
+                assert keys[hidden[row, place] == 0].tolist() == paths[token]
+
+
+def test_groups_are_the_cheapest_runs() -> None:
+    def cost(groups: Sequence[Sequence[int]]) -> int:
+        each = ((len(g), max(sizes[i][1] for i in g), max(sizes[i][0] for i in g)) for g in groups)
+        return sum(rows * queries * keys + path_attention.PRODUCT for rows, queries, keys in each)
+
+    sizes = [(200, 180), (190, 50), (60, 40), (58, 30), (20, 20), (8, 8)]
+    found = path_attention._alike(sizes)
+    assert sorted(index for group in found for index in group) == list(range(6))
+    for cuts in range(2**5):
+        ends = [place + 1 for place in range(5) if cuts >> place & 1] + [6]
+        other = [list(range(start, end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        assert cost(found) <= cost(other)
+    assert 1 < len(found) < 6
+
+
+@given(examples=forests())
+def test_the_layout_holds_every_token_once(examples: list[TokenizedExample]) -> None:
+    segments = _segments(examples)
+    layout = tree_attention.lay_out(segments)
+    laid = torch.cat([group.tokens for group in layout.groups]) if layout.groups else torch.empty(0)
+    length = sum(segment.end - segment.start for segment in segments)
+    assert laid[layout.places].tolist() == list(range(length))
+    for group in layout.groups:
+        padding = 0 if group.real is None else int((~group.real).sum())
+        assert padding <= group.tokens.numel() // 4
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    torch.manual_seed(0)
+    yield
