@@ -6,7 +6,7 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 
 import pytest
@@ -16,42 +16,34 @@ import templatekit
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "templatekit"
-ROOMS = (
-    "errors places values types columns expressions hookspecs contracts sinks offers registry config counts garbage",
-    "chunks",
-    "sources",
-    "cleaning",
-    "formats",
-    "tokens",
-    "packing prepared reading",
-    "pipeline",
-    "mixture pairs",
-    "parts",
-    "work",
-    "workers on_ray",
+FLOORS = (
+    "errors frozen views",
+    "types",
+    "config packing",
+    "hooks",
+    "sources formats tokens",
+    "pipeline export",
+    "engines",
     "cache",
-    "calls",
-    "training",
-    "views export",
+    "training/kernels",
+    "training/attention",
+    "training api",
     "audit testing",
-    "cli web",
+    "cli",
 )
-"""DESIGN.md's layout, from the bottom to the top: a room imports those before it, and its own."""
-LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names.split()}
+"""The rooms of the package from the ground up. A room imports its own modules and those of lower floors, no others."""
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 PLUGINS = (*tuple(path.stem for path in (ROOT / "plugins").glob("*.py")), "templatekit_templates")
 HEAVY = ("torch", "transformers", "datasets", "peft", "trl")
-WITHOUT_TORCH = set(LEVEL) - {"training", "cli", "web"}
-EXCEPTIONS = {
-    ("types", "views"): "values show themselves in notebooks; loaded when they are shown",
-    ("training", "export"): "the run's folder holds the template as servers read it",
-}
-"""(room, room above it), with the reason."""
+MAY_IMPORT_TORCH = {room for room in FLOOR if room.split("/")[0] in ("training", "cli")}
+AT_MOST_IN_THE_ROOT = 10
 
 
 def imports(path: Path, source: str | None = None) -> Iterator[tuple[str, bool]]:
-    """(module, whether it is loaded with the module that names it) for every import of a file.
+    """(module, whether it is loaded with the file) for every import of a file.
 
-    Imports in functions are loaded later, and those under `TYPE_CHECKING` never.
+    Imports in functions are loaded later, and those under `TYPE_CHECKING` never. `from package import module` is the
+    module; a public name of `templatekit` is the module that it comes from.
     """
     tree = ast.parse(path.read_text(encoding="utf-8") if source is None else source)
     yield from _of(tree.body, at_once=True)
@@ -63,13 +55,11 @@ def _of(body: list[ast.stmt], *, at_once: bool) -> Iterator[tuple[str, bool]]:
             yield from ((alias.name, at_once) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            yield (node.module or ""), at_once
-            if node.module == "templatekit":
-                yield from ((f"templatekit:{alias.name}", at_once) for alias in node.names)
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            yield from _of(node.orelse, at_once=at_once)
+            assert node.module is not None
+            yield from ((_imported(node.module, alias.name), at_once) for alias in node.names)
         else:
             later = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+            later |= isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
             for field in ("body", "orelse", "finalbody"):
                 yield from _of(getattr(node, field, []), at_once=at_once and not later)
             for handler in getattr(node, "handlers", []):
@@ -78,88 +68,118 @@ def _of(body: list[ast.stmt], *, at_once: bool) -> Iterator[tuple[str, bool]]:
                 yield from _of(case.body, at_once=at_once and not later)
 
 
+def _imported(module: str, name: str) -> str:
+    if f"{module}.{name}" in MODULES:
+        return f"{module}.{name}"
+    if module == "templatekit" and not name.startswith("__"):
+        return f"templatekit.{vars(templatekit)['_HOME_OF'][name]}"
+    return module
+
+
+def name_of(path: Path) -> str:
+    """The module that a file of the package holds."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+INNER = {name: path for name, path in MODULES.items() if name not in ("templatekit", "templatekit.__main__")}
+"""All but the door: the public names, loaded when they are first used, and `python -m`."""
+each_module = pytest.mark.parametrize("path", INNER.values(), ids=INNER)
+
+
 def room_of(module: str) -> str | None:
-    """The room of a module of ours: `templatekit.formats.source` is in `formats`, and so is the public `Template`."""
-    if module.startswith("templatekit:"):
-        name = module.partition(":")[2]
-        if (PACKAGE / f"{name}.py").exists() or (PACKAGE / name).is_dir():
-            return name
-        return str(vars(templatekit)["_HOME_OF"][name]).split(".")[0] if not name.startswith("__") else None
-    parts = module.split(".")
-    return parts[1] if parts[0] == "templatekit" and len(parts) > 1 else None
+    """The innermost room on the list that a module lies in; None for the package itself and for others' modules."""
+    package, *parts = module.split(".")
+    if package != "templatekit" or not parts:
+        return None
+    return "/".join(parts[:2]) if "/".join(parts[:2]) in FLOOR else parts[0]
 
 
-def modules() -> list[Path]:
-    return sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__main__.py")
+def climbing(path: Path, source: str | None = None) -> list[str]:
+    """The imports of a file that do not go down: up, or into another room of its floor."""
+    room = room_of(name_of(path))
+    assert room is not None
+    others = ((module, room_of(module)) for module, _ in imports(path, source))
+    return [module for module, other in others if other not in (None, room) and FLOOR[other or ""] >= FLOOR[room]]
 
 
-def own_room(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def circles(arrows: Mapping[str, Set[str]]) -> list[str]:
+    """The modules that import themselves, through others."""
 
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        todo = [*arrows.get(start, ())]
+        while todo:
+            if (module := todo.pop()) not in seen:
+                seen.add(module)
+                todo += arrows.get(module, ())
+        return seen
 
-def upward(path: Path, source: str | None = None, room: str | None = None) -> list[str]:
-    """The imports of a module that go up, or sideways into a room of the same level."""
-    room = room or own_room(path)
-    wrong = []
-    for module, _ in imports(path, source):
-        other = room_of(module)
-        if other is None or other == room or (room, other) in EXCEPTIONS:
-            continue
-        same_shelf = LEVEL[room] == 0 and LEVEL[other] == 0
-        if LEVEL[other] > LEVEL[room] or (LEVEL[other] == LEVEL[room] and not same_shelf):
-            wrong.append(f"{path.relative_to(ROOT)} imports {module}")
-    return wrong
+    return [module for module in arrows if module in reached(module)]
 
 
 def test_every_room_is_on_the_list() -> None:
-    rooms = {own_room(path) for path in modules()} - {"__init__"}
-    assert rooms <= set(LEVEL), "a new room: say in ROOMS where it stands"
+    assert {room_of(name) for name in INNER} == set(FLOOR), "a new room: say in FLOORS where it stands"
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_root_stays_small() -> None:
+    root = [path.name for path in PACKAGE.glob("*.py")]
+    assert len(root) <= AT_MOST_IN_THE_ROOT, "a new module belongs into the room of its stage"
+
+
+@each_module
 def test_imports_go_down(path: Path) -> None:
-    assert own_room(path) in {*LEVEL, "__init__"}, "a new room: say in ROOMS where it stands"
-    if own_room(path) == "__init__":  # the public names, loaded when first used
-        assert all(room_of(module) is None for module, _ in imports(path))
-        return
-    assert upward(path) == []
+    assert climbing(path) == []
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_modules_import_each_other() -> None:
+    """Not within a room either, not for types alone, and not when a function is called."""
+    arrows = {name: {module for module, _ in imports(path) if module in INNER} for name, path in INNER.items()}
+    assert circles(arrows) == []
+
+
+@each_module
 def test_the_core_never_imports_plugins_or_templates(path: Path) -> None:
     assert not {module.split(".")[0] for module, _ in imports(path)} & set(PLUGINS)
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+@each_module
 def test_nothing_before_training_imports_torch(path: Path) -> None:
     """And nothing heavy is loaded with a module: what needs transformers or datasets loads them when it needs them."""
-    room = own_room(path)
+    room = room_of(name_of(path))
     found = [(module.split(".")[0], at_once) for module, at_once in imports(path)]
-    if room in WITHOUT_TORCH:
-        assert ("torch", True) not in found
-        assert ("torch", False) not in found
-    if room not in ("training",):
+    if room not in MAY_IMPORT_TORCH:
+        assert "torch" not in dict(found)
+    if room is None or room.split("/")[0] != "training":
         assert not {name for name, at_once in found if at_once} & set(HEAVY)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "plugins").glob("*.py")), ids=lambda path: path.stem)
 def test_plugins_use_public_names_alone(path: Path) -> None:
-    ours = {module.split(":")[0] for module, _ in imports(path) if module.startswith("templatekit")}
-    ours -= {plugin for plugin in PLUGINS if plugin in ours}
-    assert ours <= {"templatekit"}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    found |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert {name for name in found if name.split(".")[0] == "templatekit"} <= {"templatekit"}
 
 
 def test_the_import_checks_notice() -> None:
     path = PACKAGE / "formats" / "template.py"
-    assert upward(path, "from templatekit.tokens.encoder import Encoder") != []
-    assert upward(path, "def f():\n    from templatekit.pipeline.pipeline import render") != []
-    assert upward(path, "import templatekit.cli") != []
-    assert upward(path, "from templatekit import render") != []
-    assert upward(path, "from templatekit import cli") != []
-    assert upward(path, "from templatekit import Span, __version__") == []
-    assert upward(path, "try:\n    pass\nexcept OSError:\n    import templatekit.cli") != []
-    assert upward(path, "from templatekit.types import Span") == []
-    assert upward(path, "if TYPE_CHECKING:\n    from templatekit.pipeline.pipeline import render") == []
+    for source in (
+        "from templatekit.tokens.encoder import Encoder",  # another room of the same floor
+        "from templatekit.pipeline import pipeline",
+        "def f():\n    from templatekit.pipeline.pipeline import Pipeline",
+        "import templatekit.cli",
+        "from templatekit import render",
+        "from templatekit import cli",
+        "try:\n    pass\nexcept OSError:\n    import templatekit.cli",
+        "if TYPE_CHECKING:\n    from templatekit.pipeline.pipeline import Pipeline",
+    ):
+        assert climbing(path, source) != [], source
+    assert climbing(path, "from templatekit import Span, __version__") == []
+    assert climbing(path, "from templatekit.types import Span") == []
+    assert climbing(PACKAGE / "training" / "kernels" / "fused.py", "from templatekit.training import step") != []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert circles({"a": {"b"}, "b": {"c"}}) == []
     assert list(imports(path, "def f():\n    import torch")) == [("torch", False)]
 
 
