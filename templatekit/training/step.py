@@ -12,20 +12,22 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from templatekit.config.options import FinetuneOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
 from templatekit.packing import pack, pack_examples, pack_groups
-from templatekit.training.attention.dispatch import backend, isolate, supports_isolation
+from templatekit.training.attention.dispatch import backend, isolate, leave_uncompiled, supports_isolation
 from templatekit.training.collator import Batch, collate_packed, collate_padded, idle
 from templatekit.training.distributed import ALONE, World, divide, holding_back, whole
 from templatekit.training.kernels.compiled import compile_layers, fuse_outside
 from templatekit.training.kernels.fused import Fusion, fuse
 from templatekit.training.loss import Head, TargetLosses, head_of
-from templatekit.training.model import checkpoint_activations, computes_in_bf16, drops_out, unwrap
-from templatekit.types import TokenizedExample
+from templatekit.training.model import checkpoint_activations, computes_in_bf16, drops_out, layers_of, unwrap
+from templatekit.types import RenderedText, TokenizedExample
 
 EVALUATED_AT_ONCE = 512
 """Examples that are packed together in an evaluation: enough to fill packs well, and cheap to pack."""
+TRIAL_LENGTH = 128
+"""Tokens of each example in the trial of compiled layers: fewer than any model has positions."""
 
 
 class Numbered(Protocol):
@@ -129,7 +131,12 @@ class Computation:
             raise ConfigError(f"packing: {reason}; use --no-packing")
         head = head_of(causal)
         # While its weights are whole. Several processes listen for the gradients of the weights themselves.
-        fusion = (fuse_outside if options.compile else fuse)(causal, takes_gradients=world.size == 1)
+        takes_gradients = world.size == 1
+        fusion = (
+            fuse_outside(causal, layers_of(causal), takes_gradients=takes_gradients)
+            if options.compile
+            else fuse(causal, takes_gradients=takes_gradients)
+        )
         if options.activation_checkpointing:
             checkpoint_activations(causal)
         computation = cls(
@@ -146,7 +153,15 @@ class Computation:
             checkpointing=options.activation_checkpointing,
         )
         if options.compile:
-            compile_layers(computation)
+            leave_uncompiled()
+            compile_layers(
+                causal,
+                layers_of(causal),
+                fusion,
+                computation.trial,
+                tolerance=0.03 if computation.bf16 else 1e-3,
+                has_dropout=drops_out(causal),
+            )
         return computation
 
     @property
@@ -232,6 +247,30 @@ class Computation:
         """The batch's weighted sum of losses. The backward pass belongs inside."""
         with self.target_losses(batch) as losses:
             yield (losses * batch.weights).sum()
+
+    def trial(self) -> tuple[float, float]:
+        """The mean loss of a micro-batch of full size, and in training mode its gradient norm; keeps no gradient."""
+        model = self.model
+        count = max(1, self.pack_tokens // TRIAL_LENGTH) if self.packing else self.batch_size
+        vocabulary = model.config.get_text_config().vocab_size
+        # Random ids: examples with equal prefixes would be computed once.
+        ids = torch.randint(vocabulary, (count, TRIAL_LENGTH), generator=torch.Generator().manual_seed(0))
+        rendered = RenderedText(text="", spans=())
+        weights = (1.0,) * TRIAL_LENGTH
+        examples = [
+            TokenizedExample(input_ids=tuple(row), loss_weights=weights, rendered=rendered) for row in ids.tolist()
+        ]
+        (_, batch), *_ = self.micro_batches(examples, range(count))
+        norm = 0.0
+        with torch.set_grad_enabled(model.training), self.loss(batch) as loss:
+            loss = loss / (batch.weight or 1.0)  # an idle process has a batch without weight
+            if model.training:
+                torch.autograd.backward([loss])
+                gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+                norm = float(whole(torch.nn.utils.get_total_norm(gradients)))
+                model.zero_grad(set_to_none=True)
+        self.fusion.forget_trained()
+        return float(loss.detach()), norm
 
     @contextmanager
     def measured(self, batch: Batch) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
