@@ -6,6 +6,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
@@ -51,7 +52,8 @@ def _rows(text: io.TextIOWrapper, address: str, delimiter: str) -> Iterator[Reco
     if delimiter == "," and "," not in first:  # as spreadsheets write it where the comma is for decimals
         delimiter = next((other for other in (";", "\t") if other in first), ",")
     csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.reader(_from(first, text), delimiter=delimiter, strict=True)
+    # Not a generator with `yield from text`: closing that would close the file as well.
+    reader = csv.reader(chain((first,), text), delimiter=delimiter, strict=True)
     header = _header(reader, address)
     begin = reader.line_num + 1
     row = 0
@@ -70,11 +72,6 @@ def _rows(text: io.TextIOWrapper, address: str, delimiter: str) -> Iterator[Reco
             yield record
             row += 1
         begin = reader.line_num + 1
-
-
-def _from(first: str, text: io.TextIOWrapper) -> Iterator[str]:
-    yield first
-    yield from text
 
 
 def _header(reader: Iterator[list[str]], address: str) -> list[str]:

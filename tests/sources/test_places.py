@@ -10,7 +10,7 @@ import lzma
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,36 @@ def memory() -> Iterator[Any]:
     yield filesystem
     filesystem.store.clear()
     filesystem.pseudo_dirs[:] = [""]
+
+
+@pytest.mark.parametrize("suffix", ["", *PACKERS])
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl", "x.json", "x.parquet", "x.arrow"])
+def test_a_reader_may_be_closed_before_its_end(
+    memory: Any, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, suffix: str
+) -> None:
+    """Closing it raises nothing, and Python has nothing to report on standard error."""
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    if suffix and name in ("x.parquet", "x.arrow"):
+        pytest.skip("such files are compressed inside")
+    content = {"x.csv": TABLE.encode(), "x.tsv": TABLE.replace(",", "\t").encode(), "x.jsonl": LINES}
+    table, buffer = pa.Table.from_pylist(ROWS), io.BytesIO()
+    if name == "x.parquet":
+        pa.parquet.write_table(table, buffer, row_group_size=100)
+    elif name == "x.arrow":
+        with pa.ipc.new_file(buffer, table.schema) as writer:
+            writer.write_table(table, max_chunksize=100)
+    data = content.get(name) or buffer.getvalue() or json.dumps(ROWS).encode()
+    path = tmp_path / f"{name}{suffix}"
+    path.write_bytes(PACKERS[suffix](data) if suffix else data)
+    memory.pipe(f"/{path.name}", path.read_bytes())
+    for address in (str(path), str(tmp_path), f"{tmp_path}/x*", f"file://{path}", f"memory://{path.name}"):
+        for limit in (0, 1, None):
+            items = open_source(address, registry, limit=limit)
+            next(items, None)
+            assert isinstance(items, Generator)
+            items.close()
+    assert unraisable == []
 
 
 def test_urls(memory: Any, registry: Registry, tmp_path: Path) -> None:
