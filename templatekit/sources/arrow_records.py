@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from templatekit.errors import RecordError, SourceError, shorten
-from templatekit.sources.files import FileSource, at_least_one, ending, is_folder, to_path
+from templatekit.sources.files import FileSource, extension, is_folder, require_records, to_path
 from templatekit.types import Record
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ENDINGS = (".parquet", ".arrow", ".feather", ".ipc")
+EXTENSIONS = (".parquet", ".arrow", ".feather", ".ipc")
 _BATCH_ROWS = 512
 _PARQUET, _FILE, _STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 
@@ -31,11 +31,11 @@ class ArrowSource(FileSource):
     def accepts(self, address: str) -> bool:
         """Whether the name ends as such files' names do."""
         path = to_path(address)
-        return path.suffix.lower() in ENDINGS and not is_folder(path)
+        return path.suffix.lower() in EXTENSIONS and not is_folder(path)
 
     def read_stream(self, stream: BinaryIO, address: str) -> Iterator[Record | RecordError]:
         """The rows. Text stays text; numbers, times and bytes come as Python's own objects."""
-        yield from at_least_one(_rows(stream, address), address)
+        yield from require_records(_rows(stream, address), address)
 
 
 def _rows(file: BinaryIO, address: str) -> Iterator[Record | RecordError]:
@@ -56,7 +56,7 @@ def _rows(file: BinaryIO, address: str) -> Iterator[Record | RecordError]:
             if isinstance(error, SourceError):
                 raise
             raise SourceError(
-                f"{address}: damaged or unsupported {ending(Path(address))[1:]} file, at row {row}; "
+                f"{address}: damaged or unsupported {extension(Path(address))[1:]} file, at row {row}; "
                 f"found {shorten(str(error), 200)}; write it anew"
             ) from error
 

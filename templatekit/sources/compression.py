@@ -35,7 +35,7 @@ class Rewindable(io.RawIOBase):
         """True: back to what was read before it was settled."""
         return True
 
-    def settle(self) -> None:
+    def stop_rewinding(self) -> None:
         """From here on nothing more is kept: what was is given once more, and forgotten."""
         self._settled = True
 
@@ -70,16 +70,16 @@ class Rewindable(io.RawIOBase):
         return len(data)
 
 
-def rewindable(stream: Any) -> BinaryIO:
+def make_rewindable(stream: Any) -> BinaryIO:
     """The stream, buffered, so that it can go back to its beginning until it is settled."""
     return cast("BinaryIO", io.BufferedReader(Rewindable(stream), _CHUNK))
 
 
-def settle(stream: BinaryIO) -> None:
+def stop_rewinding(stream: BinaryIO) -> None:
     """Says that a stream will not be read again; one that can always go back is left alone."""
     raw = getattr(stream, "raw", None)
     if isinstance(raw, Rewindable):
-        raw.settle()
+        raw.stop_rewinding()
 
 
 class _Kind(NamedTuple):
@@ -98,7 +98,7 @@ def _gzip(file: BinaryIO) -> BinaryIO:
 def _zstd(file: BinaryIO) -> BinaryIO:
     import pyarrow as pa
 
-    return rewindable(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"))
+    return make_rewindable(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"))
 
 
 def _bzip2(file: BinaryIO) -> BinaryIO:
@@ -131,10 +131,10 @@ def decompressed(file: BinaryIO, address: str) -> Iterator[BinaryIO]:
         yield file
         return
     once = isinstance(getattr(file, "raw", None), Rewindable)
-    settle(file)
+    stop_rewinding(file)
     try:
         with kind.open(file) as stream:
-            yield rewindable(stream) if once else stream
+            yield make_rewindable(stream) if once else stream
     except (EOFError, OSError, zlib.error) as error:
         # What the system says of a file has a number; what is wrong with the data has none.
         if getattr(error, "errno", None) is not None:

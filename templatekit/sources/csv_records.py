@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from templatekit.errors import RecordError, SourceError, shorten
-from templatekit.sources.compression import settle
-from templatekit.sources.files import FileSource, at_least_one, ending, is_folder, to_path
-from templatekit.sources.magic import begin_text
+from templatekit.sources.compression import stop_rewinding
+from templatekit.sources.files import FileSource, extension, is_folder, require_records, to_path
+from templatekit.sources.magic import skip_bom
 from templatekit.types import Record
 
-ENDINGS = (".csv", ".tsv")
+EXTENSIONS = (".csv", ".tsv")
 """Each also with the ending of a compression behind it."""
 
 _LONGEST_CELL = 1 << 28
@@ -32,15 +32,17 @@ class CsvSource(FileSource):
     def accepts(self, address: str) -> bool:
         """Whether the name ends as such files' names do."""
         path = to_path(address)
-        return ending(path) in ENDINGS and not is_folder(path)
+        return extension(path) in EXTENSIONS and not is_folder(path)
 
     def read_stream(self, stream: BinaryIO, address: str) -> Iterator[Record | RecordError]:
         """The rows by the header's names; blank lines are no rows."""
-        begin_text(stream, address, "CSV")
-        settle(stream)
+        skip_bom(stream, address, "CSV")
+        stop_rewinding(stream)
         text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
         try:
-            yield from at_least_one(_rows(text, address, "\t" if ending(Path(address)) == ".tsv" else ","), address)
+            yield from require_records(
+                _rows(text, address, "\t" if extension(Path(address)) == ".tsv" else ","), address
+            )
         finally:
             text.detach()  # who opened the stream closes it
 

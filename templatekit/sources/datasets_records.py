@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from templatekit.errors import RecordError, SourceError, nearest, shorten
 from templatekit.hooks.contracts import Source
-from templatekit.sources.files import at_least_one, exists, is_folder, to_path
+from templatekit.sources.files import exists, is_folder, require_records, to_path
 from templatekit.types import Record
 
 _MARKERS = ("dataset_dict.json", "state.json")
@@ -45,7 +45,7 @@ class SavedSource(Source):
         if isinstance(saved, datasets.Dataset):
             saved = {str(saved.split) if saved.split else "all": saved}
         dataset = _pick(saved, split, address)
-        yield from at_least_one(_rows(dataset, address), address)
+        yield from require_records(_rows(dataset, address), address)
 
 
 class HubSource(Source):
@@ -72,7 +72,7 @@ class HubSource(Source):
         except Exception as error:  # the hub, the network and every file format have their own
             raise _unreachable(address, error) from error
         dataset = _pick(streams, split, address)
-        yield from at_least_one(_streamed(dataset, address), address)
+        yield from require_records(_streamed(dataset, address), address)
 
 
 def is_saved(folder: Path) -> bool:

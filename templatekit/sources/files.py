@@ -41,7 +41,7 @@ def is_folder(path: Path) -> bool:
     return exists(path) and path.is_dir()
 
 
-def ending(path: PurePath) -> str:
+def extension(path: PurePath) -> str:
     """The last suffix in lower case, leaving out that of a compression behind it."""
     name = PurePath(path.name.lower())
     return (name.with_suffix("") if name.suffix in SUFFIXES else name).suffix
@@ -56,7 +56,7 @@ def find_file(address: str) -> Path:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
-        raise unreadable(address, error) from None
+        raise read_error(address, error) from None
     if not stat.S_ISREG(mode):
         raise SourceError(f"{address}: not a regular file; found {_kind(mode)}; save its data to a file and name that")
     return path
@@ -70,7 +70,7 @@ def open_file(address: str) -> Iterator[BinaryIO]:
         with path.open("rb") as file, decompressed(file, address) as stream:
             yield stream
     except OSError as error:
-        raise unreadable(address, error) from error
+        raise read_error(address, error) from error
 
 
 class FileSource(Source):
@@ -90,19 +90,19 @@ class FileSource(Source):
         """The rows of a stream, which can go back to its beginning until it is settled; `address` names it."""
 
 
-def unreadable(address: str, error: Exception) -> SourceError:
+def read_error(address: str, error: Exception) -> SourceError:
     """Why nothing can be read at `address`, as an error to raise."""
     path = to_path(address)
     if isinstance(error, PermissionError):
         return SourceError(f"{address}: no permission to read it; allow it (chmod), or copy the file")
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         what = "a link whose file is missing" if path.is_symlink() else "no such file or folder"
-        return SourceError(f"{address}: {what}; {siblings(address)}")
+        return SourceError(f"{address}: {what}; {suggest_paths(address)}")
     words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return SourceError(f"{address}: cannot be read: {words}")
 
 
-def siblings(address: str) -> str:
+def suggest_paths(address: str) -> str:
     """A hint for a misspelt path: the nearest names in its folder, or the first ones."""
     folder, name = to_path(address).parent, to_path(address).name
     if not is_folder(folder):
@@ -118,7 +118,7 @@ def siblings(address: str) -> str:
     return f"folder {str(folder)!r} holds {', '.join(names[:_MANY]) or 'nothing'}{more}"
 
 
-def at_least_one(items: Iterator[T], address: str) -> Iterator[T]:
+def require_records(items: Iterator[T], address: str) -> Iterator[T]:
     """The same items; none at all is a `SourceError`."""
     empty = True
     for item in items:

@@ -12,13 +12,13 @@ from templatekit.errors import RecordError, SourceError
 from templatekit.hooks.contracts import Source
 from templatekit.sources import arrow_records, csv_records, json_records
 from templatekit.sources.datasets_records import is_saved
-from templatekit.sources.files import FileSource, ending, exists, is_folder, siblings, to_path, unreadable
+from templatekit.sources.files import FileSource, exists, extension, is_folder, read_error, suggest_paths, to_path
 from templatekit.types import Record
 
 READERS: dict[str, type[FileSource]] = {
-    **dict.fromkeys(json_records.ENDINGS, json_records.JsonSource),
-    **dict.fromkeys(arrow_records.ENDINGS, arrow_records.ArrowSource),
-    **dict.fromkeys(csv_records.ENDINGS, csv_records.CsvSource),
+    **dict.fromkeys(json_records.EXTENSIONS, json_records.JsonSource),
+    **dict.fromkeys(arrow_records.EXTENSIONS, arrow_records.ArrowSource),
+    **dict.fromkeys(csv_records.EXTENSIONS, csv_records.CsvSource),
 }
 """Who reads files of each ending. JSON's reader reads those without one, too."""
 
@@ -46,8 +46,8 @@ class FolderSource(Source):
         try:
             entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "_")))
         except OSError as error:
-            raise unreadable(address, error) from error
-        files = [entry for entry in entries if ending(entry) in READERS and not is_folder(entry)]
+            raise read_error(address, error) from error
+        files = [entry for entry in entries if extension(entry) in READERS and not is_folder(entry)]
         if not files:
             found = ", ".join(entry.name + "/" * is_folder(entry) for entry in entries[:8]) or "an empty folder"
             raise SourceError(
@@ -64,7 +64,7 @@ class GlobSource(Source):
 
     def accepts(self, address: str) -> bool:
         """Whether it has `*`, `?` or `[` in it, and is not the name of a file."""
-        return is_pattern(address) and "\0" not in address and not exists(to_path(address))
+        return is_glob(address) and "\0" not in address and not exists(to_path(address))
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
         """The rows of one file after the other. An error names the file that its row is in, and its number there."""
@@ -84,16 +84,16 @@ class GlobSource(Source):
         return files
 
 
-def is_pattern(address: str) -> bool:
+def is_glob(address: str) -> bool:
     """Whether an address has anything in it that stands for several names."""
     return _PATTERN.search(address) is not None
 
 
-def one_kind(address: str, files: Sequence[PurePath]) -> FileSource:
+def common_reader(address: str, files: Sequence[PurePath]) -> FileSource:
     """The reader of all the files; raises `SourceError` where they are of several kinds."""
-    kinds = {READERS.get(ending(file), json_records.JsonSource) for file in files}
+    kinds = {READERS.get(extension(file), json_records.JsonSource) for file in files}
     if len(kinds) != 1:
-        names = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(map(ending, files)).items()))
+        names = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(map(extension, files)).items()))
         raise SourceError(
             f"{address}: several kinds of data files; found {names}; expected one kind; name one file, or part them"
         )
@@ -101,7 +101,7 @@ def one_kind(address: str, files: Sequence[PurePath]) -> FileSource:
 
 
 def _read_all(address: str, files: Sequence[Path]) -> Iterator[Record | RecordError]:
-    reader = one_kind(address, files)
+    reader = common_reader(address, files)
     for file in files:
         yield from reader.read(str(file))
 
@@ -110,7 +110,7 @@ def _before_pattern(address: str) -> str:
     parts: Iterable[str] = to_path(address).parts
     fixed: list[str] = []
     for part in parts:
-        if is_pattern(part):
+        if is_glob(part):
             break
         fixed.append(part)
-    return siblings(str(Path(*fixed, "*")))
+    return suggest_paths(str(Path(*fixed, "*")))

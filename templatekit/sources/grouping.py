@@ -9,14 +9,14 @@ from templatekit.errors import RecordError
 from templatekit.types import Record
 
 
-class Gathered(dict[str, Any]):
+class RecordGroup(dict[str, Any]):
     """Records in a row as one: `{"records": [...]}`."""
 
     row: int
     """Its number, where it does not come in its turn."""
 
 
-def gather(
+def group_records(
     records: Iterable[Record | RecordError], group: Callable[[Record], Hashable]
 ) -> Iterator[Record | RecordError]:
     """The records, those in a row with one value of `group` as one; None is a record by itself.
@@ -31,7 +31,7 @@ def gather(
             continue
         value = group(record)
         if pieces and value != shared:
-            yield Gathered(records=pieces)
+            yield RecordGroup(records=pieces)
             pieces = []
         if value is None:
             yield record
@@ -39,11 +39,11 @@ def gather(
             pieces.append(record)
         shared = value
     if pieces:
-        yield Gathered(records=pieces)
+        yield RecordGroup(records=pieces)
 
 
 def columns_of(record: Record) -> Record:
     """The record, or of a gathered one the columns of all its records, each with its first value."""
-    if not isinstance(record, Gathered):
+    if not isinstance(record, RecordGroup):
         return record
     return {key: value for piece in reversed(record["records"]) for key, value in piece.items()}

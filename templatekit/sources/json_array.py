@@ -9,11 +9,11 @@ from json import JSONDecodeError
 from typing import BinaryIO, NoReturn
 
 from templatekit.errors import RecordError, SourceError
-from templatekit.sources.json_values import TRAILING_COMMA, Decoded, Decoder, explain, fault
+from templatekit.sources.json_decoder import TRAILING_COMMA, Decoded, Decoder, explain, record_error
 from templatekit.types import Record
 
 CHUNK = 1 << 18
-_BLANK = re.compile(r"[ \t\r\n]*")
+_WHITESPACE = re.compile(r"[ \t\r\n]*")
 _LONGEST_LITERAL = 16
 """An error this near to the end of a cut text may come from the cut: `-Infinity`, `\\ud83d\\ude00`, `1.5e-7`."""
 
@@ -27,10 +27,10 @@ def read_array(stream: BinaryIO, address: str, chunk_size: int = CHUNK) -> Itera
     more = window.next_char() != "]"
     while more:
         try:
-            value, _, suspect = window.decode(decoder)
+            value, _, needs_check = window.decode(decoder)
         except JSONDecodeError as error:
             _fail(window, address, row, error)
-        wrong = fault(value, suspect)
+        wrong = record_error(value, needs_check)
         if wrong is not None:
             wrong.message = f"line {window.place(window.value_start).line}: {wrong.message}"
         yield value if wrong is None else wrong.at(address, row)
@@ -64,19 +64,19 @@ def _fail(window: Window, address: str, row: int, error: JSONDecodeError) -> NoR
     ) from None
 
 
-class Place:
+class FilePosition:
     """A position in a file, counted from 1, for a person to find."""
 
     def __init__(self, line: int, column: int) -> None:
         self.line = line
         self.column = column
 
-    def behind(self, text: str, start: int, end: int) -> Place:
+    def after(self, text: str, start: int, end: int) -> FilePosition:
         """The place at `text[end]`, if this is the one at `text[start]`."""
         lines = text.count("\n", start, end)
         if not lines:
-            return Place(self.line, self.column + end - start)
-        return Place(self.line + lines, end - text.rfind("\n", start, end))
+            return FilePosition(self.line, self.column + end - start)
+        return FilePosition(self.line + lines, end - text.rfind("\n", start, end))
 
 
 class Window:
@@ -86,7 +86,7 @@ class Window:
         self.text = ""
         self.position = 0
         self.value_start = 0
-        self._place = Place(1, 1)
+        self._place = FilePosition(1, 1)
         self._stream = stream
         self._address = address
         self._chunk_size = chunk_size
@@ -95,14 +95,14 @@ class Window:
         self._ended = False
         self._failure: SourceError | None = None
 
-    def place(self, position: int | None = None) -> Place:
+    def place(self, position: int | None = None) -> FilePosition:
         """Where in the file a position of `text` lies."""
-        return self._place.behind(self.text, 0, self.position if position is None else position)
+        return self._place.after(self.text, 0, self.position if position is None else position)
 
     def next_char(self) -> str:
         """Skips white space and answers the character there; "" at the end."""
         while True:
-            match = _BLANK.match(self.text, self.position)
+            match = _WHITESPACE.match(self.text, self.position)
             self.position = match.end() if match else self.position
             if self.position < len(self.text):
                 return self.text[self.position]

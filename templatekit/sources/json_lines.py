@@ -7,7 +7,7 @@ from json import JSONDecodeError
 from typing import Any, BinaryIO
 
 from templatekit.errors import RecordError
-from templatekit.sources.json_values import BLANK, Decoder, explain, fault
+from templatekit.sources.json_decoder import WHITESPACE, Decoder, explain, record_error
 from templatekit.types import Record
 
 
@@ -29,13 +29,13 @@ def read_lines(stream: BinaryIO, address: str) -> Iterator[Record | RecordError]
 def _record(decoder: Decoder, line: bytes, offset: int) -> Record | RecordError:
     cut = not line.endswith(b"\n")
     try:
-        text = line.decode().rstrip(BLANK)
+        text = line.decode().rstrip(WHITESPACE)
         # Files that were joined carry a byte order mark in their middle.
-        begin = len(text) - len(text.removeprefix("\ufeff").lstrip(BLANK))
-        value, end, suspect = decoder.decode(text, begin)
+        begin = len(text) - len(text.removeprefix("\ufeff").lstrip(WHITESPACE))
+        value, end, needs_check = decoder.decode(text, begin)
         if end != len(text):
-            raise JSONDecodeError("Extra data", text, len(text) - len(text[end:].lstrip(BLANK)))
-        error = fault(value, suspect)
+            raise JSONDecodeError("Extra data", text, len(text) - len(text[end:].lstrip(WHITESPACE)))
+        error = record_error(value, needs_check)
         if error is None:
             record: dict[str, Any] = value
             return record

@@ -11,21 +11,21 @@ from json import JSONDecodeError
 from typing import Any, BinaryIO, ClassVar
 
 from templatekit.errors import RecordError, SourceError
-from templatekit.sources.compression import settle
-from templatekit.sources.files import FileSource, at_least_one, ending, exists, is_folder, to_path
+from templatekit.sources.compression import stop_rewinding
+from templatekit.sources.files import FileSource, exists, extension, is_folder, require_records, to_path
 from templatekit.sources.json_array import CHUNK, Window, read_array
+from templatekit.sources.json_decoder import WHITESPACE, Decoder, InvalidValue, describe, explain, record_error
 from templatekit.sources.json_lines import read_lines
-from templatekit.sources.json_values import BLANK, Decoder, Refused, describe, explain, fault
-from templatekit.sources.magic import begin_text
+from templatekit.sources.magic import skip_bom
 from templatekit.types import Record
 
-ENDINGS = (".json", ".jsonl", ".ndjson")
+EXTENSIONS = (".json", ".jsonl", ".ndjson")
 """Each also with the ending of a compression behind it."""
 
-_LINE_ENDINGS = (".jsonl", ".ndjson")
-_CONTAINERS = frozenset({"data", "rows", "records", "examples", "items", "samples", "entries", "train"})
+_LINES_EXTENSIONS = (".jsonl", ".ndjson")
+_ROWS_KEYS = frozenset({"data", "rows", "records", "examples", "items", "samples", "entries", "train"})
 """Names under which files keep their rows."""
-_PARTS = frozenset({"messages", "conversations", "conversation", "chosen", "rejected", "tools", "instances"})
+_FIELD_KEYS = frozenset({"messages", "conversations", "conversation", "chosen", "rejected", "tools", "instances"})
 """Names under which a single row keeps a list of objects."""
 _HEAD_LINES = 20
 _HEAD_BYTES = 1 << 20
@@ -40,7 +40,7 @@ class JsonSource(FileSource):
     def accepts(self, address: str) -> bool:
         """Whether it is a file, of any ending, or would be one that ends in `.json`, `.jsonl`, `.ndjson`."""
         path = to_path(address)
-        return not is_folder(path) and (exists(path) or ending(path) in ENDINGS)
+        return not is_folder(path) and (exists(path) or extension(path) in EXTENSIONS)
 
     def read_stream(self, stream: BinaryIO, address: str) -> Iterator[Record | RecordError]:
         """The rows, each value exactly as JSON gives it."""
@@ -52,18 +52,18 @@ def read_json(stream: BinaryIO, address: str, chunk_size: int = CHUNK) -> Iterat
 
     `address` names it in errors and, by its ending, settles what content cannot.
     """
-    begin = begin_text(stream, address, "JSON")
+    begin = skip_bom(stream, address, "JSON")
     lines = _is_lines(_head(stream))
     stream.seek(begin)
     if lines:
-        settle(stream)
+        stop_rewinding(stream)
         yield from read_lines(stream, address)
         return
     char = Window(stream, address, chunk_size).next_char()
     stream.seek(begin)
-    settle(stream)
+    stop_rewinding(stream)
     if char == "[":
-        yield from at_least_one(read_array(stream, address, chunk_size), address)
+        yield from require_records(read_array(stream, address, chunk_size), address)
     elif char == "{":
         yield from _read_object(stream, address, chunk_size)
     elif char:
@@ -85,7 +85,7 @@ def _head(stream: BinaryIO) -> list[str]:
         size += len(line)
         if not line.isspace():
             lines.append(line)
-    return [line.decode(errors="replace").strip(BLANK) for line in lines]
+    return [line.decode(errors="replace").strip(WHITESPACE) for line in lines]
 
 
 def _is_lines(head: list[str]) -> bool:
@@ -104,7 +104,7 @@ def _is_lines(head: list[str]) -> bool:
         return not head[0].startswith("[") and _continues_anew(decoder, head)
     if isinstance(value, list):
         return _is_whole(decoder, head[1])
-    return isinstance(value, (dict, Refused)) or head[0][end:].strip(BLANK) in ("", ",")
+    return isinstance(value, (dict, InvalidValue)) or head[0][end:].strip(WHITESPACE) in ("", ",")
 
 
 def _continues_anew(decoder: Decoder, head: list[str]) -> bool:
@@ -137,7 +137,7 @@ def _read_object(stream: BinaryIO, address: str, chunk_size: int) -> Iterator[Re
     window.next_char()
     first_line = window.place().line
     try:
-        value, _, suspect = window.decode(Decoder())
+        value, _, needs_check = window.decode(Decoder())
     except JSONDecodeError as error:
         place = window.place(error.pos)
         words = explain(error).words
@@ -145,8 +145,8 @@ def _read_object(stream: BinaryIO, address: str, chunk_size: int) -> Iterator[Re
     one_line = window.place().line == first_line
     window.expect_end()
     rows = [value]
-    by_name = one_line and ending(to_path(address)) in _LINE_ENDINGS
-    if isinstance(value, Refused) and not by_name:  # it may hold any number of rows
+    by_name = one_line and extension(to_path(address)) in _LINES_EXTENSIONS
+    if isinstance(value, InvalidValue) and not by_name:  # it may hold any number of rows
         raise SourceError(f"{address}: not usable; found {value}")
     if isinstance(value, dict):
         key = _rows_key(value, address, strict=by_name)
@@ -154,26 +154,26 @@ def _read_object(stream: BinaryIO, address: str, chunk_size: int) -> Iterator[Re
         if not rows or (not value and not by_name):
             raise SourceError(f"{address}: no records; found {describe(value)} and no rows in it")
     for row, record in enumerate(rows):
-        error_in_row = fault(record, suspect)
+        error_in_row = record_error(record, needs_check)
         yield record if error_in_row is None else error_in_row.at(address, row)
 
 
 def _rows_key(value: dict[str, Any], address: str, *, strict: bool) -> str | None:
     """The key under which an object holds the rows; None where the object is a row itself."""
-    keys = [key for key, item in value.items() if _holds_rows(key, item) and (key in _CONTAINERS or not strict)]
+    keys = [key for key, item in value.items() if _holds_rows(key, item) and (key in _ROWS_KEYS or not strict)]
     if len(keys) > 1:
         raise SourceError(
             f"{address}: cannot tell the rows; found lists of objects under {', '.join(map(repr, keys))}; expected one "
             "such list; save the list you want in a file of its own"
         )
-    empty = (key for key in value if key in _CONTAINERS and value[key] == [])
+    empty = (key for key in value if key in _ROWS_KEYS and value[key] == [])
     return keys[0] if keys else next(empty, None)
 
 
 def _holds_rows(key: str, item: Any) -> bool:
-    if not isinstance(item, list) or key in _PARTS:
+    if not isinstance(item, list) or key in _FIELD_KEYS:
         return False
-    objects = [each for each in item if isinstance(each, (dict, Refused))]
+    objects = [each for each in item if isinstance(each, (dict, InvalidValue))]
     messages = all(isinstance(each, dict) and each.keys() & {"role", "from"} for each in objects)
     return bool(objects) and not messages
 

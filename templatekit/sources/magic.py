@@ -21,7 +21,7 @@ _FOREIGN = (
 )
 
 
-def begin_text(stream: BinaryIO, address: str, expected: str) -> int:
+def skip_bom(stream: BinaryIO, address: str, expected: str) -> int:
     """Where the text begins, behind a byte order mark, with the stream there; raises `SourceError` for other files."""
     start = stream.read(8)
     for magic, what, todo in _FOREIGN:

@@ -17,10 +17,10 @@ _DRAWS = 1000
 """Random numbers made at once; as many as `datasets` makes, so that the order is the same."""
 
 
-class Drawn(NamedTuple, Generic[T]):
+class DrawnItem(NamedTuple, Generic[T]):
     """An item, and the number of the set it is from."""
 
-    set: int
+    set_index: int
     item: T
 
 
@@ -28,10 +28,10 @@ class Drawn(NamedTuple, Generic[T]):
 class Passes:
     """What became of a set: how often it was gone through, and whether rows of it were left."""
 
-    whole: int = 0
-    taken: int = 0
+    complete: int = 0
+    partial: int = 0
     """Items of the pass that was not ended."""
-    left: bool = False
+    unfinished: bool = False
     """Whether the set had more to give when the mixture ended."""
 
 
@@ -45,19 +45,19 @@ class Mix(Generic[T]):
     seed: int = 0
     passes: list[Passes] = field(default_factory=list)
 
-    def __iter__(self) -> Iterator[Drawn[T]]:
+    def __iter__(self) -> Iterator[DrawnItem[T]]:
         self.passes = [Passes() for _ in self.openers]
         streams = [_Stream(opener) for opener in self.openers]
         order = self._one_by_one(streams) if self.strategy == "concat" else self._by_weight(streams)
         for index in order:
             item = streams[index].take()
-            self.passes[index].taken += 1
+            self.passes[index].partial += 1
             if not streams[index].more:
-                self.passes[index].whole += 1
-                self.passes[index].taken = 0
-            yield Drawn(index, item)
+                self.passes[index].complete += 1
+                self.passes[index].partial = 0
+            yield DrawnItem(index, item)
         for passes, stream in zip(self.passes, streams, strict=True):
-            passes.left = not passes.whole and stream.more
+            passes.unfinished = not passes.complete and stream.more
 
     def _one_by_one(self, streams: Sequence[_Stream[T]]) -> Iterator[int]:
         for index, stream in enumerate(streams):
@@ -73,7 +73,7 @@ class Mix(Generic[T]):
             if ended[index] and self.strategy == "once":
                 continue
             if not streams[index].more:
-                if not self.passes[index].whole:
+                if not self.passes[index].complete:
                     continue  # an empty set
                 streams[index].begin()
             yield index

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO, ClassVar, cast
 
 from templatekit.errors import RecordError, SourceError, nearest, shorten
 from templatekit.hooks.contracts import Source
-from templatekit.sources.compression import decompressed, rewindable
-from templatekit.sources.files import ending
-from templatekit.sources.folders import READERS, is_pattern, one_kind
+from templatekit.sources.compression import decompressed, make_rewindable
+from templatekit.sources.files import extension
+from templatekit.sources.folders import READERS, common_reader, is_glob
 from templatekit.types import Record
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -34,12 +34,12 @@ class RemoteSource(Source):
     def read(self, address: str) -> Iterator[Record | RecordError]:
         """The rows, streamed. An error names the file that its row is in, and its number there."""
         filesystem, path = _filesystem(address)
-        with _told(address):
+        with _errors_translated(address):
             files = _files(filesystem, path, address)
-        reader = one_kind(address, [_name(file) for file in files])
+        reader = common_reader(address, [_name(file) for file in files])
         for file in files:
             where = address if file == path else filesystem.unstrip_protocol(file)
-            with _told(where), _open(filesystem, file) as raw, decompressed(raw, where) as stream:
+            with _errors_translated(where), _open(filesystem, file) as raw, decompressed(raw, where) as stream:
                 yield from reader.read_stream(stream, where)
 
 
@@ -59,15 +59,15 @@ def _filesystem(address: str) -> tuple[Any, str]:
             raise SourceError(
                 f"{address}: no protocol named {protocol!r}; {nearest(protocol, available_protocols())}"
             ) from error
-        raise _unreadable(address, error) from error
+        raise _read_error(address, error) from error
     except Exception as error:  # each file system's client has errors of its own
-        raise _unreadable(address, error) from error
+        raise _read_error(address, error) from error
     return filesystem, path
 
 
 def _files(filesystem: Any, path: str, address: str) -> list[str]:
     # In a web address ? and [ are part of a name.
-    if is_pattern(path) and not ("://" in path and "*" not in path):
+    if is_glob(path) and not ("://" in path and "*" not in path):
         found = [name for name in sorted(filesystem.glob(path)) if not filesystem.isdir(name)]
         if not found:
             raise SourceError(f"{address}: no file has such a name there")
@@ -78,7 +78,7 @@ def _files(filesystem: Any, path: str, address: str) -> list[str]:
     kept = [
         name
         for name in names
-        if ending(PurePosixPath(name)) in READERS and not PurePosixPath(name).name.startswith((".", "_"))
+        if extension(PurePosixPath(name)) in READERS and not PurePosixPath(name).name.startswith((".", "_"))
     ]
     if not kept:
         others = ", ".join(PurePosixPath(name).name for name in names[:8]) or "no files"
@@ -95,11 +95,11 @@ def _name(path: str) -> PurePosixPath:
 def _open(filesystem: Any, path: str) -> Iterator[BinaryIO]:
     with filesystem.open(path, "rb") as file:
         # A server that gives no parts of a file gives it from front to back.
-        yield cast("BinaryIO", file) if file.seekable() else rewindable(file)
+        yield cast("BinaryIO", file) if file.seekable() else make_rewindable(file)
 
 
 @contextmanager
-def _told(address: str) -> Iterator[None]:
+def _errors_translated(address: str) -> Iterator[None]:
     """What a file system's client raises becomes a `SourceError`."""
     try:
         yield
@@ -108,10 +108,10 @@ def _told(address: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise SourceError(f"{address}: no such file or folder there; check the name") from error
     except Exception as error:
-        raise _unreadable(address, error) from error
+        raise _read_error(address, error) from error
 
 
-def _unreadable(address: str, error: Exception) -> SourceError:
+def _read_error(address: str, error: Exception) -> SourceError:
     said = shorten(str(error), 200)
     return SourceError(
         f"{address}: cannot be read; found {type(error).__name__}: {said}; check the address, your access and the "

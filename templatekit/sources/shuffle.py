@@ -7,33 +7,33 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from templatekit.errors import RecordError
-from templatekit.sources.grouping import Gathered
+from templatekit.sources.grouping import RecordGroup
 from templatekit.types import Record
 
 T = TypeVar("T")
 
 
-class Placed(dict[str, Any]):
+class NumberedRecord(dict[str, Any]):
     """A record that knows its row number, since it does not come in its turn."""
 
     row: int
 
 
-def placed(record: Record | RecordError, row: int) -> Record | RecordError:
+def with_row(record: Record | RecordError, row: int) -> Record | RecordError:
     """The record, knowing its row; an error knows it too, if it did not know a better one."""
     if isinstance(record, RecordError):
         return record.at(None, row)
-    if isinstance(record, Gathered):  # its own kind of record says how its columns are read
+    if isinstance(record, RecordGroup):  # its own kind of record says how its columns are read
         record.row = row
         return record
-    known = Placed(record)
+    known = NumberedRecord(record)
     known.row = row
     return known
 
 
 def row_of(record: Record | RecordError, default: int) -> int:
     """The row that a record knows, or the one of its turn."""
-    return getattr(record, "row", default) if isinstance(record, (Placed, Gathered)) else default
+    return getattr(record, "row", default) if isinstance(record, (NumberedRecord, RecordGroup)) else default
 
 
 def shuffled(items: Iterable[T], *, seed: int, buffer: int) -> Iterator[T]:

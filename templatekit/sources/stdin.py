@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from templatekit.errors import RecordError, SourceError
 from templatekit.hooks.contracts import Source
-from templatekit.sources.compression import decompressed, rewindable
+from templatekit.sources.compression import decompressed, make_rewindable
 from templatekit.sources.json_records import read_json
 from templatekit.types import Record
 
@@ -35,7 +35,7 @@ class StdinSource(Source):
                 f"{address}: standard input is a terminal; expected records: zcat rows.jsonl.gz | templatekit … "
                 "--dataset -"
             )
-        with decompressed(rewindable(_Once(stream)), address) as text:
+        with decompressed(make_rewindable(_Once(stream)), address) as text:
             yield from read_json(text, address)
 
 

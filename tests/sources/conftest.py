@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from templatekit import sources
-from templatekit.hooks.registry import Registry, create_registry
+from templatekit.hooks.loading import create_registry
+from templatekit.hooks.registry import Registry
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from templatekit.errors import RecordError, SourceError
+from templatekit.sources.json_decoder import MAX_DEPTH
 from templatekit.sources.json_records import JsonSource
-from templatekit.sources.json_values import MAX_DEPTH
 from templatekit.types import Record
 
 Write = Callable[[str, "str | bytes"], str]

@@ -12,7 +12,8 @@ import pytest
 from templatekit import sources
 from templatekit.errors import PluginError, RecordError, SourceError
 from templatekit.hooks.contracts import Source
-from templatekit.hooks.registry import Registry, create_registry
+from templatekit.hooks.loading import create_registry
+from templatekit.hooks.registry import Registry
 from templatekit.hooks.specs import hookimpl
 from templatekit.sources import find_source, open_source
 from templatekit.sources.starter import FILES

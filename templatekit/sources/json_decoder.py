@@ -17,7 +17,7 @@ from templatekit.errors import RecordError, shorten
 MAX_DEPTH = 256
 """Deepest nesting of objects and lists in a row. Arrow, `repr` and the json module itself fail not far beyond."""
 
-BLANK = " \t\r\n"
+WHITESPACE = " \t\r\n"
 """All that JSON counts as white space."""
 
 TRAILING_COMMA = "Illegal trailing comma"
@@ -27,7 +27,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{}]', re.DOTALL)
 
 
-class Refused(NamedTuple):
+class InvalidValue(NamedTuple):
     """Stands where a value was that no record may hold."""
 
     reason: str
@@ -43,7 +43,7 @@ class Decoded(NamedTuple):
 
     value: Any
     end: int
-    suspect: bool
+    needs_check: bool
     """Whether `fault` must look into the value: so few rows have to pay for it."""
 
 
@@ -67,10 +67,10 @@ class Decoder:
         except RecursionError:
             return Decoded(_too_deep(), _end_by_brackets(text, start), True)
         brackets = text.count("[", start, end) + text.count("{", start, end)
-        suspect = self._refused or brackets > MAX_DEPTH or _has_surrogate_escape(text, start, end)
-        return Decoded(value, end, suspect)
+        needs_check = self._refused or brackets > MAX_DEPTH or _has_surrogate_escape(text, start, end)
+        return Decoded(value, end, needs_check)
 
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any] | Refused:
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any] | InvalidValue:
         made = dict(pairs)
         if len(made) == len(pairs):
             return made
@@ -78,33 +78,33 @@ class Decoder:
         twice = next(key for key in keys if keys.count(key) > 1)
         return self._refuse("duplicate_key", f"key {shorten(twice)} twice in one object", "each key once")
 
-    def _constant(self, name: str) -> Refused:
+    def _constant(self, name: str) -> InvalidValue:
         return self._refuse("not_finite", name, "a finite number, null or text (JSON has no NaN or Infinity)")
 
-    def _float(self, digits: str) -> float | Refused:
+    def _float(self, digits: str) -> float | InvalidValue:
         value = float(digits)
         return self._refuse("not_finite", digits, "a number that a float can hold") if math.isinf(value) else value
 
-    def _int(self, digits: str) -> int | Refused:
+    def _int(self, digits: str) -> int | InvalidValue:
         try:
             return int(digits)
         except ValueError:  # Python's guard against very long conversions
             return self._refuse("huge_integer", f"an integer of {len(digits)} digits", "a shorter one, or text")
 
-    def _refuse(self, reason: str, found: str, expected: str) -> Refused:
+    def _refuse(self, reason: str, found: str, expected: str) -> InvalidValue:
         self._refused = True
-        return Refused(reason, found, expected)
+        return InvalidValue(reason, found, expected)
 
 
-def fault(value: Any, suspect: bool) -> RecordError | None:
+def record_error(value: Any, needs_check: bool) -> RecordError | None:
     """Why a decoded value cannot be a record; None where it can."""
-    if not isinstance(value, (dict, Refused)):
+    if not isinstance(value, (dict, InvalidValue)):
         return RecordError(
             f"not an object; found {describe(value)}; expected an object with named fields", reason="not_an_object"
         )
-    if not suspect:
+    if not needs_check:
         return None
-    found = _first_refused(value)
+    found = _find_invalid(value)
     if found is None:
         return None
     path, refused = found
@@ -113,7 +113,7 @@ def fault(value: Any, suspect: bool) -> RecordError | None:
 
 def describe(value: Any) -> str:
     """A JSON value in a few words, however large or deep it is."""
-    if isinstance(value, Refused):
+    if isinstance(value, InvalidValue):
         return value.found
     if isinstance(value, dict):
         return f"an object with keys {', '.join(shorten(key) for key in list(value)[:5]) or 'none'}"
@@ -126,45 +126,47 @@ def describe(value: Any) -> str:
     return f"the number {shorten(value)}"
 
 
-class Explained(NamedTuple):
+class Explanation(NamedTuple):
     """A syntax error in plain words."""
 
     reason: str
     words: str
 
 
-def explain(error: JSONDecodeError) -> Explained:
+def explain(error: JSONDecodeError) -> Explanation:
     """What a `JSONDecodeError` found, what was expected, and the reason code for it."""
     text, at = error.doc, error.pos
     here = text[at : at + 1]
     if error.msg.startswith("Unterminated string") or at >= len(text):
-        return Explained("truncated", "breaks off in the middle; expected its end")
+        return Explanation("truncated", "breaks off in the middle; expected its end")
     if error.msg.startswith("Invalid control character"):
         name = {"\n": "line break", "\t": "tab", "\x00": "NUL"}.get(here, "control character")
         meant = {"\n": ", or a closing quote before it", "\x00": " or left out"}.get(here, "")
         escape = json.dumps(here)[1:-1]
-        return Explained("control_character", f"found a raw {name} in a string; expected it as {escape}{meant}")
-    before = text[max(0, at - 200) : at].rstrip(BLANK)
+        return Explanation("control_character", f"found a raw {name} in a string; expected it as {escape}{meant}")
+    before = text[max(0, at - 200) : at].rstrip(WHITESPACE)
     if error.msg.startswith(TRAILING_COMMA) or (here in ("]", "}") and before.endswith(",")):
-        return Explained("trailing_comma", "found a comma with nothing behind it; expected no comma before a bracket")
-    if error.msg == "Extra data" and text[at:].strip(BLANK) == ",":
-        return Explained("trailing_comma", "found a comma behind the value; expected nothing there")
+        return Explanation("trailing_comma", "found a comma with nothing behind it; expected no comma before a bracket")
+    if error.msg == "Extra data" and text[at:].strip(WHITESPACE) == ",":
+        return Explanation("trailing_comma", "found a comma behind the value; expected nothing there")
     if error.msg == "Extra data":
-        return Explained("invalid_json", f"found {_excerpt(text, at)} behind the value; expected nothing there")
+        return Explanation("invalid_json", f"found {_excerpt(text, at)} behind the value; expected nothing there")
     if here == "'":
-        return Explained("invalid_json", f"found single quotes, as Python prints: {_excerpt(text, at)}; expected JSON")
+        return Explanation(
+            "invalid_json", f"found single quotes, as Python prints: {_excerpt(text, at)}; expected JSON"
+        )
     expected = error.msg.removeprefix("Expecting ")
     if expected == error.msg:
-        return Explained("invalid_json", f"{error.msg[:1].lower()}{error.msg[1:].rstrip(': ')}: {_excerpt(text, at)}")
-    return Explained("invalid_json", f"found {_excerpt(text, at)}; expected {expected}")
+        return Explanation("invalid_json", f"{error.msg[:1].lower()}{error.msg[1:].rstrip(': ')}: {_excerpt(text, at)}")
+    return Explanation("invalid_json", f"found {_excerpt(text, at)}; expected {expected}")
 
 
 def _excerpt(text: str, at: int) -> str:
     return shorten(text[at : at + 24])
 
 
-def _too_deep() -> Refused:
-    return Refused("too_deep", f"nesting deeper than {MAX_DEPTH}", "flat rows")
+def _too_deep() -> InvalidValue:
+    return InvalidValue("too_deep", f"nesting deeper than {MAX_DEPTH}", "flat rows")
 
 
 def _has_surrogate_escape(text: str, start: int, end: int) -> bool:
@@ -185,13 +187,13 @@ def _end_by_brackets(text: str, start: int) -> int:
     raise JSONDecodeError("Unterminated nesting", text, len(text))
 
 
-def _first_refused(row: Any) -> tuple[str, Refused] | None:
+def _find_invalid(row: Any) -> tuple[str, InvalidValue] | None:
     """The first thing in a row that no record may hold, with its dotted path."""
     stack: list[tuple[tuple[str, ...], Any]] = [((), row)]
     while stack:
         path, value = stack.pop()
-        refused: Refused | None = None
-        if isinstance(value, Refused):
+        refused: InvalidValue | None = None
+        if isinstance(value, InvalidValue):
             refused = value
         elif isinstance(value, str):
             refused = _lone_surrogate(value)
@@ -208,13 +210,13 @@ def _first_refused(row: Any) -> tuple[str, Refused] | None:
     return None
 
 
-def _lone_surrogate(text: str) -> Refused | None:
+def _lone_surrogate(text: str) -> InvalidValue | None:
     if text.isascii():
         return None
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return Refused(
+        return InvalidValue(
             "lone_surrogate",
             f"the lone surrogate \\u{ord(text[error.start]):04x} at character {error.start}",
             "a whole character (half of an emoji was cut off)",

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from templatekit.errors import SourceError
 from templatekit.hooks.registry import Registry
 from templatekit.sources import open_source
-from templatekit.sources.compression import Rewindable, decompressed, rewindable, settle
+from templatekit.sources.compression import Rewindable, decompressed, make_rewindable, stop_rewinding
 from templatekit.sources.json_records import JsonSource, read_json
 
 Write = Callable[[str, "str | bytes"], str]
@@ -84,7 +84,7 @@ def test_a_rewindable_stream_reads_as_a_file_does(data: bytes, steps: list[int],
     stream.seek(0)
     assert stream.readline() == io.BytesIO(data).readline()
     stream.seek(0)
-    settle(stream)
+    stop_rewinding(stream)
     assert stream.read() == data
     if len(data) > size:
         with pytest.raises(OSError, match="only what was read before"):
@@ -96,7 +96,7 @@ def test_what_is_settled_is_not_kept() -> None:
     stream = io.BufferedReader(raw, 1000)
     stream.read(5000)
     stream.seek(0)
-    stream.raw.settle()
+    stream.raw.stop_rewinding()
     while stream.read(10_000):
         pass
     assert len(raw._kept) == 0
@@ -235,7 +235,7 @@ def test_the_first_rows_of_a_pipe_do_not_wait_for_the_last() -> None:
     read_end, write_end = os.pipe()
     os.write(write_end, ALPACA * 30)
     with os.fdopen(read_end, "rb") as stream:
-        rows = read_json(rewindable(_Part(stream)), "-")
+        rows = read_json(make_rewindable(_Part(stream)), "-")
         assert next(iter(rows)) == json.loads(ALPACA)  # the pipe is still open
         os.close(write_end)
 
