@@ -2,7 +2,7 @@
 
 usage: python -m benchmarks.bounds
 
-The same texts by the same template, trusted and bounded in turn, without plans, which would have each be rendered once.
+The same texts by the same template, trusted and bounded in turn, without compiled traces, which are not metered.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Iterable
 
 from benchmarks.rows import starter
-from templatekit.formats.sandbox.untrusted import ForeignTemplate
+from templatekit.formats.sandbox.untrusted import UntrustedTemplate
 from templatekit.formats.sandbox.worker import WORKER
 from templatekit.formats.template import Template
-from templatekit.formats.tracing.compiler import without_plans
+from templatekit.formats.tracing.compiler import interpreting
 from templatekit.hooks.contracts import TemplateFile
-from templatekit.hooks.registry import create_registry
+from templatekit.hooks.loading import create_registry
 from templatekit.types import Example
 
 NAMES = ("chatml", "llama3", "qwen3")
@@ -44,9 +44,9 @@ def main() -> None:
     for name in NAMES:
         source = offered[name].source
         trusted = Template(TemplateFile(name=name, source=source))
-        counted = ForeignTemplate(TemplateFile(name=name, source=source))
-        bounded = ForeignTemplate(TemplateFile(name=name, source=source + UNCOUNTED))
-        with without_plans():
+        counted = UntrustedTemplate(TemplateFile(name=name, source=source))
+        bounded = UntrustedTemplate(TemplateFile(name=name, source=source + UNCOUNTED))
+        with interpreting():
             pairs = [(seconds(trusted, given), seconds(counted, given)) for _ in range(ROUNDS)]
             seconds(bounded, given[:1])
             away = min(seconds(bounded, given, time.perf_counter) for _ in range(3))

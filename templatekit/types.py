@@ -1,10 +1,10 @@
-"""The values that pass between the stages: frozen, keyword-only, without I/O.
+"""The values that pass between the stages of the pipeline: frozen, keyword-only, without I/O.
 
 ```
 Record ──adapter──▶ Example ──template──▶ RenderedText ──tokenizer──▶ TokenizedExample ──packer──▶ PackedBatch
 ```
 
-Offsets are in characters of `text`, half-open. Nothing here imports torch.
+Offsets are half-open and count characters of `text`. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from templatekit.frozen import quickly_made
+from templatekit.fast_init import fast_init
 from templatekit.views import View, to_html, to_rich
 
 if TYPE_CHECKING:
@@ -22,85 +22,93 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Record: TypeAlias = Mapping[str, Any]
-"""One row as it lies in the file."""
+"""One row of a data set, unchanged."""
 
 IGNORE_INDEX = -100
 """The label of a token without loss. PyTorch's `cross_entropy` and every trainer built on it skip this value.
 
-This is the only place that spells it."""
+No other module spells out this number."""
 
 TrainOn: TypeAlias = str
-"""What is trained, and how much: a base, and weights for roles and fields, as in `response=1,context=0.1`.
+"""What is trained, and with which weight: a base, and weights for roles and fields, as in `response=1,context=0.1`.
 
-The bases: `response`, in every assistant turn all that a server would generate, from the generation boundary to the end
-marker. `content`, the assistant's own text and the end marker, without the template's literals between them. `last`,
-`response` in the last assistant turn alone. `all`, every token but the first, which nothing predicts.
-`templatekit.config.train_on` knows the rest.
+The bases are:
+
+- `response`: in every assistant turn the target, which is everything that a server would generate, from the generation
+  boundary to the end marker
+- `content`: the assistant's own text and the end marker, without the template's literals between them
+- `last`: the target of the last assistant turn alone
+- `all`: every token but the first, which nothing predicts
+
+`templatekit.config.train_on` parses the option.
 """
 
 STANDARD_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
-"""Roles that every chat knows."""
+"""The usual roles of a chat."""
 
 Boundary: TypeAlias = Literal["cut", "joint"]
-"""`cut` encodes prompt and response apart, as serving does. `joint` encodes across the edge, as some recipes did."""
+"""`cut` encodes prompt and response separately, as serving does; `joint` encodes them together, as some recipes did."""
 
 ControlTokens: TypeAlias = Literal["template", "everywhere"]
-"""Whose text may become control tokens: the template's alone, or the data's too, as the tokenizer itself parses it."""
-
+"""Where text may become control tokens: in the template alone, or also in the data, as the tokenizer itself does."""
 
 Truncation: TypeAlias = Literal["drop", "turns", "context", "response", "error"]
-"""What becomes of a sample that is too long.
+"""What happens to a sample that is too long.
 
-`drop`: it is dropped and counted. `error`: it stops the run.
-`turns`: its oldest turns go, and the leading system message stays.
-`context`: the end of `Message.context` goes.
-`response`: the end of the last trained answer goes, and with it the end marker.
-What a policy cannot shorten enough is dropped and counted.
+- `drop`: it is dropped and counted
+- `error`: it stops the run
+- `turns`: its oldest turns are removed; the leading system message stays
+- `context`: the end of `Message.context` is removed
+- `response`: the end of the last trained answer is removed, including the end marker
+
+A sample that the policy cannot shorten enough is dropped and counted.
 """
 
 
-@quickly_made
+@fast_init
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One turn of a conversation."""
 
     role: str
-    """`system`, `user`, `assistant`, `tool`, or whatever the template understands."""
+    """`system`, `user`, `assistant`, `tool`, or another role that the template supports."""
     content: str = ""
     parts: tuple[Mapping[str, Any], ...] = ()
-    """The content as a list of text parts, where the data has one; `content` is then their text joined by newlines.
+    """The content as a list of text parts, if the data has one; `content` is then their text joined by newlines.
 
-    Templates that take lists receive it, as long as it says what `content` says."""
+    Templates that accept lists receive the parts, as long as their text is that of `content`."""
     context: str = ""
     """Text that goes with a user's instruction: Alpaca's `input`, Dolly's `context`. The template places it."""
     reasoning: str = ""
-    """The assistant's thinking, without the markers a template puts around it."""
+    """The assistant's thinking, without the markers that a template puts around it."""
     tool_calls: tuple[Mapping[str, Any], ...] = ()
-    """As OpenAI's API has them; a call's `arguments` may be an object or its JSON. The template gets what it takes."""
+    """Tool calls as in OpenAI's API. The `arguments` of a call may be an object or JSON text; the template receives the
+    form that it accepts."""
     tool_call_id: str = ""
-    """Which call a tool's answer belongs to."""
+    """The id of the call that a tool's message answers."""
     name: str = ""
     weight: float = 1.0
-    """Multiplies the loss of this message's tokens: 0 leaves it untrained, 1 trains it fully."""
+    """A factor of the loss of this message's tokens: with 0 they are not trained, with 1 fully."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"a message's weight must be finite and at least 0; got weight={self.weight!r}")
 
 
-@quickly_made
+@fast_init
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One training example, whatever file it came from."""
+    """A conversation, whatever file it came from."""
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     documents: tuple[Mapping[str, Any], ...] = ()
-    """What the answers may draw on, for templates of retrieval models."""
+    """Documents that the answers may use, for templates of retrieval models."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """What the adapter keeps beside the conversation, such as Dolly's `category`."""
+    """Values that the adapter keeps besides the conversation, such as Dolly's `category`."""
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """How many parts of the record are not in the example, by what they are; the summary counts them."""
+    """The count of each kind of text in the record that the adapter left out, such as deleted messages. The summary
+    shows the totals."""
 
     def __post_init__(self) -> None:
         if not self.messages:
@@ -109,7 +117,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferenceExample(Example):
-    """A prompt with two answers to it, of which one is preferred. `messages` is the prompt."""
+    """A prompt and two answers to it, one of which is preferred. `messages` is the prompt."""
 
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
@@ -123,23 +131,23 @@ class PreferenceExample(Example):
                 raise ValueError(f"an answer ends with an assistant's message; got {found} at the end of {name}")
 
     def conversation(self, answer: Literal["chosen", "rejected"]) -> Example:
-        """The prompt and one of the answers."""
-        shared = {one.name: getattr(self, one.name) for one in fields(Example)}
+        """Return the prompt and one of the answers."""
+        shared = {field.name: getattr(self, field.name) for field in fields(Example)}
         return Example(**shared | {"messages": self.messages + getattr(self, answer)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where a run of rendered characters came from."""
+    """Where a run of rendered characters comes from."""
 
     kind: Literal["template", "field", "computed"]
-    """`template`: written in the template. `field`: copied from the data. `computed`: made by the template from
+    """`template`: a literal of the template. `field`: copied from the data. `computed`: made by the template from
     several fields, or from numbers; it is treated as data."""
     message: int | None = None
-    """Index into `Example.messages`; None for what belongs to no message (`tools`, `documents`)."""
+    """Index into `Example.messages`; None for fields that belong to no message (`tools`, `documents`)."""
     field: str | None = None
     generation: bool = False
-    """Written inside the template's own `{% generation %}` block."""
+    """Whether the template writes the characters inside its own `{% generation %}` block."""
 
     def __str__(self) -> str:
         if self.kind != "field":
@@ -148,12 +156,12 @@ class Origin:
 
     @property
     def in_header(self) -> bool:
-        """Whether the field is one that templates print in a turn's header, which a server feeds."""
+        """Whether the field is printed in the header of a turn, which a server does not generate."""
         return self.field in ("role", "name")
 
     @property
     def is_template(self) -> bool:
-        """Whether the characters stand in the template itself: only these may become control tokens."""
+        """Whether the characters are a literal of the template: only these may become control tokens."""
         return self.kind == "template"
 
 
@@ -163,13 +171,13 @@ COMPUTED = Origin(kind="computed")
 
 @lru_cache(maxsize=4096)
 def field_origin(field: str, message: int | None = None) -> Origin:
-    """The origin of a field's own text; equal arguments give one object, so runs compare quickly."""
+    """Return the origin of a field's text. Equal arguments give the same object, so that comparing runs is fast."""
     return Origin(kind="field", message=message, field=field)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpecialTokens:
-    """What a template and the search for its end marker need to know of a tokenizer."""
+    """The special tokens of a tokenizer, for templates and for the search for their end marker."""
 
     bos: str = ""
     eos: str = ""
@@ -178,57 +186,60 @@ class SpecialTokens:
     special: frozenset[str] = frozenset()
     """Every token that the tokenizer flags as special."""
     adds_bos: bool = False
-    """Whether the tokenizer itself puts BOS in front of plain text; instruction formats follow it."""
+    """Whether the tokenizer adds BOS before plain text; if so, it is also added before instruction formats."""
     known: bool = True
-    """False without a tokenizer: then `bos_token` and `eos_token` print nothing."""
+    """False without a tokenizer: `bos_token` and `eos_token` are then empty."""
 
 
 NO_TOKENIZER = SpecialTokens(known=False)
 
 
-@quickly_made
+@fast_init
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """A run of characters of one origin."""
+    """A run of characters with one origin."""
 
     start: int
     end: int
     origin: Origin
 
 
-@quickly_made
+@fast_init
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetSpan:
-    """What a server would generate in one assistant turn."""
+    """The text that a server would generate in one assistant turn."""
 
     message: int
     """Index of the assistant's message."""
     start: int
     """The generation boundary: the text before it is what a server feeds the model."""
     marker_start: int
-    """Where the end marker begins."""
+    """The offset at which the end marker starts."""
     end: int
-    """Behind the end marker. Equal to `marker_start` where the template declares that there is none."""
+    """The offset after the end marker. Equal to `marker_start` if the template declares that it has no end marker."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.marker_start <= self.end:
             raise ValueError(f"target offsets must rise; got {self.start}, {self.marker_start}, {self.end}")
 
 
-class Outline(Protocol):
-    """What texts of one plan have in common: they have as many pieces, none of them empty, each of its own origin."""
+class TracedLayout(Protocol):
+    """Describes the texts of one compiled trace: they have the same pieces in order, except for the variable ones.
+
+    No piece is empty, and all characters of a piece have one origin.
+    """
 
     @property
-    def fixed(self) -> tuple[bool, ...]:
-        """Of each piece, whether it is the same in every text; of others any text may stand there."""
+    def is_constant(self) -> tuple[bool, ...]:
+        """For each piece, whether it is the same in every text; a variable piece may hold any characters."""
 
     @property
     def origins(self) -> tuple[Origin, ...]:
-        """Of each piece. Neighbours of one origin are one span."""
+        """The origin of each piece. Neighbours of one origin are one span."""
 
     @property
     def message_weights(self) -> tuple[float, ...] | None:
-        """Those of all texts; None where they differ."""
+        """The message weights of every text; None where texts differ in them."""
 
     @property
     def target_messages(self) -> frozenset[int]:
@@ -239,93 +250,93 @@ class Outline(Protocol):
         """As `RenderedText.sample`."""
 
 
-class Deferred(Protocol):
-    """Works out the fields of a `RenderedText`, each when it is first asked for."""
+class TracedText(Protocol):
+    """A text of a compiled trace, which computes each field of its `RenderedText` on first access."""
 
     @property
-    def outline(self) -> Outline:
-        """Equal to that of texts with which this one has all in common but the variable pieces."""
+    def layout(self) -> TracedLayout:
+        """The layout of the text; texts with equal layouts differ in their variable pieces alone."""
 
     @property
-    def texts(self) -> tuple[str, ...]:
-        """The pieces; together the text."""
+    def pieces(self) -> tuple[str, ...]:
+        """The characters of each piece; concatenated they are the text."""
 
-    def work_out(self, field: str) -> Any:
-        """The value of a field."""
+    def compute(self, field: str) -> Any:
+        """The value of a field of `RenderedText`."""
 
 
-class _FromDeferred:
-    """What a `RenderedText` is made from that has not all of its fields yet."""
+class _FromTrace:
+    """Gives `RenderedText` fields that a `TracedText` computes on first access."""
 
-    __slots__ = ("_deferred",)
-    _deferred: Deferred
+    __slots__ = ("_traced",)
+    _traced: TracedText
 
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            # Asked for fields that are not set alone.
-            if name not in _LATER or (deferred := getattr(self, "_deferred", None)) is None:
+            # Python calls this only for fields that are not set.
+            if name not in _COMPUTED_FIELDS or (traced := getattr(self, "_traced", None)) is None:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            value = deferred.work_out(name)
+            value = traced.compute(name)
             object.__setattr__(self, name, value)
             return value
 
 
-_LATER = frozenset({"text", "spans", "target_spans", "message_weights", "roles", "samples", "history"})
+_COMPUTED_FIELDS = frozenset({"text", "spans", "target_spans", "message_weights", "roles", "samples", "history"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RenderedText(_FromDeferred):
+class RenderedText(_FromTrace):
     """The text of an example, with the origin of every character."""
 
     text: str
     spans: tuple[Span, ...]
-    """Ordered and gap-free over the whole text."""
+    """The origin of every character: ordered, without gaps, over the whole text."""
     target_spans: tuple[TargetSpan, ...] = ()
-    """One an assistant turn, or one a `{% generation %}` block of it, in order; empty for a generation prompt. Turns
-    that serving would meet otherwise than they stand here have none."""
+    """One for each assistant turn, or for each `{% generation %}` block in it, in order; empty for a generation prompt.
+    A turn has none if serving would render the text before it differently."""
     message_weights: tuple[float, ...] = ()
     roles: tuple[str, ...] = ()
-    """The roles of the example's messages: `spans` refer to them by index."""
+    """The roles of the example's messages; `spans` refer to the messages by index."""
     row: int = 0
-    """The record's number in its source, counted from 0."""
+    """The row number of the record in its source, from 0."""
     source: str = ""
-    """The name of that source, where a run has several."""
+    """The name of the source, if a run has several."""
     sample: int = 0
-    """The sample's number among the record's, counted from 0."""
+    """The index of the sample among those of its record."""
     samples: int = 1
-    """How many samples the record gave."""
+    """How many samples the record has."""
     history: int = 0
-    """How many of its messages an earlier sample begins with: of these, targets alone may be trained here."""
+    """How many messages at the start are also in an earlier sample: of these, only targets may be trained here."""
 
     @classmethod
-    def deferred(cls, source: Deferred, row: int) -> RenderedText:
-        """One whose other fields are worked out when they are first asked for."""
+    def from_trace(cls, traced: TracedText, row: int) -> RenderedText:
+        """A rendered text whose other fields are computed on first access."""
         self = object.__new__(cls)
-        object.__setattr__(self, "_deferred", source)
+        object.__setattr__(self, "_traced", traced)
         object.__setattr__(self, "row", row)
-        object.__setattr__(self, "sample", source.outline.sample)
-        object.__setattr__(self, "source", "")  # a mixture says it
+        object.__setattr__(self, "sample", traced.layout.sample)
+        object.__setattr__(self, "source", "")  # a mixture sets it
         return self
 
     @property
-    def filled(self) -> Deferred | None:
-        """Its outline and pieces, where a plan made it."""
-        return getattr(self, "_deferred", None)
+    def traced(self) -> TracedText | None:
+        """The layout and pieces; None where the text was not made by a compiled trace."""
+        return getattr(self, "_traced", None)
 
     @property
     def target_messages(self) -> frozenset[int]:
-        """The messages that targets belong to."""
-        filled = self.filled
-        return frozenset(t.message for t in self.target_spans) if filled is None else filled.outline.target_messages
+        """Indices of the messages that have targets."""
+        traced = self.traced
+        return frozenset(t.message for t in self.target_spans) if traced is None else traced.layout.target_messages
 
     @property
     def generation_boundaries(self) -> tuple[int, ...]:
-        """Where a server's prompt ends and the model goes on, one offset an assistant turn."""
+        """The offsets at which a server's prompt ends and generation starts, one for each target."""
         return tuple(target.start for target in self.target_spans)
 
     def view(self, losses: Sequence[LossSpan] | None = None) -> View:
-        """For display, with the weights that are given, else with the targets that each message's weight trains."""
+        """Return the text for display, with the given weights; by default each target has its message's weight."""
         if losses is None:
             losses = [
                 LossSpan(start=target.start, end=target.end, weight=self.message_weights[target.message])
@@ -340,29 +351,32 @@ class RenderedText(_FromDeferred):
         return to_rich(self.view())
 
 
-@quickly_made
+@fast_init
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One of the texts that a record is trained in: as few as hold each of its turns as serving would meet it."""
+    """One text that a record is trained as, with its example.
+
+    A record has as few samples as are needed to train each of its turns after the text that serving would render.
+    """
 
     example: Example
-    """Its messages end with the turn that the sample was made for, or are all of the record's."""
+    """The conversation up to the last turn that this sample trains, or all of it."""
     rendered: RenderedText
-    """Its targets are those of no other sample of the record."""
+    """The text. No other sample of the record has the same targets."""
     tokenized: TokenizedExample | None = None
-    """Its ids and weights; None before tokenization, and without a tokenizer."""
+    """The ids and weights; None before tokenization, and without a tokenizer."""
 
     def with_tokens(self, tokenized: TokenizedExample) -> Sample:
-        """The sample as it is once tokenized, or tokenized anew."""
+        """Return the sample with its ids and weights."""
         return Sample(example=self.example, rendered=tokenized.rendered, tokenized=tokenized)
 
     @property
     def result(self) -> TokenizedExample | RenderedText:
-        """What came of the sample: with a tokenizer the tokenized example, without one the rendered text."""
+        """The tokenized example, or without a tokenizer the rendered text."""
         return self.rendered if self.tokenized is None else self.tokenized
 
 
-@quickly_made
+@fast_init
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossSpan:
     """A run of characters with one loss weight."""
@@ -374,16 +388,16 @@ class LossSpan:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedExample:
-    """Token ids and, for each, the weight of the loss on predicting it."""
+    """Token ids, and for each id the weight of its loss."""
 
     input_ids: tuple[int, ...]
     loss_weights: tuple[float, ...]
-    """As long as `input_ids`: 0 where not trained. The weight at position i belongs to the prediction *of* token i."""
+    """As long as `input_ids`; 0 for a token that is not trained. The weight at position i is for predicting token i."""
     rendered: RenderedText
     loss_spans: tuple[LossSpan, ...] = ()
-    """The weights in characters of `rendered.text`, gap-free."""
+    """The weights of the characters of `rendered.text`, without gaps."""
     truncated: Truncation | None = None
-    """The policy that shortened it: `turns`, `context` or `response`; None where it is whole."""
+    """The policy that shortened the text: `turns`, `context` or `response`; None if it is complete."""
 
     def __post_init__(self) -> None:
         if len(self.input_ids) != len(self.loss_weights):
@@ -391,26 +405,26 @@ class TokenizedExample:
 
     @cached_property
     def labels(self) -> tuple[int, ...]:
-        """`input_ids` where trained, else `IGNORE_INDEX`. Not shifted: trainers shift."""
+        """`input_ids`, with `IGNORE_INDEX` for tokens that are not trained. Not shifted: trainers shift them."""
         return tuple(
             token if weight else IGNORE_INDEX for token, weight in zip(self.input_ids, self.loss_weights, strict=True)
         )
 
     @property
     def row(self) -> int:
-        """The record's number in its source, counted from 0."""
+        """The row number of the record in its source, from 0."""
         return self.rendered.row
 
     @property
     def trained_tokens(self) -> int:
-        """How many tokens carry loss."""
+        """How many tokens are trained."""
         return sum(1 for weight in self.loss_weights if weight)
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def view(self) -> View:
-        """For display, with the number of tokens."""
+        """Return the text for display, with its loss weights and the count of its tokens."""
         cut = f", shortened: {self.truncated}" if self.truncated else ""
         caption = f"{len(self)} tokens, {self.trained_tokens} trained{cut}"
         return View(self.rendered.text, self.rendered.spans, self.loss_spans, caption)
@@ -424,51 +438,51 @@ class TokenizedExample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizedPair:
-    """Two answers to a prompt, of which one is preferred: whole texts, with weights on the answers alone."""
+    """Two answers to a prompt, one of which is preferred. Both hold the prompt; only the answers have weights."""
 
     chosen: TokenizedExample
     rejected: TokenizedExample
 
     @property
     def row(self) -> int:
-        """The record's number in its source, counted from 0."""
+        """The row number of the record in its source, from 0."""
         return self.chosen.row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A run of a pack's tokens: a document, or a part of one that several documents share."""
+    """A run of a pack's tokens: a whole document, a prefix that several documents share, or the rest of a document."""
 
     documents: tuple[int, ...]
-    """The examples that end with this segment, as indices in the order they were given to the packer; several where
-    they are equal, none where every document goes on."""
+    """The documents that end with this segment, as indices of the examples given to the packer: several if they are
+    equal, none if all documents continue."""
     start: int
     end: int
     parent: int | None = None
-    """The segment whose tokens come before this one's, as a shared prefix; None where documents begin here."""
+    """The segment that is the shared prefix before this one; None if documents start here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PackedBatch:
-    """Examples laid end to end in one row, each seeing only itself; what several begin with may be there once.
+    """Concatenated examples, each of which attends only to itself; a prefix that several share may be stored once.
 
-    Segments lie in the order of a tree walk: what follows a shared prefix stands right behind it, so that the tokens of
-    all its documents are one run. The label shift is done: `targets[i]` is what the token at `target_positions[i]` has
-    to predict. A document's last token predicts nothing, so it is not in `input_ids`.
+    Segments are in depth-first order: everything that follows a shared prefix comes directly after it, so that the
+    tokens of all its documents are one run. Labels are already shifted: the token at `target_positions[i]` predicts
+    `targets[i]`. A document's last token predicts nothing, so it is not in `input_ids`.
     """
 
     input_ids: NDArray[np.int64]
     """Shape (tokens,)."""
     position_ids: NDArray[np.int64]
-    """Shape (tokens,): each token's place in its documents."""
+    """Shape (tokens,): the position of each token in its documents."""
     segments: tuple[Segment, ...]
     target_positions: NDArray[np.int64]
-    """Shape (targets,): indices into `input_ids`, rising; equal where documents that share the token go on from it."""
+    """Shape (targets,): ascending indices into `input_ids`; equal if several documents continue after a shared token."""
     target_documents: NDArray[np.int64]
-    """Shape (targets,): the example whose target it is."""
+    """Shape (targets,): the document of each target."""
     targets: NDArray[np.int64]
     """Shape (targets,): token ids."""
     weights: NDArray[np.float32]
     """Shape (targets,): loss weights, all above 0."""
     tokens: int
-    """Inputs of all documents, those that they share counted for each."""
+    """The count of the input tokens of all documents; a shared token counts once for each document."""

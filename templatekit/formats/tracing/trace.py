@@ -1,59 +1,59 @@
-"""What is asked about texts while a template is rendered symbolically, in Python's words, and what came of it."""
+"""A trace: the operations on an example's texts and the guards on them, recorded while a template renders it."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-LONGEST = 5000
-"""Steps of a tape, and pieces of a text: what takes more is not worth a plan."""
+MAX_LENGTH = 5000
+"""Most steps of a trace, and most pieces of a symbolic text: more are not worth compiling."""
 
 
-class Unplannable(BaseException):
-    """A rendering depends on a text in a way that nobody writes down.
+class TraceAborted(BaseException):
+    """Ends a recording: the rendering depends on a text in a way that no guard can express.
 
-    It is no error, so nothing may treat it as one.
+    It is no `Exception`, so that code that handles a template's errors lets it pass.
     """
 
 
-class Step(NamedTuple):
-    """A line of a tape, in Python's words."""
+class TraceStep(NamedTuple):
+    """An operation (`t0 = content0.strip()`) or a guard (`'</think>' in t0`)."""
 
-    code: str
-    """An expression over the variables before it."""
-    name: str
-    """The variable that it is given to; empty for a question."""
+    expression: str
+    """A Python expression over the example's fields and the variables of earlier operations."""
+    variable: str
+    """The variable that the operation assigns; empty for a guard."""
     outcome: bool
-    """What came of a question."""
+    """The truth value of a guard's expression for the recorded example."""
 
 
-class Tape:
-    """What was made of an example's texts, and asked about them, in order."""
+class Trace:
+    """The operations and guards of one example's rendering, in order, each recorded once."""
 
     def __init__(self) -> None:
-        self.steps: list[Step] = []
-        self._made: dict[str, str] = {}
-        self._asked: dict[str, bool] = {}
+        self.steps: list[TraceStep] = []
+        self._variables: dict[str, str] = {}
+        self._outcomes: dict[str, bool] = {}
 
     def field(self, name: str) -> str:
-        """A field that is not empty, as a variable."""
-        self._asked[name] = True
+        """The variable of a field that is empty in no example of the shape."""
+        self._outcomes[name] = True
         return name
 
-    def make(self, code: str) -> str:
-        """The variable for an expression's value."""
-        if code not in self._made:
-            self._made[code] = f"t{len(self._made)}"
-            self._add(Step(code, self._made[code], False))
-        return self._made[code]
+    def operation(self, expression: str) -> str:
+        """Record an operation; return the variable that holds its result."""
+        if expression not in self._variables:
+            self._variables[expression] = f"t{len(self._variables)}"
+            self._add(TraceStep(expression, self._variables[expression], False))
+        return self._variables[expression]
 
-    def ask(self, code: str, outcome: bool) -> bool:
-        """Puts down a question about the texts; gives its outcome."""
-        if code not in self._asked:
-            self._asked[code] = outcome
-            self._add(Step(code, "", outcome))
+    def guard(self, expression: str, outcome: bool) -> bool:
+        """Record a guard; return its outcome."""
+        if expression not in self._outcomes:
+            self._outcomes[expression] = outcome
+            self._add(TraceStep(expression, "", outcome))
         return outcome
 
-    def _add(self, step: Step) -> None:
-        if len(self.steps) >= LONGEST:
-            raise Unplannable("too many steps")
+    def _add(self, step: TraceStep) -> None:
+        if len(self.steps) >= MAX_LENGTH:
+            raise TraceAborted("too many steps")
         self.steps.append(step)

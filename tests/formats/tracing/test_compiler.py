@@ -1,4 +1,4 @@
-"""Plans: what they fill in is what rendering gives, field by field, for any template and any text."""
+"""Compiled traces give what interpreting gives, field by field, for any template and any text."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from testkit.published import ORIGINALS, OWN, TRL, assistant, conversation, publ
 
 from templatekit import Example, Message, RecordError, Registry, Template, TemplateError, TemplateFile
 from templatekit.formats.lookup import find_template
-from templatekit.formats.tracing import compiler as plans
-from templatekit.formats.tracing.compiler import ALL, LAST, Manner, Plans, without_plans
-from templatekit.formats.tracing.trace import Tape
-from templatekit.testing import adversarial as texts
+from templatekit.formats.tracing import compiler, trace_tree
+from templatekit.formats.tracing.compiler import ALL_TURNS, LAST_TURN, RenderMode, TracingCompiler, interpreting
+from templatekit.formats.tracing.trace import Trace
+from templatekit.testing import texts
 from templatekit.types import RenderedText, Sample, SpecialTokens
 
 TOKENS = SpecialTokens(bos="<s>", eos="</s>", special=frozenset({"<s>", "</s>", "<|im_end|>", "<|im_start|>", "<e>"}))
-WHOLE = Manner(whole=True)
+WHOLE = RenderMode(whole=True)
 
 ODD = (
     "",
@@ -54,7 +54,7 @@ TEXT = st.sampled_from(ODD) | texts.adversarial_text(max_fragments=3)
 
 @st.composite
 def streams(draw: st.DrawFn, *, turns: int = 3, long: int = 10) -> list[Example]:
-    """Examples of one or two shapes, so that plans are used, with any texts."""
+    """Examples of one or two shapes, so that traces are used, with any texts."""
     kinds = []
     for _ in range(draw(st.integers(1, 2))):
         kind = [Message(role="system")] if draw(st.booleans()) else []
@@ -86,42 +86,42 @@ def streams(draw: st.DrawFn, *, turns: int = 3, long: int = 10) -> list[Example]
 Outcome = tuple[str, ...] | tuple[Sample, ...]
 
 
-def outcome(template: Template, example: Example, tokens: SpecialTokens, manner: Manner, *, planned: bool) -> Outcome:
+def outcome(template: Template, example: Example, tokens: SpecialTokens, mode: RenderMode, *, traced: bool) -> Outcome:
     """The samples, or the error."""
     try:
-        if planned:
-            return template._plans.samples(example, tokens, 7, manner)
-        return template.unplanned(example, tokens, 7, manner)
+        if traced:
+            return template._compiler.samples(example, tokens, 7, mode)
+        return template.interpret(example, tokens, 7, mode)
     except (RecordError, TemplateError) as error:
         return type(error).__name__, str(error)
 
 
-def unused(template: Template) -> Template:
-    """The template, without plans; what it has compiled stays."""
-    assert template._recording is None or template._recording.is_up_to_date
+def without_traces(template: Template) -> Template:
+    """The template without traces; its compiled Jinja templates stay."""
+    assert template._recording_template is None or template._recording_template.is_up_to_date
     fresh = copy.copy(template)
-    fresh._plans = Plans(fresh)
+    fresh._compiler = TracingCompiler(fresh)
     return fresh
 
 
 def check_stream(template: Template, stream: Sequence[Example], tokens: SpecialTokens = TOKENS) -> int:
-    """Every example is rendered as if it were the first. Gives how many had a plan."""
-    fresh = unused(template)
-    for manner in (ALL, LAST, WHOLE):
+    """Check that every example is rendered as interpreting does; return how many had a compiled trace."""
+    fresh = without_traces(template)
+    for mode in (ALL_TURNS, LAST_TURN, WHOLE):
         for example in stream:
-            found = outcome(fresh, example, tokens, manner, planned=True)
-            expected = outcome(template, example, tokens, manner, planned=False)
-            assert found == expected, (example, manner)
-    return fresh._plans.planned
+            found = outcome(fresh, example, tokens, mode, traced=True)
+            expected = outcome(template, example, tokens, mode, traced=False)
+            assert found == expected, (example, mode)
+    return fresh._compiler.compiled
 
 
 @pytest.fixture(autouse=True)
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plans are made at once. The tests are the check: none is made beside them."""
-    monkeypatch.setattr(plans, "PATIENCE", 2)
-    monkeypatch.setattr(plans, "SLOW", float("inf"))  # whatever else the machine does
-    monkeypatch.setattr(plans, "FEW", 0)
-    monkeypatch.setattr(plans, "EVERY", 10**9)
+def record_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples are recorded early, and only the tests compare compiled traces with interpreting."""
+    monkeypatch.setattr(trace_tree, "RECORD_EVERY", 2)
+    monkeypatch.setattr(compiler, "MAX_SECONDS", float("inf"))  # whatever else the machine does
+    monkeypatch.setattr(compiler, "CHECK_FIRST", 0)
+    monkeypatch.setattr(compiler, "CHECK_EVERY", 10**9)
 
 
 @pytest.mark.parametrize("name", BUNDLED)
@@ -134,7 +134,7 @@ def test_bundled_templates(name: str, builtin: Registry, data: st.DataObject) ->
 
 def open_ended(template: Template) -> Template:
     """The template, whose answers may end without a marker."""
-    return unused(template).ended_by("none")
+    return without_traces(template).ended_by("none")
 
 
 @pytest.mark.parametrize("name", [*ORIGINALS, *OWN])
@@ -232,7 +232,7 @@ def test_templates_that_look_at_texts(source: str, stream: list[Example]) -> Non
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_each_look(look: str) -> None:
-    """Every way alone, over all odd texts in turn, and again."""
+    """Each way to look at a text alone, over all odd texts in turn, twice."""
     source = (
         "{% for m in messages %}{% if m.role == 'assistant' %}A "
         + look
@@ -245,7 +245,7 @@ def test_each_look(look: str) -> None:
     check_stream(template, [*stream, *stream])
 
 
-QUESTIONS = {
+GUARDS = {
     "content": "{% if 'b' in m.content %}!{% endif %}{{ m.content }}",
     "len(": "{% if m.content | length > 2 %}!{% endif %}{{ m.content }}",
     "split(": "{% for p in m.content.split('#') %}{{ p }};{% endfor %}",
@@ -253,7 +253,7 @@ QUESTIONS = {
     "t0": "{% if not m.content.strip() %}!{% endif %}{{ m.content }}",
     "==": "{% if m.content == 'x' %}!{% endif %}{{ m.content }}",
 }
-"""What a plan asks, by a part of the question, and a template that makes it ask."""
+"""Parts of guards, each with a template that records such a guard."""
 
 
 def answering(look: str) -> Template:
@@ -266,113 +266,116 @@ def answering(look: str) -> Template:
     )
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
-def test_the_property_notices_a_question_that_is_not_asked(question: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Negative control: every kind of question is needed."""
-    template = answering(QUESTIONS[question]).ended_by("none")
+@pytest.mark.parametrize("part", GUARDS)
+def test_the_property_notices_a_missing_guard(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: every kind of guard is needed."""
+    template = answering(GUARDS[part]).ended_by("none")
     pairs = [[user("x"), assistant(text)] for text in (*reversed(ODD), *ODD) if "\ud800" not in text]
     stream = [conversation(*pair, *other) for pair in pairs for other in ([], pair, pairs[0])]
     assert check_stream(template, stream)
-    ask = Tape.ask
+    guard = Trace.guard
 
-    def deaf(self: Tape, code: str, outcome: bool) -> bool:
-        return outcome if question in code else ask(self, code, outcome)
+    def skip(self: Trace, expression: str, outcome: bool) -> bool:
+        return outcome if part in expression else guard(self, expression, outcome)
 
-    monkeypatch.setattr(Tape, "ask", deaf)
-    with pytest.raises((AssertionError, IndexError)):  # a piece that is not there, where none is counted
+    monkeypatch.setattr(Trace, "guard", skip)
+    with pytest.raises((AssertionError, IndexError)):  # an index out of range, where no guard counts a split
         check_stream(template, stream)
 
 
-def test_a_run_notices_a_plan_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The self-check: the first examples of a plan, and one in many, are rendered as well."""
-    template = answering(QUESTIONS["content"])
-    monkeypatch.setattr(Tape, "ask", lambda self, code, outcome: outcome)
+def test_a_run_notices_a_wrong_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first examples of a trace, and then one in many, are interpreted too."""
+    template = answering(GUARDS["content"])
+    monkeypatch.setattr(Trace, "guard", lambda self, expression, outcome: outcome)
     right, wrong = (conversation(user("x"), assistant(text)) for text in ("a", "b"))
     for few, every in ((1, 10**9), (0, 4)):
-        monkeypatch.setattr(plans, "FEW", few)
-        monkeypatch.setattr(plans, "EVERY", every)
-        fresh = unused(template)
+        monkeypatch.setattr(compiler, "CHECK_FIRST", few)
+        monkeypatch.setattr(compiler, "CHECK_EVERY", every)
+        fresh = without_traces(template)
         for _ in range(2 if few else 5):
             fresh.samples(right, TOKENS)
-        with pytest.raises(
-            TemplateError, match=r"its plan does not give what rendering gives: text is .*please report"
-        ):
+        message = "its compiled trace differs from interpreting: text is .*please report"
+        with pytest.raises(TemplateError, match=message):
             for _ in range(2 if few else 1):
                 fresh.samples(wrong, TOKENS)
 
 
-def test_what_depends_on_the_moment_has_its_plan_for_that_moment() -> None:
+def test_a_trace_that_depends_on_the_time_has_a_guard_on_it() -> None:
     template = answering("{{ strftime_now('%Y') }}{{ m.content }}")
     example = conversation(user("x"), assistant("a"))
     assert check_stream(template, [example] * 4)
-    always = unused(answering("{{ strftime_now('%H%M%S%f') }}{{ m.content }}"))
+    always = without_traces(answering("{{ strftime_now('%H%M%S%f') }}{{ m.content }}"))
     found = [always.samples(example, TOKENS)[0].rendered.text for _ in range(6)]
-    assert len(set(found)) == 6 and not always._plans.planned
+    assert len(set(found)) == 6 and not always._compiler.compiled
 
 
-def planned(template: Template, example: Example) -> RenderedText:
-    """The example's text, by a plan."""
-    fresh = unused(template)
+def traced_text(template: Template, example: Example) -> RenderedText:
+    """The example's text, by a compiled trace."""
+    fresh = without_traces(template)
     for _ in range(3):
         (sample,) = fresh.samples(example, TOKENS, row=7)
-    assert fresh._plans.planned
+    assert fresh._compiler.compiled
     return sample.rendered
 
 
-def test_a_text_of_a_plan_is_like_any_other() -> None:
+def test_a_traced_text_equals_an_interpreted_one() -> None:
     template = answering("{{ m.content }}")
     example = conversation(user("x"), assistant("a b"))
-    with without_plans():
-        (slow,) = template.samples(example, TOKENS, row=7)
-    assert planned(template, example) == slow.rendered and slow.rendered == planned(template, example)
-    assert hash(planned(template, example)) == hash(slow.rendered)
-    assert repr(planned(template, example)) == repr(slow.rendered)
-    for again in (pickle.loads(pickle.dumps(planned(template, example))), copy.copy(planned(template, example))):
-        assert again == slow.rendered
-    assert replace(planned(template, example), sample=1, samples=2).text == slow.rendered.text
+    with interpreting():
+        (sample,) = template.samples(example, TOKENS, row=7)
+    interpreted = sample.rendered
+    assert traced_text(template, example) == interpreted and interpreted == traced_text(template, example)
+    assert hash(traced_text(template, example)) == hash(interpreted)
+    assert repr(traced_text(template, example)) == repr(interpreted)
+    for again in (
+        pickle.loads(pickle.dumps(traced_text(template, example))),
+        copy.copy(traced_text(template, example)),
+    ):
+        assert again == interpreted
+    assert replace(traced_text(template, example), sample=1, samples=2).text == interpreted.text
     other = conversation(user("x"), assistant("a c"))
-    assert planned(template, other) != slow.rendered
+    assert traced_text(template, other) != interpreted
     with pytest.raises(FrozenInstanceError):
-        planned(template, example).row = 3  # type: ignore[misc]
+        traced_text(template, example).row = 3  # type: ignore[misc]
     with pytest.raises(AttributeError, match="no attribute 'words'"):
-        attrgetter("words")(planned(template, example))
+        attrgetter("words")(traced_text(template, example))
 
 
-def test_texts_of_one_plan_have_an_outline_in_common() -> None:
-    template = unused(answering("{{ m.content }}"))
+def test_texts_of_one_trace_share_a_layout() -> None:
+    template = without_traces(answering("{{ m.content }}"))
     found = []
     for answer, weight in zip("abcdefgh", [1.0] * 4 + [0.5, 0.25] * 2, strict=True):
         example = conversation(user("x"), replace(assistant(answer), weight=weight))
         (sample,) = template.samples(example, TOKENS)
-        if sample.rendered.filled is not None:
-            found.append(sample.rendered.filled)
-            assert found[-1].texts == ("U ", "x", "\nA ", answer, "</s>")
-            assert [*map(str, found[-1].outline.origins)] == [str(span.origin) for span in sample.rendered.spans]
-            assert found[-1].outline.fixed == (True, False, True, False, True)
-            assert found[-1].outline.target_messages == {1}
-    weights = [filled.outline.message_weights for filled in found]
+        if sample.rendered.traced is not None:
+            found.append(sample.rendered.traced)
+            assert found[-1].pieces == ("U ", "x", "\nA ", answer, "</s>")
+            assert [*map(str, found[-1].layout.origins)] == [str(span.origin) for span in sample.rendered.spans]
+            assert found[-1].layout.is_constant == (True, False, True, False, True)
+            assert found[-1].layout.target_messages == {1}
+    weights = [traced.layout.message_weights for traced in found]
     assert weights == [(1.0, 1.0)] * 2 + [None] * 2
-    assert found[0].outline is found[1].outline and found[2].outline is found[3].outline
+    assert found[0].layout is found[1].layout and found[2].layout is found[3].layout
 
 
-def test_what_is_slow_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "SLOW", 0.0)
+def test_slow_examples_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "MAX_SECONDS", 0.0)
     assert not check_stream(answering("{{ m.content }}"), [conversation(user("x"), assistant("a"))] * 4)
 
 
-def test_few_plans_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "MOST_SHAPES", 2)
-    monkeypatch.setattr(plans, "MOST_PLANS", 3)
+def test_the_traces_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "MAX_SHAPES", 2)
+    monkeypatch.setattr(trace_tree, "MAX_TRACES", 3)
     look = "".join(f"{{% if '{letter}' in m.content %}}!{{% endif %}}" for letter in "abcdefgh")
     template = answering(look + "{{ m.content }}").ended_by("none")
     answers = ["a", "b", "c", "d", "ab", "abc", "bcd", "h"] * 4
     stream = [conversation(*[user("x"), assistant(text)] * turns) for text in answers for turns in (1, 2, 3)]
     assert check_stream(template, [*stream, *sorted(stream, key=lambda example: len(example.messages))])
-    fresh = unused(template)
+    fresh = without_traces(template)
     for example in sorted(stream, key=lambda example: len(example.messages)):
         fresh.samples(example, TOKENS)
-    assert len(fresh._plans._shapes) == 2
-    assert all(len(shape.plans) == 3 for shape in fresh._plans._shapes.values())
+    assert len(fresh._compiler._trees) == 2
+    assert all(len(tree.traces) == 3 for tree in fresh._compiler._trees.values())
 
 
 SERVED = {
@@ -383,19 +386,19 @@ SERVED = {
 
 
 @pytest.mark.parametrize("kind", SERVED)
-def test_conversations_have_plans(kind: str, builtin: Registry, tokenizer_of: Any) -> None:
-    """Every bundled and published template that renders a conversation of this kind at all has a plan for it."""
+def test_conversations_have_traces(kind: str, builtin: Registry, tokenizer_of: Any) -> None:
+    """Every bundled and published template that renders a conversation of this kind has a trace for it."""
     chats = [(name, find_template(name, builtin), TOKENS) for name in BUNDLED]
     names = [*ORIGINALS, *OWN] if TRL else []
     chats += [(one.name, one.template, one.tokens) for one in (published(name, tokenizer_of) for name in names)]
     served, without = 0, []
     for name, template, tokens in chats:
-        fresh = unused(open_ended(template))
+        fresh = without_traces(open_ended(template))
         try:
             for _ in range(3):
                 fresh.samples(SERVED[kind], tokens)
         except RecordError:
             continue
-        served += fresh._plans.planned
-        without += [name] if not fresh._plans.planned else []
+        served += fresh._compiler.compiled
+        without += [name] if not fresh._compiler.compiled else []
     assert not without and served > len(chats) / 2
