@@ -1,1 +1,1 @@
-"""The options of commands and calls, checked, and where the package keeps its own files."""
+"""The options of commands and Python calls, with their checks, and the folder of the cache."""

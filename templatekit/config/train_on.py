@@ -1,4 +1,4 @@
-"""`train_on`: what is trained, and how much. `response=1,context=0.1` as a value."""
+"""Parses the option `train_on`, which says what is trained and with which weight: `response=1,context=0.1`."""
 
 from __future__ import annotations
 
@@ -16,60 +16,63 @@ _OF_NO_MESSAGE = ("tools", "documents")
 _ANY = "*"
 
 
-class TrainedParts(NamedTuple):
-    """`train_on`, parsed."""
+class TrainOnWeights(NamedTuple):
+    """The parsed option `train_on`."""
 
     base: Base
     weight: float
-    """Of what the base names."""
+    """The weight of the text that the base selects."""
     named: Mapping[tuple[str, str], float]
-    """By role and field; `*` stands for any."""
+    """The weights of other texts, by role and field; `*` stands for any."""
 
     def weight_of(self, role: str, field: str) -> float | None:
-        """The weight of a field's text, from the most specific part that names it; None where the base decides.
+        """Return the weight of a field's text, from the most specific entry that names it; None if the base decides.
 
-        A role alone names its messages' texts, not what stands in their headers. What belongs to no message has no
-        role (`""`).
+        A role alone names the texts of its messages, but not their headers (`role` and `name`). A field that belongs to
+        no message has the role `""`.
         """
-        for part in ((role, field), (_ANY, field), (role, _ANY)):
-            if part in self.named and not (part[1] == _ANY and field in ("role", "name")):
-                return self.named[part]
+        for key in ((role, field), (_ANY, field), (role, _ANY)):
+            if key in self.named and not (key[1] == _ANY and field in ("role", "name")):
+                return self.named[key]
         return None
 
 
 @lru_cache(maxsize=64)
-def parse_train_on(text: TrainOn) -> TrainedParts:
-    """Reads `part[=weight],…`, a weight being 1 where it is left out; raises `ConfigError`.
+def parse_train_on(text: TrainOn) -> TrainOnWeights:
+    """Parse `part[=weight],…`; a weight that is left out is 1. Raise `ConfigError`.
 
-    A part is a base, at most one (`response` if none is named); a role (`user`, one that is not standard as
-    `ipython.*`); or a field, of every role (`context`, but `*.content`, since `content` is a base) or of one
-    (`user.context`).
+    A part is one of:
+
+    - a base, at most one; `response` is the default
+    - a role, such as `user`; one that is not standard is written as `ipython.*`
+    - a field of every role, such as `context`; `content` is written as `*.content`, because `content` is a base
+    - a field of one role, such as `user.context`
     """
     base: Base | None = None
     weight = 1.0
     named: dict[tuple[str, str], float] = {}
-    for item in text.split(","):
-        name, equals, number = (word.strip() for word in item.partition("="))
+    for part in text.split(","):
+        name, equals, number = (word.strip() for word in part.partition("="))
         if not name:
-            raise ConfigError("a part has no name; expected part=weight, parted by commas: response=1,context=0.1")
-        found = _weight(name, number) if equals else 1.0
+            raise ConfigError("a part has no name; expected part=weight, separated by commas: response=1,context=0.1")
+        part_weight = _parse_weight(name, number) if equals else 1.0
         if name in _BASES:
             if base is not None:
                 raise ConfigError(
                     f"{name!r} twice" if name == base else f"two bases, {base!r} and {name!r}; expected one of them"
                 )
-            base, weight = _BASES[_BASES.index(name)], found
+            base, weight = _BASES[_BASES.index(name)], part_weight
             continue
-        part = _role_and_field(name)
-        if part in named:
+        key = _parse_name(name)
+        if key in named:
             raise ConfigError(f"{name!r} twice")
-        named[part] = found
+        named[key] = part_weight
     if not weight and not any(named.values()):
         raise ConfigError("every weight is 0: nothing would be trained")
-    return TrainedParts(base or "response", weight, named)
+    return TrainOnWeights(base or "response", weight, named)
 
 
-def _weight(name: str, text: str) -> float:
+def _parse_weight(name: str, text: str) -> float:
     try:
         weight = float(text)
     except ValueError:
@@ -79,7 +82,8 @@ def _weight(name: str, text: str) -> float:
     return weight
 
 
-def _role_and_field(name: str) -> tuple[str, str]:
+def _parse_name(name: str) -> tuple[str, str]:
+    """The role and the field that a part names."""
     role, dot, field = name.rpartition(".")
     if not dot and name != _ANY:
         if name in STANDARD_ROLES:

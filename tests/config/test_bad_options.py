@@ -1,4 +1,4 @@
-"""Options that do not fit, in recipes, on the command line and in Python: what BAD_INPUTS calls Options, for data."""
+"""Wrong options are refused by name, in recipes, on the command line and in Python."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def run(in_process: InProcess) -> InProcess:
 
 @pytest.fixture
 def folder(tokenizer_of: Any, tmp_path: Path) -> Path:
-    """A copy of a tokenizer, to be damaged."""
+    """A copy of a tokenizer that a test may damage."""
     copy = tmp_path / "tokenizer"
     shutil.copytree(tokenizer_of.folder("bytes"), copy)
     return copy
 
 
 def change(folder: Path, **changes: Any) -> None:
-    """Writes keys of tokenizer_config.json anew; None removes one."""
+    """Change keys of tokenizer_config.json; None removes a key."""
     path = folder / "tokenizer_config.json"
     config = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
@@ -51,7 +51,7 @@ def refused(result: Result) -> str:
 
 
 @pytest.mark.parametrize(("length", "left"), [(1, 0), (50, 0), (10_000, 4)])
-def test_a_length_that_leaves_nothing_is_an_error(length: int, left: int, run: InProcess, folder: Path) -> None:
+def test_a_length_that_drops_everything_is_an_error(length: int, left: int, run: InProcess, folder: Path) -> None:
     result = run("render", "--dataset", ROWS, "--tokenizer", folder, "--max-length", length)
     if left:
         assert (result.code, result.out.count("\n")) == (0, left)
@@ -61,7 +61,7 @@ def test_a_length_that_leaves_nothing_is_an_error(length: int, left: int, run: I
     assert line.endswith(f" tokens; expected at most {length}")
 
 
-def test_a_length_in_the_middle_drops_and_counts(run: InProcess, folder: Path) -> None:
+def test_a_length_that_drops_some_rows_counts_them(run: InProcess, folder: Path) -> None:
     options = ("render", "--dataset", ROWS, "--tokenizer", folder)
     lengths = [len(json.loads(line)["input_ids"]) for line in run(*options).out.splitlines()]
     result = run(*options, "--max-length", min(lengths))
@@ -76,19 +76,19 @@ def test_a_length_in_the_middle_drops_and_counts(run: InProcess, folder: Path) -
 
 @pytest.mark.parametrize("name", ["max-length", "limit"])
 @pytest.mark.parametrize("value", [0, -1, -(10**30)])
-def test_zero_and_below(name: str, value: int, run: InProcess, folder: Path) -> None:
+def test_limits_of_zero_and_below(name: str, value: int, run: InProcess, folder: Path) -> None:
     line = refused(run("render", "--tokenizer", folder, f"--{name}", value))
     assert line.startswith(f"Error: {name.replace('-', '_')}: found {value}; expected a number greater than 0")
 
 
-def test_a_length_counts_tokens_of_something(run: InProcess) -> None:
+def test_a_length_needs_a_tokenizer(run: InProcess) -> None:
     assert refused(run("render", "--max-length", 5)) == (
         "Error: max_length=5 counts tokens; found no tokenizer; expected --tokenizer too"
     )
 
 
 @pytest.mark.parametrize("policy", ["turns", "context", "response", "error"])
-def test_a_policy_needs_a_length(policy: str, run: InProcess, folder: Path) -> None:
+def test_a_truncation_policy_needs_a_length(policy: str, run: InProcess, folder: Path) -> None:
     assert refused(run("render", "--tokenizer", folder, "--truncation", policy)) == (
         f"Error: truncation='{policy}' counts tokens; found no max_length; expected --max-length too"
     )
@@ -152,7 +152,7 @@ def test_a_wrong_recipe(recipe: str, message: str, run: InProcess) -> None:
     assert refused(run("finetune", "--config", "recipe.yaml")).startswith(f"Error: {message}")
 
 
-def test_a_recipe_of_numbers_as_yaml_reads_them() -> None:
+def test_numbers_in_a_recipe_may_be_text() -> None:
     parsed = FinetuneOptions.parse({"learning_rate": "5e-4", "epochs": 1, "max_length": "512", "output": "runs/a"})
     assert (parsed.learning_rate, parsed.epochs, parsed.max_length, parsed.output) == (5e-4, 1, 512, Path("runs/a"))
 
@@ -168,7 +168,7 @@ def test_several_wrong_options_are_all_named() -> None:
 @given(st.dictionaries(st.sampled_from(list(DataOptions.model_fields)) | st.text(max_size=5),
                        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
                        | st.lists(st.integers(), max_size=2)))  # fmt: skip
-def test_any_options_are_taken_or_refused_by_name(values: dict[str, Any]) -> None:
+def test_any_options_are_accepted_or_refused_by_name(values: dict[str, Any]) -> None:
     try:
         DataOptions.parse(values)
     except ConfigError as error:
@@ -217,7 +217,7 @@ def test_a_damaged_tokenizer_is_named(file: str, content: str, run: InProcess, f
     assert str(folder) in line
 
 
-def test_a_tokenizer_file_cut_short(run: InProcess, folder: Path) -> None:
+def test_a_truncated_tokenizer_file(run: InProcess, folder: Path) -> None:
     whole = (folder / "tokenizer.json").read_bytes()
     (folder / "tokenizer.json").write_bytes(whole[: len(whole) // 2])
     line = refused(run("render", "--dataset", ROWS, "--tokenizer", folder))
@@ -225,15 +225,15 @@ def test_a_tokenizer_file_cut_short(run: InProcess, folder: Path) -> None:
     assert "tokenizer.json" in line
 
 
-def test_without_an_end_the_template_needs_one(run: InProcess, folder: Path) -> None:
+def test_a_template_that_prints_eos_needs_an_eos_token(run: InProcess, folder: Path) -> None:
     change(folder, eos_token=None)
     line = refused(run("render", "--dataset", ROWS, "--tokenizer", folder))
     assert "eos" in line.lower()
     chatml = run("render", "--dataset", ROWS, "--tokenizer", folder, "--template", "chatml")
-    assert chatml.code == 0, "ChatML ends its turns itself"
+    assert chatml.code == 0, "ChatML has its own end marker"
 
 
-def test_an_end_marker_that_nothing_writes(run: InProcess, folder: Path) -> None:
+def test_an_end_marker_that_the_template_never_writes(run: InProcess, folder: Path) -> None:
     options = ("render", "--dataset", ROWS, "--tokenizer", folder, "--template", "chatml", "--end-marker")
     line = refused(run(*options, "<|im_ned|>"))
     assert "end_marker='<|im_ned|>'" in line
@@ -243,7 +243,7 @@ def test_an_end_marker_that_nothing_writes(run: InProcess, folder: Path) -> None
 
 
 @pytest.mark.parametrize("pad", [None, "<|endoftext|>", "<|im_end|>"])
-def test_padding_changes_nothing(pad: str | None, folder: Path) -> None:
+def test_the_pad_token_changes_nothing(pad: str | None, folder: Path) -> None:
     expected = [item.input_ids for item in render(GOOD, tokenizer=folder)]
     change(folder, pad_token=pad)
     items = list(render(GOOD, tokenizer=folder))
@@ -252,7 +252,7 @@ def test_padding_changes_nothing(pad: str | None, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["no/such/folder", "nosuchmodel", "./tokenizer2", "~/no/such", "x.gguf", ROWS, ""])
-def test_a_tokenizer_that_is_not_there(address: str, run: InProcess) -> None:
+def test_a_missing_tokenizer(address: str, run: InProcess) -> None:
     line = refused(run("render", "--dataset", ROWS, "--tokenizer", address))
     assert "Traceback" not in line
 

@@ -1,4 +1,4 @@
-"""Where this package keeps files of its own on a user's machine."""
+"""`cache_folder`: where this package caches files on a user's machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ VARIABLE = "TEMPLATEKIT_CACHE"
 
 
 def cache_folder(named: Path | None = None) -> Path:
-    """The folder that is named, else `TEMPLATEKIT_CACHE`, else `templatekit` in the user's cache folder."""
+    """Return the given folder, else `TEMPLATEKIT_CACHE`, else `templatekit` in the user's cache folder."""
     if named is not None:
         return named.expanduser()
     if found := os.environ.get(VARIABLE):

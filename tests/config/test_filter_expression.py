@@ -1,4 +1,4 @@
-"""Conditions mean what Python means by them, and nothing else can be said in them."""
+"""A filter condition has the same meaning as in Python, and everything else that Python can express is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from templatekit.config.expressions import Expression
+from templatekit.config.filter_expression import FilterExpression
 from templatekit.errors import ConfigError
 
 RECORD = {"response": "Paris is big.", "category": "qa", "score": 0.5, "tags": ["a", "b"], "meta": {"x": 1}}
@@ -53,26 +53,26 @@ def python(text: str) -> Any:
         return type(error).__name__
 
 
-def ours(text: str) -> Any:
+def filtered(text: str) -> Any:
     try:
-        return Expression(text).holds(RECORD)
+        return FilterExpression(text).holds(RECORD)
     except ValueError as error:
         return str(error).partition(":")[0]
 
 
 @pytest.mark.filterwarnings("ignore::SyntaxWarning")
 @given(text=CONDITIONS)
-def test_a_condition_means_what_python_means(text: str) -> None:
-    assert ours(text) == python(text)
+def test_a_condition_means_the_same_as_in_python(text: str) -> None:
+    assert filtered(text) == python(text)
 
 
-def test_the_comparison_with_python_sees_a_wrong_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_negative_control_a_wrong_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     import ast
 
-    from templatekit.config import expressions
+    from templatekit.config import filter_expression
 
-    monkeypatch.setitem(expressions._COMPARE, ast.Lt, lambda one, other: one <= other)
-    assert python("3 < len(tags) + 1") != ours("3 < len(tags) + 1")
+    monkeypatch.setitem(filter_expression._COMPARE, ast.Lt, lambda one, other: one <= other)
+    assert python("3 < len(tags) + 1") != filtered("3 < len(tags) + 1")
 
 
 @pytest.mark.parametrize(
@@ -104,27 +104,27 @@ def test_the_comparison_with_python_sees_a_wrong_meaning(monkeypatch: pytest.Mon
         "(" * 500 + "1" + ")" * 500,
     ],
 )
-def test_what_a_condition_may_not_say(text: str) -> None:
+def test_other_python_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="filter"):
-        Expression(text)
+        FilterExpression(text)
 
 
 @pytest.mark.parametrize("text", ["'x' * 1000000000 == ''", "'%9999999999d' % 1 == ''", "[1] * 1000000000 == []"])
-def test_nothing_can_be_made_large(text: str) -> None:
-    begun = time.perf_counter()
+def test_large_values_cannot_be_made(text: str) -> None:
+    start = time.perf_counter()
     with pytest.raises(ValueError, match="expected a number"):
-        Expression(text).holds(RECORD)
-    assert time.perf_counter() - begun < 1
+        FilterExpression(text).holds(RECORD)
+    assert time.perf_counter() - start < 1
 
 
-def test_what_is_wrong_with_a_record_is_said() -> None:
+def test_errors_name_what_is_wrong_with_the_record() -> None:
     with pytest.raises(ValueError, match=r"no column 'categry'; did you mean 'category'\?.*row\.get\('categry'\)"):
-        Expression("categry == 'qa'").holds(RECORD)
+        FilterExpression("categry == 'qa'").holds(RECORD)
     with pytest.raises(ValueError, match="TypeError: '>' not supported"):
-        Expression("response > 3").holds(RECORD)
+        FilterExpression("response > 3").holds(RECORD)
     with pytest.raises(ValueError, match=r"float 0\.5 has no lower"):
-        Expression("score.lower() == ''").holds(RECORD)
+        FilterExpression("score.lower() == ''").holds(RECORD)
 
 
 def test_a_column_may_be_named_row() -> None:
-    assert Expression("row == 4").holds({"row": 4})
+    assert FilterExpression("row == 4").holds({"row": 4})

@@ -1,13 +1,13 @@
-"""A small language of conditions on a record: Python's expressions, without what could loop, reach or allocate.
+"""`FilterExpression`: a condition on a record, written as a Python expression.
 
 ```
 len(response) > 10 and category == 'qa'
 instruction.lower().startswith(('name', 'list')) or row.get('score', 0) >= 0.5
 ```
 
-An expression is parsed by Python and turned into functions of this module's own: nothing is evaluated by Python itself.
-Names are the record's columns, and `row` is the whole record. There are no loops and no powers, and text is not
-multiplied, so that an expression costs no more than the values it reads.
+Names are the record's columns, and `row` is the whole record. Python parses the expression, and this module compiles it
+to its own functions; nothing is passed to `eval`. An expression can call only the functions and methods below. It has
+no loops, no powers and no multiplication of text, so it takes no more time and memory than the values that it reads.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from templatekit.errors import ConfigError, nearest, shorten
 from templatekit.types import Record
 
 ROW = "row"
-"""The name of the record itself, unless it has a column of this name."""
+"""The name of the record itself, unless the record has a column of this name."""
 
 Evaluate = Callable[[Record], Any]
 
-_LONGEST = 2000
+_MAX_LENGTH = 2000
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "len": len,
     "min": min,
@@ -47,7 +47,7 @@ _METHODS: dict[str, tuple[type, ...]] = {
     "keys": (Mapping,),
     "values": (Mapping,),
 }
-"""Methods, with the types that have them."""
+"""The types that have each method."""
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
@@ -75,32 +75,32 @@ _UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
 }
 
 
-class Expression:
-    """A condition on records; `ConfigError` where it is none."""
+class FilterExpression:
+    """A condition on records. Raises `ConfigError` for a text that is not a condition."""
 
     def __init__(self, text: str) -> None:
         self.text = text
-        if len(text) > _LONGEST:
-            raise ConfigError(f"filter: {len(text):,} characters; expected at most {_LONGEST:,}")
+        if len(text) > _MAX_LENGTH:
+            raise ConfigError(f"filter: {len(text):,} characters; expected at most {_MAX_LENGTH:,}")
         try:
             tree = ast.parse(text.strip(), mode="eval")
         except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-            what = getattr(error, "msg", None) or str(error)
+            message = getattr(error, "msg", None) or str(error)
             raise ConfigError(
-                f"filter {text!r}: {what}; expected a condition on the columns, such as len(response) > 10 and "
+                f"filter {text!r}: {message}; expected a condition on the columns, such as len(response) > 10 and "
                 "category == 'qa'"
             ) from None
-        self._evaluate = _built(tree.body, text)
+        self._evaluate = _compile(tree.body, text)
 
     def holds(self, record: Record) -> bool:
-        """Whether the record meets it; raises `ValueError` that says what is wrong with the record."""
+        """Return whether the record meets the condition; raise `ValueError` if it cannot be evaluated on the record."""
         try:
             return bool(self._evaluate(record))
         except _MissingColumn:
             raise
         except RecursionError:
             raise ValueError("nested too deeply") from None
-        except Exception as error:  # whatever comparing and converting values raises
+        except Exception as error:  # comparisons and conversions of the record's values may raise anything
             raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
@@ -108,56 +108,56 @@ class _MissingColumn(ValueError):
     pass
 
 
-def _built(node: ast.expr, text: str) -> Evaluate:
-    """The function that a node stands for."""
+def _compile(node: ast.expr, text: str) -> Evaluate:
+    """The function that evaluates a node of the syntax tree."""
     match node:
         case ast.Constant(value=value) if value is None or isinstance(value, (str, bool, int, float)):
             return lambda record: value
         case ast.Name(id=name):
-            return _column(name)
+            return _compile_name(name)
         case ast.Tuple(elts=elements) | ast.List(elts=elements) | ast.Set(elts=elements):
-            parts = [_built(element, text) for element in elements]
-            return lambda record: tuple(part(record) for part in parts)
+            items = [_compile(element, text) for element in elements]
+            return lambda record: tuple(item(record) for item in items)
         case ast.BoolOp(op=op, values=values):
-            parts = [_built(value, text) for value in values]
-            return _until(bool if isinstance(op, ast.Or) else operator.not_, parts)
+            operands = [_compile(value, text) for value in values]
+            return _compile_and_or(bool if isinstance(op, ast.Or) else operator.not_, operands)
         case ast.UnaryOp(op=op, operand=operand) if type(op) in _UNARY:
-            unary, inner = _UNARY[type(op)], _built(operand, text)
+            unary, inner = _UNARY[type(op)], _compile(operand, text)
             return lambda record: unary(inner(record))
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
-            return _computed(_ARITHMETIC[type(op)], _built(left, text), _built(right, text))
+            return _compile_arithmetic(_ARITHMETIC[type(op)], _compile(left, text), _compile(right, text))
         case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _COMPARE for op in ops):
-            chain = [(_COMPARE[type(op)], _built(other, text)) for op, other in zip(ops, others, strict=True)]
-            return _compared(_built(left, text), chain)
+            chain = [(_COMPARE[type(op)], _compile(other, text)) for op, other in zip(ops, others, strict=True)]
+            return _compile_comparison(_compile(left, text), chain)
         case ast.IfExp(test=test, body=body, orelse=orelse):
-            when, one, other = _built(test, text), _built(body, text), _built(orelse, text)
+            when, one, other = _compile(test, text), _compile(body, text), _compile(orelse, text)
             return lambda record: one(record) if when(record) else other(record)
         case ast.Subscript(value=value, slice=ast.Slice(lower=lower, upper=upper, step=None)):
-            whole = _built(value, text)
-            first, last = (None if end is None else _built(end, text) for end in (lower, upper))
+            whole = _compile(value, text)
+            first, last = (None if end is None else _compile(end, text) for end in (lower, upper))
             return lambda record: whole(record)[slice(first and first(record), last and last(record))]
         case ast.Subscript(value=value, slice=index) if not isinstance(index, ast.Slice):
-            whole, key = _built(value, text), _built(index, text)
+            whole, key = _compile(value, text), _compile(index, text)
             return lambda record: whole(record)[key(record)]
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]):
             if name not in _FUNCTIONS:
                 raise _refuse(text, f"no function named {name!r}; {nearest(name, _FUNCTIONS)}")
-            return _called(_FUNCTIONS[name], [_built(argument, text) for argument in arguments])
+            return _compile_call(_FUNCTIONS[name], [_compile(argument, text) for argument in arguments])
         case ast.Call(func=ast.Attribute(value=value, attr=name), args=arguments, keywords=[]):
             if name not in _METHODS:
                 raise _refuse(text, f"no method named {name!r}; {nearest(name, _METHODS)}")
-            return _method(name, _built(value, text), [_built(argument, text) for argument in arguments])
+            return _compile_method(name, _compile(value, text), [_compile(argument, text) for argument in arguments])
     raise _refuse(text, f"{ast.unparse(node)!r} is more than a condition may say")
 
 
-def _refuse(text: str, why: str) -> ConfigError:
+def _refuse(text: str, reason: str) -> ConfigError:
     return ConfigError(
-        f"filter {text!r}: {why}; expected comparisons, and/or/not, in, arithmetic, {', '.join(_FUNCTIONS)} and the "
+        f"filter {text!r}: {reason}; expected comparisons, and/or/not, in, arithmetic, {', '.join(_FUNCTIONS)} and the "
         f"methods {', '.join(_METHODS)}"
     )
 
 
-def _column(name: str) -> Evaluate:
+def _compile_name(name: str) -> Evaluate:
     def value(record: Record) -> Any:
         if name in record:
             return record[name]
@@ -171,20 +171,20 @@ def _column(name: str) -> Evaluate:
     return value
 
 
-def _until(decided: Callable[[Any], bool], parts: list[Evaluate]) -> Evaluate:
-    """`and` and `or`: the first part that decides, else the last."""
+def _compile_and_or(is_decisive: Callable[[Any], bool], operands: list[Evaluate]) -> Evaluate:
+    """`and` and `or`: the first decisive operand, else the last one."""
 
     def value(record: Record) -> Any:
         result: Any = None
-        for part in parts:
-            if decided(result := part(record)):
+        for operand in operands:
+            if is_decisive(result := operand(record)):
                 break
         return result
 
     return value
 
 
-def _compared(left: Evaluate, chain: list[tuple[Callable[[Any, Any], Any], Evaluate]]) -> Evaluate:
+def _compile_comparison(left: Evaluate, chain: list[tuple[Callable[[Any, Any], Any], Evaluate]]) -> Evaluate:
     def value(record: Record) -> bool:
         one = left(record)
         for holds, right in chain:
@@ -197,7 +197,7 @@ def _compared(left: Evaluate, chain: list[tuple[Callable[[Any, Any], Any], Evalu
     return value
 
 
-def _computed(compute: Callable[[Any, Any], Any], left: Evaluate, right: Evaluate) -> Evaluate:
+def _compile_arithmetic(compute: Callable[[Any, Any], Any], left: Evaluate, right: Evaluate) -> Evaluate:
     def value(record: Record) -> Any:
         one, other = left(record), right(record)
         for side in (one, other):
@@ -209,11 +209,11 @@ def _computed(compute: Callable[[Any, Any], Any], left: Evaluate, right: Evaluat
     return value
 
 
-def _called(function: Callable[..., Any], arguments: list[Evaluate]) -> Evaluate:
+def _compile_call(function: Callable[..., Any], arguments: list[Evaluate]) -> Evaluate:
     return lambda record: function(*[argument(record) for argument in arguments])
 
 
-def _method(name: str, owner: Evaluate, arguments: list[Evaluate]) -> Evaluate:
+def _compile_method(name: str, owner: Evaluate, arguments: list[Evaluate]) -> Evaluate:
     def value(record: Record) -> Any:
         found = owner(record)
         if not isinstance(found, _METHODS[name]):
