@@ -1,6 +1,6 @@
-"""Data to training examples: adapters and templates as plugins, exact loss masks, and a loop that never changes.
+"""templatekit turns data into tokenized, loss-masked training examples, and fine-tunes language models on them.
 
-The public names, loaded when first used, so that `import templatekit` stays quick.
+The public names are imported on first use, so that `import templatekit` is fast.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from templatekit.api import prepare, render
-    from templatekit.config.options import DataOptions, FinetuneOptions
+    from templatekit.config.data_options import DataOptions
+    from templatekit.config.finetune_options import FinetuneOptions
     from templatekit.errors import (
         ConfigError,
         PluginError,
@@ -23,21 +24,11 @@ if TYPE_CHECKING:
         UnknownNameError,
     )
     from templatekit.formats import Template, load_template
-    from templatekit.hooks.contracts import (
-        WEIGHT_KEYS,
-        Adapter,
-        ModelResolver,
-        Source,
-        TemplateFile,
-        as_function,
-        objects_of,
-        template_files,
-        text_of,
-        tools_of,
-        weight_of,
-    )
+    from templatekit.hooks.contracts import Adapter, ModelResolver, Source, TemplateFile, template_files
     from templatekit.hooks.exporters import Exporter, FolderExporter, RecordExporter
-    from templatekit.hooks.registry import Registry, create_registry
+    from templatekit.hooks.loading import create_registry
+    from templatekit.hooks.record_fields import WEIGHT_KEYS, as_function, objects_of, text_of, tools_of, weight_of
+    from templatekit.hooks.registry import Registry
     from templatekit.hooks.specs import hookimpl
     from templatekit.tokens.tokenizer import Tokenizer
     from templatekit.training.run import Run, finetune
@@ -59,21 +50,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "config.options": ("DataOptions", "FinetuneOptions"),
-    "hooks.contracts": (
-        "WEIGHT_KEYS",
-        "Adapter",
-        "ModelResolver",
-        "Source",
-        "TemplateFile",
-        "as_function",
-        "objects_of",
-        "template_files",
-        "text_of",
-        "tools_of",
-        "weight_of",
-    ),
+_PUBLIC_NAMES = {
+    "api": ("prepare", "render"),
+    "config.data_options": ("DataOptions",),
+    "config.finetune_options": ("FinetuneOptions",),
     "errors": (
         "ConfigError",
         "PluginError",
@@ -86,10 +66,12 @@ _HOMES = {
         "UnknownNameError",
     ),
     "formats": ("Template", "load_template"),
-    "hooks.specs": ("hookimpl",),
-    "api": ("prepare", "render"),
-    "hooks.registry": ("Registry", "create_registry"),
+    "hooks.contracts": ("Adapter", "ModelResolver", "Source", "TemplateFile", "template_files"),
     "hooks.exporters": ("Exporter", "FolderExporter", "RecordExporter"),
+    "hooks.loading": ("create_registry",),
+    "hooks.record_fields": ("WEIGHT_KEYS", "as_function", "objects_of", "text_of", "tools_of", "weight_of"),
+    "hooks.registry": ("Registry",),
+    "hooks.specs": ("hookimpl",),
     "tokens.tokenizer": ("Tokenizer",),
     "training.run": ("Run", "finetune"),
     "types": (
@@ -108,7 +90,8 @@ _HOMES = {
         "TokenizedExample",
     ),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _PUBLIC_NAMES.items() for name in names}
+"""The module of each public name."""
 
 __all__ = [
     "IGNORE_INDEX",
@@ -164,9 +147,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
 

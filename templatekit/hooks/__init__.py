@@ -1,1 +1,1 @@
-"""What plugins offer, and the manager that finds and checks them."""
+"""Plugins: the hooks, the base classes of what they offer, and the registry that loads them."""

@@ -1,134 +1,47 @@
-"""What plugins offer: one small class a kind. Subclass it, give it a name, return an instance from the hook."""
+"""The base classes of what plugins offer: `Adapter`, `TemplateFile`, `Source` and `ModelResolver`.
+
+A plugin subclasses one, gives the class a name, and returns an instance from the hook. Exporters are in
+`templatekit.hooks.exporters`.
+"""
 
 from __future__ import annotations
 
-import json
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
-from templatekit.errors import RecordError, TemplateError, shorten
+from templatekit.errors import RecordError, TemplateError
 from templatekit.types import Example, Record
 
 
-def text_of(record: Record, key: str, *, required: bool = True) -> str:
-    """The text under `key`; a missing or null value is an error, or "" where it is not required.
-
-    Anything but text is an error: numbers and lists are never turned into text in silence.
-    """
-    value = record.get(key)
-    if value is None:
-        if not required:
-            return ""
-        close = [] if key in record else get_close_matches(key, map(str, record), n=1)
-        found = "null" if key in record else f"keys {', '.join(sorted(map(str, record))) or '(none)'}"
-        hint = f"; is {close[0]!r} meant? then --columns {key}={close[0]}" if close else ""
-        raise RecordError(f"missing; found {found}; expected text{hint}", field=key, reason=f"missing_{key}")
-    if not isinstance(value, str):
-        raise RecordError(
-            f"not text; found {type(value).__name__} {shorten(value)}; expected text", field=key, reason=f"bad_{key}"
-        )
-    return value
-
-
-def objects_of(record: Record, key: str) -> tuple[Mapping[str, Any], ...]:
-    """The list of objects under `key`, which may be JSON text, and so may each object; null and "" are none.
-
-    Files with columns hold such lists as text where their objects have no keys in common.
-    """
-    values = _from_json(record.get(key), key)
-    if values is None or values == "":
-        return ()
-    if isinstance(values, list):
-        values = [_from_json(value, key) for value in values]
-        if all(isinstance(value, Mapping) for value in values):
-            return tuple(values)
-    raise RecordError(
-        f"found {shorten(record[key])}; expected a list of objects, or JSON of one", field=key, reason=f"bad_{key}"
-    )
-
-
-def _from_json(value: object, key: str) -> Any:
-    if not isinstance(value, str) or not value.strip():
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(
-            f"found {shorten(value)}; expected a list of objects, or JSON of one; not JSON: {error}",
-            field=key,
-            reason=f"bad_{key}",
-        ) from None
-
-
-def tools_of(record: Record, key: str = "tools") -> tuple[Mapping[str, Any], ...]:
-    """The tools under `key` as servers are sent them: `{"type": "function", "function": {…}}`.
-
-    Functions that stand there bare are put into that shape. JSON text is read as in `objects_of`.
-    """
-    return tuple(as_function(tool) for tool in objects_of(record, key))
-
-
-def as_function(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A tool, or a call of one, as `{"type": "function", "function": {…}}`, with its `id`; what it is not stays."""
-    if "function" in value or not isinstance(value.get("name"), str) or value.get("type", "function") != "function":
-        return value
-    outside = {key: item for key, item in value.items() if key in ("id", "index")}
-    inside = {key: item for key, item in value.items() if key not in ("id", "index", "type")}
-    return {**outside, "type": "function", "function": inside}
-
-
-WEIGHT_KEYS = ("weight", "loss_weight", "train")
-"""Under which a message may say how much of its loss counts: a number, or true and false."""
-
-
-def weight_of(record: Record) -> float:
-    """The product of what a message holds under `WEIGHT_KEYS`: 1 without any, 0 with `train: false`."""
-    product = 1.0
-    for key in WEIGHT_KEYS:
-        weight = record.get(key)
-        if weight is None:
-            continue
-        if not isinstance(weight, (int, float)) or not 0 <= weight <= sys.float_info.max:
-            raise RecordError(
-                f"found {shorten(weight)}; expected a number of at least 0, or true or false",
-                field=key,
-                reason="bad_weight",
-            )
-        product *= weight
-    return min(product, sys.float_info.max)
-
-
 class Adapter(ABC):
-    """Turns one shape of record into an `Example`.
+    """Converts records of one shape to `Example`s.
 
-    An adapter is pure: equal records give equal examples. The record it is handed is a copy of its own.
+    An adapter is pure: equal records give equal examples. It receives a copy of the record, which it may change.
     """
 
     name: ClassVar[str]
     description: ClassVar[str] = ""
     keys: ClassVar[tuple[str, ...]] = ()
-    """Every key this adapter reads. Other keys of a record are reported, once."""
+    """Every key that this adapter reads. Other keys of a record are reported once."""
     inner_keys: ClassVar[Mapping[str, Set[str]]] = {}
-    """Of keys that hold an object or a list of objects, the keys that are read inside. Others are reported as
+    """For each key that holds an object or a list of objects: the keys that are read inside it. Others are reported as
     `messages[].name`, unless they hold null."""
     required: ClassVar[tuple[str, ...]] = ()
-    """The keys by which a record of this shape is known."""
+    """The keys that identify records of this shape."""
     example_records: ClassVar[tuple[Record, ...]] = ()
-    """Records of this shape, one of each kind: `templatekit check` puts other texts in them."""
+    """Records of this shape, one of each kind. `templatekit check` replaces their texts with others."""
     strips_content: ClassVar[bool] = False
-    """Declares that whitespace is taken off the edges of texts; `templatekit check` allows it then."""
+    """Whether the adapter strips whitespace from the ends of texts; `templatekit check` then allows it."""
 
     def matches(self, keys: Set[str]) -> bool:
-        """Whether records with these keys are of this shape; used where no adapter is named."""
+        """Return whether records with these keys have this shape; called if no adapter is named."""
         return bool(self.required) and keys >= set(self.required)
 
     def unread(self, record: Record) -> dict[str, Any]:
-        """What a record holds that this adapter does not read, by key."""
+        """Return the values of a record that this adapter does not read, by key."""
         found = {str(key): value for key, value in record.items() if key not in self.keys}
         for key, known in self.inner_keys.items():
             items = record.get(key)
@@ -141,21 +54,24 @@ class Adapter(ABC):
 
     @abstractmethod
     def to_example(self, record: Record) -> Example:
-        """The record's conversation; raises `RecordError`, with the field, for what it cannot use."""
+        """Convert a record to an example; raise `RecordError`, with the field, for a record that cannot be used."""
 
     def to_examples(self, record: Record) -> Iterable[Example]:
-        """All conversations of the record, in order: what is rendered. By default the one of `to_example`."""
+        """Convert a record to its examples, in the order in which they are rendered. By default `to_example` alone."""
         return (self.to_example(record),)
 
     def group(self, record: Record) -> Hashable:
-        """What records that make one example have in common; None, the default, for a record that is one by itself.
+        """Return a value that is equal for consecutive records that form one example; None if the record is complete.
 
-        Records in a row with one value come together, as `{"records": [...]}`.
+        The adapter receives such records as one: `{"records": [...]}`. The default is None.
         """
         return None
 
     def to_record(self, example: Example) -> Record:
-        """The inverse of `to_example` on this adapter's own keys; optional, and tested where it is given."""
+        """Convert an example to a record with this adapter's own keys: the inverse of `to_example`.
+
+        Optional; `templatekit check` tests it where it exists.
+        """
         raise NotImplementedError(f"adapter {self.name!r} reads records but does not write them")
 
 
@@ -166,11 +82,11 @@ class TemplateFile:
     name: str
     source: str
     path: str | None = None
-    """Where it lies, for error messages."""
+    """The file, for error messages."""
 
 
 def template_files(folder: str | Path) -> list[TemplateFile]:
-    """Every `*.jinja` file of a folder, named by its stem, in order of names; raises `TemplateError`."""
+    """Read every `*.jinja` file of a folder, sorted by its name without the ending; raise `TemplateError`."""
     files = []
     for path in sorted(Path(folder).glob("*.jinja"), key=lambda path: path.stem):
         try:
@@ -181,24 +97,29 @@ def template_files(folder: str | Path) -> list[TemplateFile]:
 
 
 class Source(ABC):
-    """Reads records from one kind of place."""
+    """Reads records from one kind of address."""
 
     name: ClassVar[str]
     description: ClassVar[str] = ""
 
     @abstractmethod
     def accepts(self, address: str) -> bool:
-        """Whether `address` (a path, a name) is for this source. Cheap: no data is read."""
+        """Return whether this source reads `address` (a path, a name). Must be cheap: no data is read."""
 
     @abstractmethod
     def read(self, address: str) -> Iterator[Record | RecordError]:
-        """The records in order. A row that cannot be read is yielded as a `RecordError`, so that the caller decides
-        whether to stop; what makes the whole place unreadable raises `SourceError`."""
+        """Yield the records in order.
+
+        Yield a `RecordError` for a row that cannot be read: the caller decides whether to stop. Raise `SourceError` if
+        nothing can be read at all.
+        """
 
     def files(self, address: str) -> Sequence[Path] | None:
-        """The files on this machine that decide, in this order, about all that `read` gives: while they hold the same,
-        so does it. None, the default, where nobody can tell; then nothing that comes of it is kept in the cache.
-        Raises `SourceError`."""
+        """Return the local files, in order, that determine everything that `read` yields; raise `SourceError`.
+
+        As long as their content is the same, `read` must yield the same. None, the default, means that this cannot be
+        known; the examples of such a source are not cached.
+        """
         return None
 
 
@@ -210,4 +131,4 @@ class ModelResolver(ABC):
 
     @abstractmethod
     def resolve(self, name: str) -> Path | None:
-        """A folder that `transformers` loads, or a `.gguf` file; None where the name is not for this resolver."""
+        """Return a folder that `transformers` loads, or a `.gguf` file; None if the name is not this resolver's."""

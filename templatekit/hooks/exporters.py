@@ -1,10 +1,10 @@
-"""Where prepared samples go: what an exporter is, whatever it writes.
+"""The base classes of exporters, which write prepared samples.
 
-| an exporter of kind | writes | of each sample |
+| base class | writes | content for each sample |
 | --- | --- | --- |
-| `Exporter` | a file | its text, ids and labels |
-| `RecordExporter` | JSON Lines | its conversation, as an adapter's records have it |
-| `FolderExporter` | a folder | what its `admit` says |
+| `Exporter` | a file | text, ids and labels |
+| `RecordExporter` | JSON Lines | the conversation, as a record of an adapter's shape |
+| `FolderExporter` | a folder | what its `admit` returns |
 """
 
 from __future__ import annotations
@@ -26,75 +26,80 @@ if TYPE_CHECKING:
     from templatekit.packing.columns import TokenizedColumns  # which needs NumPy
 
 NOT_EXPRESSIBLE = "not_expressible"
-"""The reason under which a sample is counted that a layout has no place for."""
+"""The reason code for a sample that a format cannot hold."""
 
 
-class Sink(ABC):
+class BaseExporter(ABC):
     """Writes prepared samples."""
 
     name: str
-    """Also the value of `render --format`."""
+    """The value of `render --format`."""
     description: str = ""
     suffixes: ClassVar[tuple[str, ...]] = ()
-    """File endings that choose this exporter where no format is named."""
+    """File endings that choose this exporter if no format is named."""
     whole_records: ClassVar[bool] = False
-    """Whether it wants a record's conversation once, rather than each of the samples it is trained in."""
-
+    """Whether it receives the whole conversation of a record once, instead of each sample of the record."""
     takes_packs: ClassVar[bool] = False
-    """Whether it has `write_packs`."""
+    """Whether it implements `write_packs`."""
 
     def admit(self, sample: Sample) -> Any:
-        """What is written of a sample; raises `RecordError` for one that the layout has no place for."""
+        """Return the content to write for a sample; raise `RecordError` if the format cannot hold the sample."""
         return sample.result
 
     def admits_all(self, columns: TokenizedColumns) -> bool:
-        """Whether `admit` would take each of these tokenized examples as it is; False where that is to be tried."""
-        return type(self).admit is Sink.admit
+        """Return True if `admit` returns each of these tokenized examples unchanged; False if it must be called."""
+        return type(self).admit is BaseExporter.admit
 
 
-class Exporter(Sink):
+class Exporter(BaseExporter):
     """Writes prepared examples to a file."""
 
     @abstractmethod
     def write(self, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> int:
-        """Writes every example and returns their number. Without a tokenizer the examples are `RenderedText`s.
+        """Write every example and return their count. Without a tokenizer the examples are `RenderedText`s.
 
-        `file` may be a pipe: it is written from front to back. The caller opens it, and sees that a file is whole."""
+        `file` may be a pipe, so write it without seeking. The caller opens it, and discards an incomplete file.
+        """
 
     def convert(self, columns: TokenizedColumns) -> Any:
-        """What is written for many tokenized examples, made in the process that made them: arrays, lines.
+        """Convert tokenized examples to what `write_converted` writes, such as arrays or lines.
 
-        It must be of a kind that can be pickled. By default the examples one by one."""
+        This runs in the worker that tokenized them, so the result must be picklable. By default a list of examples.
+        """
         return list(columns)
 
     def write_converted(self, parts: Iterable[Any], file: BinaryIO) -> int:
-        """Writes what `convert` gave, in order, and returns the number of examples. By default `write` gets them."""
+        """Write the results of `convert` in order and return the count of examples. By default `write` gets them."""
         return self.write(chain.from_iterable(parts), file)
 
     def write_packs(self, packs: Iterable[Packs], file: BinaryIO) -> int:
-        """Writes packs of examples, a row each, and returns their number; for exporters with `takes_packs`.
+        """Write packs of examples, one row each, and return their count; for exporters with `takes_packs`.
 
-        At least one `Packs` comes, which may hold none."""
+        There is at least one `Packs`, which may be empty.
+        """
         raise NotImplementedError(f"format {self.name!r} takes no packs")
 
 
-class FolderExporter(Sink):
-    """Writes what it admits to a folder."""
+class FolderExporter(BaseExporter):
+    """Writes samples to a folder."""
 
     @abstractmethod
     def write_folder(self, items: Iterable[Any], folder: Path) -> int:
-        """Writes every item and returns their number. The folder is there, empty; the caller sees that it is whole."""
+        """Write every result of `admit` and return their count.
+
+        The folder exists and is empty. The caller discards an incomplete folder.
+        """
 
     def write_packs(self, packs: Iterable[Packs], folder: Path) -> int:
-        """As an `Exporter`'s, for what `admit` takes as it is."""
+        """As `Exporter.write_packs`, for examples that `admit` returns unchanged."""
         raise NotImplementedError(f"format {self.name!r} takes no packs")
 
 
-class RecordExporter(Sink):
-    """Writes conversations as records of an adapter's shape, one a line.
+class RecordExporter(BaseExporter):
+    """Writes conversations as records of an adapter's shape, one JSON object a line.
 
-    Each record is read back by the adapter: what does not come back as it was cannot be said in this layout, and is
-    refused by name. A context is put behind its message's content, after an empty line, where the layout keeps none.
+    The adapter reads each record back. If the example differs from the original, the sample is refused, and the error
+    names the difference. If the shape has no place for a context, it follows the content after an empty line.
     """
 
     whole_records: ClassVar[bool] = True
@@ -105,36 +110,36 @@ class RecordExporter(Sink):
         self.description = description or f"JSON Lines of {adapter.description}"
 
     def admit(self, sample: Sample) -> Any:
-        """The record; raises `RecordError` for what does not come back from it."""
+        """Return the record; raise `RecordError` if the adapter does not read the same example from it."""
         tokenized = sample.tokenized
         if tokenized is not None and tokenized.truncated == "response":
             raise self.refusal("an answer that was cut; expected whole ones: another --truncation")
         example = sample.example
-        record, lost = self._tried(example)
-        if lost and any(message.context for message in example.messages):
-            record, lost = self._tried(_with_contexts_inside(example))
-        if lost:
-            raise self.refusal(lost)
+        record, difference = self._round_trip(example)
+        if difference and any(message.context for message in example.messages):
+            record, difference = self._round_trip(_append_contexts(example))
+        if difference:
+            raise self.refusal(difference)
         return self.laid_out(record, example)
 
     def laid_out(self, record: Mapping[str, Any], example: Example) -> Mapping[str, Any]:
-        """The record as the layout has it, where it is stricter than the adapter; may raise `refusal`."""
+        """Return the record in the format's own form, if that is stricter than the adapter's; may raise `refusal`."""
         return record
 
     def refusal(self, what: str) -> RecordError:
-        """The error for a sample that the layout has no place for."""
+        """Return the error for a sample that the format cannot hold because of `what`."""
         return RecordError(f"format {self.name!r} has no place for {what}", reason=NOT_EXPRESSIBLE)
 
     def write(self, records: Iterable[Mapping[str, Any]], file: BinaryIO) -> int:
-        """A line for each record."""
+        """Write one line for each record and return their count."""
         count = 0
         for record in records:
             file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
             count += 1
         return count
 
-    def _tried(self, example: Example) -> tuple[Mapping[str, Any], str]:
-        """The record, and what of the example does not come back from it; "" where all does."""
+    def _round_trip(self, example: Example) -> tuple[Mapping[str, Any], str]:
+        """The example's record, and the first difference of the example that is read back from it; "" if none."""
         try:
             record = self.adapter.to_record(example)
             back = self.adapter.to_example(json.loads(json.dumps(record)))
@@ -146,23 +151,26 @@ class RecordExporter(Sink):
 
 
 def whole_records(samples: Iterable[Sample]) -> Iterator[Sample]:
-    """Of each record's samples those that no later one goes on from."""
-    held: Sample | None = None
+    """Yield the samples of each record, without those whose messages are the start of the record's next sample."""
+    previous: Sample | None = None
     for sample in samples:
-        if held is not None and not _goes_on(held, sample):
-            yield held
-        held = sample
-    if held is not None:
-        yield held
+        if previous is not None and not _continues(previous, sample):
+            yield previous
+        previous = sample
+    if previous is not None:
+        yield previous
 
 
-def _goes_on(one: Sample, other: Sample) -> bool:
-    same = (one.rendered.row, one.rendered.source) == (other.rendered.row, other.rendered.source)
-    begun = other.rendered.sample > one.rendered.sample
-    return same and begun and other.example.messages[: len(one.example.messages)] == one.example.messages
+def _continues(sample: Sample, later: Sample) -> bool:
+    """Whether `later` is of the same record and starts with all messages of `sample`."""
+    messages = sample.example.messages
+    same_record = (sample.rendered.row, sample.rendered.source) == (later.rendered.row, later.rendered.source)
+    in_order = later.rendered.sample > sample.rendered.sample
+    return same_record and in_order and later.example.messages[: len(messages)] == messages
 
 
-def _with_contexts_inside(example: Example) -> Example:
+def _append_contexts(example: Example) -> Example:
+    """The example with each message's context at the end of its content."""
     return replace(
         example,
         messages=tuple(
@@ -178,7 +186,7 @@ _COMPARED = ("role", "content", "context", "reasoning", "tool_calls", "tool_call
 
 
 def _difference(example: Example, back: Example) -> str:
-    """The first thing in which the two differ, in words; content parts count by their text."""
+    """The first difference between an example and the one that was read back; content parts are compared as text."""
     if len(example.messages) != len(back.messages):
         return f"{len(example.messages)} messages; {len(back.messages)} would come back"
     for index, (one, other) in enumerate(zip(example.messages, back.messages, strict=True)):
@@ -194,5 +202,5 @@ def _difference(example: Example, back: Example) -> str:
 def _value(message: Message, name: str) -> Any:
     value = getattr(message, name)
     if name == "weight" and message.role != "assistant":
-        return None  # nothing of it is trained by default, whatever it weighs
+        return None  # by default only answers are trained, so the weight of another message has no effect
     return list(value) if isinstance(value, tuple) else value

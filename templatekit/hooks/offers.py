@@ -1,7 +1,6 @@
-"""What plugins offer, by name, with who offered it.
+"""`Offers`: the values that plugins offer, by name, and the plugin of each.
 
-A name that two plugins offer is neither's: asked for plainly it is an error that names both, and `plugin:name` says
-which is meant.
+If two plugins offer the same name, that name alone is an error that lists both; `plugin:name` chooses one.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ class Plugin:
 
     name: str
     origin: str
-    """The distribution with its version, or the file."""
+    """The distribution and its version, or the file."""
     module: object
     built_in: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginFailure:
-    """A plugin that was left out, and why."""
+    """A plugin that was left out, and the reason."""
 
     name: str
     origin: str
@@ -37,43 +36,46 @@ class PluginFailure:
 
 class _Offer(NamedTuple, Generic[T]):
     name: str
-    item: T
+    value: T
     plugin: Plugin
 
     @property
-    def whole_name(self) -> str:
+    def qualified_name(self) -> str:
         return f"{self.plugin.name}:{self.name}"
 
 
 class Offers(Mapping[str, T], Generic[T]):
-    """What plugins offer of one kind, by name or by `plugin:name`; a name that two offer is listed by the latter."""
+    """The values that plugins offer of one kind, by name or by `plugin:name`.
+
+    Iteration gives the name, or `plugin:name` if several plugins offer it.
+    """
 
     def __init__(self, kind: str, failures: list[PluginFailure]) -> None:
         self.kind = kind
         self._failures = failures
         self._offers: dict[str, list[_Offer[T]]] = {}
 
-    def add(self, name: str, item: T, plugin: Plugin) -> None:
-        """Takes an item; raises `PluginError` where the plugin offers two of one name."""
+    def add(self, name: str, value: T, plugin: Plugin) -> None:
+        """Add a value; raise `PluginError` if the plugin already offers one of this name."""
         offers = self._offers.setdefault(name, [])
         if any(offer.plugin is plugin for offer in offers):
             raise PluginError(f"plugin {plugin.name!r} ({plugin.origin}) offers two {self.kind}s named {name!r}")
-        offers.append(_Offer(name, item, plugin))
+        offers.append(_Offer(name, value, plugin))
 
     def owner(self, name: str) -> Plugin:
-        """The plugin that offers `name`."""
+        """Return the plugin that offers `name`."""
         return self._find(name).plugin
 
     def _find(self, name: str) -> _Offer[T]:
         offers = self._offers.get(name, [])
         if len(offers) > 1:
             who = " and ".join(f"{offer.plugin.name} ({offer.plugin.origin})" for offer in offers)
-            names = " or ".join(offer.whole_name for offer in offers)
+            names = " or ".join(offer.qualified_name for offer in offers)
             raise PluginError(f"{len(offers)} plugins offer {self.kind} {name!r}: {who}; choose {names}")
         if offers:
             return offers[0]
         for offer in self._all():
-            if offer.whole_name == name:
+            if offer.qualified_name == name:
                 return offer
         hint = "".join(f"; plugin {f.name!r} was left out: {f.reason}" for f in self._failures)
         raise UnknownNameError(self.kind, name, list(self), hint=hint)
@@ -82,15 +84,15 @@ class Offers(Mapping[str, T], Generic[T]):
         return (offer for offers in self._offers.values() for offer in offers)
 
     def __getitem__(self, name: str) -> T:
-        return self._find(name).item
+        return self._find(name).value
 
     def __contains__(self, name: object) -> bool:
-        return name in set(self) or any(offer.whole_name == name for offer in self._all())
+        return name in set(self) or any(offer.qualified_name == name for offer in self._all())
 
     def __iter__(self) -> Iterator[str]:
         for offers in self._offers.values():
             for offer in offers:
-                yield offer.name if len(offers) == 1 else offer.whole_name
+                yield offer.name if len(offers) == 1 else offer.qualified_name
 
     def __len__(self) -> int:
         return sum(map(len, self._offers.values()))

@@ -1,9 +1,9 @@
-"""The hooks a plugin may implement.
+"""The hooks that a plugin may implement. Mark an implementation with `@templatekit.hookimpl`.
 
-Each returns values; nothing is registered by side effect, so the host always knows who offered what. Mark an
-implementation with `@templatekit.hookimpl`. All are called once a process, when something of the kind is first needed,
-on every plugin; an empty list means that the plugin has nothing of the kind. An exception leaves out what the plugin
-offers, and is reported under its name. What a plugin prints goes to standard error.
+A hook returns values and registers nothing, so that the host always knows which plugin offers which value. Each hook is
+called once in a process, on every plugin, when a value of its kind is first needed. An empty list means that the plugin
+offers nothing of the kind. If a hook raises, its values are left out and the error is reported with the plugin's name.
+Everything that a plugin prints goes to standard error.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import pluggy
 
 from templatekit.hooks.contracts import Adapter, ModelResolver, Source, TemplateFile
-from templatekit.hooks.exporters import Sink
+from templatekit.hooks.exporters import BaseExporter
 
 PROJECT = "templatekit"
 """The name of the entry-point group, and the prefix of every hook."""
@@ -24,48 +24,48 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def templatekit_adapters() -> Iterable[Adapter]:
-    """Offer adapters: `--adapter NAME`, or chosen by the keys of the records.
+    """Offer adapters, for `--adapter NAME` or chosen by the keys of the records.
 
-    Two adapters of one name are an error that names both plugins.
+    Two adapters with the same name are an error that names both plugins.
     """
     raise NotImplementedError
 
 
 @hookspec
 def templatekit_templates() -> Iterable[TemplateFile]:
-    """Offer prompt templates: `--template NAME`.
+    """Offer prompt templates, for `--template NAME`.
 
-    `templatekit.template_files(folder)` offers every `.jinja` file of a folder. The source is compiled when the
-    template is used, so a template with an error in it harms nobody else.
+    `templatekit.template_files(folder)` returns every `.jinja` file of a folder. A template is compiled only when it is
+    used, so an error in one does not affect the others.
     """
     raise NotImplementedError
 
 
 @hookspec
 def templatekit_sources() -> Iterable[Source]:
-    """Offer places to read records from: `--dataset ADDRESS`.
+    """Offer sources, which read records from addresses: `--dataset ADDRESS`.
 
-    The sources are asked in order of registration, plugins' before the built-in ones, and the first whose `accepts`
-    says yes reads the address.
+    The first source whose `accepts` returns True reads the address. Sources are tried in the order of registration,
+    those of plugins before the built-in ones.
     """
     raise NotImplementedError
 
 
 @hookspec
 def templatekit_models() -> Iterable[ModelResolver]:
-    """Offer ways to find a model by name: `--model NAME`.
+    """Offer model resolvers, which find a model by name: `--model NAME`.
 
-    Asked only for names that are no local path. The first that does not answer None is taken; where all answer None
-    the name goes to the Hugging Face hub.
+    They are called only if the name is not a local path. The first result that is not None is used; if all are None,
+    the name is looked up on the Hugging Face hub.
     """
     raise NotImplementedError
 
 
 @hookspec
-def templatekit_exporters() -> Iterable[Sink]:
-    """Offer formats for prepared examples: `render --format NAME`.
+def templatekit_exporters() -> Iterable[BaseExporter]:
+    """Offer exporters, which write prepared examples: `render --format NAME`.
 
-    An `Exporter` writes a file of texts and ids, a `RecordExporter` conversations in an adapter's shape, a
-    `FolderExporter` a folder.
+    An `Exporter` writes a file of texts and ids, a `RecordExporter` writes conversations as an adapter's records, and a
+    `FolderExporter` writes a folder.
     """
     raise NotImplementedError

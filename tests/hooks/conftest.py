@@ -1,4 +1,4 @@
-"""Plugins in folders, and as pip leaves them."""
+"""Fixtures for plugins in folders, and for plugins as pip installs them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from templatekit.hooks.registry import PLUGIN_DIR_VARIABLE, SELECT_VARIABLE
+from templatekit.hooks.loading import PLUGIN_DIR_VARIABLE, SELECT_VARIABLE
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a plugin folder: `folder(oasst=source)` makes `oasst.py` in it."""
+    """A function that writes a plugin folder: `folder(oasst=source)` writes `oasst.py` into it."""
 
     def write(name: str = "plugins", **sources: str) -> Path:
         place = tmp_path / name
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterable[Callable[..., None]]:
-    """Puts a distribution on `sys.path` as pip would leave it, with one plugin module."""
+    """A function that puts a distribution with one plugin module on `sys.path`, as pip would install it."""
     modules: list[str] = []
 
     def write(distribution: str, entry: str, source: str, *, version: str = "1.0", site: str = "site") -> None:

@@ -1,4 +1,4 @@
-"""Plugins that break their contract: what is said of them, and that the others go on."""
+"""A plugin that breaks its contract is reported, and the other plugins keep working."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from templatekit import (
     render,
 )
 
-# Hooks that no host would call
+# Hooks that are never called
 
 
 def broken_hook(folder: Callable[..., Path], source: str) -> str:
@@ -105,7 +105,7 @@ def test_a_hook_that_returns_something_else_is_named(items: object, message: str
         _ = registry.adapters
 
 
-# Plugins that fail: the others go on
+# Plugins that fail: the others keep working
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_hook_that_raises_leaves_out_what_it_offers(how: str) -> None:
     registry = create_registry(plugins=[plugin])
     assert "alpaca" in registry.adapters
     assert "given" not in registry.adapters
-    assert "own" in registry.templates, "its other hooks go on"
+    assert "own" in registry.templates, "its other hooks still work"
     said = "SystemExit: 0" if how == "exit" else "ValueError: no licence"
     assert reasons(registry) == {"offering": f"templatekit_adapters raised {said}"}
 
@@ -167,7 +167,7 @@ def templates_of_its_own() -> list[TemplateFile]:
 templates_of_its_own.__name__ = "templatekit_templates"
 
 
-def test_what_plugins_print_goes_to_stderr(folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_of_plugins_goes_to_stderr(folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     source = "print('imported')\n" + adapter_source().replace(
         "    return [Fable()]", "    print('asked')\n    return [Fable()]"
     )
@@ -177,7 +177,7 @@ def test_what_plugins_print_goes_to_stderr(folder: Callable[..., Path], capsys: 
     assert captured.err == "imported\nasked\n"
 
 
-# Adapters that break their contract, seen by the pipeline
+# Adapters that break their contract, in the pipeline
 
 
 def rendered_with(body: str, folder: Callable[..., Path], records: list[dict[str, Any]], **options: Any) -> list[Any]:
@@ -185,7 +185,7 @@ def rendered_with(body: str, folder: Callable[..., Path], records: list[dict[str
     return list(render(records, adapter="fable", registry=registry, **options))
 
 
-def test_a_plugin_may_do_what_it_likes_to_its_record(folder: Callable[..., Path]) -> None:
+def test_a_plugin_may_change_its_copy_of_the_record(folder: Callable[..., Path]) -> None:
     records = [{"q": "1", "a": "2", "deep": {"list": [1, {"x": 1}]}} for _ in range(3)]
     body = "record['q'] += '!'; record['deep']['list'][1].clear(); record['deep']['list'].pop(); del record['deep']"
     texts = [item.text for item in rendered_with(body, folder, records, template="alpaca-lora")]

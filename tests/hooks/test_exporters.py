@@ -17,10 +17,10 @@ from templatekit_sharegpt import ShareGPT
 import templatekit
 from templatekit import Example, Message, Record, RecordError, RecordExporter, prepare
 from templatekit.cli.output import write, write_whole
-from templatekit.config.options import DataOptions
+from templatekit.config.data_options import DataOptions
 from templatekit.errors import ConfigError, RunError
-from templatekit.hooks.registry import create_registry
-from templatekit.pipeline.outputs import admitted, some_parts
+from templatekit.hooks.loading import create_registry
+from templatekit.pipeline.outputs import admit_samples, chunks_for_exporter
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.types import RenderedText, Sample
 
@@ -136,7 +136,9 @@ def test_openai_has_calls_as_json_and_weights_of_answers() -> None:
 def exported(rows: list[Any], format: str, output: Path, **options: Any) -> Pipeline:
     pipeline = Pipeline(DataOptions.parse({"template": "alpaca", **options}), REGISTRY)
     exporter = REGISTRY.exporters[format]
-    write_whole(exporter, some_parts(pipeline.batches(pipeline.reader.gathered(rows)), exporter, pipeline), output)
+    write_whole(
+        exporter, chunks_for_exporter(pipeline.batches(pipeline.reader.select(rows)), exporter, pipeline), output
+    )
     return pipeline
 
 
@@ -216,7 +218,7 @@ def test_a_record_of_several_samples_is_one_conversation(tmp_path: Path) -> None
     samples = list(pipeline.run(rows))
     assert len(samples) == 2
     exporter = RecordExporter(REGISTRY.adapters["messages"])
-    [record] = admitted(exporter, samples, pipeline)
+    [record] = admit_samples(exporter, samples, pipeline)
     assert len(record["messages"]) == 4
 
 

@@ -1,4 +1,4 @@
-"""Plugins: how they are found, which are loaded, and what they may offer."""
+"""The registry: how plugins are found, which are loaded, and what they offer."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from templatekit import (
     render,
 )
 from templatekit.hooks import specs as hookspecs
+from templatekit.hooks.loading import PLUGIN_DIR_VARIABLE, REQUIRES, SELECT_VARIABLE
 from templatekit.hooks.offers import Offers, Plugin
-from templatekit.hooks.registry import PLUGIN_DIR_VARIABLE, REQUIRES, SELECT_VARIABLE, TRACE_VARIABLE
+from templatekit.hooks.registry import TRACE_VARIABLE
 
 # The hooks themselves
 
@@ -73,18 +74,18 @@ def test_without_entry_points_nothing_is_loaded() -> None:
         ("templatekit_exporters", "exporters", Exporter),
     ],
 )
-def test_each_hook_is_called_once_and_its_offers_are_kept(hook: str, attribute: str, kind: type[Any]) -> None:
+def test_each_hook_is_called_once_and_its_result_is_cached(hook: str, attribute: str, kind: type[Any]) -> None:
     calls = []
 
-    whole = {"name": "mine", **dict.fromkeys(getattr(kind, "__abstractmethods__", ()))}
-    mine = TemplateFile(name="mine", source="x") if kind is TemplateFile else type("Mine", (kind,), whole)()
+    members = {"name": "mine", **dict.fromkeys(getattr(kind, "__abstractmethods__", ()))}
+    mine = TemplateFile(name="mine", source="x") if kind is TemplateFile else type("Mine", (kind,), members)()
 
     def offer() -> Iterable[object]:
         calls.append(hook)
         yield mine
 
     registry = create_registry(entry_points=False, plugins=[offering(offer, hook)])
-    assert not calls, "hooks are called when something of their kind is first needed"
+    assert not calls, "hooks are called when a value of their kind is first needed"
     offers: Offers[object] = getattr(registry, attribute)
     assert offers["mine"] is mine
     assert list(offers) == ["mine"]
@@ -95,7 +96,7 @@ def test_each_hook_is_called_once_and_its_offers_are_kept(hook: str, attribute: 
 
 def test_every_hook_is_documented_typed_and_tested() -> None:
     specs = {name: value for name, value in vars(hookspecs).items() if name.startswith("templatekit_")}
-    marks = test_each_hook_is_called_once_and_its_offers_are_kept.pytestmark
+    marks = test_each_hook_is_called_once_and_its_result_is_cached.pytestmark
     tested = {case[0] for case in marks[0].args[1]}
     assert set(specs) == tested
     for name, spec in specs.items():
@@ -112,7 +113,7 @@ def test_a_hook_may_return_nothing() -> None:
     assert not create_registry(entry_points=False, plugins=[offering(None)]).adapters
 
 
-def test_sources_of_plugins_are_asked_before_the_built_in_ones() -> None:
+def test_sources_of_plugins_are_tried_before_the_built_in_ones() -> None:
     class Mine(Source):
         name = "mine"
 
@@ -141,7 +142,9 @@ def test_a_plugin_folder_offers_adapters_and_templates(folder: Callable[..., Pat
     assert registry.templates.owner("qa").origin == str(place)
 
 
-def test_the_folder_variable_is_parted_as_path_is(folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_variable_is_separated_like_path(
+    folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = folder("first", one=adapter_source("one")), folder("second", two=adapter_source("two"))
     monkeypatch.setenv(PLUGIN_DIR_VARIABLE, f"{first}:{second}:")
     assert {"one", "two"} <= set(create_registry().adapters)
@@ -164,7 +167,7 @@ def test_folders_of_one_name_may_both_hold_templates(folder: Callable[..., Path]
     assert {"qa0", "qa1"} <= set(create_registry(plugin_dirs=places).templates)
 
 
-def test_hidden_and_underscored_files_are_no_plugins(folder: Callable[..., Path]) -> None:
+def test_hidden_and_underscored_files_are_not_plugins(folder: Callable[..., Path]) -> None:
     place = folder(fable=adapter_source(), _helper="raise SystemExit", __init__="raise SystemExit")
     (place / ".#fable.py").write_text("raise SystemExit")
     registry = create_registry(plugin_dirs=[place])
@@ -173,7 +176,7 @@ def test_hidden_and_underscored_files_are_no_plugins(folder: Callable[..., Path]
 
 
 @pytest.mark.parametrize("what", ["missing", "a file"])
-def test_a_plugin_folder_must_be_one(what: str, tmp_path: Path) -> None:
+def test_a_plugin_folder_must_be_a_folder(what: str, tmp_path: Path) -> None:
     place = tmp_path / "plugins"
     if what == "a file":
         place.write_text("")
@@ -211,17 +214,17 @@ def test_a_variable_chooses_the_installed_plugins(
         monkeypatch.setenv(SELECT_VARIABLE, value)
     adapters = set(create_registry().adapters)
     assert adapters & {"one", "two"} == loaded
-    assert "alpaca" in adapters, "the built-ins are always there"
+    assert "alpaca" in adapters, "the built-in plugins are always loaded"
 
 
 @pytest.mark.usefixtures("two_installed")
-def test_the_keyword_goes_before_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_keyword_has_precedence_over_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SELECT_VARIABLE, "none")
     assert {"two"} == set(create_registry(select=["two"]).adapters) & {"one", "two"}
 
 
 @pytest.mark.usefixtures("two_installed")
-def test_a_misspelt_choice_is_answered_with_the_nearest_installed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelt_selection_suggests_an_installed_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SELECT_VARIABLE, "onne")
     with pytest.raises(
         UnknownNameError, match=r"no installed plugin named 'onne'; did you mean 'one'\?.*TEMPLATEKIT_P"
@@ -229,7 +232,7 @@ def test_a_misspelt_choice_is_answered_with_the_nearest_installed_one(monkeypatc
         create_registry()
 
 
-# Two of one name
+# Two with the same name
 
 
 def test_two_plugins_offering_one_adapter_are_both_named(folder: Callable[..., Path]) -> None:
@@ -243,10 +246,10 @@ def test_two_plugins_offering_one_adapter_are_both_named(folder: Callable[..., P
             "choose first:same or second:same"
         )
     assert "same" not in adapters
-    assert adapters["other"].name == "other", "nobody else is harmed"
+    assert adapters["other"].name == "other", "others are not affected"
 
 
-def test_a_plugins_name_chooses_between_two_of_one_name(folder: Callable[..., Path]) -> None:
+def test_a_qualified_name_chooses_between_two_with_one_name(folder: Callable[..., Path]) -> None:
     place = folder(first=adapter_source("same"), second=adapter_source("same", "record = {'q': 'second', 'a': 'a'}"))
     registry = create_registry(plugin_dirs=[place])
     assert {"first:same", "second:same"} <= set(registry.adapters)
@@ -263,7 +266,7 @@ def test_a_plugins_name_chooses_between_two_of_one_name(folder: Callable[..., Pa
         next(render([record], template="chapter7", registry=registry))
 
 
-def test_a_plugin_cannot_take_a_built_in_name() -> None:
+def test_a_plugin_cannot_replace_a_built_in_adapter() -> None:
     class Alpaca(Given):
         name = "alpaca"
 
@@ -304,7 +307,7 @@ def test_a_plugin_for_another_version_is_left_out(wanted: object, reason: str, f
         registry.adapters["fable"]
 
 
-def test_what_a_distribution_requires_is_checked_before_its_import(
+def test_requirements_of_a_distribution_are_checked_before_its_import(
     install: Callable[..., None], tmp_path: Path
 ) -> None:
     for name, wanted in {"old": "templatekit<0.0.1; extra == 'x'", "new": "templatekit (>=99)"}.items():
@@ -316,13 +319,13 @@ def test_what_a_distribution_requires_is_checked_before_its_import(
     assert reasons(registry) == {
         "new": f"it needs templatekit >=99; this is {version}; install a version of either that fits"
     }
-    assert "old" in registry.adapters, "what an extra asks for is not asked of all"
+    assert "old" in registry.adapters, "requirements of an extra are ignored"
 
 
-# Seeing what happens
+# Logging
 
 
-def test_hooks_are_traced_where_asked(
+def test_a_variable_turns_on_the_log_of_imports_and_hooks(
     folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = folder(fable=adapter_source(), broken="1 / 0")
@@ -351,7 +354,7 @@ def test_two_distributions_with_one_entry_point_name_are_both_named(install: Cal
         PluginError, match=r"plugin named 'same': kit-(one|two) 1\.0 and kit-(one|two) 1\.0; uninstall one"
     ):
         create_registry()
-    assert "alpaca" in create_registry(select=[]).adapters, "there is a way on without uninstalling"
+    assert "alpaca" in create_registry(select=[]).adapters, "a selection is a way out without uninstalling"
 
 
 def test_one_distribution_may_not_use_a_name_twice(install: Callable[..., None]) -> None:
@@ -365,13 +368,13 @@ def test_one_distribution_may_not_use_a_name_twice(install: Callable[..., None])
         create_registry()
 
 
-def test_one_distribution_seen_twice_is_no_duplicate(install: Callable[..., None]) -> None:
+def test_one_distribution_found_twice_is_not_a_duplicate(install: Callable[..., None]) -> None:
     install("kit-one", "one", adapter_source("one"), site="here")
     install("kit-one", "one", adapter_source("one"), site="there")
     assert "one" in create_registry().adapters
 
 
-def test_a_distribution_without_metadata_still_has_its_say(install: Callable[..., None], tmp_path: Path) -> None:
+def test_a_distribution_without_metadata_is_loaded(install: Callable[..., None], tmp_path: Path) -> None:
     install("kit-one", "one", adapter_source("one"))
     (tmp_path / "site" / "kit_one-1.0.dist-info" / "METADATA").unlink()
     registry = create_registry()

@@ -1,0 +1,105 @@
+"""Functions with which adapters read the fields of a record: texts, lists of objects, tools and loss weights.
+
+A field that is missing or has the wrong type is a `RecordError`; nothing is converted to text silently.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from templatekit.errors import RecordError, shorten
+from templatekit.types import Record
+
+WEIGHT_KEYS = ("weight", "loss_weight", "train")
+"""The keys under which a message may hold its loss weight: a number, or true or false."""
+
+
+def text_of(record: Record, key: str, *, required: bool = True) -> str:
+    """Return the text under `key`. A missing or null value is an error, or "" if the text is not required.
+
+    Any other value than text is an error: numbers and lists are never converted silently.
+    """
+    value = record.get(key)
+    if value is None:
+        if not required:
+            return ""
+        close = [] if key in record else get_close_matches(key, map(str, record), n=1)
+        found = "null" if key in record else f"keys {', '.join(sorted(map(str, record))) or '(none)'}"
+        hint = f"; is {close[0]!r} meant? then --columns {key}={close[0]}" if close else ""
+        raise RecordError(f"missing; found {found}; expected text{hint}", field=key, reason=f"missing_{key}")
+    if not isinstance(value, str):
+        raise RecordError(
+            f"not text; found {type(value).__name__} {shorten(value)}; expected text", field=key, reason=f"bad_{key}"
+        )
+    return value
+
+
+def objects_of(record: Record, key: str) -> tuple[Mapping[str, Any], ...]:
+    """Return the list of objects under `key`; a missing or null value and "" are an empty list.
+
+    The list, or each object in it, may be JSON text: files with columns store objects so if their keys differ.
+    """
+    values = _from_json(record.get(key), key)
+    if values is None or values == "":
+        return ()
+    if isinstance(values, list):
+        values = [_from_json(value, key) for value in values]
+        if all(isinstance(value, Mapping) for value in values):
+            return tuple(values)
+    raise RecordError(
+        f"found {shorten(record[key])}; expected a list of objects, or JSON of one", field=key, reason=f"bad_{key}"
+    )
+
+
+def _from_json(value: object, key: str) -> Any:
+    if not isinstance(value, str) or not value.strip():
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(
+            f"found {shorten(value)}; expected a list of objects, or JSON of one; not JSON: {error}",
+            field=key,
+            reason=f"bad_{key}",
+        ) from None
+
+
+def tools_of(record: Record, key: str = "tools") -> tuple[Mapping[str, Any], ...]:
+    """Return the tools under `key` as servers receive them: `{"type": "function", "function": {…}}`.
+
+    A bare function is put into that shape. JSON text is read as in `objects_of`.
+    """
+    return tuple(as_function(tool) for tool in objects_of(record, key))
+
+
+def as_function(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a tool, or a tool call, as `{"type": "function", "function": {…}}`, with its `id`.
+
+    A value that is no bare function is returned as it is.
+    """
+    if "function" in value or not isinstance(value.get("name"), str) or value.get("type", "function") != "function":
+        return value
+    outer = {key: item for key, item in value.items() if key in ("id", "index")}
+    inner = {key: item for key, item in value.items() if key not in ("id", "index", "type")}
+    return {**outer, "type": "function", "function": inner}
+
+
+def weight_of(record: Record) -> float:
+    """Return the product of a message's values under `WEIGHT_KEYS`: 1 without any, 0 with `train: false`."""
+    product = 1.0
+    for key in WEIGHT_KEYS:
+        weight = record.get(key)
+        if weight is None:
+            continue
+        if not isinstance(weight, (int, float)) or not 0 <= weight <= sys.float_info.max:
+            raise RecordError(
+                f"found {shorten(weight)}; expected a number of at least 0, or true or false",
+                field=key,
+                reason="bad_weight",
+            )
+        product *= weight
+    return min(product, sys.float_info.max)
