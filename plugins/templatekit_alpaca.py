@@ -1,4 +1,4 @@
-"""Alpaca and its relatives: instruction, optional input, output."""
+"""The adapter `alpaca`, for Alpaca and similar data sets: instruction, optional input, output."""
 
 from collections.abc import Iterable, Mapping, Set
 
@@ -6,10 +6,9 @@ from templatekit import Adapter, Example, Message, Record, RecordError, hookimpl
 
 
 class Alpaca(Adapter):
-    """`instruction`, `input` (missing, null and empty mean none), `output`.
+    """Reads `instruction`, `input` (may be missing, null or empty) and `output`.
 
-    `response` is read where there is no `output` (GPTeacher), and `instances[0]` where the answer is nested
-    (self-instruct).
+    Without `output`, the answer is `response` (GPTeacher). In nested records (self-instruct) it is in `instances[0]`.
     """
 
     name = "alpaca"
@@ -18,12 +17,12 @@ class Alpaca(Adapter):
     required = ("instruction", "output")
 
     def matches(self, keys: Set[str]) -> bool:
-        """Dolly's records have an instruction and a response too, but no input."""
+        """Return whether the keys are Alpaca's. `instruction` and `response` without `input` are Dolly's."""
         answered = "output" in keys or "instances" in keys or {"input", "response"} <= keys
         return "instruction" in keys and answered
 
     def to_example(self, record: Record) -> Example:
-        """A user's instruction with its input as context, and the answer."""
+        """Return the instruction, with the input as its context, and the answer."""
         nested = record.get("instances") is not None
         answer = _instance(record) if nested else record
         context = text_of(answer, "input", required=False)
@@ -35,7 +34,9 @@ class Alpaca(Adapter):
                 reason="not_alpaca",
             )
         key = "response" if answer.get("output") is None and "response" in answer else "output"
-        _refuse_others(record, ("input", "output", "response") if nested else ("response",) if key == "output" else ())
+        _refuse_second_answer(
+            record, ("input", "output", "response") if nested else ("response",) if key == "output" else ()
+        )
         system = text_of(record, "system", required=False)
         return Example(
             messages=(
@@ -50,14 +51,14 @@ class Alpaca(Adapter):
         )
 
     def to_record(self, example: Example) -> Record:
-        """The flat form, with `output`."""
+        """Return the flat form, with `output`."""
         *before, user, assistant = example.messages
         record = {"instruction": user.content, "input": user.context, "output": assistant.content}
         return record | ({"system": before[0].content} if before else {})
 
 
-def _refuse_others(record: Record, keys: Iterable[str]) -> None:
-    """A second answer would be lost in silence."""
+def _refuse_second_answer(record: Record, keys: Iterable[str]) -> None:
+    """Raise `RecordError` if there is text under one of the keys: it would be lost silently."""
     for key in keys:
         if record.get(key):
             raise RecordError(

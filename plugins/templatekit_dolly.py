@@ -1,4 +1,4 @@
-"""Databricks' Dolly: instruction, context, response, category."""
+"""The adapter `dolly`, for Databricks' Dolly: instruction, context, response, category."""
 
 from collections.abc import Iterable, Set
 
@@ -6,7 +6,7 @@ from templatekit import Adapter, Example, Message, Record, RecordError, hookimpl
 
 
 class Dolly(Adapter):
-    """`instruction`, `context` (missing, null and empty mean none), `response`; `category` is kept as metadata."""
+    """Reads `instruction`, `context` (may be missing, null or empty) and `response`; `category` becomes metadata."""
 
     name = "dolly"
     description = "instruction, optional context, response, optional category"
@@ -14,11 +14,11 @@ class Dolly(Adapter):
     required = ("instruction", "response")
 
     def matches(self, keys: Set[str]) -> bool:
-        """Alpaca's relatives with a response have an input beside it."""
+        """Return whether the keys are Dolly's. With `input` or `output` they are Alpaca's."""
         return super().matches(keys) and "input" not in keys and "output" not in keys
 
     def to_example(self, record: Record) -> Example:
-        """A user's instruction with its context, and the answer."""
+        """Return the instruction, with its context, and the answer."""
         category = text_of(record, "category", required=False)
         context = text_of(record, "context", required=False)
         if record.get("input") and not context:
@@ -41,7 +41,7 @@ class Dolly(Adapter):
         )
 
     def to_record(self, example: Example) -> Record:
-        """With `category` where the record had one."""
+        """Return the record, with `category` if the example has one."""
         user, assistant = example.messages
         record = {"instruction": user.content, "context": user.context, "response": assistant.content}
         return record | dict(example.metadata)

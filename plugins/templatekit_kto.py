@@ -1,4 +1,4 @@
-"""Answers that someone found good or bad, one a row, as KTO is trained on them."""
+"""The adapter `kto`: one answer a row, labelled as good or bad (KTO, Kahneman-Tversky optimization)."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -9,9 +9,9 @@ from templatekit import Adapter, Example, Record, RecordError, hookimpl
 
 
 class KTO(PromptCompletion):
-    """`prompt` and `completion`, each text, a message or messages, and `label`: true, false, 1 or 0.
+    """Reads `prompt` and `completion`, each text, a message or messages, and `label`: true, false, 1 or 0.
 
-    The label is kept as metadata. A bad answer has weight 0: supervised training leaves it out.
+    The label becomes metadata. A bad answer has weight 0, so that supervised training skips it.
     """
 
     name = "kto"
@@ -24,14 +24,14 @@ class KTO(PromptCompletion):
     )
 
     def to_example(self, record: Record) -> Example:
-        """The conversation, with the label in its metadata."""
+        """Return the conversation, with the label in its metadata."""
         label = _label(record)
         example = super().to_example(record)
         messages = example.messages if label else untrained(example.messages)
         return replace(example, messages=messages, metadata={"label": label})
 
     def to_record(self, example: Example) -> Record:
-        """With the label as true or false."""
+        """Return the record, with the label as true or false."""
         return {**super().to_record(example), "label": example.metadata["label"]}
 
 

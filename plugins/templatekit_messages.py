@@ -1,4 +1,4 @@
-"""Conversations as OpenAI's chat API has them: messages with role and content."""
+"""The adapter `messages` and the exporter `openai`, for conversations as in OpenAI's chat API: role and content."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -21,10 +21,10 @@ from templatekit import (
 )
 
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Under which a message may hold the assistant's thinking."""
+"""The keys under which a message may hold the assistant's thinking."""
 
 TEXT_PARTS = {"text": ("text", "value"), "input_text": ("text",), "output_text": ("text",), "refusal": ("refusal",)}
-"""Kinds of content parts that are text, with the keys under which it stands."""
+"""The types of content parts that are text, with the keys that may hold the text."""
 
 MESSAGE_KEYS = frozenset(
     (
@@ -36,12 +36,11 @@ MESSAGE_KEYS = frozenset(
 
 
 class Messages(Adapter):
-    """`messages`: objects with `role` and `content`, the latter text or a list of text parts; optional `tools` and
-    `documents`, as lists or as JSON.
+    """Reads `messages`, objects with `role` and `content`, and optional `tools` and `documents`, as lists or JSON text.
 
-    A message may carry reasoning (`reasoning_content`, `reasoning` or `thinking`), `tool_calls`, `tool_call_id`, `name`
-    and a weight (`weight`, `loss_weight` or `train`). The older `function_call` and the role `function` are read as
-    tool calls and their answers.
+    The content is text or a list of text parts. A message may also have reasoning (`reasoning_content`, `reasoning` or
+    `thinking`), `tool_calls`, `tool_call_id`, `name` and a weight (`weight`, `loss_weight` or `train`). The older
+    `function_call` is read as a tool call, and the role `function` as `tool`.
     """
 
     name = "messages"
@@ -51,7 +50,7 @@ class Messages(Adapter):
     required = ("messages",)
 
     def to_example(self, record: Record) -> Example:
-        """Every message in order."""
+        """Return every message in order."""
         messages = record.get("messages")
         if not isinstance(messages, list) or not messages:
             raise RecordError(
@@ -66,7 +65,7 @@ class Messages(Adapter):
         )
 
     def to_record(self, example: Example) -> Record:
-        """With content as text or parts, and the optional keys where they say something."""
+        """Return the record, with the content as text or parts, and the optional keys that are not empty."""
         messages = []
         for message in example.messages:
             content = [dict(part) for part in message.parts] or message.content
@@ -81,8 +80,8 @@ class Messages(Adapter):
             if message.weight != 1:
                 written["weight"] = message.weight
             messages.append(written)
-        beside = {"tools": list(example.tools), "documents": list(example.documents)}
-        return {"messages": messages} | {key: value for key, value in beside.items() if value}
+        others = {"tools": list(example.tools), "documents": list(example.documents)}
+        return {"messages": messages} | {key: value for key, value in others.items() if value}
 
 
 def _message(value: object, where: str) -> Message:
@@ -122,7 +121,7 @@ def _function_call(value: object) -> Mapping[str, Any]:
 
 
 def _text(value: Mapping[str, Any], *, required: bool) -> str:
-    """The content where it is text; a refusal is one too, and stands in its place."""
+    """The content if it is text, or the text of a refusal instead."""
     refusal = text_of(value, "refusal", required=False)
     if value.get("content") == []:
         return refusal
@@ -133,7 +132,7 @@ def _text(value: Mapping[str, Any], *, required: bool) -> str:
 
 
 def _parts(value: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    """The content's parts, as `{"type": "text", "text": …}`; none where it is text."""
+    """The parts of the content as `{"type": "text", "text": …}`; empty if the content is text."""
     content = value.get("content")
     parts = enumerate(content if isinstance(content, list) else ())
     return tuple(_part(part, f"content[{index}]") for index, part in parts)
@@ -157,9 +156,9 @@ def _part(part: object, field: str) -> Mapping[str, Any]:
     except RecordError as error:
         error.field = f"{field}.{error.field}"
         raise
-    # Columnar files give every part the keys of all: templates would take a null `image` for an image.
-    beside = {name: item for name, item in part.items() if item is not None and name not in ("type", key)}
-    return {"type": "text", "text": text, **beside}
+    # In columnar files every part has the keys of all parts, and templates would take a null `image` for an image.
+    others = {name: item for name, item in part.items() if item is not None and name not in ("type", key)}
+    return {"type": "text", "text": text, **others}
 
 
 def _reasoning(value: Mapping[str, Any], where: str) -> str:
@@ -172,10 +171,10 @@ def _reasoning(value: Mapping[str, Any], where: str) -> str:
 
 
 class OpenAI(RecordExporter):
-    """OpenAI's fine-tuning files: `messages` and `tools`, with weights 0 and 1, and calls whose arguments are JSON."""
+    """Writes OpenAI's fine-tuning files: `messages` and `tools`, with weights 0 and 1, and arguments as JSON text."""
 
     def laid_out(self, record: Mapping[str, Any], example: Example) -> Mapping[str, Any]:
-        """The record; what OpenAI's files have no key for is refused."""
+        """Return the record; refuse an example with something that OpenAI's files have no key for."""
         for index, (message, written) in enumerate(zip(example.messages, record["messages"], strict=True)):
             where = f"messages[{index}]"
             if message.role not in ("system", "developer", "user", "assistant", "tool"):
@@ -192,7 +191,7 @@ class OpenAI(RecordExporter):
                 if not call.get("id"):
                     raise self.refusal(f"{where}: a tool call without an id")
             if calls := written.get("tool_calls"):
-                written["tool_calls"] = [_with_json(call) for call in calls]
+                written["tool_calls"] = [_with_json_arguments(call) for call in calls]
         if example.documents:
             raise self.refusal("documents")
         if example.messages[-1].role != "assistant":
@@ -200,7 +199,7 @@ class OpenAI(RecordExporter):
         return record
 
 
-def _with_json(call: Mapping[str, Any]) -> dict[str, Any]:
+def _with_json_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
     function = dict(call["function"])
     if not isinstance(function.get("arguments"), str):
         function["arguments"] = json.dumps(function.get("arguments", {}), ensure_ascii=False)
@@ -215,5 +214,5 @@ def templatekit_adapters() -> Iterable[Adapter]:
 
 @hookimpl
 def templatekit_exporters() -> Iterable[RecordExporter]:
-    """OpenAI's files, which many trainers read."""
+    """One exporter."""
     return [OpenAI(Messages(), name="openai", description="OpenAI's fine-tuning JSON Lines: messages, tools")]

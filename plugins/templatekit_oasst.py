@@ -1,4 +1,7 @@
-"""OpenAssistant's message trees: every message may have several replies, and each way down is a conversation."""
+"""The adapters `oasst` and `oasst-all`, for OpenAssistant's message trees.
+
+A message may have several replies, so each path from the first message to a last one is a conversation.
+"""
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -9,19 +12,21 @@ from templatekit import Adapter, Example, Message, Record, RecordError, hookimpl
 
 ROLES = {"prompter": "user", "assistant": "assistant"}
 _NAMES = {role: name for name, role in ROLES.items()}
-_KEPT = ("message_tree_id", "tree_state", "lang")
+_METADATA_KEYS = ("message_tree_id", "tree_state", "lang")
 
 
 class BestReplies(Adapter):
-    """A tree a row (`prompt`, with `replies` in it), or a message a row (`message_id`, `parent_id`, `role`, `text`).
+    """Reads a tree from one row (`prompt`, with `replies`), or from one row for each message.
 
-    The conversation takes the best-ranked reply at each step: `rank` 0 is the best, then as they lie in the file.
-    Deleted messages are left out, with all below them, and so are questions that nobody answered.
+    Rows of messages have `message_id`, `parent_id`, `role` and `text`.
+
+    The conversation follows the best-ranked reply at each step: `rank` 0 is the best, and equal ranks are in the order
+    of the file. Deleted messages, all replies below them and unanswered questions are left out.
     """
 
     name = "oasst"
     description = "OpenAssistant's trees, a tree or a message a row: the best-ranked reply at each step"
-    keys = (*_KEPT, "prompt", "records", "message_id", "parent_id", "role", "text", "rank", "deleted")
+    keys = (*_METADATA_KEYS, "prompt", "records", "message_id", "parent_id", "role", "text", "rank", "deleted")
     required: ClassVar[tuple[str, ...]] = ("message_tree_id",)
     example_records: ClassVar[tuple[Record, ...]] = (
         {
@@ -54,21 +59,21 @@ class BestReplies(Adapter):
     )
 
     def group(self, record: Record) -> Hashable:
-        """The tree that a message is of; published files have the messages of a tree one after the other."""
+        """Return the tree of a message; published files have the messages of a tree one after the other."""
         tree = record.get("message_tree_id") if "message_id" in record else None
         return tree if isinstance(tree, str) else None
 
     def to_example(self, record: Record) -> Example:
-        """The conversation along the best replies."""
-        tree = _tree(record)
-        way = [tree.root]
-        while way[-1].replies:
-            way.append(way[-1].replies[0])
-        beside = Counter({"lower-ranked reply and what follows it": tree.size - len(way)})
-        return _example([node.message for node in way], tree, tree.left_out + beside)
+        """Return the conversation of the best replies."""
+        tree = _read_tree(record)
+        path = [tree.root]
+        while path[-1].replies:
+            path.append(path[-1].replies[0])
+        lower_ranked = Counter({"lower-ranked reply and what follows it": tree.size - len(path)})
+        return _example([node.message for node in path], tree, tree.left_out + lower_ranked)
 
     def to_record(self, example: Example) -> Record:
-        """A tree of one branch."""
+        """Return a tree with one path."""
         replies: list[dict[str, Any]] = []
         for message in reversed(example.messages):
             replies = [{"role": _NAMES[message.role], "text": message.content, "replies": replies}]
@@ -78,23 +83,23 @@ class BestReplies(Adapter):
 
 
 class AllReplies(BestReplies):
-    """The same trees; each way from the first message to a last answer is a conversation of its own.
+    """Reads the same trees; each path from the first message to a last answer is a separate conversation.
 
-    An answer that stands in several of them is trained in the first.
+    An answer that is in several conversations is trained only in the first.
     """
 
     name = "oasst-all"
-    description = "OpenAssistant's trees, a tree or a message a row: every way down as a conversation"
-    required = ()  # to be named: the keys are those of `oasst`
+    description = "OpenAssistant's trees, a tree or a message a row: every path as a conversation"
+    required = ()  # its records have the keys of `oasst`, so it is never inferred: it must be named
 
     def to_examples(self, record: Record) -> Iterable[Example]:
-        """Every conversation, along the best replies first."""
-        tree = _tree(record)
+        """Return every conversation; the first follows the best replies."""
+        tree = _read_tree(record)
         left_out = tree.left_out
         trained: set[int] = set()
-        for way in _ways(tree.root):
-            yield _example([_untrained(node, trained) for node in way], tree, left_out)
-            trained.update(map(id, way))
+        for path in _paths(tree.root):
+            yield _example([_train_once(node, trained) for node in path], tree, left_out)
+            trained.update(map(id, path))
             left_out = Counter()
 
 
@@ -103,11 +108,11 @@ class _Node:
     message: Message
     rank: float
     replies: list["_Node"] = field(default_factory=list)
-    """The best first."""
+    """The best reply first."""
 
     @property
-    def answers(self) -> bool:
-        """Whether it is an answer, or leads to one."""
+    def has_answer(self) -> bool:
+        """Whether the message is an answer, or has replies (those without an answer below are removed first)."""
         return self.message.role == "assistant" or bool(self.replies)
 
 
@@ -123,28 +128,29 @@ def _example(messages: Iterable[Message], tree: _Tree, left_out: Counter[str]) -
     return Example(messages=tuple(messages), metadata=tree.metadata, left_out=dict(+left_out))
 
 
-def _untrained(node: _Node, trained: set[int]) -> Message:
+def _train_once(node: _Node, trained: set[int]) -> Message:
+    """The node's message, with weight 0 if it is already trained."""
     return replace(node.message, weight=0.0) if id(node) in trained else node.message
 
 
-def _ways(root: _Node) -> Iterator[tuple[_Node, ...]]:
-    """From the root to each leaf, in order."""
-    way: list[_Node] = []
+def _paths(root: _Node) -> Iterator[tuple[_Node, ...]]:
+    """The path from the root to each leaf, in order."""
+    path: list[_Node] = []
     stack = [(root, 0)]
     while stack:
         node, depth = stack.pop()
-        way[depth:] = [node]
+        path[depth:] = [node]
         stack += [(reply, depth + 1) for reply in reversed(node.replies)]
         if not node.replies:
-            yield tuple(way)
+            yield tuple(path)
 
 
-def _tree(record: Record) -> _Tree:
-    """The tree, without what is left out; raises `RecordError` where no answer is left."""
+def _read_tree(record: Record) -> _Tree:
+    """The tree without deleted and unanswered messages; raises `RecordError` if no answer remains."""
     left_out: Counter[str] = Counter()
     top = record.get("prompt")
     if "records" in record or ("message_id" in record and top is None):
-        top = _rooted(record.get("records", [record]), left_out)
+        top = _join_rows(record.get("records", [record]), left_out)
     if not isinstance(top, Mapping):
         raise RecordError(
             f"found {top!r:.60}; expected a message with role, text and replies", field="prompt", reason="bad_message"
@@ -156,25 +162,27 @@ def _tree(record: Record) -> _Tree:
         node, value, where = stack.pop()
         nodes.append(node)
         for index, reply in enumerate(_replies(value, where)):
-            place = f"{where}.replies[{index}]" if "message_id" not in reply else f"message {reply['message_id']!r:.60}"
+            location = (
+                f"{where}.replies[{index}]" if "message_id" not in reply else f"message {reply['message_id']!r:.60}"
+            )
             if reply.get("deleted"):
                 left_out["deleted message"] += 1
                 left_out["message below a deleted one"] += _count(reply) - 1
             else:
-                child = _node(reply, place)
+                child = _node(reply, location)
                 node.replies.append(child)
-                stack.append((child, reply, place))
+                stack.append((child, reply, location))
         node.replies.sort(key=lambda reply: reply.rank)
     size = len(nodes)
-    for node in reversed(nodes):  # every node before the one that it replies to
-        kept = [reply for reply in node.replies if reply.answers]
+    for node in reversed(nodes):  # replies before the message that they reply to
+        kept = [reply for reply in node.replies if reply.has_answer]
         size -= len(node.replies) - len(kept)
         node.replies = kept
-    if not root.answers:
+    if not root.has_answer:
         raise RecordError("nobody answered; expected a reply of the assistant's", field="prompt", reason="no_response")
     left_out["question without an answer"] = len(nodes) - size
     values = {**top, **record}
-    metadata = {key: text for key in _KEPT if (text := text_of(values, key, required=False))}
+    metadata = {key: text for key in _METADATA_KEYS if (text := text_of(values, key, required=False))}
     return _Tree(root=root, size=size, left_out=left_out, metadata=metadata)
 
 
@@ -206,7 +214,7 @@ def _replies(value: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
 
 
 def _count(value: Mapping[str, Any]) -> int:
-    """A message and all below it."""
+    """The count of a message and all messages below it."""
     count, stack = 0, [value]
     while stack:
         message = stack.pop()
@@ -215,8 +223,8 @@ def _count(value: Mapping[str, Any]) -> int:
     return count
 
 
-def _rooted(rows: object, left_out: Counter[str]) -> Mapping[str, Any]:
-    """The first message of a tree whose messages are rows, with the others under `replies`."""
+def _join_rows(rows: object, left_out: Counter[str]) -> Mapping[str, Any]:
+    """The first message of a tree whose messages are separate rows, with the others nested under `replies`."""
     messages: dict[str, dict[str, Any]] = {}
     for row in rows if isinstance(rows, list) else [rows]:
         if not isinstance(row, Mapping):
@@ -245,5 +253,5 @@ def _rooted(rows: object, left_out: Counter[str]) -> Mapping[str, Any]:
 
 @hookimpl
 def templatekit_adapters() -> Iterable[Adapter]:
-    """Two ways through the same trees."""
+    """Two adapters for the same records."""
     return [BestReplies(), AllReplies()]

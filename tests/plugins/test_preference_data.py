@@ -15,7 +15,7 @@ from testkit.look import Eye
 
 from templatekit import Adapter, Example, Message, PreferenceExample, RecordError, Registry, RenderedText, render
 from templatekit.pipeline.pipeline import Pipeline
-from templatekit.testing.adversarial import UNICODE, WHITESPACE
+from templatekit.testing.texts import UNICODE, WHITESPACE
 
 Eyes = Callable[[str], Eye]
 NAMES = {"user": "human", "assistant": "gpt", "system": "system"}
@@ -174,7 +174,7 @@ def test_what_is_odd_is_used_and_counted(eye_of: Eyes) -> None:
     early = eye_of("qwen3").pipeline("chatml")
     (item,) = early.run(rows[15:16])
     assert early.counts.early_pairs == 1
-    assert "note: pairs that part before the last message: 1" in early.counts.lines(tokens=True)
+    assert "note: pairs that differ before the last message: 1" in early.counts.lines(tokens=True)
     assert item.rendered.text.count("<|im_start|>assistant") == 2
 
 
@@ -240,34 +240,34 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
         "preference",
         {"chosen": said("q", "x"), "rejected": said("r", "y")},
         "prompts_differ",
-        "chosen[0]: chosen and rejected part at a message of 'user'; expected one prompt, and answers of the "
+        "chosen[0]: chosen and rejected differ at a message of 'user'; expected one prompt, and answers of the "
         "assistant's; to train on the chosen conversations as they are: --columns transcript=chosen",
     ),
     (
         "preference",
         {"chosen": openai("q", "a", "r", "x"), "rejected": openai("q", "a", "t", "y")},
         "prompts_differ",
-        "chosen[2]: chosen and rejected part at a message of 'user'; expected one prompt, and answers of the "
+        "chosen[2]: chosen and rejected differ at a message of 'user'; expected one prompt, and answers of the "
         "assistant's; to train on the chosen conversations as they are: --columns messages=chosen",
     ),
     (
         "preference",
         {"chosen": sharegpt("q", "x"), "rejected": sharegpt("r", "y")},
         "prompts_differ",
-        "chosen[0]: chosen and rejected part at a message of 'user'; expected one prompt, and answers of the "
+        "chosen[0]: chosen and rejected differ at a message of 'user'; expected one prompt, and answers of the "
         "assistant's; to train on the chosen conversations as they are: --columns conversations=chosen",
     ),
     (
         "preference",
         {"chosen": openai("", "x")[1:], "rejected": openai("", "y")[1:]},
         "prompts_differ",
-        "chosen[0]: chosen and rejected part at a message of 'assistant'; expected one prompt",
+        "chosen[0]: chosen and rejected differ at a message of 'assistant'; expected one prompt",
     ),
     (
         "preference",
         {"prompt": "other", "chosen": openai("q", "x"), "rejected": openai("q", "y")},
         "prompt_not_shared",
-        "prompt: found 'other'; expected what chosen and rejected begin with",
+        "prompt: found 'other'; expected a message that both chosen and rejected start with",
     ),
     (
         "preference",
