@@ -1,4 +1,4 @@
-"""What the command line does, as Python calls: `render` and `prepare`. Training's is `templatekit.training.run`."""
+"""The Python calls `render` and `prepare`, which do what the command line does. For `finetune` see `training.run`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
 
-from templatekit.cache import prepared_batches, prepared_parts
-from templatekit.config.options import DataOptions, RenderOptions
-from templatekit.engines.processes import local_workers
+from templatekit.cache import prepare_batches, prepare_output
+from templatekit.config.data_options import DataOptions
+from templatekit.config.render_options import RenderOptions
+from templatekit.engines.processes import process_engine
 from templatekit.errors import ConfigError, RecordError, shorten
 from templatekit.formats.template import Template
 from templatekit.hooks.contracts import Adapter
-from templatekit.hooks.registry import Registry, create_registry
-from templatekit.packing import Sequences, pack_arrays, packed
+from templatekit.hooks.loading import create_registry
+from templatekit.hooks.registry import Registry
+from templatekit.packing import Sequences, pack_arrays, pack_stream
 from templatekit.packing.columns import TokenizedColumns, token_arrays
 from templatekit.pipeline.batches import SampleBatch
 from templatekit.pipeline.mixture import Mixture
-from templatekit.pipeline.outputs import Part, in_packs
+from templatekit.pipeline.outputs import OutputChunk, is_packed
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.sources import map_columns
 from templatekit.tokens.load import from_transformers
@@ -64,15 +66,15 @@ def render(
     registry: Registry | None = None,
     **options: Any,
 ) -> Iterator[TokenizedExample | RenderedText]:
-    """Renders records, or the data set at an address, or with None the sets that `mix` names, one by one.
+    """Render records: an iterable of them, the data set at an address, or with None the data sets of `mix`.
 
     Yields `TokenizedExample`s, or `RenderedText`s without a tokenizer. `options` are the other fields of
-    `DataOptions`: `train_on`, `max_length`, `columns`, `on_error`, … What is wrong with them is raised at once, what
-    is wrong with a record when its turn comes.
+    `DataOptions`: `train_on`, `max_length`, `columns`, `on_error`, … A wrong option raises immediately, a bad record
+    when the iterator reaches it.
     """
-    found = _records(records, adapter, template, tokenizer, registry, options)
-    batches = prepared_batches(found.pipeline, read=found.read, given=found.given)
-    return (item.result for batch in batches for item in batch)
+    run = _set_up(records, adapter, template, tokenizer, registry, options)
+    batches = prepare_batches(run.pipeline, open_records=run.read, records=run.given)
+    return (sample.result for batch in batches for sample in batch)
 
 
 def prepare(
@@ -86,13 +88,13 @@ def prepare(
     workers: int | None = None,
     **options: Any,
 ) -> datasets.Dataset:
-    """Records as a `datasets.Dataset` with `input_ids` and `labels`, which any trainer takes as it is.
+    """Return records as a `datasets.Dataset` with `input_ids` and `labels`, which any trainer accepts.
 
-    With `pack_tokens` a row is a pack of whole examples, with `position_ids` and `seq_lengths`. Where a weight is
-    neither 0 nor 1 there is a column `loss_weights` too, for trainers that know it.
+    With `pack_tokens` each row is a pack of whole examples, with `position_ids` and `seq_lengths`. If any weight is
+    neither 0 nor 1, there is also a column `loss_weights`, for trainers that support it.
 
-    So many `workers` are processes that begin by running the program anew up to this call, which therefore stands
-    behind `if __name__ == "__main__":`, unless in a notebook. They find adapter and template by name.
+    `workers` is the number of processes. Each of them first runs the program again up to this call, so the call must be
+    inside `if __name__ == "__main__":`, except in a notebook. The processes find adapter and template by name.
     """
     import datasets
     import pyarrow as pa
@@ -100,46 +102,48 @@ def prepare(
     if tokenizer is None:
         raise ConfigError("tokenizer: found None; expected a folder, a name or a tokenizer")
     options |= {"pack_tokens": pack_tokens, "workers": workers}
-    found = _records(records, adapter, template, tokenizer, registry, options, kind=RenderOptions)
+    run = _set_up(records, adapter, template, tokenizer, registry, options, kind=RenderOptions)
     if workers not in (None, 1):
-        _check_names(found.pipeline, adapter, template)
-    parts = prepared_parts(found.pipeline, _rows, engine=local_workers(workers), read=found.read, given=found.given)
+        _check_names(run.pipeline, adapter, template)
+    chunks = prepare_output(
+        run.pipeline, _rows, engine=process_engine(workers), open_records=run.read, records=run.given
+    )
     weighted = False
 
-    def content() -> Iterator[Any]:
+    def rows() -> Iterator[Any]:
         nonlocal weighted
-        for part in parts:
-            weighted |= part.content.is_weighted
-            yield part.content.rows
+        for chunk in chunks:
+            weighted |= chunk.content.is_weighted
+            yield chunk.content.rows
 
     batches = list(
-        content()
-        if pack_tokens is None
-        else map(pa.record_batch, map(pack_arrays, packed(content(), int(pack_tokens))))
+        rows() if pack_tokens is None else map(pa.record_batch, map(pack_arrays, pack_stream(rows(), int(pack_tokens))))
     )
     table = pa.Table.from_batches(batches or [pa.record_batch(token_arrays(TokenizedColumns.of([])))])
     return datasets.Dataset(table if weighted else table.drop_columns("loss_weights"))
 
 
 class _Rows(NamedTuple):
-    """Some rows of a data set, or what packs are made of."""
+    """The rows of one chunk."""
 
     rows: Any
+    """A `pyarrow.RecordBatch`, or the `Sequences` to pack."""
     is_weighted: bool
+    """Whether any of their weights is neither 0 nor 1."""
 
 
-def _rows(batches: Iterable[SampleBatch], pipeline: Pipeline) -> Iterator[Part]:
-    """A `Make`: the rows of a data set, and whether any of their weights is neither 0 nor 1."""
+def _rows(batches: Iterable[SampleBatch], pipeline: Pipeline) -> Iterator[OutputChunk]:
+    """Convert batches to rows of a data set, in the process that tokenized them."""
     import pyarrow as pa
 
     for batch in batches:
         assert batch.columns is not None
-        rows = Sequences.of(batch.columns) if in_packs(pipeline) else pa.record_batch(token_arrays(batch.columns))
-        yield Part(len(batch), _Rows(rows, batch.columns.is_weighted))
+        rows = Sequences.of(batch.columns) if is_packed(pipeline) else pa.record_batch(token_arrays(batch.columns))
+        yield OutputChunk(len(batch), _Rows(rows, batch.columns.is_weighted))
 
 
 def _check_names(pipeline: Pipeline, adapter: Any, template: Any) -> None:
-    """Raises `ConfigError` for what workers cannot find by its name."""
+    """Raise `ConfigError` for an adapter or a template that workers cannot find by name."""
     if isinstance(template, Template):
         found = f"a Template object; expected its name, or the path of {template.name!r}"
     elif isinstance(adapter, Adapter) and pipeline.reader.adapter_name is None:
@@ -149,16 +153,17 @@ def _check_names(pipeline: Pipeline, adapter: Any, template: Any) -> None:
     raise ConfigError(f"workers find adapters and templates by their names; found {found}; or leave workers out")
 
 
-class _Records(NamedTuple):
-    """What a call is to prepare, and how."""
+class _Run(NamedTuple):
+    """The pipeline of a call, and the records to run through it."""
 
     pipeline: Pipeline
     read: Callable[[], Iterator[Record | RecordError]] | None = None
-    """None for the options' data set."""
+    """Reads the given records; None to read the data set of the options."""
     given: Iterable[Any] | None = None
+    """The given records, as the caller passed them."""
 
 
-def _records(
+def _set_up(
     records: Any,
     adapter: Any,
     template: Any,
@@ -167,8 +172,8 @@ def _records(
     options: Mapping[str, Any],
     *,
     kind: type[DataOptions] = DataOptions,
-) -> _Records:
-    """The pipeline for records: the calls take names and paths, or the things themselves."""
+) -> _Run:
+    """Check the arguments of a call and make its pipeline. Each argument may be a name, a path or an object."""
     named = {"dataset": records, "adapter": adapter, "template": template, "tokenizer": tokenizer}
     addresses = {key: os.fspath(value) for key, value in named.items() if isinstance(value, (str, os.PathLike))}
     parsed = kind.parse({**options, **addresses})
@@ -189,15 +194,15 @@ def _records(
     tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
     registry = registry or create_registry()
     if records is None and parsed.mix:
-        return _Records(Mixture(parsed, registry, template=template, tokenizer=tokenizer))
+        return _Run(Mixture(parsed, registry, template=template, tokenizer=tokenizer))
     adapter = adapter if isinstance(adapter, Adapter) else None
     pipeline = Pipeline(parsed, registry, adapter=adapter, template=template, tokenizer=tokenizer)
     if isinstance(records, (str, os.PathLike)):
-        return _Records(pipeline)
-    return _Records(pipeline, lambda: pipeline.reader.gathered(_mapped(records, parsed.columns)), records)
+        return _Run(pipeline)
+    return _Run(pipeline, lambda: pipeline.reader.select(_rename_columns(records, parsed.columns)), records)
 
 
-def _mapped(records: Iterable[object], columns: Mapping[str, str]) -> Iterator[Record | RecordError]:
+def _rename_columns(records: Iterable[object], columns: Mapping[str, str]) -> Iterator[Record | RecordError]:
     for record in records:
         if not isinstance(record, Mapping):
             yield RecordError(f"found {shorten(record)}; expected a mapping with named fields", reason="not_an_object")

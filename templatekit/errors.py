@@ -1,19 +1,19 @@
-"""What can go wrong, as one small tree.
+"""The exceptions of this package, as one small tree.
 
 ```
 TemplatekitError
 ├── SourceError(ValueError)        a file or data set cannot be read
 ├── RecordError(ValueError)        one row cannot be used; names file, row and field
-│   └── LeftOut                    one row that the options leave out
-├── TemplateError(ValueError)      a template is wrong, or fails on a row
+│   └── ExcludedRecord             one row that the options exclude (a filter, a duplicate)
+├── TemplateError(ValueError)      a template has an error, or fails on a row
 ├── TokenizerError(ValueError)     a tokenizer cannot be loaded or lacks something
-├── ConfigError(ValueError)        options that do not fit, singly or together
+├── ConfigError(ValueError)        an option has a wrong value, or options contradict each other
 ├── PluginError(RuntimeError)      a plugin breaks its contract
-├── UnknownNameError(LookupError)  no adapter, template, … of that name; lists the nearest
-└── RunError(RuntimeError)         a training run cannot start or go on
+├── UnknownNameError(LookupError)  no adapter, template, … has that name; lists close matches
+└── RunError(RuntimeError)         a training run cannot start or continue
 ```
 
-Messages say what was wanted, what was found, where, and what to do. `exit_code` is the command line's.
+Messages say what was expected, what was found, where, and what to do. The command line exits with `exit_code`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from difflib import get_close_matches
 
 
 def shorten(value: object, limit: int = 60) -> str:
-    """`repr(value)`, cut in the middle to fit an error message."""
+    """Return `repr(value)`, with the middle cut out if it is too long for an error message."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 20]}…{text[-15:]}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt name: its close matches, or else every known one."""
+    """Return a hint for a misspelt name: its close matches, or all known names if there are none."""
     names = sorted(known)
     close = get_close_matches(name, names, n=3, cutoff=0.6)
     if close:
@@ -38,7 +38,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class TemplatekitError(Exception):
-    """Any error of this package; catch it to catch them all."""
+    """Base class of all errors of this package."""
 
     exit_code = 2
 
@@ -48,14 +48,14 @@ class SourceError(TemplatekitError, ValueError):
 
 
 NOTHING_TRAINED = "nothing_trained"
-"""The reason of a `RecordError` for a text without a trained token: it never leaves the pipeline."""
+"""The reason of a `RecordError` for a text without a trained token. Such a text is never passed on."""
 
 
 class RecordError(TemplatekitError, ValueError):
     """One row cannot be used.
 
-    `reason` is a short code under which skipped rows are counted. `source` and `row` are filled in by the pipeline,
-    which knows them; an adapter gives `field` and what is wrong.
+    An adapter gives the message, the `field`, and the `reason`: a short code under which skipped rows are counted. The
+    pipeline adds `source` and `row`.
     """
 
     def __init__(self, message: str, *, field: str | None = None, reason: str = "bad_record") -> None:
@@ -67,30 +67,30 @@ class RecordError(TemplatekitError, ValueError):
         self.row: int | None = None
 
     def at(self, source: str | None, row: int | None) -> RecordError:
-        """The same error, with its place; a place that is already known stays."""
+        """Set the source and the row where they are not yet known, and return this error."""
         self.source = self.source or source
         self.row = row if self.row is None else self.row
         return self
 
     def __str__(self) -> str:
-        place = [str(part) for part in (self.source, self.row, self.field) if part is not None]
-        return f"{':'.join(place)}: {self.message}" if place else self.message
+        location = [str(value) for value in (self.source, self.row, self.field) if value is not None]
+        return f"{':'.join(location)}: {self.message}" if location else self.message
 
 
-class LeftOut(RecordError):
-    """A row that the options leave out: counted under its reason, and nothing to stop at."""
+class ExcludedRecord(RecordError):
+    """A row that the options exclude. It is counted under its reason and never stops a run."""
 
 
 class TemplateError(TemplatekitError, ValueError):
-    """A template is wrong in itself, or fails on a row."""
+    """A template has an error, or fails on a row."""
 
 
 class TokenizerError(TemplatekitError, ValueError):
-    """A tokenizer cannot be loaded, or lacks what a template needs."""
+    """A tokenizer cannot be loaded, or lacks something that a template needs."""
 
 
 class ConfigError(TemplatekitError, ValueError):
-    """Options that do not fit, singly or together."""
+    """An option has a wrong value, or options contradict each other."""
 
 
 class PluginError(TemplatekitError, RuntimeError):
@@ -98,7 +98,7 @@ class PluginError(TemplatekitError, RuntimeError):
 
 
 class UnknownNameError(TemplatekitError, LookupError):
-    """Nothing of that name; the message lists the nearest ones."""
+    """Nothing has that name; the message lists close matches."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
         self.kind = kind
@@ -107,6 +107,6 @@ class UnknownNameError(TemplatekitError, LookupError):
 
 
 class RunError(TemplatekitError, RuntimeError):
-    """A training run cannot start or go on."""
+    """A training run cannot start or continue."""
 
     exit_code = 1

@@ -82,7 +82,7 @@ def test_records_come_from_anywhere(file: Path, tmp_path: Path) -> None:
     assert len(texts(render(ROWS, limit=3))) == 3
 
 
-def test_a_generator_is_read_as_it_is_used() -> None:
+def test_a_generator_is_read_lazily() -> None:
     asked = []
 
     def endless() -> Iterator[dict[str, str]]:
@@ -97,7 +97,7 @@ def test_a_generator_is_read_as_it_is_used() -> None:
     assert len(asked) < 1000
 
 
-def test_rows_are_numbered_as_they_come() -> None:
+def test_rows_are_numbered_in_order() -> None:
     rows: list[Any] = [*ROWS, {"instruction": "a"}, *ROWS]
     numbers = [item.row for item in render(rows, on_error="skip")]
     assert numbers == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10]
@@ -111,7 +111,7 @@ def test_columns_are_renamed() -> None:
     assert texts(render(rows, columns={"instruction": "question", "output": "answer"})) == texts(render(ROWS, limit=1))
 
 
-# Names, or the things themselves
+# Names or objects
 
 
 def test_adapters_and_templates_may_be_objects(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_adapters_and_templates_may_be_objects(tmp_path: Path) -> None:
     assert texts(render(ROWS, adapter=registry.adapters["alpaca"])) == texts(render(ROWS, adapter="alpaca"))
 
 
-def test_tokenizers_may_be_anything_that_is_one(tokenizer_of: Any, tokenizer: Tokenizer) -> None:
+def test_tokenizers_may_be_names_paths_or_objects(tokenizer_of: Any, tokenizer: Tokenizer) -> None:
     from transformers import AutoTokenizer
 
     folder: Path = tokenizer_of.folder("bytes")
@@ -164,9 +164,7 @@ def test_tokenizers_may_be_anything_that_is_one(tokenizer_of: Any, tokenizer: To
         ),
     ],
 )
-def test_what_is_wrong_with_the_call_is_said_at_once(
-    changes: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_wrong_arguments_raise_immediately(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         render(**{"records": ROWS, **changes})
 
@@ -185,7 +183,7 @@ def test_prepare_gives_ids_and_labels(tokenizer: Tokenizer) -> None:
     assert dataset.features["input_ids"].feature.dtype == "int32"
 
 
-def test_prepare_has_weights_where_they_say_something(tokenizer: Tokenizer) -> None:
+def test_prepare_has_a_column_of_weights_if_any_is_fractional(tokenizer: Tokenizer) -> None:
     def row(weight: float) -> dict[str, Any]:
         return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": weight}]}
 
@@ -200,7 +198,7 @@ def test_prepare_of_nothing_has_its_columns(tokenizer: Tokenizer) -> None:
     assert (dataset.num_rows, dataset.column_names) == (0, ["input_ids", "labels"])
 
 
-def test_prepare_keeps_what_the_options_leave(tokenizer: Tokenizer) -> None:
+def test_prepare_drops_long_examples(tokenizer: Tokenizer) -> None:
     lengths = [len(ids) for ids in prepare(ROWS, tokenizer=tokenizer)["input_ids"]]
     short = prepare(ROWS, tokenizer=tokenizer, max_length=sorted(lengths)[2])
     assert short.num_rows == sum(length <= sorted(lengths)[2] for length in lengths)
@@ -210,7 +208,7 @@ def test_prepare_keeps_what_the_options_leave(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
-def test_trl_trains_on_what_prepare_gives(tokenizer_of: Any, tmp_path: Path) -> None:
+def test_trl_trains_on_the_result_of_prepare(tokenizer_of: Any, tmp_path: Path) -> None:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from trl.trainer.sft_config import SFTConfig
@@ -252,7 +250,7 @@ def test_trl_trains_on_what_prepare_gives(tokenizer_of: Any, tmp_path: Path) -> 
     assert any(moved)
 
 
-# How values show themselves
+# Display
 
 
 def shown(instruction: str, response: str, tokenizer: Tokenizer | None = None, **options: Any) -> Any:
@@ -306,13 +304,13 @@ def test_a_terminal_shows_colours(tokenizer: Tokenizer) -> None:
         ("response=0,*.content", "Q: ⟦1⟧\nA:⟦3⟧!"),
     ],
 )
-def test_the_marks_of_text_and_ids_agree(train_on: Any, marked: str, tokenizer: Tokenizer) -> None:
+def test_marks_are_the_same_with_and_without_a_tokenizer(train_on: Any, marked: str, tokenizer: Tokenizer) -> None:
     assert to_marked(view_of(shown("1", "3"), train_on)) == marked
     assert to_marked(shown("1", "3", tokenizer, train_on=train_on).view()) == marked
 
 
 def test_weights_are_shown(tokenizer: Tokenizer) -> None:
-    """In a notebook as numbers, on a terminal by bold type: less than 1 is green alone."""
+    """As numbers in a notebook; in a terminal, a weight below 1 is green without bold."""
     item = shown("why", "so", tokenizer, train_on="response,user=0.25")
     assert 'title="messages[0].content, weight 0.25">why</span>' in to_html(item.view())
     assert 'title="template, weight 1">!</span>' in to_html(item.view())
@@ -321,7 +319,7 @@ def test_weights_are_shown(tokenizer: Tokenizer) -> None:
     assert styles["bold green"] in ("so", "!")
 
 
-def test_what_is_to_be_trained_is_checked_where_it_is_shown() -> None:
+def test_train_on_is_checked_for_display() -> None:
     with pytest.raises(ConfigError, match="no part is named 'respons'"):
         view_of(shown("1", "3"), "respons")
 
@@ -346,7 +344,7 @@ def load_template_of(source: str) -> Template:
 # The public names
 
 
-def test_every_public_name_is_there_and_documented() -> None:
+def test_every_public_name_exists_and_is_documented() -> None:
     assert sorted(templatekit.__all__) == dir(templatekit)
     assert len(set(templatekit.__all__)) == len(templatekit.__all__)
     for name in templatekit.__all__:

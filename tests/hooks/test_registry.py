@@ -142,7 +142,7 @@ def test_a_plugin_folder_offers_adapters_and_templates(folder: Callable[..., Pat
     assert registry.templates.owner("qa").origin == str(place)
 
 
-def test_the_folder_variable_is_separated_like_path(
+def test_the_folder_variable_separates_as_path_does(
     folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = folder("first", one=adapter_source("one")), folder("second", two=adapter_source("two"))
