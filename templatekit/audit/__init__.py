@@ -1,17 +1,25 @@
-"""Reads a whole data set with an adapter, a template and a tokenizer, and reports what is wrong with it.
+"""Audits a data set: reads it with an adapter, a template and a tokenizer, and reports what is wrong with it.
 
-| module | |
+```
+records ──row_stream──▶ AuditedRow   ──Rule.check_row──────▶ Occurrence ──FindingCounter──▶ Finding ──▶ Report
+                        AuditContext ──Rule.check_template─▶ Occurrence
+```
+
+| module | content |
 | --- | --- |
-| `run` | `audit`: the whole of it |
-| `rules` | the list of rules; their functions stand in `check_*` |
-| `values` | what rules look at, what they answer, and the report |
-| `stream` | reads the set through the pipeline; `first_rows` and `roundtrip` are what it knows beside |
-| `tally` | counts what rules find; `excerpts` cuts out the example |
-| `as_text`, `as_json`, `as_html` | the report for a terminal, a program, a browser |
+| `run` | `audit`, which runs all of this |
+| `rule`, `rules` | a rule, and the list of all rules |
+| `rules_content`, `rules_text`, `rules_training`, `rules_template` | the functions of the rules, by subject |
+| `rows`, `context` | the input of rules: a row with its samples; the facts that are the same for every row |
+| `row_stream`, `batches`, `other_dataset`, `round_trip` | read the rows and gather the facts about each |
+| `template_markers`, `data_ranges` | the texts around fields; the characters that come from data |
+| `findings`, `lengths`, `excerpts` | count occurrences and lengths in bounded memory; cut out the example |
+| `report`, `text_report`, `html_report` | the result, as JSON, for a terminal, and as a page |
 """
 
+from templatekit.audit.report import Finding, Report
+from templatekit.audit.rule import Rule
 from templatekit.audit.rules import RULES
 from templatekit.audit.run import audit
-from templatekit.audit.values import Finding, Report, Rule
 
 __all__ = ["RULES", "Finding", "Report", "Rule", "audit"]

@@ -1,4 +1,4 @@
-"""Cuts the place that a finding shows out of its text."""
+"""Cuts the text around an occurrence out of its sample, for the example of a finding."""
 
 from __future__ import annotations
 
@@ -6,65 +6,70 @@ import unicodedata
 from collections.abc import Iterator
 from itertools import pairwise
 
-from templatekit.audit.values import AuditedSample, Excerpt, Hit, Run
+from templatekit.audit.report import Excerpt, ExcerptRun
+from templatekit.audit.rows import AuditedSample
+from templatekit.audit.rule import Occurrence
 from templatekit.types import RenderedText
-from templatekit.views import PICTURES
+from templatekit.views import CONTROL_PICTURES
 
 BEFORE, AFTER = 100, 140
-"""Characters shown on each side of the place."""
-PLACE = 200
-"""Of a longer place, the beginning is shown."""
+"""Characters shown before and after the occurrence."""
+MAX_MARKED_LENGTH = 200
+"""Characters shown of the occurrence itself: of a longer one the start."""
 
 
-def excerpt_of(hit: Hit, row: int | None) -> Excerpt:
-    """The text around a hit's place; without a sample only its detail."""
-    sample = hit.sample
-    detail = visible(hit.detail)
+def excerpt_of(occurrence: Occurrence, row: int | None) -> Excerpt:
+    """The text around an occurrence; without a sample its detail alone."""
+    sample = occurrence.sample
+    detail = visible(occurrence.detail)
     if sample is None:
         return Excerpt(row=row, detail=detail)
     length = len(sample.rendered.text)
-    if hit.start is None:
-        place, window = None, (0, min(BEFORE + AFTER, length))
+    if occurrence.start is None:
+        marked, window = None, (0, min(BEFORE + AFTER, length))
     else:
-        place = (hit.start, min(hit.end, hit.start + PLACE))
-        # Of a place that is cut, nothing behind it is shown.
-        window = (max(0, place[0] - BEFORE), min(length, place[1] + AFTER) if place[1] == hit.end else place[1])
-    runs = tuple(_runs(sample, window, place))
+        marked = (occurrence.start, min(occurrence.end, occurrence.start + MAX_MARKED_LENGTH))
+        # An occurrence that is cut hides all text after it.
+        end = min(length, marked[1] + AFTER) if marked[1] == occurrence.end else marked[1]
+        window = (max(0, marked[0] - BEFORE), end)
+    runs = tuple(_runs(sample, window, marked))
     return Excerpt(row=row, detail=detail, runs=runs, cut_left=window[0] > 0, cut_right=window[1] < length)
 
 
 def visible(text: str) -> str:
-    """Control characters as pictures, and what would reorder or hide its neighbours by its number."""
-    text = text.translate(PICTURES)
+    """The text with control characters as pictures, and characters that reorder or hide others as escapes."""
+    text = text.translate(CONTROL_PICTURES)
     if text.isascii():
         return text
     return "".join(f"\\u{ord(c):04x}" if unicodedata.category(c) in _HIDDEN else c for c in text)
 
 
 _HIDDEN = {"Cf", "Co", "Cs", "Zl", "Zp"}
-"""Format and private characters, halves of surrogate pairs, and separators of lines and paragraphs."""
+"""Unicode categories: format characters, private use, surrogates, line and paragraph separators."""
 
 
-def _runs(sample: AuditedSample, window: tuple[int, int], place: tuple[int, int] | None) -> Iterator[Run]:
+def _runs(sample: AuditedSample, window: tuple[int, int], marked: tuple[int, int] | None) -> Iterator[ExcerptRun]:
     rendered = sample.rendered
-    edges = {*window, *(place or ())}
+    edges = {*window, *(marked or ())}
     edges |= {edge for span in rendered.spans for edge in (span.start, span.end)}
-    edges |= {edge for span in sample.losses for edge in (span.start, span.end)}
+    edges |= {edge for span in sample.loss_spans for edge in (span.start, span.end)}
     for start, end in pairwise(sorted(edge for edge in edges if window[0] <= edge <= window[1])):
         origin = next(span.origin for span in rendered.spans if span.end > start)
-        if place == (start, start):
-            yield Run(text="", kind=origin.kind, origin=str(origin), trained=False, here=True)
-        yield Run(
+        if marked == (start, start):
+            yield ExcerptRun(text="", kind=origin.kind, origin=str(origin), trained=False, here=True)
+        yield ExcerptRun(
             text=visible(rendered.text[start:end]),
             kind=origin.kind,
             origin=str(origin),
-            trained=sample.trains(start, start + 1),
-            here=place is not None and place[0] <= start < place[1],
+            trained=sample.is_trained(start, start + 1),
+            here=marked is not None and marked[0] <= start < marked[1],
         )
-    if place == (window[1], window[1]):
-        yield _empty_place(rendered)
+    if marked == (window[1], window[1]):
+        yield _empty_run_at_end(rendered)
 
 
-def _empty_place(rendered: RenderedText) -> Run:
+def _empty_run_at_end(rendered: RenderedText) -> ExcerptRun:
     origin = rendered.spans[-1].origin if rendered.spans else None
-    return Run(text="", kind=origin.kind if origin else "template", origin=str(origin or ""), trained=False, here=True)
+    return ExcerptRun(
+        text="", kind=origin.kind if origin else "template", origin=str(origin or ""), trained=False, here=True
+    )

@@ -1,11 +1,11 @@
-"""Every rule, in the order of its level. docs/audit.md holds the same list, and a test compares the two."""
+"""The list of all rules, the most severe first. docs/audit.md has the same list, and a test compares the two."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from templatekit.audit import check_content, check_mask, check_setup, check_text
-from templatekit.audit.values import Rule
+from templatekit.audit import rules_content, rules_template, rules_text, rules_training
+from templatekit.audit.rule import Rule
 from templatekit.errors import UnknownNameError
 
 RULES: tuple[Rule, ...] = (
@@ -15,7 +15,7 @@ RULES: tuple[Rule, ...] = (
         title="rows that cannot be used",
         help="The adapter or the template refuses these rows, so that no one trains on them: mend the data, or drop "
         "them knowingly with --on-error skip.",
-        row=check_content.unusable,
+        check_row=rules_content.unusable,
     ),
     Rule(
         code="nothing-trained",
@@ -23,7 +23,7 @@ RULES: tuple[Rule, ...] = (
         title="nothing is trained",
         help="No token of these rows carries loss, so that they cost time and teach nothing: drop them, or look at "
         "their roles, their weights and --train-on.",
-        row=check_mask.nothing_trained,
+        check_row=rules_training.nothing_trained,
     ),
     Rule(
         code="end-untrained",
@@ -31,16 +31,16 @@ RULES: tuple[Rule, ...] = (
         title="the end marker is not trained",
         help="A model trained on these answers does not learn to stop: have the template write a special token or a "
         "stop text behind the answer, inside its generation block where it has one.",
-        needs=("tokenizer",),
-        row=check_mask.end_marker_untrained,
+        requires=("tokenizer",),
+        check_row=rules_training.end_marker_untrained,
     ),
     Rule(
         code="shared-rows",
         level="error",
         title="rows that another split holds too",
         help="A figure measured on the other data set is partly memory: take these rows out of one of the two.",
-        needs=("against",),
-        row=check_content.shared_rows,
+        requires=("against",),
+        check_row=rules_content.shared_rows,
     ),
     Rule(
         code="nearly-shared-rows",
@@ -48,8 +48,8 @@ RULES: tuple[Rule, ...] = (
         title="rows that another split nearly holds",
         help="A figure measured on the other data set is partly memory, where a word or two were changed: look at "
         "them, and take those that say the same out of one of the two.",
-        needs=("against", "shared"),
-        row=check_content.nearly_shared_rows,
+        requires=("against", "shared"),
+        check_row=rules_content.nearly_shared_rows,
     ),
     Rule(
         code="shared-prompts",
@@ -57,16 +57,16 @@ RULES: tuple[Rule, ...] = (
         title="prompts that another split holds too, with another answer",
         help="The other data set asks what is trained here: take these rows out of one of the two, unless several "
         "answers to one prompt are meant.",
-        needs=("against",),
-        row=check_content.shared_prompts,
+        requires=("against",),
+        check_row=rules_content.shared_prompts,
     ),
     Rule(
         code="too-long",
         level="warning",
         title="longer than --max-length",
         help="These rows are dropped, or shortened where --truncation says so: raise --max-length, or split them.",
-        needs=("tokenizer", "max_length"),
-        row=check_mask.too_long,
+        requires=("tokenizer", "max_length"),
+        check_row=rules_training.too_long,
     ),
     Rule(
         code="end-cut-off",
@@ -74,8 +74,8 @@ RULES: tuple[Rule, ...] = (
         title="a cut at --max-length would take the end marker",
         help="A trainer that cuts there teaches these answers without their end: drop such rows, which is what "
         "--truncation drop does, raise --max-length, or accept it (--truncation response).",
-        needs=("tokenizer", "max_length"),
-        row=check_mask.end_cut_off,
+        requires=("tokenizer", "max_length"),
+        check_row=rules_training.end_cut_off,
     ),
     Rule(
         code="stop-token",
@@ -83,8 +83,8 @@ RULES: tuple[Rule, ...] = (
         title="no server would stop at the end marker",
         help="The model learns to end with a token at which generation does not stop: add its id to eos_token_id in "
         "generation_config.json (templatekit finetune does).",
-        needs=("tokenizer",),
-        setup=check_setup.stop_token,
+        requires=("tokenizer",),
+        check_template=rules_template.stop_token,
     ),
     Rule(
         code="end-not-special",
@@ -92,8 +92,8 @@ RULES: tuple[Rule, ...] = (
         title="the end marker is no special token",
         help="Servers have to search the answer for a stop text, and the same characters in data end it too: take the "
         "tokenizer that belongs to the template, or add the token to it.",
-        needs=("tokenizer",),
-        setup=check_setup.end_marker_not_special,
+        requires=("tokenizer",),
+        check_template=rules_template.end_marker_not_special,
     ),
     Rule(
         code="control-text",
@@ -101,8 +101,8 @@ RULES: tuple[Rule, ...] = (
         title="control strings in data",
         help="templatekit encodes them as plain text, but other trainers, and servers that are sent such text, take "
         "them for the template's own: remove or rewrite them, unless the data is about them.",
-        needs=("tokenizer",),
-        row=check_text.control_text,
+        requires=("tokenizer",),
+        check_row=rules_text.control_text,
     ),
     Rule(
         code="template-markers",
@@ -110,7 +110,7 @@ RULES: tuple[Rule, ...] = (
         title="the template's own markers in data",
         help="No label changes, but the model sees a turn begin where none does, and often such rows hold two records "
         "that were merged by mistake: look at them, and split or drop them.",
-        row=check_text.template_markers,
+        check_row=rules_text.template_markers,
     ),
     Rule(
         code="text-changed",
@@ -118,14 +118,14 @@ RULES: tuple[Rule, ...] = (
         title="the template changes a text, or leaves it out",
         help="What is trained is not what the data says: see whether the template means to (dropping old reasoning), "
         "and choose another one where it does not.",
-        row=check_text.text_changed,
+        check_row=rules_text.text_changed,
     ),
     Rule(
         code="empty-answer",
         level="warning",
         title="empty answers",
         help="The model learns to say nothing and stop: drop these rows, or fill in the answers.",
-        row=check_content.empty_answer,
+        check_row=rules_content.empty_answer,
     ),
     Rule(
         code="empty-prompt",
@@ -133,7 +133,7 @@ RULES: tuple[Rule, ...] = (
         title="empty user messages",
         help="The model learns to answer without having been asked: drop these rows, or see whether a column is named "
         "wrongly (--columns).",
-        row=check_content.empty_prompt,
+        check_row=rules_content.empty_prompt,
     ),
     Rule(
         code="placeholder",
@@ -141,14 +141,14 @@ RULES: tuple[Rule, ...] = (
         title="placeholders where text should be",
         help="The model learns to read and write them: name those that mean no input (--empty-context '<noinput>'), "
         "and drop rows whose answer is one.",
-        row=check_content.placeholder,
+        check_row=rules_content.placeholder,
     ),
     Rule(
         code="duplicate-rows",
         level="warning",
         title="duplicate rows",
         help="These rows have the very text of an earlier row, and so weigh twice: keep one of each.",
-        row=check_content.duplicate_rows,
+        check_row=rules_content.duplicate_rows,
     ),
     Rule(
         code="encoding",
@@ -156,7 +156,7 @@ RULES: tuple[Rule, ...] = (
         title="encoding oddities in data",
         help="Control characters, replacement characters, byte order marks, lone carriage returns and text decoded "
         "wrongly are trained as they are: mend the data where it was made.",
-        row=check_text.encoding_oddities,
+        check_row=rules_text.encoding_oddities,
     ),
     Rule(
         code="same-prompt",
@@ -164,7 +164,7 @@ RULES: tuple[Rule, ...] = (
         title="one prompt, several answers",
         help="An earlier row has the same text up to the last answer: fine where several answers are meant, else a "
         "contradiction to resolve.",
-        row=check_content.same_prompt,
+        check_row=rules_content.same_prompt,
     ),
     Rule(
         code="text-trimmed",
@@ -172,7 +172,7 @@ RULES: tuple[Rule, ...] = (
         title="whitespace at a text's edges is dropped",
         help="The template strips these texts, so that an indented first line loses its indentation: choose another "
         "template where the whitespace matters.",
-        row=check_text.text_trimmed,
+        check_row=rules_text.text_trimmed,
     ),
     Rule(
         code="text-normalized",
@@ -180,8 +180,8 @@ RULES: tuple[Rule, ...] = (
         title="the tokenizer does not give a text back",
         help="Normalisation (NFC, U+2581 for a space) or an unknown token changes these texts, and the model can only "
         "learn the changed ones: normalise the data the same way, or accept it.",
-        needs=("tokenizer",),
-        row=check_text.text_normalized,
+        requires=("tokenizer",),
+        check_row=rules_text.text_normalized,
     ),
     Rule(
         code="turn-dependent",
@@ -189,7 +189,7 @@ RULES: tuple[Rule, ...] = (
         title="earlier turns render differently when they are last",
         help="The template drops old reasoning, or ends the last turn in another way, so that each of these records is "
         "trained in several samples, every turn as serving would meet it: count on more tokens than the records hold.",
-        row=check_mask.turn_dependent,
+        check_row=rules_training.turn_dependent,
     ),
     Rule(
         code="unstable-boundary",
@@ -197,9 +197,9 @@ RULES: tuple[Rule, ...] = (
         title="encoding the whole text gives other ids",
         help="Where prompt and answer are encoded as one text, as some trainers and --boundary joint do, tokens merge "
         "across the edge and training sees other ids than serving: keep the default, --boundary cut.",
-        needs=("tokenizer",),
-        row=check_mask.unstable_boundary,
-        explain=check_mask.explain_boundary,
+        requires=("tokenizer",),
+        check_row=rules_training.unstable_boundary,
+        explain=rules_training.explain_boundary,
     ),
     Rule(
         code="control-acts",
@@ -207,8 +207,8 @@ RULES: tuple[Rule, ...] = (
         title="control strings in data that act",
         help="Added tokens that are not flagged special (<think>) act in an assistant's text, as reasoning data needs "
         "them to, and with --control-tokens everywhere every control string acts: see that these are meant.",
-        needs=("tokenizer",),
-        row=check_text.control_that_acts,
+        requires=("tokenizer",),
+        check_row=rules_text.control_that_acts,
     ),
     Rule(
         code="trailing-text",
@@ -216,7 +216,7 @@ RULES: tuple[Rule, ...] = (
         title="the template goes on behind the last end marker",
         help="Its text ends with more than the answer, often with a prompt for the next one that no one asked for: "
         "these tokens cost time in every row and teach nothing; mend the template if it is yours.",
-        setup=check_setup.trailing_text,
+        check_template=rules_template.trailing_text,
     ),
     Rule(
         code="left-out",
@@ -224,7 +224,7 @@ RULES: tuple[Rule, ...] = (
         title="rows that the options leave out",
         help="A condition (--filter) or a repeat (--dedup) takes these rows out of the set, as it would in training: "
         "see that they are the ones that are meant.",
-        row=check_content.left_out,
+        check_row=rules_content.excluded,
     ),
     Rule(
         code="unread-keys",
@@ -232,15 +232,15 @@ RULES: tuple[Rule, ...] = (
         title="keys that are not read",
         help="The adapter does not look at these keys of the records: rename them with --columns where they hold text "
         "that should be trained.",
-        row=check_content.unread_keys,
+        check_row=rules_content.unread_keys,
     ),
 )
 
 
-def chosen(ignored: Iterable[str]) -> tuple[Rule, ...]:
-    """The rules but for those whose codes are given; raises `UnknownNameError` for a code that is none."""
-    without = set(ignored)
-    codes = [rule.code for rule in RULES]
-    for code in sorted(without.difference(codes)):
-        raise UnknownNameError("audit rule", code, codes)
-    return tuple(rule for rule in RULES if rule.code not in without)
+def rules_without(codes: Iterable[str]) -> tuple[Rule, ...]:
+    """All rules except those with the given codes; raises `UnknownNameError` for an unknown code."""
+    ignored = set(codes)
+    known = [rule.code for rule in RULES]
+    for code in sorted(ignored.difference(known)):
+        raise UnknownNameError("audit rule", code, known)
+    return tuple(rule for rule in RULES if rule.code not in ignored)

@@ -1,24 +1,26 @@
-"""An audit from beginning to end."""
+"""Runs an audit: reads a data set, checks every rule and writes the report."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from templatekit.audit.context import audit_context
+from templatekit.audit.findings import FindingCounter, by_severity
 from templatekit.audit.lengths import LengthCounter
-from templatekit.audit.rules import chosen
-from templatekit.audit.setup import setup_of
-from templatekit.audit.stream import Stream
-from templatekit.audit.tally import Tally, by_severity
-from templatekit.audit.values import Need, Report, Rule
-from templatekit.config.options import DataOptions, parse_dedup
+from templatekit.audit.report import Report
+from templatekit.audit.row_stream import RowStream
+from templatekit.audit.rule import Requirement, Rule
+from templatekit.audit.rules import rules_without
+from templatekit.config.data_options import DataOptions, parse_dedup
 from templatekit.errors import NOTHING_TRAINED, ConfigError, RecordError
-from templatekit.hooks.registry import Registry, create_registry
+from templatekit.hooks.loading import create_registry
+from templatekit.hooks.registry import Registry
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.types import Record
 
 ROWS_SHOWN = 10
-_PROGRESS = 10_000
-"""Rows between two reports of progress."""
+_PROGRESS_INTERVAL = 10_000
+"""Rows between two calls of `progress`."""
 
 
 def audit(
@@ -32,45 +34,51 @@ def audit(
     shown: int = ROWS_SHOWN,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
-    """Reads the whole set that `options` name, or the records given, and reports what is wrong with it.
+    """Read the whole data set that `options` name, or the given records, and report what is wrong with it.
 
-    Every row is read to its end: records that cannot be used are reported, whatever `on_error` says, and texts longer
-    than `max_length` are looked at whole. `against` are addresses of other data sets; with `shared` as `near` or
-    `near=0.9`, as of the option `dedup`, rows that are nearly in one of them are told of too. `ignored` are codes of
-    rules to leave out, `shown` row numbers a finding keeps; `progress` is called with the number of rows, now and then.
+    Every row is checked in full. Unusable records are reported whatever `on_error` says, and texts longer than
+    `max_length` are not shortened.
+
+    Args:
+        against: Addresses of other data sets, whose rows should not be in this one.
+        shared: `exact` reports rows that equal a row of another data set. `near` or `near=0.9`, as in the option
+            `dedup`, also reports similar rows.
+        ignored: Codes of rules to leave out.
+        shown: How many row numbers a finding stores.
+        progress: Called with the number of rows, every 10,000 rows.
     """
-    # Every row is looked at whole; what --max-length would do to it is for the rules to say.
+    # The pipeline drops and shortens nothing for its length: rules report the effects of --max-length.
     reading = options.model_copy(update={"on_error": "skip", "truncation": "drop", "max_length": None, "shuffle": None})
     pipeline = Pipeline(reading, registry or create_registry())
     threshold = parse_dedup(shared, option="shared")
     if threshold < 1 and not against:
         raise ConfigError(f"shared={shared!r} compares with other data sets; found none; expected --against too")
-    rules, not_checked = _applicable(chosen(ignored), options, against, near=threshold < 1)
-    setup = setup_of(pipeline, options)
+    rules, not_checked = _applicable(rules_without(ignored), options, against, near=threshold < 1)
+    context = audit_context(pipeline, options)
     codes = {rule.code for rule in rules}
-    stream = Stream(
+    stream = RowStream(
         pipeline,
-        edges="unstable-boundary" in codes,
-        lossy="text-normalized" in codes,
-        limit=pipeline.limit_of(options),
+        compare_encodings="unstable-boundary" in codes,
+        round_trips="text-normalized" in codes,
+        limit=pipeline.length_limit(options),
     )
-    near = threshold if "nearly-shared-rows" in codes else None
-    compared = tuple(stream.compare_with(dataset, near=near) for dataset in against)
-    tallies = [Tally(rule=rule, shown=shown) for rule in rules]
+    similarity = threshold if "nearly-shared-rows" in codes else None
+    compared = tuple(stream.compare_with(dataset, similarity=similarity) for dataset in against)
+    counters = [FindingCounter(rule=rule, rows_shown=shown) for rule in rules]
     lengths = LengthCounter()
     rows = usable = 0
-    for tally in tallies:
-        if tally.rule.setup is not None:
-            tally.add(tally.rule.setup(setup), None, setup)
-    by_row = [(tally, tally.rule.row) for tally in tallies if tally.rule.row is not None]
-    for row in stream.rows(pipeline.open() if records is None else pipeline.reader.gathered(records)):
+    for counter in counters:
+        if counter.rule.check_template is not None:
+            counter.add(counter.rule.check_template(context), None, context)
+    row_checks = [(counter, counter.rule.check_row) for counter in counters if counter.rule.check_row is not None]
+    for row in stream.rows(pipeline.open() if records is None else pipeline.reader.select(records)):
         rows += 1
         usable += bool(row.samples) or (row.error is not None and row.error.reason == NOTHING_TRAINED)
         for sample in row.samples:
             lengths.add(sample.length, row.number)
-        for tally, check in by_row:
-            tally.add(check(row, setup), row.number, setup)
-        if progress is not None and rows % _PROGRESS == 0:
+        for counter, check_row in row_checks:
+            counter.add(check_row(row, context), row.number, context)
+        if progress is not None and rows % _PROGRESS_INTERVAL == 0:
             progress(rows)
     counts = stream.counts
     return Report(
@@ -86,8 +94,8 @@ def audit(
         trained_tokens=counts.trained_tokens if pipeline.tokenizer else None,
         lengths=lengths.result("tokens" if pipeline.tokenizer else "characters"),
         against=compared,
-        findings=by_severity(tally.finding(rows) for tally in tallies if tally.count),
-        clean=tuple(tally.rule.code for tally in tallies if not tally.count),
+        findings=by_severity(counter.finding(rows) for counter in counters if counter.count),
+        clean=tuple(counter.rule.code for counter in counters if not counter.count),
         not_checked=not_checked,
     )
 
@@ -95,18 +103,18 @@ def audit(
 def _applicable(
     rules: Iterable[Rule], options: DataOptions, against: Sequence[str], *, near: bool
 ) -> tuple[tuple[Rule, ...], dict[str, str]]:
-    """The rules that have something to look at, and for the others what they need."""
-    lacking: dict[Need, bool] = {
+    """The rules that can be checked, and for each of the others the options that it needs."""
+    missing: dict[Requirement, bool] = {
         "tokenizer": options.tokenizer is None,
         "max_length": options.max_length is None,
         "against": not against,
         "shared": not near,
     }
-    kept, without = [], {}
+    applicable, not_checked = [], {}
     for rule in rules:
-        missing = [f"--{need.replace('_', '-')}" for need in rule.needs if lacking[need]]
-        if missing:
-            without[rule.code] = " and ".join(missing)
+        needed = [f"--{option.replace('_', '-')}" for option in rule.requires if missing[option]]
+        if needed:
+            not_checked[rule.code] = " and ".join(needed)
         else:
-            kept.append(rule)
-    return tuple(kept), without
+            applicable.append(rule)
+    return tuple(applicable), not_checked

@@ -13,7 +13,7 @@ import click
 
 from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
 from templatekit.cli.progress import progress
-from templatekit.config.options import CACHE, DataOptions
+from templatekit.config.data_options import CACHE_OPTIONS, DataOptions
 from templatekit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@option_set(DataOptions, only=[name for name in DataOptions.model_fields if name not in CACHE])
+@option_set(DataOptions, only=[name for name in DataOptions.model_fields if name not in CACHE_OPTIONS])
 @click.option(
     "--against",
     multiple=True,
@@ -105,7 +105,7 @@ def _check_page(path: Path) -> None:
 
 def _write_page(report: Report, path: Path) -> None:
     """Whole or not at all; a device or a pipe is written as it is."""
-    from templatekit.audit.html import to_html
+    from templatekit.audit.html_report import to_html
 
     page = to_html(report).encode(errors="backslashreplace")  # a path may hold bytes that are no text
     target = path if path.exists() and not path.is_file() else path.resolve()
@@ -128,7 +128,7 @@ def _unwritable(path: Path, error: Exception) -> ConfigError:
 def _show(report: Report) -> None:
     from rich.console import Console
 
-    from templatekit.audit.text import to_rich, to_text
+    from templatekit.audit.text_report import to_rich, to_text
 
     console = Console(soft_wrap=True, highlight=False)
     if console.is_terminal and console.color_system is not None and not console.no_color:

@@ -11,13 +11,13 @@ from testkit.command_line import Result, Templatekit
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from templatekit.audit import Report, audit
-from templatekit.config.options import DataOptions
-from templatekit.hooks.registry import Registry, create_registry
+from templatekit.config.data_options import DataOptions
+from templatekit.hooks.loading import create_registry
+from templatekit.hooks.registry import Registry
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 MakeTokenizer = Callable[..., Path]
 RunAudit = Callable[..., Report]
-Row = Mapping[str, Any]
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from templatekit.audit import Report, audit
-from templatekit.config.options import DataOptions
+from templatekit.config.data_options import DataOptions
 from templatekit.hooks.registry import Registry
 
 

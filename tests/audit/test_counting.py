@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from templatekit.audit import RULES
-from templatekit.audit.lengths import EXACT, OVER, LengthCounter
-from templatekit.audit.tally import KINDS, OTHERS, Tally
-from templatekit.audit.values import Hit, Setup
+from templatekit.audit.context import AuditContext
+from templatekit.audit.findings import MAX_KINDS, OTHER_KINDS, FindingCounter
+from templatekit.audit.lengths import LIMITS, MAX_EXACT, LengthCounter
+from templatekit.audit.rule import Occurrence
 from templatekit.formats.lookup import find_template
 from templatekit.hooks.registry import Registry
 from templatekit.pipeline.first_rows import FirstRows, text_key
@@ -39,7 +40,7 @@ def test_first_rows_take_sixteen_bytes_a_text() -> None:
     assert rows.find([text_key("49999"), text_key("50000")]) == [49_999, None]
 
 
-@given(st.lists(st.integers(0, EXACT), min_size=1, max_size=300))
+@given(st.lists(st.integers(0, MAX_EXACT), min_size=1, max_size=300))
 def test_lengths_are_those_of_the_sorted_list(lengths: list[int]) -> None:
     counter = LengthCounter()
     for row, length in enumerate(lengths):
@@ -52,7 +53,7 @@ def test_lengths_are_those_of_the_sorted_list(lengths: list[int]) -> None:
     assert result.longest_row == lengths.index(ordered[-1])
     for percent, value in percents.items():
         assert value == ordered[math.ceil(len(ordered) * percent / 100) - 1]
-    assert result.over == {limit: sum(length > limit for length in lengths) for limit in OVER}
+    assert result.over == {limit: sum(length > limit for length in lengths) for limit in LIMITS}
 
 
 def test_long_lengths_are_counted_by_three_digits() -> None:
@@ -70,37 +71,37 @@ def test_no_lengths_have_no_distribution() -> None:
 
 
 @pytest.fixture
-def setup(registry: Registry) -> Setup:
-    from templatekit.config.options import DataOptions
+def context(registry: Registry) -> AuditContext:
+    from templatekit.config.data_options import DataOptions
     from templatekit.types import NO_TOKENIZER
 
-    return Setup(
+    return AuditContext(
         options=DataOptions(),
         template=find_template("chatml", registry),
-        special=NO_TOKENIZER,
+        special_tokens=NO_TOKENIZER,
         tokenizer=None,
         markers=(),
         end_marker="",
         trailing="",
-        stops=None,
+        stop_tokens=None,
     )
 
 
-def test_a_row_counts_once_and_once_for_each_kind(setup: Setup) -> None:
-    tally = Tally(rule=RULES[0], shown=2)
-    tally.add([Hit(what="a"), Hit(what="b"), Hit(what="a")], 0, setup)
-    tally.add([], 1, setup)
-    tally.add(iter([Hit(what="b")]), 2, setup)
-    tally.add([Hit(what="b")], 3, setup)
-    finding = tally.finding(4)
+def test_a_row_counts_once_and_once_for_each_kind(context: AuditContext) -> None:
+    counter = FindingCounter(rule=RULES[0], rows_shown=2)
+    counter.add([Occurrence(kind="a"), Occurrence(kind="b"), Occurrence(kind="a")], 0, context)
+    counter.add([], 1, context)
+    counter.add(iter([Occurrence(kind="b")]), 2, context)
+    counter.add([Occurrence(kind="b")], 3, context)
+    finding = counter.finding(4)
     assert (finding.count, finding.share, finding.rows) == (3, 0.75, (0, 2))
     assert [(part.what, part.count, part.first_row) for part in finding.parts] == [("b", 3, 0), ("a", 1, 0)]
 
 
-def test_kinds_are_bounded(setup: Setup) -> None:
-    tally = Tally(rule=RULES[0], shown=2)
-    for row in range(KINDS + 50):
-        tally.add([Hit(what=f"kind {row}")], row, setup)
-    parts = tally.finding(KINDS + 50).parts
-    assert len(parts) == KINDS + 1
-    assert (parts[0].what, parts[0].count) == (OTHERS, 50)
+def test_kinds_are_bounded(context: AuditContext) -> None:
+    counter = FindingCounter(rule=RULES[0], rows_shown=2)
+    for row in range(MAX_KINDS + 50):
+        counter.add([Occurrence(kind=f"kind {row}")], row, context)
+    parts = counter.finding(MAX_KINDS + 50).parts
+    assert len(parts) == MAX_KINDS + 1
+    assert (parts[0].what, parts[0].count) == (OTHER_KINDS, 50)

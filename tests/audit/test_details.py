@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 
 from templatekit import Example, Message, Template, TemplateFile, Tokenizer
-from templatekit.audit import Finding, Report, check_mask
-from templatekit.audit.check_content import is_placeholder
-from templatekit.audit.check_text import _find_marker
+from templatekit.audit import Finding, Report, rules_training
+from templatekit.audit.context import AuditContext
 from templatekit.audit.excerpts import excerpt_of, visible
-from templatekit.audit.markers import markers_of
-from templatekit.audit.roundtrip import RoundTrip
-from templatekit.audit.text import marked, to_text
-from templatekit.audit.values import AuditedSample, Hit, Row, Setup
+from templatekit.audit.round_trip import RoundTrip
+from templatekit.audit.rows import AuditedRow, AuditedSample
+from templatekit.audit.rule import Occurrence
+from templatekit.audit.rules_content import is_placeholder
+from templatekit.audit.rules_text import _find_marker
+from templatekit.audit.template_markers import markers_of
+from templatekit.audit.text_report import to_text
 from templatekit.tokens.supervision import loss_spans
 from templatekit.types import NO_TOKENIZER, LossSpan, SpecialTokens
 
@@ -37,7 +39,7 @@ def finding(report: Report, code: str) -> Finding:
 def shown(report: Report, code: str) -> str:
     example = finding(report, code).example
     assert example is not None
-    return marked(example)
+    return example.marked_text()
 
 
 def test_an_excerpt_marks_the_place_and_what_is_trained(run_audit: RunAudit) -> None:
@@ -70,14 +72,14 @@ def test_the_boundary_shows_its_tokens(run_audit: RunAudit) -> None:
     example = finding(report, "unstable-boundary").example
     assert example is not None
     assert example.detail == "cut: 'e' ':' 'A' 'z'; whole: 'e' ':A' 'z' 'u'"
-    assert marked(example).endswith("\n\n### Response:▶◀⟦Azure.<|im_end|>⟧")
+    assert example.marked_text().endswith("\n\n### Response:▶◀⟦Azure.<|im_end|>⟧")
 
 
 def test_a_changed_character_is_named(run_audit: RunAudit) -> None:
     report = run_audit([talk("Hi", "cafe\u0301!")], tokenizer={"nfc": True})
     example = finding(report, "text-normalized").example
     assert example is not None and "comes back as 'é!' (U+00E9 U+0021)" in example.detail
-    assert "caf▶e◀\u0301!" in marked(example)
+    assert "caf▶e◀\u0301!" in example.marked_text()
 
 
 def test_several_control_strings_of_a_row_are_told_apart(run_audit: RunAudit) -> None:
@@ -188,26 +190,26 @@ def test_markers_are_the_lines_around_fields(source: str, markers: set[tuple[str
 
 def sample_of(
     source: str, answer: str = "yes", losses: Sequence[LossSpan] | None = None
-) -> tuple[AuditedSample, Setup]:
-    """A sample and its setup, without a tokenizer's files."""
-    from templatekit.config.options import DataOptions
+) -> tuple[AuditedSample, AuditContext]:
+    """A sample and its context, without a tokenizer's files."""
+    from templatekit.config.data_options import DataOptions
 
     special = SpecialTokens(eos="</s>", special=frozenset({"</s>"}))
     template = Template(TemplateFile(name="t", source=source))
     example = Example(messages=(Message(role="user", content="ask"), Message(role="assistant", content=answer)))
     rendered = template.render(example, special)
     spans = tuple(losses) if losses is not None else loss_spans(rendered, "response")
-    setup = Setup(
+    context = AuditContext(
         options=DataOptions(),
         template=template,
-        special=special,
+        special_tokens=special,
         tokenizer=None,
         markers=(),
         end_marker="</s>",
         trailing="",
-        stops=None,
+        stop_tokens=None,
     )
-    return AuditedSample(example=example, rendered=rendered, losses=spans, length=9, trained=(4, 8)), setup
+    return AuditedSample(example=example, rendered=rendered, loss_spans=spans, length=9, trained_range=(4, 8)), context
 
 
 @pytest.mark.parametrize(
@@ -216,7 +218,7 @@ def sample_of(
     ids=["trained", "untrained turn", "marker left out"],
 )
 def test_an_end_marker_without_loss(weights: tuple[float, float], found: str | None) -> None:
-    sample, setup = sample_of("{{ instruction }}:{{ response }}{{ eos_token }}")
+    sample, context = sample_of("{{ instruction }}:{{ response }}{{ eos_token }}")
     target = sample.rendered.target_spans[0]
     inside = weights[0] or weights[1]
     losses = (
@@ -224,22 +226,22 @@ def test_an_end_marker_without_loss(weights: tuple[float, float], found: str | N
         LossSpan(start=target.start, end=target.marker_start, weight=inside),
         LossSpan(start=target.marker_start, end=target.end, weight=weights[1]),
     )
-    row = Row(number=0, samples=(replace(sample, losses=losses),))
-    assert [hit.what for hit in check_mask.end_marker_untrained(row, setup)] == ([found] if found else [])
+    row = AuditedRow(number=0, samples=(replace(sample, loss_spans=losses),))
+    assert [found.kind for found in rules_training.end_marker_untrained(row, context)] == ([found] if found else [])
 
 
 def test_an_excerpt_at_the_very_end() -> None:
     sample, _ = sample_of("{{ instruction }}:{{ response }}{{ eos_token }}")
     end = len(sample.rendered.text)
-    assert marked(excerpt_of(Hit(sample=sample, start=end, end=end), 0)) == "ask:⟦yes</s>▶◀⟧"
+    assert excerpt_of(Occurrence(sample=sample, start=end, end=end), 0).marked_text() == "ask:⟦yes</s>▶◀⟧"
 
 
 def test_leading_markers_are_found_in_linear_time() -> None:
     text = "Input: " * 200_000 + "\n  Input: x"
     started = time.process_time()
-    assert _find_marker(text, "Input:", 0, len(text), leads=True) == 0
-    assert _find_marker(text, "Input:", 1, len(text), leads=True) == len(text) - 8
-    assert _find_marker(text, "Input:", 1, len(text) - 10, leads=True) == -1
+    assert _find_marker(text, "Input:", 0, len(text), line_start=True) == 0
+    assert _find_marker(text, "Input:", 1, len(text), line_start=True) == len(text) - 8
+    assert _find_marker(text, "Input:", 1, len(text) - 10, line_start=True) == -1
     assert time.process_time() - started < 5
 
 
@@ -247,7 +249,7 @@ def test_leading_markers_are_found_in_linear_time() -> None:
 def test_clean_text_comes_back_from_every_tokenizer(name: str, tokenizer_of: Callable[[str], Tokenizer]) -> None:
     texts = ["Hello", " two  spaces ", "a\n\n\tb", "é 漢字 👋🏽", "0" * 50, "\u00e9\u0142"]
     examples = [Example(messages=(Message(role="user", content=text),)) for text in texts]
-    assert list(RoundTrip(tokenizer_of(name)).lossy(examples)) == []
+    assert list(RoundTrip(tokenizer_of(name)).differences(examples)) == []
 
 
 @pytest.mark.parametrize(
@@ -258,8 +260,8 @@ def test_changed_text_is_found_in_every_kind_of_tokenizer(
     name: str, text: str, tokenizer_of: Callable[[str], Tokenizer]
 ) -> None:
     examples = [Example(messages=(Message(role="user", content=value),)) for value in ("the", text)]
-    found = list(RoundTrip(tokenizer_of(name)).lossy(examples))
-    assert [(place, lossy.text) for place, lossy in found] == [(1, text)]
+    found = list(RoundTrip(tokenizer_of(name)).differences(examples))
+    assert [(index, difference.text) for index, difference in found] == [(1, text)]
 
 
 def test_without_a_tokenizer_the_rest_is_checked(run_audit: RunAudit, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from templatekit.audit import RULES, Report
-from templatekit.audit.html import to_html
-from templatekit.audit.json import VERSION
-from templatekit.audit.text import percent, to_rich, to_text
+from templatekit.audit.html_report import to_html
+from templatekit.audit.report import JSON_VERSION
+from templatekit.audit.text_report import percent, to_rich, to_text
 
 RunAudit = Callable[..., Report]
 NOTHING = type(None)
@@ -100,7 +100,7 @@ def report(run_audit: RunAudit) -> Report:
 def test_json_has_the_documented_keys(report: Report) -> None:
     values = json.loads(json.dumps(report.as_dict()))
     assert_shape(values, REPORT)
-    assert values["version"] == VERSION == 1
+    assert values["version"] == JSON_VERSION == 1
     found = [finding["code"] for finding in values["findings"]]
     assert len(found) >= 8
     everything = [*found, *values["clean"], *values["not_checked"]]

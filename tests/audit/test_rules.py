@@ -318,4 +318,4 @@ def test_rules_are_in_order_and_say_what_to_do() -> None:
     assert levels == sorted(levels, key=["error", "warning", "note"].index)
     for rule in RULES:
         assert rule.help.endswith(".") and ":" in rule.help, rule.code
-        assert (rule.row is None) != (rule.setup is None), rule.code
+        assert (rule.check_row is None) != (rule.check_template is None), rule.code

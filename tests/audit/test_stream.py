@@ -11,10 +11,10 @@ import pytest
 
 from templatekit import ConfigError, SourceError, TemplateError, TokenizerError, UnknownNameError
 from templatekit.audit import Report, audit
-from templatekit.config.options import DataOptions
+from templatekit.config.data_options import DataOptions
 from templatekit.errors import RecordError
 from templatekit.hooks.registry import Registry
-from templatekit.pipeline.batches import BATCH
+from templatekit.pipeline.batches import BATCH_SIZE
 from templatekit.types import Record
 
 RunAudit = Callable[..., Report]
@@ -31,15 +31,15 @@ def counts(report: Report) -> dict[str, int]:
 
 
 def test_rows_keep_their_numbers_over_batches(run_audit: RunAudit) -> None:
-    data: list[Any] = rows(2 * BATCH + 10)
-    data[3], data[BATCH], data[2 * BATCH + 5] = {"x": 1}, PLAIN, PLAIN
-    data[BATCH + 7] = {**PLAIN, "output": None}
+    data: list[Any] = rows(2 * BATCH_SIZE + 10)
+    data[3], data[BATCH_SIZE], data[2 * BATCH_SIZE + 5] = {"x": 1}, PLAIN, PLAIN
+    data[BATCH_SIZE + 7] = {**PLAIN, "output": None}
     report = run_audit(data, template="alpaca")
-    assert (report.rows, report.usable) == (2 * BATCH + 10, 2 * BATCH + 8)
+    assert (report.rows, report.usable) == (2 * BATCH_SIZE + 10, 2 * BATCH_SIZE + 8)
     assert {f.rule.code: f.rows for f in report.findings} == {
         "unread-keys": (3,),
-        "unusable": (3, BATCH + 7),
-        "duplicate-rows": (2 * BATCH + 5,),
+        "unusable": (3, BATCH_SIZE + 7),
+        "duplicate-rows": (2 * BATCH_SIZE + 5,),
     }
 
 

@@ -1,12 +1,13 @@
-"""The report as one page that needs nothing else: no script, no font, no picture from elsewhere."""
+"""The report as one self-contained HTML page: it loads no script, font or picture."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from html import escape
 
-from templatekit.audit.text import (
-    head_lines,
+from templatekit.audit.report import Excerpt, ExcerptRun, Finding, Lengths, Report
+from templatekit.audit.text_report import (
+    header_lines,
     one_line,
     over_line,
     percent,
@@ -15,7 +16,6 @@ from templatekit.audit.text import (
     rows_line,
     summary,
 )
-from templatekit.audit.values import Excerpt, Finding, Lengths, Report, Run
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1c1f23; --soft: #5a6270; --line: #d9dde3; --box: #f6f7f9;
@@ -54,12 +54,12 @@ mark:empty { background: var(--here); padding: 0 .15rem; }
 
 
 def to_html(report: Report) -> str:
-    """The page."""
+    """The report as an HTML page."""
     title = f"Audit of {report.dataset}"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # Nothing may be loaded or run, even if some text got through unescaped.
+        # The browser loads and runs nothing, even if some text were not escaped.
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
         f"<title>{escape(one_line(title))}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         f"{''.join(_body(report, title))}</body>\n</html>\n"
@@ -68,7 +68,7 @@ def to_html(report: Report) -> str:
 
 def _body(report: Report, title: str) -> Iterator[str]:
     yield f"<h1>{escape(title)}</h1>\n"
-    for line in head_lines(report):
+    for line in header_lines(report):
         yield f'<p class="soft">{escape(line)}</p>\n'
     yield f"<p><strong>{escape(summary(report))}</strong></p>\n"
     if report.lengths is not None:
@@ -121,8 +121,8 @@ def _section(finding: Finding) -> Iterator[str]:
 
 
 def _parts(finding: Finding) -> Iterator[str]:
-    opened = " open" if len(finding.parts) <= 12 else ""
-    yield f"<details{opened}><summary>{plural(len(finding.parts), 'kind')}</summary>\n<table>\n"
+    open_attribute = " open" if len(finding.parts) <= 12 else ""
+    yield f"<details{open_attribute}><summary>{plural(len(finding.parts), 'kind')}</summary>\n<table>\n"
     yield '<tr><th class="number">rows</th><th>what</th><th class="number">first row</th><th></th></tr>\n'
     for part in finding.parts:
         first = "" if part.first_row is None else str(part.first_row)
@@ -143,13 +143,13 @@ def _example(example: Excerpt) -> Iterator[str]:
         yield ("…" if example.cut_right else "") + "</pre>\n"
 
 
-def _run(run: Run) -> str:
-    shown = "trained" if run.trained else run.kind
+def _run(run: ExcerptRun) -> str:
+    style = "trained" if run.trained else run.kind
     text = f"<mark>{escape(run.text)}</mark>" if run.here else escape(run.text)
     if not run.text:
         return text
     title = f"{run.origin}, trained" if run.trained else run.origin
-    return f'<span class="{shown}" title="{escape(title)}">{text}</span>'
+    return f'<span class="{style}" title="{escape(title)}">{text}</span>'
 
 
 def _lengths(lengths: Lengths, texts: int) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Where data stands in a rendered text, and whose it is."""
+"""Finds the characters of a rendered text that come from data, and the fields that they come from."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import NamedTuple
 from templatekit.types import Origin, RenderedText
 
 
-class Region(NamedTuple):
-    """Neighbouring characters that come from data, of one field or of several."""
+class DataRange(NamedTuple):
+    """Consecutive characters that come from data, of one field or of several."""
 
     start: int
     end: int
 
 
-def data_regions(rendered: RenderedText, *, headers: bool = True) -> Iterator[Region]:
-    """The longest runs of text from data, in order. Without `headers`, roles and names count as the template's."""
+def data_ranges(rendered: RenderedText, *, headers: bool = True) -> Iterator[DataRange]:
+    """The longest ranges of text from data, in order. Without `headers`, roles and names count as template text."""
     start = end = 0
     for span in rendered.spans:
         if span.origin.is_template or (span.origin.in_header and not headers):
             if end > start:
-                yield Region(start, end)
+                yield DataRange(start, end)
             start = end = span.end
         else:
             end = span.end
     if end > start:
-        yield Region(start, end)
+        yield DataRange(start, end)
 
 
 def origin_at(rendered: RenderedText, position: int) -> Origin:
-    """Where a character comes from."""
+    """The origin of a character."""
     return next(span.origin for span in rendered.spans if position < span.end)
 
 
 def field_name(rendered: RenderedText, origin: Origin) -> str:
-    """A field in words that are the same for every row: `user content`, `tools`."""
+    """The name of a field, the same in every row: `user content`, `tools`."""
     if origin.message is None:
         return origin.field or "computed text"
     return f"{rendered.roles[origin.message]} {origin.field}"

@@ -1,0 +1,100 @@
+"""The facts that are the same for every row: template, tokenizer, template markers, end marker, stop tokens."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from templatekit.audit.template_markers import TemplateMarker, ending_of, markers_of
+from templatekit.config.data_options import DataOptions
+from templatekit.errors import TokenizerError
+from templatekit.formats.template import Template
+from templatekit.pipeline.pipeline import Pipeline
+from templatekit.tokens.load import resolve_model
+from templatekit.tokens.tokenizer import Tokenizer
+from templatekit.types import SpecialTokens
+
+_STOP_TOKEN_FILES = ("generation_config.json", "config.json")
+"""Files of a model's folder that name its stop tokens; the first that does so counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopTokens:
+    """The ids at which a server stops when it loads the tokenizer's folder."""
+
+    ids: tuple[int, ...]
+    source: str
+    """The file or setting that names them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditContext:
+    """The facts that are the same for every row; rules receive them with each row."""
+
+    options: DataOptions
+    template: Template
+    special_tokens: SpecialTokens
+    tokenizer: Tokenizer | None
+    markers: tuple[TemplateMarker, ...]
+    end_marker: str
+    """The text that the template writes after an answer; "" where it is unknown."""
+    trailing: str
+    """The text that the template writes after the last end marker."""
+    stop_tokens: StopTokens | None
+
+
+def audit_context(pipeline: Pipeline, options: DataOptions) -> AuditContext:
+    """The context of a pipeline. `options` are those of the user; the pipeline's may differ."""
+    template, special_tokens, tokenizer = pipeline.template, pipeline.special_tokens, pipeline.tokenizer
+    ending = ending_of(template, special_tokens)
+    stop_tokens = None
+    if tokenizer is not None:
+        address = pipeline.options.tokenizer or tokenizer.name
+        stop_tokens = _configured_stop_tokens(_model_folder(address, pipeline)) or _eos_token(tokenizer)
+    return AuditContext(
+        options=options,
+        template=template,
+        special_tokens=special_tokens,
+        tokenizer=tokenizer,
+        markers=markers_of(template, special_tokens, tokenizer),
+        end_marker=ending.marker,
+        trailing=ending.trailing,
+        stop_tokens=stop_tokens,
+    )
+
+
+def _model_folder(address: str, pipeline: Pipeline) -> Path | None:
+    try:
+        path = resolve_model(address, pipeline.registry)
+    except TokenizerError:
+        return None  # a tokenizer that was given as an object has no address
+    return path.parent if path is not None and path.is_file() else path
+
+
+def _configured_stop_tokens(folder: Path | None) -> StopTokens | None:
+    for name in _STOP_TOKEN_FILES if folder is not None else ():
+        assert folder is not None
+        path = folder / name
+        try:
+            ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, AttributeError) as error:
+            raise TokenizerError(f"{str(path)!r} cannot be read: {error}; expected an object of JSON") from None
+        if (found := _as_ids(ids)) is not None:
+            return StopTokens(ids=found, source=name)
+    return None
+
+
+def _as_ids(value: Any) -> tuple[int, ...] | None:
+    values = value if isinstance(value, list) else [value]
+    return tuple(values) if all(type(item) is int for item in values) else None
+
+
+def _eos_token(tokenizer: Tokenizer) -> StopTokens:
+    """The stop token that servers use where no file of the model names any."""
+    id = tokenizer.id_of(tokenizer.special_tokens.eos)
+    ids = () if id is None else (id,)
+    return StopTokens(ids=ids, source="the tokenizer's eos_token (there is no generation_config.json beside it)")

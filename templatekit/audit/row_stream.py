@@ -1,0 +1,173 @@
+"""Streams the rows of a data set, with the facts that rules need of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import compress
+
+from templatekit.audit.batches import BatchErrors, continued_in_next, prompt_keys, row_batches, text_keys
+from templatekit.audit.other_dataset import OtherDataset
+from templatekit.audit.report import ComparedDataset
+from templatekit.audit.round_trip import RoundTrip
+from templatekit.audit.rows import AuditedRow, AuditedSample, EncodingDifference, MatchingRow
+from templatekit.errors import RecordError
+from templatekit.pipeline.first_rows import FirstRows
+from templatekit.pipeline.pipeline import Pipeline
+from templatekit.tokens.encoder import Encoder
+from templatekit.tokens.supervision import loss_spans
+from templatekit.tokens.truncation import LengthLimit
+from templatekit.types import Record, Sample, TokenizedExample
+
+
+class RowStream:
+    """The rows of a pipeline's data set."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        compare_encodings: bool = True,
+        round_trips: bool = True,
+        limit: LengthLimit | None = None,
+    ) -> None:
+        """Prepare to read the rows.
+
+        `compare_encodings` also encodes every text as a whole, `round_trips` decodes every text again, and `limit`
+        shortens samples that are too long.
+        """
+        self.pipeline = pipeline
+        self._limit = limit
+        self.counts = pipeline.counts = BatchErrors()
+        control = pipeline.options.control_tokens
+        self._whole_text_encoder = (
+            Encoder(pipeline.tokenizer, control_tokens=control) if compare_encodings and pipeline.tokenizer else None
+        )
+        self._round_trip = RoundTrip(pipeline.tokenizer) if round_trips and pipeline.tokenizer else None
+        self._texts, self._prompts = FirstRows(), FirstRows()
+        self._others: list[OtherDataset] = []
+
+    def compare_with(self, dataset: str, *, similarity: float | None = None) -> ComparedDataset:
+        """Read another data set, to find its rows in this one; with `similarity` also rows that are this similar."""
+        other = OtherDataset(self.pipeline, dataset, similarity=similarity)
+        self._others.append(other)
+        return other.summary
+
+    def rows(self, records: Iterable[Record | RecordError]) -> Iterator[AuditedRow]:
+        """Every row, in order."""
+        for batch in row_batches(self.pipeline, self.counts, records):
+            samples: dict[int, list[AuditedSample]] = {}
+            for sample in self._audited(batch.samples):
+                samples.setdefault(sample.rendered.row, []).append(sample)
+            for number in batch.rows:
+                yield AuditedRow(
+                    number=number,
+                    unread=batch.unread.get(number, {}),
+                    samples=tuple(samples.get(number, ())),
+                    error=self.counts.errors.get(number),
+                )
+            self.counts.finish_batch()
+
+    def _audited(self, samples: Sequence[Sample]) -> list[AuditedSample]:
+        differences = self._encoding_differences(samples)
+        continued = continued_in_next(samples)
+        audited = [
+            replace(
+                _audited_sample(sample, self.pipeline),
+                encoding_difference=differences.get(index),
+                shortened=self._shortened(sample),
+                continued=continued[index],
+            )
+            for index, sample in enumerate(samples)
+        ]
+        self._add_matching_rows(audited, samples)
+        if self._round_trip is not None:
+            for index, difference in self._round_trip.differences([sample.example for sample in samples]):
+                known = audited[index].round_trip_differences
+                audited[index] = replace(audited[index], round_trip_differences=(*known, difference))
+        return audited
+
+    def _add_matching_rows(self, audited: list[AuditedSample], samples: Sequence[Sample]) -> None:
+        """Compare the longest sample of each row with earlier rows and with the other data sets."""
+        longest = [index for index, sample in enumerate(audited) if not sample.continued]
+        compared = [samples[index] for index in longest]
+        rows = [sample.rendered.row for sample in compared]
+        texts, prompts = text_keys(compared), prompt_keys(compared)
+        earlier = zip(self._texts.add(texts, rows), self._prompts.add(prompts, rows), strict=True)
+        for index, (text, prompt) in zip(longest, earlier, strict=True):
+            audited[index] = replace(audited[index], same_text=text, same_prompt=prompt if text is None else None)
+        for other in self._others:
+            for index, same_text, same_prompt in zip(longest, *other.find(texts, prompts), strict=True):
+                sample = audited[index]
+                audited[index] = replace(
+                    sample,
+                    shared_text=sample.shared_text or same_text,
+                    shared_prompt=sample.shared_prompt or same_prompt,
+                )
+            for index, similar in zip(longest, other.find_similar(compared), strict=True):
+                audited[index] = _with_more_similar(audited[index], similar)
+
+    def _shortened(self, sample: Sample) -> TokenizedExample | None:
+        if self._limit is None or sample.tokenized is None:
+            return None
+        try:
+            tokenized = self._limit.fit(sample.example, sample.tokenized).tokenized
+        except RecordError:
+            return None
+        return tokenized if tokenized.truncated else None
+
+    def _encoding_differences(self, samples: Sequence[Sample]) -> dict[int, EncodingDifference]:
+        """By index, the samples whose text has other ids with the other `boundary` option."""
+        if self._whole_text_encoder is None:
+            return {}
+        tokenized = [sample.tokenized for sample in samples if sample.tokenized is not None]
+        joint = self.pipeline.options.boundary == "joint"
+        others = self._whole_text_encoder.encode_batch(
+            [(each.rendered, each.loss_spans if joint else ()) for each in tokenized]
+        )
+        return {
+            index: EncodingDifference(cut=other.input_ids, whole=own.input_ids)
+            if joint
+            else EncodingDifference(cut=own.input_ids, whole=other.input_ids)
+            for index, (own, other) in enumerate(zip(tokenized, others, strict=True))
+            if own.input_ids != other.input_ids
+        }
+
+
+def _with_more_similar(sample: AuditedSample, similar: MatchingRow | None) -> AuditedSample:
+    """The sample with the more similar of two rows of other data sets; with none where its exact text is shared."""
+    known = sample.nearly_shared
+    if sample.shared_text is not None:
+        similar = None
+    elif similar is None or (known is not None and (known.similarity or 0) >= (similar.similarity or 0)):
+        return sample
+    return replace(sample, nearly_shared=similar)
+
+
+def _audited_sample(sample: Sample, pipeline: Pipeline) -> AuditedSample:
+    tokenized = sample.tokenized
+    if tokenized is None:
+        spans = loss_spans(sample.rendered, pipeline.options.train_on)
+        trained = [(span.start, span.end) for span in spans if span.weight > 0]
+        return AuditedSample(
+            example=sample.example,
+            rendered=sample.rendered,
+            loss_spans=spans,
+            length=len(sample.rendered.text),
+            trained_range=(trained[0][0], trained[-1][1] - 1) if trained else None,
+        )
+    return AuditedSample(
+        example=sample.example,
+        rendered=sample.rendered,
+        loss_spans=tokenized.loss_spans,
+        length=len(tokenized),
+        trained_range=_nonzero_range(tokenized.loss_weights),
+    )
+
+
+def _nonzero_range(weights: Sequence[float]) -> tuple[int, int] | None:
+    """The indices of the first and the last weight other than 0."""
+    first = next(compress(range(len(weights)), weights), None)
+    if first is None:
+        return None
+    return first, next(compress(range(len(weights) - 1, -1, -1), reversed(weights)))

@@ -1,0 +1,187 @@
+"""Rules about characters: control strings and template markers in data, changed texts, encoding errors."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from functools import lru_cache
+
+from templatekit.audit.context import AuditContext
+from templatekit.audit.data_ranges import data_ranges, field_name, origin_at
+from templatekit.audit.rows import TEXT_FIELDS, AuditedRow, AuditedSample
+from templatekit.audit.rule import Occurrence
+from templatekit.errors import shorten
+from templatekit.tokens.tokenizer import Tokenizer
+
+
+def control_text(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]:
+    """Control strings of the tokenizer in data that are encoded as plain text."""
+    return (found for found, acts in _control_strings(row, context) if not acts)
+
+
+def control_that_acts(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]:
+    """Control strings in data that are encoded as control tokens.
+
+    These are the ones not flagged special, in an assistant's text; with `control_tokens="everywhere"` all of them.
+    """
+    return (found for found, acts in _control_strings(row, context) if acts)
+
+
+def _control_strings(row: AuditedRow, context: AuditContext) -> Iterator[tuple[Occurrence, bool]]:
+    """Every control string in data, and whether it is encoded as a control token."""
+    if context.tokenizer is None or (pattern := _control_pattern(context.tokenizer)) is None:
+        return
+    everywhere = context.options.control_tokens == "everywhere"
+    for sample in row.samples:
+        rendered = sample.rendered
+        for data in data_ranges(rendered):
+            for match in pattern.finditer(rendered.text, data.start, data.end):
+                origin = origin_at(rendered, match.start())
+                in_answer = (
+                    origin.message is not None
+                    and rendered.roles[origin.message] == "assistant"
+                    and not origin.in_header
+                )
+                acts = everywhere or (in_answer and not context.tokenizer.control_tokens[match[0]].special)
+                kind = f"{match[0]} in {field_name(rendered, origin)}"
+                yield Occurrence(kind=kind, sample=sample, start=match.start(), end=match.end()), acts
+
+
+@lru_cache(maxsize=4)
+def _control_pattern(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    texts = sorted(tokenizer.control_tokens, key=lambda text: (-len(text), text))
+    return re.compile("|".join(map(re.escape, texts))) if texts else None
+
+
+def template_markers(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]:
+    """Texts in data that the template also writes around fields."""
+    for sample in row.samples:
+        rendered = sample.rendered
+        for data in data_ranges(rendered, headers=False):
+            for marker in context.markers:
+                start = _find_marker(rendered.text, marker.text, data.start, data.end, line_start=marker.line_start)
+                if start >= 0:
+                    kind = f"{marker.text} in {field_name(rendered, origin_at(rendered, start))}"
+                    yield Occurrence(kind=kind, sample=sample, start=start, end=start + len(marker.text))
+
+
+def _find_marker(text: str, marker: str, start: int, end: int, *, line_start: bool) -> int:
+    """The first position of the marker, at the start of a line where asked; -1 if there is none."""
+    found = text.find(marker, start, end)
+    while line_start and found >= 0 and not _starts_line(text, start, found):
+        found = text.find(marker, found + 1, end)
+    return found
+
+
+def _starts_line(text: str, start: int, position: int) -> bool:
+    """Whether there is only white space between a position and the start of its line, or of the data."""
+    while position > start and text[position - 1] in " \t":
+        position -= 1
+    return position == start or text[position - 1] == "\n"
+
+
+def text_trimmed(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]:
+    """A text that the template prints without the whitespace at its edges."""
+    return (found for found, trimmed in _changed_texts(row) if trimmed)
+
+
+def text_changed(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]:
+    """A text that the template changes in another way, or does not print."""
+    return (found for found, trimmed in _changed_texts(row) if not trimmed)
+
+
+def _changed_texts(row: AuditedRow) -> Iterator[tuple[Occurrence, bool]]:
+    """Every text that is printed otherwise than it is in the data, and whether only its edges were trimmed."""
+    for sample in row.samples:
+        ranges = _field_ranges(sample)
+        computed = any(span.origin.kind == "computed" for span in sample.rendered.spans)
+        trained = {target.message for target in sample.rendered.target_spans}
+        for index, message in enumerate(sample.example.messages):
+            if message.role == "assistant" and sample.rendered.samples > 1 and index not in trained:
+                continue  # another sample trains this turn
+            for field in TEXT_FIELDS:
+                text = getattr(message, field)
+                if not text.strip():
+                    continue
+                start, end = ranges.get((index, field), (0, 0))
+                printed = sample.rendered.text[start:end]
+                # Text computed from several fields has no position of its own; text printed twice has several.
+                if printed == text or (computed and text in sample.rendered.text) or text in printed:
+                    continue
+                trimmed = printed.strip() == text.strip()
+                kind = f"{message.role} {field}"
+                detail = _difference(text, printed)
+                yield Occurrence(kind=kind, detail=detail, sample=sample, start=start, end=end), trimmed
+
+
+def _field_ranges(sample: AuditedSample) -> dict[tuple[int, str], tuple[int, int]]:
+    """By message and field, the range of its characters in the rendered text."""
+    ranges: dict[tuple[int, str], tuple[int, int]] = {}
+    for span in sample.rendered.spans:
+        origin = span.origin
+        if origin.kind == "field" and origin.message is not None and origin.field is not None:
+            start = ranges.get((origin.message, origin.field), (span.start, 0))[0]
+            ranges[origin.message, origin.field] = (start, span.end)
+    return ranges
+
+
+def _difference(text: str, printed: str) -> str:
+    if not printed:
+        return f"left out: {shorten(text)}"
+    left, right = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
+    if printed.strip() == text.strip():
+        lost = [f"{shorten(edge)} at the {side}" for edge, side in ((left, "start"), (right, "end")) if edge]
+        return f"in the data there is {' and '.join(lost)}"
+    return f"in the data: {shorten(text, 100)}"
+
+
+def text_normalized(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]:
+    """A text that is another one after encoding and decoding."""
+    for sample in row.samples:
+        for difference in sample.round_trip_differences:
+            text, decoded = difference.text, difference.decoded
+            start, end = _field_ranges(sample).get((difference.message, difference.field), (0, 0))
+            same = next((i for i, (a, b) in enumerate(zip(text, decoded, strict=False)) if a != b), 0)
+            position = max(start, sample.rendered.text.find(text[same : same + 1], start + same, end))
+            before, after = _code_points(text[same : same + 3]), _code_points(decoded[same : same + 3])
+            yield Occurrence(
+                kind=f"{sample.example.messages[difference.message].role} {difference.field}",
+                detail=f"{before} comes back as {after}",
+                sample=sample,
+                start=position,
+                end=position + 1,
+            )
+
+
+def _code_points(text: str) -> str:
+    return f"{text!r} ({' '.join(f'U+{ord(character):04X}' for character in text)})"
+
+
+_ODD = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd\ufeff\ufffe\uffff]|\r(?!\n)|[ÂÃ][\xa0-\xbf]|â€[\x98-\x9f™œžŸ“”˜]"
+)
+
+
+def encoding_oddities(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]:
+    """Characters that clean text does not contain: control characters, byte order marks, decoding errors."""
+    for sample in row.samples:
+        rendered = sample.rendered
+        if rendered.text.isascii() and rendered.text.replace("\n", "").replace("\t", "").isprintable():
+            continue
+        for data in data_ranges(rendered):
+            for match in _ODD.finditer(rendered.text, data.start, data.end):
+                yield Occurrence(kind=_oddity(match[0]), sample=sample, start=match.start(), end=match.end())
+
+
+@lru_cache(maxsize=256)
+def _oddity(text: str) -> str:
+    if len(text) > 1:
+        return "UTF-8 read as Windows-1252"
+    number = f"U+{ord(text):04X}"
+    if text == "\r":
+        return f"carriage return without a newline {number}"
+    names = {"\ufffd": "replacement character", "\ufeff": "byte order mark"}
+    if text in names:
+        return f"{names[text]} {number}"
+    return f"{'control character' if unicodedata.category(text) == 'Cc' else 'noncharacter'} {number}"
