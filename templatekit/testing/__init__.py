@@ -1,15 +1,31 @@
-"""The conformance kit: whether a format keeps its promises, by named checks over generated records.
+"""The conformance kit: checks whether a format keeps its promises, on generated records.
 
-It needs hypothesis, and nothing else of templatekit imports it but the command `check`.
+A `Subject` (an adapter or template with a tokenizer) is tried with every `Check`; each check is a function that raises
+`Violation` on an input that breaks its promise.
+
+| module | content |
+| --- | --- |
+| `runner` | `run_checks`, and `CHECKS`, the list of all checks |
+| `check`, `violation`, `exemptions` | a check and its outcome; its assertions; reasons why it does not apply |
+| `check_execution`, `check_content`, `check_mask`, `check_control`, `check_agreement` | the checks, by property |
+| `oracle` | the expected results, computed independently of the code under test |
+| `subject`, `checked_record` | what is checked; one record of it after all stages |
+| `inputs`, `records`, `texts`, `tiny_tokenizers` | strategies for inputs, records and texts; tokenizers |
+| `search`, `failure` | searches for the smallest failing input; describes a failure |
+| `subject_lookup`, `pytest_decorator` | finds subjects by name or file; makes a pytest test of each check |
+
+It needs hypothesis, and only the command `check` imports it.
 """
 
-from templatekit.testing.adversarial import adversarial_text, plain_text
-from templatekit.testing.check import Check, Violation, check
-from templatekit.testing.discovery import parametrize_with_checks, subjects_of
+from templatekit.testing.check import Check, Outcome, check
+from templatekit.testing.pytest_decorator import parametrize_with_checks
 from templatekit.testing.records import conversations, examples, records_for
-from templatekit.testing.runner import CHECKS, Outcome, run_checks
+from templatekit.testing.runner import CHECKS, run_checks
 from templatekit.testing.subject import Subject
+from templatekit.testing.subject_lookup import subjects_of
+from templatekit.testing.texts import adversarial_text, plain_text
 from templatekit.testing.tiny_tokenizers import MAIN, TINY, tiny_tokenizer
+from templatekit.testing.violation import Violation
 
 __all__ = [
     "CHECKS",

@@ -1,93 +1,117 @@
-"""A named check: a property's promise in one sentence, and the function that holds a subject to it."""
+"""A check: a promise that every format keeps, and the function that tests whether a subject keeps it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
+from unittest import SkipTest
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
-from templatekit.testing.subject import CheckedSample, Subject
+from templatekit.errors import PluginError, RecordError
+from templatekit.testing.checked_record import NoSampleError, SkipInput
+from templatekit.testing.failure import Failure
+from templatekit.testing.search import SearchResult, search, smallest_failing_input
+from templatekit.testing.subject import Subject
+from templatekit.testing.violation import Violation
 
 T = TypeVar("T")
-Given = Callable[[Subject], st.SearchStrategy[T]]
-"""Makes the strategy for what a check is tried on. Checks with one of these are tried on the same inputs."""
-Unless = Callable[[Subject], str | None]
-"""Says why a check says nothing about a subject; None where it does."""
-
-
-class Violation(AssertionError):
-    """A property that does not hold."""
-
-    def __init__(
-        self,
-        what: str,
-        *,
-        expected: object = None,
-        found: object = None,
-        sample: CheckedSample | None = None,
-        hint: str = "",
-    ) -> None:
-        super().__init__(what)
-        self.what = what
-        self.expected = expected
-        self.found = found
-        self.sample = sample
-        self.hint = hint
-
-
-def equal(found: object, expected: object, what: str, sample: CheckedSample | None = None) -> None:
-    """Raises `Violation` where two values differ."""
-    if found != expected:
-        raise Violation(what, expected=expected, found=found, sample=sample)
-
-
-def holds(condition: object, what: str, sample: CheckedSample | None = None, **more: Any) -> None:
-    """Raises `Violation` where a condition is false."""
-    if not condition:
-        raise Violation(what, sample=sample, **more)
+InputStrategy = Callable[[Subject], st.SearchStrategy[T]]
+"""Makes the strategy for the inputs of a check. Checks with the same function are tried on the same inputs."""
+Exemption = Callable[[Subject], str | None]
+"""Returns why a check does not apply to a subject; None if it applies."""
+Status = Literal["held", "failed", "expected", "unexpected", "not applicable", "not tried"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Check(Generic[T]):
-    """One check. Calling it with a subject tries it on generated inputs; it raises `AssertionError` where it fails."""
+    """One check. Calling it with a subject tries it on generated inputs, and raises `AssertionError` if it fails."""
 
     name: str
     properties: tuple[int, ...]
-    """The numbers of the properties that it checks."""
+    """Numbers of the properties that it checks."""
     promise: str
-    given: Given[T]
+    given: InputStrategy[T]
     function: Callable[[T], str | None]
-    """Raises `Violation` where the promise is broken. Says why an input says nothing, and None where it was tried."""
-    unless: tuple[Unless, ...] = ()
+    """Raises `Violation` if the promise is broken; returns why the input shows nothing, None if the promise holds."""
+    unless: tuple[Exemption, ...] = ()
 
     def __repr__(self) -> str:
         return self.name
 
     def __call__(self, subject: Subject, *, examples: int | None = None, seed: int = 0) -> None:
-        """Tries the check on `examples` inputs (hypothesis' profile tells how many where none are named)."""
-        from templatekit.testing.runner import enforce
+        """Try the check on `examples` inputs (by default as many as the active profile of hypothesis says).
 
-        enforce(self, subject, examples=examples, seed=seed)
+        Raises `AssertionError` that describes the failure if the check fails, and `unittest.SkipTest`, which pytest
+        accepts too, if it does not apply to the subject.
+        """
+        outcome = untried_outcomes([self], subject).get(self)
+        if outcome is None:
+            count = settings().max_examples if examples is None else examples
+            (outcome,) = try_together([self], subject, examples=count, seed=seed)
+        if outcome.failure is not None:
+            raise AssertionError(f"{outcome.failure}")
+        if outcome.status in ("not applicable", "not tried"):
+            raise SkipTest(f"{outcome.status}: {outcome.reason}")
 
-    def on(self, trial: T) -> None:
-        """Tries the check on one input; raises `Violation` where the promise is broken."""
-        from templatekit.testing.runner import attempt
+    def attempt(self, value: T) -> str | None:
+        """Try the check on one input; raises `Violation` if the promise is broken.
 
-        attempt(self, trial)
+        Returns why the input shows nothing, or None if the promise holds. A record without samples fails only the check
+        whose promise that breaks.
+        """
+        try:
+            return self.function(value)
+        except Violation:
+            raise
+        except SkipInput as skipped:
+            return str(skipped)
+        except NoSampleError as no_sample:
+            error = no_sample.error
+            if no_sample.declared or _broken_promise(error) != self.name:
+                return "nothing came of the record"
+            found = f"{type(error).__name__}: {error}"
+            raise Violation("nothing came of a valid record", found=found, hint=_hint(error)) from error
+        except Exception as error:  # a plugin may raise anything, and so may code that receives a plugin's wrong values
+            if _broken_promise(error) not in (self.name, "valid_records_are_rendered"):
+                return "nothing came of a record like it"  # the other check reports it
+            raise Violation(f"raised {type(error).__name__}: {error}") from error
 
-    def not_applicable(self, subject: Subject) -> str | None:
-        """Why the check says nothing about a subject; None where it does."""
-        return next((why for unless in self.unless if (why := unless(subject))), None)
+    def failure(self, subject: Subject, value: T | None, violation: Violation) -> Failure:
+        """Describe a violation on an input."""
+        return Failure.of(
+            violation,
+            check=self.name,
+            properties=self.properties,
+            promise=self.promise,
+            subject=subject,
+            record=getattr(value, "record", None),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The outcome of one check on one subject."""
+
+    check: Check[Any]
+    subject: Subject
+    status: Status
+    """`expected`: the check failed, and a failure was expected. `unexpected`: a failure was expected, but it held."""
+    tried: int = 0
+    """Number of inputs that showed something."""
+    reason: str = ""
+    """Why the check was not applicable or not tried, or why it is expected to fail."""
+    failure: Failure | None = None
 
 
 def check(
-    *properties: int, given: Given[T], unless: Sequence[Unless] = ()
+    *properties: int, given: InputStrategy[T], unless: Sequence[Exemption] = ()
 ) -> Callable[[Callable[[T], str | None]], Check[T]]:
-    """Makes a check of a function: its name is the check's, its docstring the promise."""
+    """Decorator that turns a function into a check, with the function's name and with its docstring as the promise."""
 
-    def made(function: Callable[[T], str | None]) -> Check[T]:
+    def make_check(function: Callable[[T], str | None]) -> Check[T]:
         return Check(
             name=function.__name__,
             properties=properties,
@@ -97,30 +121,96 @@ def check(
             unless=tuple(unless),
         )
 
-    return made
+    return make_check
 
 
-# Why a check says nothing about a subject.
+def untried_outcomes(checks: Iterable[Check[Any]], subject: Subject) -> dict[Check[Any], Outcome]:
+    """The outcomes of the checks that cannot be tried: there are no records, or the check does not apply."""
+    try:
+        _ = subject.shape
+    except PluginError as error:
+        return {each: _without_records(each, subject, error) for each in checks}
+    reasons = {each: next(filter(None, (exempt(subject) for exempt in each.unless)), None) for each in checks}
+    return {
+        each: Outcome(check=each, subject=subject, status="not applicable", reason=reason)
+        for each, reason in reasons.items()
+        if reason
+    }
 
 
-def no_adapter(subject: Subject) -> str | None:
-    """For checks of adapters."""
-    return None if subject.checked_adapter else "no adapter is checked"
+def _without_records(check: Check[Any], subject: Subject, error: PluginError) -> Outcome:
+    if check.name != "valid_records_are_rendered":
+        return Outcome(check=check, subject=subject, status="not tried", reason="no record can be made")
+    failure = check.failure(subject, None, Violation(str(error)))
+    return Outcome(check=check, subject=subject, status="failed", tried=1, failure=failure)
 
 
-def no_template(subject: Subject) -> str | None:
-    """For checks that the adapter has no part in."""
-    return None if subject.checked_template else "no template is checked"
+def try_together(
+    checks: Sequence[Check[Any]],
+    subject: Subject,
+    *,
+    examples: int,
+    seed: int,
+    expected_failures: Mapping[str, str] = {},
+    deadline: float | None = None,
+    shrink: bool = True,
+    progress: Callable[[], object] = lambda: None,
+) -> Iterator[Outcome]:
+    """Try checks with the same input strategy on the same inputs; `run_checks` describes the arguments."""
+    strategy = checks[0].given(subject)
+    results = search(
+        {each: each.attempt for each in checks},
+        strategy,
+        examples=examples,
+        seed=seed,
+        deadline=deadline,
+        progress=progress,
+    )
+    for each, result in results.items():
+        failure = None
+        if result.violation is not None:
+            failing = (result.failing_input, result.violation)
+            if shrink:
+                smallest = smallest_failing_input(each.attempt, strategy, examples=examples, seed=seed)
+                failing = smallest or (None, result.violation)  # a check that does not always fail shows no record
+            failure = each.failure(subject, *failing)
+        yield _outcome(each, subject, result, failure, expected_failures.get(each.name, ""))
 
 
-def does_not_write(subject: Subject) -> str | None:
-    """For checks of `to_record`."""
-    from templatekit.hooks.contracts import Adapter
+def _outcome(
+    check: Check[Any], subject: Subject, result: SearchResult, failure: Failure | None, expected_reason: str
+) -> Outcome:
+    if failure is None and not result.tried:
+        reasons = (f"{reason} ({count})" for reason, count in result.skipped.most_common(3))
+        return Outcome(
+            check=check, subject=subject, status="not tried", reason="; ".join(reasons) or "no time was left"
+        )
+    status: Status
+    if failure is None:
+        status = "unexpected" if expected_reason else "held"
+    else:
+        status = "expected" if expected_reason else "failed"
+    return Outcome(
+        check=check, subject=subject, status=status, tried=result.tried, reason=expected_reason, failure=failure
+    )
 
-    writes = type(subject.adapter).to_record is not Adapter.to_record
-    return None if writes else "the adapter does not write records: it has no to_record"
+
+def _broken_promise(error: Exception) -> str:
+    """The name of the check whose promise is broken when a record fails with this error."""
+    message = str(error)
+    if isinstance(error, RecordError) and error.reason == "prompt_is_no_prefix":
+        return "prompt_is_prefix"
+    if "prints None" in message:
+        return "prints_no_none"
+    if "leaves open what ends an answer" in message:
+        return "end_marker_is_trained_once"
+    return "valid_records_are_rendered"
 
 
-def one_turn(subject: Subject) -> str | None:
-    """For checks of conversations."""
-    return None if subject.scope.turns > 1 else "one turn is all that is taken"
+def _hint(error: Exception) -> str:
+    if isinstance(error, RecordError) and error.reason == "template_refused":
+        return (
+            "a format that refuses some conversations says so in its leading comment: "
+            "capabilities: {system: false}, or {multi_turn: false}"
+        )
+    return ""

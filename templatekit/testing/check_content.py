@@ -1,4 +1,4 @@
-"""Properties 8 to 12: all that the record says stands in the text, unchanged and once, and in the ids."""
+"""Properties 8 to 12: the record's texts are in the rendered text, unchanged and once, and in the ids."""
 
 from __future__ import annotations
 
@@ -7,47 +7,45 @@ import re
 from dataclasses import replace
 
 from templatekit.testing import oracle
-from templatekit.testing.check import Violation, check, does_not_write, equal, holds, no_adapter
-from templatekit.testing.records import STRANGE, at, texts_read
-from templatekit.testing.subject import Case, CheckedSample, Subject
-from templatekit.testing.trials import cases, once
+from templatekit.testing.check import check
+from templatekit.testing.checked_record import CheckedRecord, CheckedSample
+from templatekit.testing.exemptions import does_not_write, lossy_tokenizer, no_adapter, splits_content
+from templatekit.testing.inputs import checked_records, subject_alone
+from templatekit.testing.records import PROBE_TEXT, texts_read, value_at
+from templatekit.testing.subject import Subject
+from templatekit.testing.violation import Violation, equal, holds
 
 
-def lossy_tokenizer(subject: Subject) -> str | None:
-    """For checks that decode."""
-    return oracle.lossy(subject.tokenizer)
-
-
-@check(8, given=cases, unless=[lossy_tokenizer])
-def ids_decode_to_the_text(case: Case) -> str | None:
-    """The ids, and those of the prompt, decode to their texts, but for what the tokenizer declares to change."""
-    tokenizer = case.subject.tokenizer
-    if not all(oracle.is_lossless(tokenizer, sample.rendered.text) for sample in case.samples):
-        return "the tokenizer has no piece for some bytes"
-    for sample in case.samples:
+@check(8, given=checked_records, unless=[lossy_tokenizer])
+def ids_decode_to_the_text(checked: CheckedRecord) -> str | None:
+    """The ids, and those of the prompt, decode to their texts, except for changes that the tokenizer declares."""
+    tokenizer = checked.subject.tokenizer
+    if not all(oracle.is_lossless(tokenizer, sample.rendered.text) for sample in checked.samples):
+        return "the tokenizer has no token for some bytes"
+    for sample in checked.samples:
         rendered = sample.rendered
-        expected = oracle.decoded(tokenizer, rendered, len(rendered.text), sample.cuts)
+        expected = oracle.expected_decoding(tokenizer, rendered, len(rendered.text), sample.cuts)
         equal(tokenizer.decode(sample.tokenized.input_ids), expected, "the ids decode to another text", sample)
         if sample.prompted:
-            expected = oracle.decoded(tokenizer, sample.prompt, len(sample.prompt.text), ())
+            expected = oracle.expected_decoding(tokenizer, sample.prompt, len(sample.prompt.text), ())
             equal(tokenizer.decode(sample.prompt_ids), expected, "the prompt's ids decode to another text", sample)
     return None
 
 
-@check(9, given=cases)
-def texts_stand_unchanged(case: Case) -> None:
+@check(9, given=checked_records)
+def texts_stand_unchanged(checked: CheckedRecord) -> None:
     """Each text of the record stands in the rendered text as it is, where its origin says."""
-    for sample in case.samples:
+    for sample in checked.samples:
         for index, message in enumerate(sample.example.messages):
             for field in ("content", "context"):
                 _compare(sample, f"messages[{index}].{field}", getattr(message, field), _printed(sample, index, field))
         _everything_has_an_origin(sample)
-    if case.subject.checked_adapter:
-        _adapter_keeps_texts(case)
+    if checked.subject.checked_adapter:
+        _adapter_keeps_texts(checked)
 
 
 def _compare(sample: CheckedSample, where: str, value: str, printed: list[str]) -> None:
-    """Sees that what is printed of a text is the text, or as much of it as the template declares to print."""
+    """Compare a text with its printed runs, allowing for the changes that the template declares."""
     declared, whole = sample.subject.capabilities, "".join(printed)
     trims = whole.strip() == value.strip()
     if declared.splits_content:
@@ -55,7 +53,9 @@ def _compare(sample: CheckedSample, where: str, value: str, printed: list[str]) 
     elif declared.strips_content:
         right = trims and whole in value
     else:
-        right = whole == value or (not whole and bool(value.strip()))  # what is not printed at all is another check's
+        right = whole == value or (
+            not whole and bool(value.strip())
+        )  # another check reports texts that are not printed
     hint = _TRIMS if trims and not declared.strips_content else ""
     holds(right, f"the template changes {where}", sample, expected=value, found=whole, hint=hint)
 
@@ -67,48 +67,43 @@ _TRIMS = (
 
 
 def _printed(sample: CheckedSample, message: int, field: str) -> list[str]:
-    """The runs of a field's characters."""
+    """The printed runs of a field."""
     spans = [s for s in sample.rendered.spans if (s.origin.message, s.origin.field) == (message, field)]
-    return [sample.rendered.text[start:end] for start, end in oracle.joined([(s.start, s.end) for s in spans])]
+    return [sample.rendered.text[start:end] for start, end in oracle.merged([(s.start, s.end) for s in spans])]
 
 
 def _everything_has_an_origin(sample: CheckedSample) -> None:
-    at = 0
+    end = 0
     for span in sample.rendered.spans:
-        equal(span.start, at, "the origins have a gap", sample)
-        at = span.end
-    equal(at, len(sample.rendered.text), "the origins end before the text does", sample)
+        equal(span.start, end, "the origins have a gap", sample)
+        end = span.end
+    equal(end, len(sample.rendered.text), "the origins end before the text does", sample)
 
 
-def _adapter_keeps_texts(case: Case) -> None:
-    """Each text that the adapter takes as it is stands whole in what it read."""
-    adapter = case.subject.adapter
-    read = texts_read(adapter, case.record)
-    for place in case.subject.places(case.record):
-        text = at(case.record, place.path)
-        wanted = text.strip() if adapter.strips_content else text
-        if not any(wanted in each for each in read):
+def _adapter_keeps_texts(checked: CheckedRecord) -> None:
+    """Every text that the adapter reads unchanged is in the example as a whole."""
+    adapter = checked.subject.adapter
+    read = texts_read(adapter, checked.record)
+    for location in checked.subject.text_locations(checked.record):
+        text = value_at(checked.record, location.path)
+        expected = text.strip() if adapter.strips_content else text
+        if not any(expected in each for each in read):
             raise Violation(
-                f"the adapter changed the text at {_spelt(place.path)}",
+                f"the adapter changed the text at {_as_subscripts(location.path)}",
                 expected=text,
                 found=read,
                 hint="an adapter that takes whitespace off says so: strips_content = True",
             )
 
 
-def _spelt(path: tuple[object, ...]) -> str:
+def _as_subscripts(path: tuple[object, ...]) -> str:
     return "".join(f"[{key!r}]" for key in path)
 
 
-def splits(subject: Subject) -> str | None:
-    """For the check that counts."""
-    return "the template declares splits_content: true" if subject.capabilities.splits_content else None
-
-
-@check(10, given=cases, unless=[splits])
-def texts_are_printed_once(case: Case) -> None:
+@check(10, given=checked_records, unless=[splits_content])
+def texts_are_printed_once(checked: CheckedRecord) -> None:
     """Each text that is not empty is printed once, in one piece."""
-    for sample in case.samples:
+    for sample in checked.samples:
         for index, message in enumerate(sample.example.messages):
             for field in ("content", "context"):
                 count = len(_printed(sample, index, field))
@@ -118,43 +113,48 @@ def texts_are_printed_once(case: Case) -> None:
                     holds(count <= 1, f"messages[{index}].{field} is printed {count} times", sample)
 
 
-@check(11, given=cases)
-def prints_no_none(case: Case) -> None:
+@check(11, given=checked_records)
+def prints_no_none(checked: CheckedRecord) -> None:
     """No None, nan or undefined is printed that neither the data nor the template's own words hold."""
-    for sample in case.samples:
+    for sample in checked.samples:
         own = [sample.rendered.text[s.start : s.end] for s in sample.rendered.spans if s.origin.kind != "field"]
         found = set(re.findall(r"None|\bnan\b|undefined|Undefined", "\n".join(own)))
-        strange = [word for word in sorted(found) if word not in case.subject.template.original]
-        holds(not strange, f"the template prints {', '.join(strange)}", sample, hint="print it only where there is one")
+        unexplained = [word for word in sorted(found) if word not in checked.subject.template.original]
+        holds(
+            not unexplained,
+            f"the template prints {', '.join(unexplained)}",
+            sample,
+            hint="print it only where there is one",
+        )
 
 
-@check(12, given=cases, unless=[no_adapter, does_not_write])
-def records_come_back(case: Case) -> None:
-    """What to_record writes is read as the same example again, and written as the same record."""
-    adapter = case.subject.adapter
-    # What was left out of the record is no part of it.
-    example = replace(adapter.to_example(copy.deepcopy(case.record)), left_out={})
+@check(12, given=checked_records, unless=[no_adapter, does_not_write])
+def records_come_back(checked: CheckedRecord) -> None:
+    """A record that to_record writes is read as the same example, and written again as the same record."""
+    adapter = checked.subject.adapter
+    # Parts of the record that the adapter leaves out do not count.
+    example = replace(adapter.to_example(copy.deepcopy(checked.record)), left_out={})
     written = adapter.to_record(example)
     again = replace(adapter.to_example(copy.deepcopy(written)), left_out={})
     equal(again, example, "read, written and read again, the example is another one")
     equal(adapter.to_record(again), written, "written a second time, the record is another one")
 
 
-@check(12, given=once, unless=[no_adapter])
+@check(12, given=subject_alone, unless=[no_adapter])
 def declared_keys_are_read(subject: Subject) -> None:
-    """A text under a key that the adapter names among its keys comes out: in a message, a tool or the metadata."""
-    for key in subject.shape.more:
-        record = {**subject.shape.records[0], key: STRANGE}
+    """A text under any key that the adapter names in `keys` is read: into a message, a tool or the metadata."""
+    for key in subject.shape.additional_keys:
+        record = {**subject.shape.records[0], key: PROBE_TEXT}
         holds(
-            STRANGE in texts_read(subject.adapter, record),
+            PROBE_TEXT in texts_read(subject.adapter, record),
             f"the adapter names the key {key!r} and does not read it: its text is lost, and nobody is told",
-            expected=f"{STRANGE!r} in the example that comes of {record}",
+            expected=f"{PROBE_TEXT!r} in the example that comes of {record}",
             hint="take it from `keys`, so that it is reported; or keep it as metadata; or, if it is read in records of "
             "another kind, give such a record in `example_records`",
         )
 
 
-@check(12, given=once, unless=[no_adapter])
+@check(12, given=subject_alone, unless=[no_adapter])
 def unknown_keys_are_reported(subject: Subject) -> None:
     """A key that the adapter does not read is reported with its row, never lost in silence."""
     pipeline = subject.new_pipeline()

@@ -1,95 +1,97 @@
-"""Properties 20 to 24: control tokens come from the template, never from a text of the data."""
+"""Properties 20 to 24: control tokens come from the template, never from texts of the data."""
 
 from __future__ import annotations
 
 from templatekit.testing import oracle
-from templatekit.testing.check import check, equal, holds
-from templatekit.testing.subject import Case, Subject
-from templatekit.testing.trials import Pair, cases, halves_apart, markers_in_fields, replacements
+from templatekit.testing.check import check
+from templatekit.testing.checked_record import CheckedRecord
+from templatekit.testing.exemptions import no_separate_bos
+from templatekit.testing.inputs import (
+    RecordPair,
+    checked_records,
+    control_strings_in_a_text,
+    halves_in_all_texts,
+    markers_in_a_text,
+)
+from templatekit.testing.violation import equal, holds
 from templatekit.types import IGNORE_INDEX
 
 
-def no_bos_of_its_own(subject: Subject) -> str | None:
-    """For the check of BOS."""
-    tokens = subject.tokenizer.special_tokens
-    if not subject.capabilities.bos_once:
-        return "the template declares bos_once: false"
-    if not tokens.bos or tokens.bos == tokens.eos:
-        return "the tokenizer has no BOS of its own"
-    if tokens.bos in subject.template.original:
-        return f"the template writes {tokens.bos} as another token"
-    return None
-
-
-@check(20, given=cases, unless=[no_bos_of_its_own])
-def bos_comes_first_or_never(case: Case) -> None:
-    """BOS is the first id or is absent; where the template writes none it is there as the tokenizer puts it."""
-    tokens, template = case.subject.tokenizer.special_tokens, case.subject.template
-    bos = case.subject.tokenizer.id_of(tokens.bos)
-    for sample in case.samples:
-        places = [at for at, id in enumerate(sample.tokenized.input_ids) if id == bos]
+@check(20, given=checked_records, unless=[no_separate_bos])
+def bos_comes_first_or_never(checked: CheckedRecord) -> None:
+    """BOS is the first id or is absent; a template that does not write it leaves that to the tokenizer."""
+    tokens, template = checked.subject.tokenizer.special_tokens, checked.subject.template
+    bos = checked.subject.tokenizer.id_of(tokens.bos)
+    for sample in checked.samples:
+        positions = [index for index, id in enumerate(sample.tokenized.input_ids) if id == bos]
         if "bos_token" in template.variables:
-            holds(places in ([], [0]), f"where {tokens.bos} stands", sample, expected="[0] or []", found=places)
+            holds(
+                positions in ([], [0]), f"the positions of {tokens.bos}", sample, expected="[0] or []", found=positions
+            )
         else:
             expected = [0] if template.kind == "instruction" and tokens.adds_bos else []
-            equal(places, expected, f"where {tokens.bos} stands", sample)
+            equal(positions, expected, f"the positions of {tokens.bos}", sample)
 
 
-@check(21, given=cases)
-def control_ids_are_the_templates(case: Case) -> None:
+@check(21, given=checked_records)
+def control_ids_are_the_templates(checked: CheckedRecord) -> None:
     """The control ids are those of the template's own text, in their order, whatever the data holds."""
-    tokenizer = case.subject.tokenizer
+    tokenizer = checked.subject.tokenizer
     unknown = oracle.unknown_id(tokenizer)
-    for sample in case.samples:
+    for sample in checked.samples:
         texts = [(sample.rendered, sample.tokenized.input_ids, "the text's control ids")]
         if sample.prompted:
             texts.append((sample.prompt, sample.prompt_ids, "the prompt's control ids"))
         for rendered, ids, what in texts:
-            expected = [found.token["id"] for found in oracle.control_of(tokenizer, rendered)]
+            expected = [found.token["id"] for found in oracle.expected_control_tokens(tokenizer, rendered)]
             equal(oracle.control_ids(tokenizer, ids), [id for id in expected if id != unknown], what, sample)
 
 
-def _control(case: Case) -> list[list[int]]:
-    tokenizer = case.subject.tokenizer
-    return [oracle.control_ids(tokenizer, sample.tokenized.input_ids) for sample in case.samples]
+def _control_ids(checked: CheckedRecord) -> list[list[int]]:
+    tokenizer = checked.subject.tokenizer
+    return [oracle.control_ids(tokenizer, sample.tokenized.input_ids) for sample in checked.samples]
 
 
-@check(22, given=replacements)
-def texts_change_no_control_id(pair: Pair) -> str | None:
+@check(22, given=control_strings_in_a_text)
+def texts_change_no_control_id(pair: RecordPair) -> str | None:
     """Control strings in a text change no control id, and the ids still decode to the text."""
-    if not pair.places:
+    if not pair.locations:
         return "no text to replace"
-    equal(_control(pair.changed), _control(pair.neutral), "the control ids, with control strings in one text")
-    return _decodes(pair.changed)
+    equal(_control_ids(pair.changed), _control_ids(pair.original), "the control ids, with control strings in one text")
+    return _check_decoding(pair.changed)
 
 
-@check(23, given=halves_apart)
-def halves_never_join(pair: Pair) -> str | None:
-    """Halves of a control string in neighbouring texts never join to one."""
-    if not pair.places:
+@check(23, given=halves_in_all_texts)
+def halves_never_join(pair: RecordPair) -> str | None:
+    """Two halves of a control string in adjacent texts never become a control token."""
+    if not pair.locations:
         return "no text to replace"
-    equal(_control(pair.changed), _control(pair.neutral), "the control ids, with halves of one at each text's edges")
-    return _decodes(pair.changed)
+    equal(
+        _control_ids(pair.changed),
+        _control_ids(pair.original),
+        "the control ids, with halves of one at each text's edges",
+    )
+    return _check_decoding(pair.changed)
 
 
-def _decodes(case: Case) -> str | None:
-    tokenizer = case.subject.tokenizer
-    for sample in case.samples:
+def _check_decoding(checked: CheckedRecord) -> str | None:
+    tokenizer = checked.subject.tokenizer
+    for sample in checked.samples:
         if not oracle.is_lossless(tokenizer, sample.rendered.text):
             continue
-        expected = oracle.decoded(tokenizer, sample.rendered, len(sample.rendered.text), sample.cuts)
+        expected = oracle.expected_decoding(tokenizer, sample.rendered, len(sample.rendered.text), sample.cuts)
         equal(tokenizer.decode(sample.tokenized.input_ids), expected, "the ids decode to another text", sample)
     return None
 
 
-@check(24, given=markers_in_fields)
-def markers_change_no_label(pair: Pair) -> str | None:
-    """The template's own markers in a text that is not trained change nothing of what is trained."""
-    if not pair.places:
+@check(24, given=markers_in_a_text)
+def markers_change_no_label(pair: RecordPair) -> str | None:
+    """The template's own markers in a text that is not trained do not change the trained ids."""
+    if not pair.locations:
         return "no text but answers"
     trained = [
-        [[id for id in sample.tokenized.labels if id != IGNORE_INDEX] for sample in case.samples]
-        for case in (pair.changed, pair.neutral)
+        [[id for id in sample.tokenized.labels if id != IGNORE_INDEX] for sample in checked.samples]
+        for checked in (pair.changed, pair.original)
     ]
     equal(trained[0], trained[1], "the trained ids, with the template's own markers in one text")
     return None

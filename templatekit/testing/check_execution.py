@@ -1,4 +1,4 @@
-"""Properties 1 to 7: valid records are rendered, the same every time, alone or among others, and in linear time."""
+"""Properties 1 to 7: valid records are rendered, equal records equally, alone or with others, and in linear time."""
 
 from __future__ import annotations
 
@@ -11,30 +11,44 @@ from typing import Any
 from unittest.mock import patch
 
 from templatekit.errors import RecordError
-from templatekit.testing.check import Violation, check, equal, holds, no_adapter
-from templatekit.testing.records import with_text
-from templatekit.testing.subject import Case, CheckedSample, Subject
-from templatekit.testing.trials import Batch, Junk, batches, cases, junk, once
+from templatekit.testing.check import check
+from templatekit.testing.checked_record import CheckedRecord, CheckedSample
+from templatekit.testing.exemptions import no_adapter
+from templatekit.testing.inputs import (
+    MalformedRecord,
+    RecordList,
+    checked_records,
+    malformed_records,
+    record_lists,
+    subject_alone,
+)
+from templatekit.testing.records import with_value
+from templatekit.testing.subject import Subject
+from templatekit.testing.violation import Violation, equal, holds
 from templatekit.types import IGNORE_INDEX, Example, Message, PreferenceExample, Record, Sample
 
 
-@check(1, given=cases)
-def valid_records_are_rendered(case: Case) -> None:
-    """Every valid record is rendered; none that the format says it takes is refused."""
-    holds(case.samples, "nothing came of a valid record")
+@check(1, given=checked_records)
+def valid_records_are_rendered(checked: CheckedRecord) -> None:
+    """Every valid record is rendered: none that the format says it accepts is refused."""
+    holds(checked.samples, "nothing came of a valid record")
 
 
-@check(1, given=junk, unless=[no_adapter])
-def bad_records_are_refused_by_name(trial: Junk) -> None:
-    """A record that is not of the adapter's shape is read, or refused by a RecordError that names the field."""
-    record = copy.deepcopy(trial.record)
+@check(1, given=malformed_records, unless=[no_adapter])
+def bad_records_are_refused_by_name(malformed: MalformedRecord) -> None:
+    """A record that does not have the adapter's shape is read, or refused with a RecordError that names the field."""
+    record = copy.deepcopy(malformed.record)
     examples: list[Example] = []
     try:
-        examples = [trial.adapter.to_example(record), *trial.adapter.to_examples(record)]
+        examples = [malformed.adapter.to_example(record), *malformed.adapter.to_examples(record)]
     except RecordError as error:
         holds(error.field, f"the refusal names no field: {error}", hint="raise RecordError(…, field=…)")
         holds(error.reason.isidentifier(), f"the reason is no short code: {error.reason!r}")
-        holds(len(str(error)) < 2_000, f"the refusal is {len(str(error))} characters long", hint="cut what is quoted")
+        holds(
+            len(str(error)) < 2_000,
+            f"the refusal is {len(str(error))} characters long",
+            hint="shorten the quoted values",
+        )
     except Exception as error:  # a plugin's code may raise anything
         raise Violation(
             "the adapter raised an exception of Python's own",
@@ -42,9 +56,9 @@ def bad_records_are_refused_by_name(trial: Junk) -> None:
             found=f"{type(error).__name__}: {error}",
             hint="text_of(record, key) reads a text and refuses anything else by name",
         ) from error
-    equal(repr(record), repr(trial.record), "the adapter changed the record that it was handed")
+    equal(repr(record), repr(malformed.record), "the adapter changed the record that it received")
     for example in examples:
-        holds(isinstance(example, Example), "the adapter returned something else than an Example", found=example)
+        holds(isinstance(example, Example), "the adapter returned an object that is no Example", found=example)
         answers = example.chosen + example.rejected if isinstance(example, PreferenceExample) else ()
         for message in example.messages + answers:
             for name in ("role", "content", "context", "reasoning", "name"):
@@ -52,64 +66,66 @@ def bad_records_are_refused_by_name(trial: Junk) -> None:
                 holds(type(value) is str, f"the adapter put something else than text into {name}", found=repr(value))
 
 
-@check(2, given=cases)
-def equal_records_give_equal_ids(case: Case) -> None:
-    """One record gives the same text, ids and weights whatever came before it, in any thread and at any time."""
-    before = case.subject.shape.records[0]
-    first = [_result(sample.prepared) for sample in case.samples if case.subject.case(before).samples]
-    other = case.subject.new_pipeline(train_on=case.train_on)
+@check(2, given=checked_records)
+def equal_records_give_equal_ids(checked: CheckedRecord) -> None:
+    """A record gives the same text, ids and weights whatever record came before it, in any thread and at any time."""
+    before = checked.subject.shape.records[0]
+    first = [_result(sample.sample) for sample in checked.samples if CheckedRecord(checked.subject, before).samples]
+    other = checked.subject.new_pipeline(train_on=checked.train_on)
 
-    def again() -> list[Any]:
-        # A record before it, in another thread, years ago.
-        both = list(other.run([before, case.record]))
-        return [_result(prepared) for prepared in both if prepared.rendered.row == 1]
+    def render_again() -> list[Any]:
+        """After another record; called in another thread, with the clock set to 1999."""
+        both = list(other.run([before, checked.record]))
+        return [_result(sample) for sample in both if sample.rendered.row == 1]
 
-    with patch("templatekit.formats.template.datetime", _Then), ThreadPoolExecutor(1) as thread:
-        second = thread.submit(again).result()
-    equal([text for text, _, _ in second], [text for text, _, _ in first], "rendered again, the text is another one")
-    equal(second, first, "encoded again, ids or weights are other ones")
+    with patch("templatekit.formats.template.datetime", _Clock1999), ThreadPoolExecutor(1) as thread:
+        second = thread.submit(render_again).result()
+    equal(
+        [text for text, _, _ in second], [text for text, _, _ in first], "rendered again, the record gives another text"
+    )
+    equal(second, first, "encoded again, the record gives other ids or weights")
 
 
-class _Then(datetime):
+class _Clock1999(datetime):
     @classmethod
-    def now(cls, tz: tzinfo | None = None) -> _Then:
+    def now(cls, tz: tzinfo | None = None) -> _Clock1999:
         return cls(1999, 12, 31, 23, 59, 59, tzinfo=tz)
 
 
-def _result(prepared: Sample) -> tuple[Any, ...]:
-    tokenized = prepared.tokenized
+def _result(sample: Sample) -> tuple[Any, ...]:
+    tokenized = sample.tokenized
     assert tokenized is not None
-    return prepared.rendered.text, tokenized.input_ids, tokenized.loss_weights
+    return sample.rendered.text, tokenized.input_ids, tokenized.loss_weights
 
 
-@check(3, given=cases, unless=[no_adapter])
-def records_stay_as_they_are(case: Case) -> None:
+@check(3, given=checked_records, unless=[no_adapter])
+def records_stay_as_they_are(checked: CheckedRecord) -> None:
     """Reading and writing change neither the record nor the example."""
-    record = copy.deepcopy(case.record)
-    adapter = case.subject.adapter
+    record = copy.deepcopy(checked.record)
+    adapter = checked.subject.adapter
     example = adapter.to_example(record)
-    equal(_spelt(record), _spelt(case.record), "to_example changed the record that it was handed")
+    equal(_as_json(record), _as_json(checked.record), "to_example changed the record that it received")
     before = copy.deepcopy(example)
     try:
         adapter.to_record(example)
-    except Exception:  # what to_record cannot write is another check's
+    except Exception:  # another check reports what to_record cannot write
         return
-    equal(example, before, "to_record changed the example that it was handed")
+    equal(example, before, "to_record changed the example that it received")
 
 
-def _spelt(record: Record) -> str:
+def _as_json(record: Record) -> str:
     return json.dumps(record, ensure_ascii=False, default=repr)
 
 
-@check(4, given=cases)
-def ids_labels_and_weights_agree(case: Case) -> None:
-    """Ids, labels and weights are equally many, and every id is in the vocabulary."""
-    for sample in case.samples:
+@check(4, given=checked_records)
+def ids_labels_and_weights_agree(checked: CheckedRecord) -> None:
+    """Ids, labels and weights have the same length, and every id is in the vocabulary."""
+    for sample in checked.samples:
         labels_agree(sample)
 
 
 def labels_agree(sample: CheckedSample) -> None:
-    """The same of one sample."""
+    """The check of one sample."""
     tokenized = sample.tokenized
     count = len(tokenized.input_ids)
     equal((len(tokenized.labels), len(tokenized.loss_weights)), (count, count), "labels or weights are missing")
@@ -126,73 +142,72 @@ def labels_agree(sample: CheckedSample) -> None:
     equal(sum(label != IGNORE_INDEX for label in tokenized.labels), trained, "labels and weights disagree", sample)
 
 
-@check(5, 6, given=batches)
-def a_batch_is_its_single_records(batch: Batch) -> str | None:
-    """Records give together, as a list or as a stream, what each gives alone."""
-    if not batch.whole:
+@check(5, 6, given=record_lists)
+def a_batch_is_its_single_records(records: RecordList) -> str | None:
+    """Records give the same samples together, as a list or as a stream, as each gives alone."""
+    if not records.with_samples:
         return "no record came through"
-    alone = [[_result(sample.prepared) for sample in case.samples] for case in batch.whole]
-    records = [case.record for case in batch.whole]
-    for given, expected in ((records, alone), (iter(records), alone), (records[::-1], alone[::-1])):
-        together: list[list[Any]] = [[] for _ in records]
-        for prepared in batch.subject.new_pipeline().run(given):
-            together[prepared.rendered.row].append(_result(prepared))
-        equal(together, expected, "a record among others gives something else than alone")
+    alone = [[_result(sample.sample) for sample in checked.samples] for checked in records.with_samples]
+    given = [checked.record for checked in records.with_samples]
+    for source, expected in ((given, alone), (iter(given), alone), (given[::-1], alone[::-1])):
+        together: list[list[Any]] = [[] for _ in given]
+        for sample in records.subject.new_pipeline().run(source):
+            together[sample.rendered.row].append(_result(sample))
+        equal(together, expected, "a record gives something else among others than alone")
     return None
 
 
 SHORT, LONG = 500, 5_000
-ALLOWED = 15
-"""How much more ten times the text may cost."""
-SLACK = 0.05
-"""Seconds of processor time that are nobody's fault."""
+MAX_FACTOR = 15
+"""The maximum cost of ten times the text, relative to the cost of the text."""
+TOLERANCE = 0.05
+"""Seconds of processor time that do not count: caches that are filled first, and the noise of a busy machine."""
 
 
-@check(7, given=once)
+@check(7, given=subject_alone)
 def the_cost_grows_with_the_text(subject: Subject) -> None:
-    """Ten times the text, or ten times the turns, costs at most fifteen times as much, in time and in text."""
+    """Ten times the text, or ten times the turns, costs at most fifteen times as much time and text."""
 
     def cost(record: Record) -> tuple[float, int]:
         best, length = float("inf"), 0
         for _ in range(3):
             start = time.process_time()
-            length = sum(len(sample.rendered.text) for sample in subject.case(record).samples)
+            length = sum(len(sample.rendered.text) for sample in CheckedRecord(subject, record).samples)
             best = min(best, time.process_time() - start)
         return best, length
 
     plain = subject.shape.records[0]
-    paths = [place.path for place in subject.places(plain)]
+    paths = [location.path for location in subject.text_locations(plain)]
     for unit in ("a", "\n é"):
         short, long = (_filled(plain, paths, unit * (count // len(unit))) for count in (SHORT, LONG))
         _compare(cost(short), cost(long), f"{LONG // SHORT} times the text (of {unit!r})")
-    # Where earlier turns are rendered otherwise than when they were last, each needs a sample of its own.
+    # If earlier turns are rendered otherwise than last ones, each turn needs a sample of its own.
     if subject.scope.turns > 1 and subject.capabilities.prefix_stable:
-        few, many = (subject.adapter.to_record(_long(count)) for count in (4, 40))
+        few, many = (subject.adapter.to_record(_conversation(count)) for count in (4, 40))
         _compare(cost(few), cost(many), "ten times the turns")
 
 
 def _filled(record: Record, paths: list[Any], text: str) -> Record:
     for path in paths:
-        record = with_text(record, path, text)
+        record = with_value(record, path, text)
     return record
 
 
-def _long(turns: int) -> Example:
+def _conversation(turns: int) -> Example:
     turn = (Message(role="user", content="Name one."), Message(role="assistant", content="This one."))
     return Example(messages=turn * turns)
 
 
 def _compare(short: tuple[float, int], long: tuple[float, int], what: str) -> None:
-    # A little for what is made when it is first used, and for the noise of a busy machine.
     holds(
-        long[0] <= ALLOWED * short[0] + SLACK,
+        long[0] <= MAX_FACTOR * short[0] + TOLERANCE,
         f"{what} takes {long[0] / max(short[0], 1e-9):.0f} times as long",
-        expected=f"at most {ALLOWED * short[0] + SLACK:.2f} s of processor time",
+        expected=f"at most {MAX_FACTOR * short[0] + TOLERANCE:.2f} s of processor time",
         found=f"{long[0]:.2f} s",
     )
     holds(
-        long[1] <= ALLOWED * short[1],
+        long[1] <= MAX_FACTOR * short[1],
         f"{what} gives {long[1] / max(short[1], 1):.0f} times the text",
-        expected=f"at most {ALLOWED * short[1]} characters",
+        expected=f"at most {MAX_FACTOR * short[1]} characters",
         found=f"{long[1]} characters",
     )

@@ -1,4 +1,4 @@
-"""Properties 13 to 19: what is trained is what a server would generate, behind what a server would be fed."""
+"""Properties 13 to 19: the trained ids are those that a server would generate, after the ids of its prompt."""
 
 from __future__ import annotations
 
@@ -6,173 +6,184 @@ import re
 from collections import Counter
 
 from templatekit.testing import oracle
-from templatekit.testing.check import Violation, check, equal, holds
-from templatekit.testing.check_content import lossy_tokenizer
-from templatekit.testing.subject import Case, CheckedSample
-from templatekit.testing.trials import cases
+from templatekit.testing.check import check
+from templatekit.testing.checked_record import CheckedRecord, CheckedSample
+from templatekit.testing.exemptions import lossy_tokenizer
+from templatekit.testing.inputs import checked_records
+from templatekit.testing.violation import Violation, equal, holds
 from templatekit.types import IGNORE_INDEX, Message, RenderedText, TargetSpan
 
 
-@check(13, given=cases)
-def the_response_alone_is_trained(case: Case) -> None:
-    """What is trained is the response and its end marker, as the training option says, and nothing else."""
-    for sample in case.samples:
+@check(13, given=checked_records)
+def the_response_alone_is_trained(checked: CheckedRecord) -> None:
+    """Only the response and its end marker are trained, or the part of them that `train_on` names."""
+    for sample in checked.samples:
         trained = [(span.start, span.end) for span in sample.tokenized.loss_spans if span.weight]
         text = sample.rendered.text
         equal(
-            [text[start:end] for start, end in oracle.joined(trained)],
-            [text[start:end] for start, end in oracle.joined(wanted(sample))],
+            [text[start:end] for start, end in oracle.merged(trained)],
+            [text[start:end] for start, end in oracle.merged(expected_ranges(sample))],
             f"what is trained (train_on={sample.train_on})",
             sample,
         )
-        equal(oracle.joined(trained), oracle.joined(wanted(sample)), "where the trained text stands", sample)
+        equal(oracle.merged(trained), oracle.merged(expected_ranges(sample)), "where the trained text stands", sample)
 
 
-def wanted(sample: CheckedSample) -> list[tuple[int, int]]:
-    """The characters that should be trained."""
+def expected_ranges(sample: CheckedSample) -> list[tuple[int, int]]:
+    """The ranges of characters that should be trained."""
     if sample.train_on == "all":
         return [(0, len(sample.rendered.text))]
     if sample.train_on != "content":
-        return [(start, end) for start, _, end in (_extent(sample, t) for t in sample.trained_targets)]
+        return [(start, end) for start, _, end in (_target_edges(sample, t) for t in sample.trained_targets)]
     spans = []
-    for start, marker, end in (_extent(sample, target) for target in sample.trained_targets):
+    for start, marker, end in (_target_edges(sample, target) for target in sample.trained_targets):
         own = (s for s in sample.rendered.spans if s.origin.kind != "template" and not s.origin.in_header)
         spans += [(max(s.start, start), min(s.end, marker)) for s in own if s.end > start and s.start < marker]
         spans.append((marker, end))
     return spans
 
 
-def _extent(sample: CheckedSample, target: TargetSpan) -> tuple[int, int, int]:
-    """Where a turn's response, its end marker and the text behind that begin: found from the prompt and the origins of
-    the conversation that ends with the turn."""
+def _target_edges(sample: CheckedSample, target: TargetSpan) -> tuple[int, int, int]:
+    """The start of a turn's response, the start of its end marker, and the end of that marker.
+
+    They are computed from the prompt and from the origins in the conversation that ends with the turn.
+    """
     turn = target.message
     alone = sample.rendered_up_to(turn + 1)
     own = [s for s in alone.spans if s.origin.message == turn and not s.origin.in_header]
     if not own or not turn or any(s.origin.generation for s in alone.spans):
-        # An answer to nothing has no prompt, an empty one no place, and a template's own blocks decide themselves.
+        # A first message has no prompt, an empty answer has no position, and generation blocks count as they are.
         return target.start, target.marker_start, target.end
     tokens = sample.subject.tokenizer.special_tokens
     start = len(sample.subject.template.prompt(sample.before(turn), tokens).text)
     marker = max(start, own[-1].end)
-    return start, marker, marker + _marker_length(sample, turn, _closing(alone, marker))
+    return start, marker, marker + _marker_length(sample, turn, _literal_at(alone, marker))
 
 
-def _closing(rendered: RenderedText, start: int) -> str:
-    """What the template writes from here on, up to the next character of the data."""
+def _literal_at(rendered: RenderedText, start: int) -> str:
+    """The literal that starts here, up to the next character of the data."""
     others = (s.start for s in rendered.spans if s.end > start and s.origin.kind != "template")
     return rendered.text[start : min(others, default=len(rendered.text))]
 
 
-def _marker_length(sample: CheckedSample, turn: int, closing: str) -> int:
-    """The first stop text; else the one special token; of several, the last that stands there whatever follows."""
+def _marker_length(sample: CheckedSample, turn: int, literal: str) -> int:
+    """The length of the end marker at the start of a literal.
+
+    The marker ends with the first stop text. Without a stop text it ends with the only special token, or with the last
+    of several that the template writes whether or not another turn follows.
+    """
     tokenizer, metadata = sample.subject.tokenizer, sample.subject.template.metadata
     special = {text for text, token in oracle.added_tokens(tokenizer).items() if token["special"]}
     texts = sorted({*special, *metadata.stop, tokenizer.special_tokens.eos} - {""}, key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
-    found = list(pattern.finditer(closing))
+    found = list(pattern.finditer(literal))
     for match in found:
         if match[0] in metadata.stop:
             return match.end()
     if len(found) > 1:
         followed = sample.rendered_up_to(turn + 1, Message(role="user", content="x"))
         ends = [s.end for s in followed.spans if s.origin.message == turn and not s.origin.in_header]
-        there = _closing(followed, ends[-1]) if ends else ""
-        opening = re.match(f"(?:{pattern.pattern})*", _closing(followed, 0))
+        literal_between = _literal_at(followed, ends[-1]) if ends else ""
+        opening = re.match(f"(?:{pattern.pattern})*", _literal_at(followed, 0))
         openers = set(pattern.findall(opening[0])) if opening else set()
-        opened = min((match.start() for match in found if match[0] in openers), default=len(closing))
-        found = [match for match in found if match.end() <= opened and there.startswith(closing[: match.end()])]
+        opened = min((match.start() for match in found if match[0] in openers), default=len(literal))
+        found = [
+            match for match in found if match.end() <= opened and literal_between.startswith(literal[: match.end()])
+        ]
     return found[-1].end() if found else 0
 
 
-@check(14, 15, given=cases, unless=[lossy_tokenizer])
-def trained_ids_are_the_responses(case: Case) -> str | None:
-    """The trained ids begin and end where the trained characters do: no token holds characters of both kinds."""
-    tokenizer = case.subject.tokenizer
-    if case.train_on == "all":
+@check(14, 15, given=checked_records, unless=[lossy_tokenizer])
+def trained_ids_are_the_responses(checked: CheckedRecord) -> str | None:
+    """The trained ids start and end where the trained characters do: no token contains trained and other characters."""
+    tokenizer = checked.subject.tokenizer
+    if checked.train_on == "all":
         return "everything is trained"  # but for the first token, which nothing predicts
-    if not all(oracle.is_lossless(tokenizer, sample.rendered.text) for sample in case.samples):
-        return "the tokenizer has no piece for some bytes"
-    for sample in case.samples:
+    if not all(oracle.is_lossless(tokenizer, sample.rendered.text) for sample in checked.samples):
+        return "the tokenizer has no token for some bytes"
+    for sample in checked.samples:
         ids, cuts = sample.tokenized.input_ids, sample.cuts
         flags = [bool(weight) for weight in sample.tokenized.loss_weights]
-        spans = [(start, end) for start, end in oracle.joined(wanted(sample)) if _has_ids(sample, start, end)]
+        spans = [(start, end) for start, end in oracle.merged(expected_ranges(sample)) if _has_ids(sample, start, end)]
         if spans and not _has_ids(sample, 0, spans[0][0]):
             holds(not flags[0], "the first id is trained, though nothing predicts it", sample)
             flags[0] = True
-        trained = oracle.runs_of(flags)
+        trained = oracle.true_runs(flags)
         equal(len(trained), len(spans), "the number of runs of trained ids", sample)
         for (first, last), (start, end) in zip(trained, spans, strict=True):
-            for at, place, edge in ((first, start, "begins"), (last, end, "ends")):
-                expected = oracle.decoded(tokenizer, sample.rendered, place, [*cuts, place])
-                equal(tokenizer.decode(ids[:at]), expected, f"the text of the ids where a trained run {edge}", sample)
+            for index, position, edge in ((first, start, "starts"), (last, end, "ends")):
+                expected = oracle.expected_decoding(tokenizer, sample.rendered, position, [*cuts, position])
+                equal(
+                    tokenizer.decode(ids[:index]), expected, f"the text of the ids before a trained run {edge}", sample
+                )
     return None
 
 
 def _has_ids(sample: CheckedSample, start: int, end: int) -> bool:
-    """Whether any id stands for these characters: whitespace may be taken by a control token."""
+    """Whether these characters have any id: a control token may strip whitespace."""
     tokenizer, cuts = sample.subject.tokenizer, [*sample.cuts, start, end]
-    before, behind = (oracle.decoded(tokenizer, sample.rendered, at, cuts) for at in (start, end))
-    return before != behind
+    before, after = (oracle.expected_decoding(tokenizer, sample.rendered, at, cuts) for at in (start, end))
+    return before != after
 
 
-@check(16, given=cases)
-def prompt_is_prefix(case: Case) -> None:
-    """The text of a sample starts with the prompt that a server feeds to have the answer generated."""
-    for sample in case.samples:
+@check(16, given=checked_records)
+def prompt_is_prefix(checked: CheckedRecord) -> None:
+    """The text of a sample starts with the prompt from which a server generates the answer."""
+    for sample in checked.samples:
         prompt = sample.prompt.text
-        equal(sample.rendered.text[: len(prompt)], prompt, "how the text begins", sample)
+        equal(sample.rendered.text[: len(prompt)], prompt, "the start of the text", sample)
         first = sample.trained_targets[0]
         if not any(span.origin.generation for span in sample.rendered.spans):
-            equal(first.start, len(prompt), "where the first answer begins", sample)
+            equal(first.start, len(prompt), "the start of the first answer", sample)
 
 
-@check(17, given=cases)
-def prompt_ids_are_prefix(case: Case) -> None:
-    """The ids of a sample start with the ids that a server feeds to have its first trained answer generated."""
-    for sample in case.samples:
+@check(17, given=checked_records)
+def prompt_ids_are_prefix(checked: CheckedRecord) -> None:
+    """The ids of a sample start with the prompt ids from which a server generates its first trained answer."""
+    for sample in checked.samples:
         count = len(sample.prompt_ids)
-        equal(sample.tokenized.input_ids[:count], sample.prompt_ids, "how the ids begin", sample)
+        equal(sample.tokenized.input_ids[:count], sample.prompt_ids, "the start of the ids", sample)
 
 
-@check(18, given=cases)
-def labels_begin_behind_the_prompt(case: Case) -> str | None:
-    """Nothing of the prompt is trained, and the very next id is."""
-    if case.train_on in ("all", "content"):
-        return f"train_on={case.train_on} asks for something else"
-    for sample in case.samples:
+@check(18, given=checked_records)
+def labels_begin_behind_the_prompt(checked: CheckedRecord) -> str | None:
+    """No id of the prompt is trained, and the id after it is."""
+    if checked.train_on in ("all", "content"):
+        return f"train_on={checked.train_on} asks for something else"
+    for sample in checked.samples:
         labels, count = sample.tokenized.labels, len(sample.prompt_ids)
-        inside = [at for at, label in enumerate(labels[:count]) if label != IGNORE_INDEX]
+        inside = [index for index, label in enumerate(labels[:count]) if label != IGNORE_INDEX]
         holds(not inside, f"trained ids within the prompt's {count}", sample, found=inside)
         if any(span.origin.generation for span in sample.rendered.spans):
-            continue  # the template's own blocks may begin later
-        holds(count < len(labels), "nothing stands behind the prompt", sample)
+            continue  # a generation block may start later
+        holds(count < len(labels), "there is no id after the prompt", sample)
         if count:  # nothing predicts the first id
-            equal(labels[count], sample.tokenized.input_ids[count], "the label behind the prompt", sample)
+            equal(labels[count], sample.tokenized.input_ids[count], "the label after the prompt", sample)
     return None
 
 
-@check(19, given=cases)
-def end_marker_is_trained_once(case: Case) -> str | None:
+@check(19, given=checked_records)
+def end_marker_is_trained_once(checked: CheckedRecord) -> str | None:
     """Every trained answer ends with one trained end marker, at which generation stops."""
-    template = case.subject.template
-    turns = Counter(target.message for sample in case.samples for target in sample.rendered.target_spans)
-    if any(span.origin.generation for sample in case.samples for span in sample.rendered.spans):
+    template = checked.subject.template
+    turns = Counter(target.message for sample in checked.samples for target in sample.rendered.target_spans)
+    if any(span.origin.generation for sample in checked.samples for span in sample.rendered.spans):
         return "the template's own generation blocks decide"
-    answers = [index for index, m in enumerate(case.whole.example.messages) if m.role == "assistant" and m.weight]
-    answers = {"all": [], "last": answers[-1:]}.get(case.train_on, answers)
-    if case.conversations == 1:
+    answers = [index for index, m in enumerate(checked.whole.example.messages) if m.role == "assistant" and m.weight]
+    answers = {"all": [], "last": answers[-1:]}.get(checked.train_on, answers)
+    if checked.conversations == 1:
         equal([turns[index] for index in answers], [1] * len(answers), "how often each answer is a target")
-    for sample in case.samples:
+    for sample in checked.samples:
         for target in sample.rendered.target_spans:
             marker = sample.rendered.text[target.marker_start : target.end]
             if not marker:
                 holds(template.metadata.end_marker == "none", "an answer has no end marker", sample)
                 continue
             holds(
-                any(marker.endswith(text) for text in _stop_texts(case)),
-                "the end marker is no stop of the saved model's",
+                any(marker.endswith(text) for text in _stop_texts(checked)),
+                "the saved model does not stop at the end marker",
                 sample,
-                expected=_stop_texts(case),
+                expected=_stop_texts(checked),
                 found=marker,
             )
             weights = {
@@ -180,16 +191,16 @@ def end_marker_is_trained_once(case: Case) -> str | None:
                 for span in sample.tokenized.loss_spans
                 if span.start < target.end and target.marker_start < span.end
             }
-            trained = case.train_on == "all" or target in sample.trained_targets
+            trained = checked.train_on == "all" or target in sample.trained_targets
             equal(bool(max(weights)), trained, f"whether the end marker {marker!r} is trained", sample)
             equal(len(weights), 1, f"how many weights the end marker {marker!r} has", sample)
         last = sample.rendered.target_spans[-1].end
-        behind = [span for span in sample.tokenized.loss_spans if span.start >= last and span.weight]
-        if behind and case.train_on != "all":
-            raise Violation("text behind the last end marker is trained", sample=sample, found=behind)
+        trailing = [span for span in sample.tokenized.loss_spans if span.start >= last and span.weight]
+        if trailing and checked.train_on != "all":
+            raise Violation("text after the last end marker is trained", sample=sample, found=trailing)
     return None
 
 
-def _stop_texts(case: Case) -> list[str]:
-    stops = case.subject.stops
-    return [*stops.strings, *(case.subject.tokenizer.decode([id]) for id in stops.ids)]
+def _stop_texts(checked: CheckedRecord) -> list[str]:
+    stops = checked.subject.stops
+    return [*stops.strings, *(checked.subject.tokenizer.decode([id]) for id in stops.ids)]

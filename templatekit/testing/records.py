@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from templatekit.errors import PluginError
 from templatekit.hooks.contracts import Adapter
-from templatekit.testing.adversarial import adversarial_text
+from templatekit.testing.texts import adversarial_text
 from templatekit.types import Example, Message, PreferenceExample, Record
 
 Text = st.SearchStrategy[str]
@@ -19,10 +19,10 @@ Text = st.SearchStrategy[str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """What a format can express beside one turn of a user and an assistant."""
+    """The parts of a conversation that a format can express, besides one turn of a user and an assistant."""
 
     turns: int = 1
-    """The most turns that are tried."""
+    """The maximum number of turns that are tried."""
     system: bool = False
     context: bool = False
     reasoning: bool = False
@@ -36,20 +36,20 @@ class Scope:
         )
 
     def __str__(self) -> str:
-        extras = [name for name in EXTRAS if getattr(self, name)]
+        parts = [name for name in OPTIONAL_PARTS if getattr(self, name)]
         turns = "conversations" if self.turns > 1 else "one turn"
-        return f"{turns}{f' with {_and(extras)}' if extras else ''}"
+        return f"{turns}{f' with {_joined_with_and(parts)}' if parts else ''}"
 
 
 EVERYTHING = Scope(turns=3, system=True, context=True, reasoning=True)
 
 
-def _and(names: list[str]) -> str:
+def _joined_with_and(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def examples(text: Text | None = None, *, system: bool = False, context: bool = True) -> st.SearchStrategy[Example]:
-    """One turn: a question, with a context and a system message where they are asked for, and an answer."""
+    """Conversations of one turn: a question and an answer, optionally with a context and a system message."""
     return conversations(text, system=system, context=context, max_turns=1)
 
 
@@ -62,7 +62,7 @@ def conversations(
     min_turns: int = 1,
     max_turns: int = 3,
 ) -> st.SearchStrategy[Example]:
-    """Conversations that end with an assistant's answer; each text is drawn from `text`."""
+    """Conversations that end with an answer of the assistant; each text is drawn from `text`."""
     text = adversarial_text() if text is None else text
     none = st.just("")
     user = st.builds(Message, role=st.just("user"), content=text, context=none | text if context else none)
@@ -78,8 +78,8 @@ def _conversation(system: Message | None, turns: list[tuple[Message, Message]]) 
     return Example(messages=tuple([system, *messages] if system else messages))
 
 
-def within(scope: Scope, text: Text, *, min_turns: int = 1) -> st.SearchStrategy[Example]:
-    """Conversations with everything that a format takes."""
+def conversations_within(scope: Scope, text: Text, *, min_turns: int = 1) -> st.SearchStrategy[Example]:
+    """Conversations with all parts that a format can express."""
     return conversations(
         text,
         system=scope.system,
@@ -90,120 +90,129 @@ def within(scope: Scope, text: Text, *, min_turns: int = 1) -> st.SearchStrategy
     )
 
 
-class Place(NamedTuple):
-    """Where a text of a record stands, and the role of the message that it becomes part of; "" for none that is
-    rendered, such as a rejected answer."""
+class TextLocation(NamedTuple):
+    """The location of a text in a record."""
 
     path: tuple[Any, ...]
     role: str
+    """The role of the message that contains the text; "" for a text that is not rendered, such as a rejected answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """The records that an adapter reads."""
+class RecordShape:
+    """The shape of the records that an adapter reads."""
 
     scope: Scope | None
-    """What its `to_record` writes and its `to_example` reads again; None where it does not write."""
+    """The conversations that `to_record` writes and `to_example` reads again; None if the adapter does not write."""
     records: tuple[Record, ...]
-    """Some that it reads: its own examples, and the shortest that it writes, or else texts under its keys."""
-    more: tuple[str, ...]
-    """Keys that may stand in the first of them as well, with any text."""
-    fewer: tuple[str, ...]
-    """Keys of it that may be left out."""
-    places: tuple[tuple[tuple[Any, ...], ...], ...]
-    """The paths of each record's texts."""
+    """Records that it reads: its `example_records` and the shortest that it writes, or texts under its keys."""
+    additional_keys: tuple[str, ...]
+    """Keys that may be added to the first record, with any text."""
+    optional_keys: tuple[str, ...]
+    """Keys that may be removed from the first record."""
+    text_paths: tuple[tuple[tuple[Any, ...], ...], ...]
+    """For each record the paths of its texts."""
 
 
-Accepts = Callable[[Record], object]
-"""Raises for records that are of no use."""
+RecordValidator = Callable[[Record], object]
+"""Raises an exception for records that cannot be used."""
 
 
-def shape_of(adapter: Adapter, accepts: Accepts | None = None) -> Shape:
-    """Tries an adapter on its own examples and on short records; `PluginError` where it reads none."""
-    accepts = accepts or adapter.to_example
-    scope, why = _written(adapter, accepts)
-    records = [record for record in adapter.example_records if _why_not(accepts, record) is None]
+def record_shape(adapter: Adapter, validate: RecordValidator | None = None) -> RecordShape:
+    """Find the shape of an adapter's records, by trying its `example_records` and short records.
+
+    Raises `PluginError` if the adapter reads none of them.
+    """
+    validate = validate or adapter.to_example
+    scope, reason = _writable_scope(adapter, validate)
+    records = [record for record in adapter.example_records if _rejection(validate, record) is None]
     if scope is not None:
         records.append(adapter.to_record(short_example(Scope(context=scope.context))))
     if not records:
         flat = {key: f"some {key}" for key in adapter.required or adapter.keys}
-        said = _why_not(accepts, flat) if flat else "it names none"
-        if said is not None:
+        rejection = _rejection(validate, flat) if flat else "it names none"
+        if rejection is not None:
             raise PluginError(
                 f"adapter {adapter.name!r}: no record of its shape is known: to_record(example) does not give one that "
-                f"to_example reads as the same messages ({why}), and it does not take a text under each of its keys "
-                f"({said}); write to_record, or give some in example_records"
+                f"to_example reads as the same messages ({reason}), and it does not take a text under each of its keys "
+                f"({rejection}); write to_record, or give some in example_records"
             )
         records.append(flat)
     first = records[0]
     known = {key for record in records for path in paths_of(record) for key in path}
-    more = [
-        key for key in adapter.keys if key not in known and _why_not(accepts, {**first, key: f"some {key}"}) is None
+    additional = [
+        key for key in adapter.keys if key not in known and _rejection(validate, {**first, key: f"some {key}"}) is None
     ]
-    fewer = [key for key in first if _why_not(accepts, {k: v for k, v in first.items() if k != key}) is None]
-    places = (tuple(place.path for place in places_of(adapter, record)) for record in records)
-    return Shape(scope=scope, records=tuple(records), more=tuple(more), fewer=tuple(fewer), places=tuple(places))
+    optional = [key for key in first if _rejection(validate, {k: v for k, v in first.items() if k != key}) is None]
+    paths = (tuple(location.path for location in text_locations(adapter, record)) for record in records)
+    return RecordShape(
+        scope=scope,
+        records=tuple(records),
+        additional_keys=tuple(additional),
+        optional_keys=tuple(optional),
+        text_paths=tuple(paths),
+    )
 
 
 def records_for(adapter: Adapter, text: Text | None = None) -> st.SearchStrategy[Record]:
-    """Records of an adapter's shape with texts drawn from `text`: adversarial ones if left out.
+    """Records that an adapter reads, with texts drawn from `text` (by default adversarial texts).
 
-    They are what its `to_record` makes of generated conversations, and its `example_records` (where it has neither, a
-    record with a text under each key) with other texts in them. Optional keys come and go. Raises `PluginError` where
-    none of this gives a record that the adapter reads.
+    They are generated conversations written by its `to_record`, and its `example_records` with other texts. For an
+    adapter that has neither, they are records with a text under each key. Optional keys are sometimes left out. Raises
+    `PluginError` if the adapter reads no such record.
     """
-    return records_of(adapter, shape_of(adapter), adversarial_text() if text is None else text)
+    return records_of(adapter, record_shape(adapter), adversarial_text() if text is None else text)
 
 
 def records_of(
-    adapter: Adapter, shape: Shape, text: Text, scope: Scope = EVERYTHING, *, min_turns: int = 1
+    adapter: Adapter, shape: RecordShape, text: Text, scope: Scope = EVERYTHING, *, min_turns: int = 1
 ) -> st.SearchStrategy[Record]:
-    """Records of a known shape, of conversations with no more than `scope`."""
-    filled = [_filled(record, paths, text) for record, paths in zip(shape.records, shape.places, strict=True)]
-    others = st.fixed_dictionaries({}, optional=dict.fromkeys(shape.more, text))
-    fewer = st.sets(st.sampled_from(shape.fewer)) if shape.fewer else st.just(set[str]())
-    changed = st.builds(lambda record, other, left: _without({**record, **other}, left), filled[0], others, fewer)
+    """Records of a known shape, of conversations within `scope`."""
+    filled = [_filled(record, paths, text) for record, paths in zip(shape.records, shape.text_paths, strict=True)]
+    added = st.fixed_dictionaries({}, optional=dict.fromkeys(shape.additional_keys, text))
+    removed = st.sets(st.sampled_from(shape.optional_keys)) if shape.optional_keys else st.just(set[str]())
+    changed = st.builds(lambda record, new, keys: _without({**record, **new}, keys), filled[0], added, removed)
     if shape.scope is None:
         return st.one_of(*filled, changed)
-    written = within(shape.scope & scope, text, min_turns=min_turns).map(adapter.to_record)
+    written = conversations_within(shape.scope & scope, text, min_turns=min_turns).map(adapter.to_record)
     return written if min_turns > 1 else st.one_of(written, *filled[:-1], changed)
 
 
 def _filled(record: Record, paths: Sequence[tuple[Any, ...]], text: Text) -> st.SearchStrategy[Record]:
-    """The record with other texts in all of its places."""
+    """The record with other texts at all paths."""
 
     def fill(texts: list[str]) -> Record:
         changed = record
         for path, each in zip(paths, texts, strict=True):
-            changed = with_text(changed, path, each)
+            changed = with_value(changed, path, each)
         return changed
 
     return st.lists(text, min_size=len(paths), max_size=len(paths)).map(fill)
 
 
-def places_of(adapter: Adapter, record: Record) -> list[Place]:
-    """The places of the texts that an adapter takes as they are: found by putting a text of its own there."""
+def text_locations(adapter: Adapter, record: Record) -> list[TextLocation]:
+    """The locations of the texts that an adapter reads unchanged, found by putting a probe text at each path."""
     found = []
     for path in paths_of(record):
-        if not isinstance(at(record, path), str):
+        if not isinstance(value_at(record, path), str):
             continue
         try:
-            read = list(adapter.to_examples(with_text(record, path, STRANGE)))
-        except Exception:  # no place for any text, such as a role's
+            read = list(adapter.to_examples(with_value(record, path, PROBE_TEXT)))
+        except Exception:  # not every text is allowed there, for example in a role
             continue
         messages = [message for example in read for message in _rendered(example).messages]
-        roles = [message.role for message in messages if STRANGE in repr(message)]
-        if STRANGE not in roles and STRANGE in repr(read):
-            found.append(Place(path, roles[0] if roles else ""))
+        roles = [message.role for message in messages if PROBE_TEXT in repr(message)]
+        if PROBE_TEXT not in roles and PROBE_TEXT in repr(read):
+            found.append(TextLocation(path, roles[0] if roles else ""))
     return found
 
 
-STRANGE = "qzx7qzx"
-"""A text that no record holds."""
+PROBE_TEXT = "qzx7qzx"
+"""A text that no record contains."""
 
 
 def conversations_of(adapter: Adapter, record: Record) -> list[Example]:
-    """What is rendered of a record: of a preference pair the chosen conversation."""
+    """The conversations of a record that are rendered; of a preference pair the chosen one."""
     return [_rendered(example) for example in adapter.to_examples(copy.deepcopy(record))]
 
 
@@ -212,29 +221,29 @@ def _rendered(example: Example) -> Example:
 
 
 def texts_read(adapter: Adapter, record: Record) -> list[str]:
-    """Every text of the examples that an adapter makes of a record, wherever it stands."""
+    """Every text in the examples that an adapter reads from a record."""
     return [text for example in adapter.to_examples(copy.deepcopy(record)) for text in texts_of(example)]
 
 
 def texts_of(value: Message | Example) -> list[str]:
-    """Every text of an example or a message."""
+    """Every text in an example or a message."""
     fields = asdict(value)
-    return [text for path in paths_of(fields) if isinstance(text := at(fields, path), str)]
+    return [text for path in paths_of(fields) if isinstance(text := value_at(fields, path), str)]
 
 
-def with_text(record: Record, path: tuple[Any, ...], text: Any) -> Record:
-    """The record with another text, or anything, in one place; `...` takes what stands there away."""
+def with_value(record: Record, path: tuple[Any, ...], value: Any) -> Record:
+    """A copy of the record with another value at a path; the value `...` removes the entry."""
     changed: Any = copy.deepcopy(record)
-    inner = at(changed, path[:-1])
-    if text is ...:
+    inner = value_at(changed, path[:-1])
+    if value is ...:
         del inner[path[-1]]
     else:
-        inner[path[-1]] = text
+        inner[path[-1]] = value
     return dict(changed)
 
 
 def paths_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths of everything inside a JSON value, from the outside in."""
+    """The paths of all values inside a JSON value, outer ones first."""
     items: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Mapping):
         items = value.items()
@@ -245,8 +254,8 @@ def paths_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
         yield from paths_of(item, (*path, key))
 
 
-def at(value: Any, path: tuple[Any, ...]) -> Any:
-    """What stands at a path."""
+def value_at(value: Any, path: tuple[Any, ...]) -> Any:
+    """The value at a path."""
     for key in path:
         value = value[key]
     return value
@@ -256,21 +265,21 @@ def _without(record: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in keys}
 
 
-def _written(adapter: Adapter, accepts: Accepts) -> tuple[Scope | None, str]:
-    """What the adapter can write, and why it cannot write the simplest conversation."""
-    why = _not_back(adapter, accepts, Scope())
-    if why:
-        return None, why
-    turns = 1 if _not_back(adapter, accepts, Scope(turns=2)) else 3
-    extras = {name: not _not_back(adapter, accepts, Scope(**{name: True})) for name in EXTRAS}
-    return Scope(turns=turns, **extras), ""
+def _writable_scope(adapter: Adapter, validate: RecordValidator) -> tuple[Scope | None, str]:
+    """The conversations that the adapter can write; None and the reason if it cannot write the simplest one."""
+    reason = _round_trip_failure(adapter, validate, Scope())
+    if reason:
+        return None, reason
+    turns = 1 if _round_trip_failure(adapter, validate, Scope(turns=2)) else 3
+    parts = {name: not _round_trip_failure(adapter, validate, Scope(**{name: True})) for name in OPTIONAL_PARTS}
+    return Scope(turns=turns, **parts), ""
 
 
-EXTRAS = ("system", "context", "reasoning")
+OPTIONAL_PARTS = ("system", "context", "reasoning")
 
 
-def _not_back(adapter: Adapter, accepts: Accepts, scope: Scope) -> str | None:
-    """Why a short conversation is not there and back again; None where it is."""
+def _round_trip_failure(adapter: Adapter, validate: RecordValidator, scope: Scope) -> str | None:
+    """Why a short conversation is another one after writing and reading; None if it is the same."""
     example = short_example(scope)
     try:
         record = adapter.to_record(example)
@@ -279,19 +288,19 @@ def _not_back(adapter: Adapter, accepts: Accepts, scope: Scope) -> str | None:
         return f"{type(error).__name__}: {error}"
     if back.messages != example.messages:
         return f"it gave {back.messages}"
-    return _why_not(accepts, record)
+    return _rejection(validate, record)
 
 
-def _why_not(accepts: Accepts, record: Record) -> str | None:
+def _rejection(validate: RecordValidator, record: Record) -> str | None:
     try:
-        accepts(copy.deepcopy(record))
-    except Exception as error:  # as above
+        validate(copy.deepcopy(record))
+    except Exception as error:  # a plugin's code may raise anything
         return f"{type(error).__name__}: {error}"
     return None
 
 
 def short_example(scope: Scope) -> Example:
-    """One with all that a format takes."""
+    """A short conversation with all parts of a scope."""
     user = Message(role="user", content="ask", context="facts" if scope.context else "")
     answer = Message(role="assistant", content="answer", reasoning="thoughts" if scope.reasoning else "")
     return _conversation(

@@ -1,4 +1,4 @@
-"""Tiny tokenizers of every kind that matters to formats, made in a few milliseconds when they are asked for."""
+"""Tiny tokenizers, one for each kind that formats meet, built in a few milliseconds when they are first used."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ QWEN_SPLIT = (
 SPECIAL = ("<|begin_of_text|>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
 
-class _Files(NamedTuple):
-    """What stands in tokenizer.json and tokenizer_config.json."""
+class _TokenizerFiles(NamedTuple):
+    """The content of tokenizer.json and tokenizer_config.json."""
 
     backend: tokenizers.Tokenizer
     config: dict[str, Any]
 
 
 def _byte_level() -> tokenizers.Tokenizer:
-    """Byte-level BPE as GPT-2 has it, with the control tokens of ChatML and Llama 3."""
+    """Byte-level BPE like GPT-2, with the control tokens of ChatML and Llama 3."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -50,19 +50,19 @@ def _byte_level() -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _bytes() -> _Files:
-    return _Files(_byte_level(), {"bos_token": "<|begin_of_text|>", "eos_token": "<|endoftext|>"})
+def _bytes() -> _TokenizerFiles:
+    return _TokenizerFiles(_byte_level(), {"bos_token": "<|begin_of_text|>", "eos_token": "<|endoftext|>"})
 
 
-def _dolly() -> _Files:
+def _dolly() -> _TokenizerFiles:
     """With the special tokens that Dolly's authors add, one of which ends in a newline."""
     tokenizer = _byte_level()
     tokenizer.add_special_tokens(["### End", "### Instruction:", "### Response:\n"])
-    return _Files(tokenizer, {"eos_token": "<|endoftext|>"})
+    return _TokenizerFiles(tokenizer, {"eos_token": "<|endoftext|>"})
 
 
-def _nfc() -> _Files:
-    """As Qwen: NFC, a splitting pattern, and added tokens that are not flagged special."""
+def _nfc() -> _TokenizerFiles:
+    """Like Qwen: NFC, a splitting pattern, and added tokens that are not flagged special."""
     tokenizer = _byte_level()
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -73,11 +73,11 @@ def _nfc() -> _Files:
     )
     open_tokens = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in open_tokens])
-    return _Files(tokenizer, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
+    return _TokenizerFiles(tokenizer, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
 
 
 def _llama_like(*, metaspace: str | None) -> tokenizers.Tokenizer:
-    """SentencePiece's BPE with byte fallback: by normalizers as Llama 2 has it, or by Metaspace."""
+    """SentencePiece BPE with byte fallback, with normalizers like Llama 2, or with Metaspace."""
     trained = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
     trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
@@ -106,27 +106,29 @@ def _llama_like(*, metaspace: str | None) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _sentencepiece() -> _Files:
-    """As Llama 2: a dummy prefix behind every control token, and BOS before plain text."""
-    return _Files(_llama_like(metaspace=None), {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+def _sentencepiece() -> _TokenizerFiles:
+    """Like Llama 2: a dummy prefix after every control token, and BOS before plain text."""
+    return _TokenizerFiles(_llama_like(metaspace=None), {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
 
 
-def _metaspace() -> _Files:
-    """As later Llama and Mistral files: a dummy prefix at the very start alone."""
-    return _Files(_llama_like(metaspace="first"), {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+def _metaspace() -> _TokenizerFiles:
+    """Like later Llama and Mistral files: a dummy prefix only at the start of the text."""
+    return _TokenizerFiles(
+        _llama_like(metaspace="first"), {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    )
 
 
-def _strips() -> _Files:
-    """As Phi-3: control tokens that take the whitespace beside them."""
+def _strips() -> _TokenizerFiles:
+    """Like Phi-3: control tokens that strip the whitespace next to them."""
     tokenizer = _llama_like(metaspace=None)
     right = [AddedToken(text, special=True, rstrip=True) for text in ("<|user|>", "<|assistant|>", "<|im_start|>")]
     tokenizer.add_special_tokens([*right, AddedToken("<|im_end|>", special=True, lstrip=True)])
     tokenizer.add_tokens([AddedToken("<mask>", special=False, normalized=False, lstrip=True)])
-    return _Files(tokenizer, {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"})
+    return _TokenizerFiles(tokenizer, {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"})
 
 
-def _unigram() -> _Files:
-    """Unigram, whose own vocabulary holds the text of a control token: the model may make it of plain text."""
+def _unigram() -> _TokenizerFiles:
+    """Unigram with a control token's text in the vocabulary, so that the model may produce it from plain text."""
     characters = sorted({character for text in CORPUS for character in text} - {" ", "\n"})
     pieces: list[tuple[str, float]] = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -3.0)]
     pieces += [(f"<0x{value:02X}>", -12.0) for value in range(256)]
@@ -138,11 +140,11 @@ def _unigram() -> _Files:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
-    return _Files(tokenizer, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+    return _TokenizerFiles(tokenizer, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
 
 
-def _unknowing() -> _Files:
-    """BPE over a small alphabet: most characters come out as the unknown token."""
+def _unknowing() -> _TokenizerFiles:
+    """BPE over a small alphabet: most characters become the unknown token."""
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
@@ -150,19 +152,19 @@ def _unknowing() -> _Files:
     tokenizer.train_from_iterator(
         CORPUS, trainers.BpeTrainer(vocab_size=150, special_tokens=specials, show_progress=False)
     )
-    return _Files(tokenizer, {"bos_token": "<|begin_of_text|>", "eos_token": "</s>", "unk_token": "<unk>"})
+    return _TokenizerFiles(tokenizer, {"bos_token": "<|begin_of_text|>", "eos_token": "</s>", "unk_token": "<unk>"})
 
 
-def _folding() -> _Files:
+def _folding() -> _TokenizerFiles:
     """NFKC and lower case, with control tokens that are matched in normalized text: `＜ＴＨＩＮＫ＞` is `<think>`."""
     tokenizer = _byte_level()
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=True)])
     tokenizer.add_special_tokens([AddedToken("<halt>", special=True, normalized=True)])
-    return _Files(tokenizer, {"eos_token": "<|endoftext|>"})
+    return _TokenizerFiles(tokenizer, {"eos_token": "<|endoftext|>"})
 
 
-_MAKERS: Mapping[str, Callable[[], _Files]] = {
+_BUILDERS: Mapping[str, Callable[[], _TokenizerFiles]] = {
     "bytes": _bytes,
     "nfc": _nfc,
     "sentencepiece": _sentencepiece,
@@ -174,31 +176,24 @@ _MAKERS: Mapping[str, Callable[[], _Files]] = {
     "folding": _folding,
 }
 
-TINY = tuple(_MAKERS)
-"""Their names."""
+TINY = tuple(_BUILDERS)
+"""The names of all tiny tokenizers."""
 
 MAIN = ("bytes", "nfc", "sentencepiece", "metaspace")
-"""Those that nearly every model's tokenizer resembles: what a format is checked on where nothing else is asked for."""
-
-LOSSY = frozenset({"unknowing", "folding"})
-"""Those that do not give every text back, even after a declared normalisation."""
+"""The kinds to which the tokenizers of nearly all models belong. Formats are checked with these by default."""
 
 
 @lru_cache(maxsize=64)
 def tiny_tokenizer(name: str, special_tokens: tuple[str, ...] = ()) -> Tokenizer:
-    """One of `TINY` by name, with more special tokens where a format has its own."""
-    backend, config = _made(name)
+    """A tiny tokenizer by its name in `TINY`, with additional special tokens."""
+    backend, config = _build(name)
     backend.add_special_tokens(list(special_tokens))
-    return Tokenizer(
-        backend.to_str(),
-        config=config,
-        name=name + "+" * bool(special_tokens),
-    )
+    return Tokenizer(backend.to_str(), config=config, name=name + "+" * bool(special_tokens))
 
 
 def save_tiny_tokenizer(name: str, folder: Path) -> Path:
-    """The same as a folder, as models have it."""
-    backend, config = _made(name)
+    """Save a tiny tokenizer to a folder, as models have it."""
+    backend, config = _build(name)
     folder.mkdir(parents=True, exist_ok=True)
     backend.save(str(folder / TOKENIZER_FILE))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
@@ -206,7 +201,7 @@ def save_tiny_tokenizer(name: str, folder: Path) -> Path:
     return folder
 
 
-def _made(name: str) -> _Files:
-    if name not in _MAKERS:
+def _build(name: str) -> _TokenizerFiles:
+    if name not in _BUILDERS:
         raise UnknownNameError("tiny tokenizer", name, TINY)
-    return _MAKERS[name]()
+    return _BUILDERS[name]()

@@ -642,7 +642,7 @@ def skips_tools_behind_a_number() -> Subject:
 class Cutting(Pipeline):
     """Cuts ids off the end, labels or no labels."""
 
-    def run(self, records: Any, **more: Any) -> Iterator[Sample]:
+    def run(self, records: Any = None, **more: Any) -> Iterator[Sample]:
         length, self.limit = self.options.max_length, None
         for prepared in super().run(records, **more):
             right = prepared.tokenized

@@ -29,9 +29,9 @@ from templatekit.testing import (
     records_for,
     run_checks,
     subjects_of,
+    texts,
     tiny_tokenizer,
 )
-from templatekit.testing import adversarial as texts
 
 KINDS: dict[str, Callable[[str], bool]] = {
     "a control token": lambda text: "<|im_end|>" in text,

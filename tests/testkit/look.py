@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from templatekit import DataOptions, Record, Registry, Template, TemplateFile, TokenizedExample, Tokenizer
 from templatekit.formats.lookup import find_template
 from templatekit.pipeline.pipeline import Pipeline
-from templatekit.testing.oracle import runs_of
+from templatekit.testing.oracle import true_runs
 
 
 class Seen(NamedTuple):
@@ -55,7 +55,7 @@ class Eye:
         return self.one(_conversation(turns), template, **options)
 
     def _seen(self, example: TokenizedExample) -> Seen:
-        runs = runs_of([bool(weight) for weight in example.loss_weights])
+        runs = true_runs([bool(weight) for weight in example.loss_weights])
         trained = [self.tokenizer.decode(example.input_ids[start:end]) for start, end in runs]
         return Seen(example.rendered.text, trained, example)
 

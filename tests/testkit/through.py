@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from templatekit import Example, Record, Registry, Template, Tokenizer
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.testing import Subject, conversations, examples
-from templatekit.testing.subject import CheckedSample, Unmade
+from templatekit.testing.checked_record import CheckedRecord, CheckedSample, NoSampleError
 
 ONE_TURN = ("alpaca", "dolly", "prompt-completion", "messages", "sharegpt")
 """Adapters of records of one turn."""
@@ -38,9 +38,9 @@ class Through:
     def case(self, adapter: str, record: Record) -> CheckedSample:
         """The sample of the whole record; raises what the pipeline raises."""
         try:
-            return self.subject(adapter).case(record).whole
-        except Unmade as unmade:
-            raise unmade.error from None
+            return CheckedRecord(self.subject(adapter), record).whole
+        except NoSampleError as no_sample:
+            raise no_sample.error from None
 
 
 def _named(name: str, example: Example) -> tuple[str, Example]:

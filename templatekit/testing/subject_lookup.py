@@ -1,64 +1,62 @@
-"""Finds what is to be checked, by name, by file or as it is, and hands it to pytest check by check."""
+"""Finds the subjects to check, by name or file."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from templatekit.errors import PluginError, TemplatekitError, UnknownNameError
-from templatekit.formats.lookup import OWN_TEMPLATE, find_template
+from templatekit.formats.lookup import TOKENIZER_TEMPLATE, find_template
 from templatekit.formats.template import Template
 from templatekit.hooks.contracts import Adapter
+from templatekit.hooks.loading import create_registry, import_file
 from templatekit.hooks.offers import Plugin
-from templatekit.hooks.registry import Registry, create_registry, import_file
-from templatekit.testing.runner import CHECKS, find_check
+from templatekit.hooks.registry import Registry
 from templatekit.testing.subject import Subject
 from templatekit.testing.tiny_tokenizers import MAIN, TINY, tiny_tokenizer
 from templatekit.tokens.load import find_tokenizer
 from templatekit.tokens.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    import pytest
-
 Format: TypeAlias = str | os.PathLike[str] | Adapter | Template
-"""An adapter, a template, or the name or the file of one."""
+"""An adapter, a template, or the name or file of one."""
 
 
 def subjects_of(
     format: Format, tokenizers: Iterable[str | os.PathLike[str] | Tokenizer] = MAIN, registry: Registry | None = None
 ) -> list[Subject]:
-    """Each adapter and template that is meant, with each tokenizer.
+    """The subjects of a format: each of its adapters and templates with each tokenizer.
 
-    A name is an adapter's, a template's or a plugin's, which means all that it offers, and may be several of these; a
-    `.jinja` file is a template, a `.py` file a plugin. Tokenizers are tiny ones by name, folders, models' names or
-    objects. Where a template lists special tokens, the first tiny tokenizer is tried with them, too.
+    `format` is an object, the name of an adapter, a template or a plugin (or of several of these), a `.jinja` template
+    or a `.py` plugin. A plugin stands for all that it offers. `tokenizers` are names of tiny tokenizers, folders, model
+    names or objects. For a template that lists special tokens, the first tiny tokenizer is also tried with them added.
     """
     registry = registry or create_registry()
-    found = [_tokenizer(each, registry) for each in tokenizers]
+    loaded = [_tokenizer(each, registry) for each in tokenizers]
     subjects: list[Subject] = []
-    for part in _parts(format, registry) if found else ():
-        if part == OWN_TEMPLATE:
-            own = ((find_template(OWN_TEMPLATE, registry, chat_template=each.chat_template), each) for each in found)
-            subjects += [Subject(template=template, tokenizer=each, registry=registry) for template, each in own]
+    for offer in _adapters_and_templates(format, registry) if loaded else ():
+        if offer == TOKENIZER_TEMPLATE:
+            for each in loaded:
+                template = find_template(TOKENIZER_TEMPLATE, registry, chat_template=each.chat_template)
+                subjects.append(Subject(template=template, tokenizer=each, registry=registry))
             continue
         first = Subject(
-            adapter=part if isinstance(part, Adapter) else None,
-            template=part if isinstance(part, Template) else None,
-            tokenizer=found[0],
+            adapter=offer if isinstance(offer, Adapter) else None,
+            template=offer if isinstance(offer, Template) else None,
+            tokenizer=loaded[0],
             registry=registry,
         )
-        subjects += [first, *(first.with_tokenizer(each) for each in found[1:])]
-        special = first.template.metadata.special_tokens if isinstance(part, Template) else ()
+        subjects += [first, *(first.with_tokenizer(each) for each in loaded[1:])]
+        special = first.template.metadata.special_tokens if isinstance(offer, Template) else ()
         missing = tuple(text for text in special if text not in first.tokenizer.control_tokens)
         if missing and first.tokenizer.name in TINY:
             subjects.append(first.with_tokenizer(tiny_tokenizer(first.tokenizer.name, missing)))
     return subjects
 
 
-def _parts(format: Format, registry: Registry) -> Iterator[Adapter | Template | str]:
-    """The adapters and templates that are meant; the name of one that depends on the tokenizer stays a name."""
+def _adapters_and_templates(format: Format, registry: Registry) -> Iterator[Adapter | Template | str]:
+    """The adapters and templates of a format; the tokenizer's own template as its name."""
     if isinstance(format, (Adapter, Template)):
         yield format
         return
@@ -70,7 +68,7 @@ def _parts(format: Format, registry: Registry) -> Iterator[Adapter | Template | 
     adapters = [each for each in registry.adapters if each == name or _offers(plugin, registry.adapters, each)]
     templates = [each for each in registry.templates if each == name or _offers(plugin, registry.templates, each)]
     yield from (registry.adapters[each] for each in adapters)
-    if name == OWN_TEMPLATE:
+    if name == TOKENIZER_TEMPLATE:
         yield name
     elif templates:
         yield from (find_template(each, registry) for each in templates)
@@ -89,7 +87,7 @@ def _parts(format: Format, registry: Registry) -> Iterator[Adapter | Template | 
 
 
 def _offered_by(path: Path) -> list[Adapter | Template]:
-    """What a plugin's file offers, whether or not the plugin is installed as well."""
+    """The adapters and templates of a plugin file, whether or not the plugin is installed too."""
     alone = Registry()
     try:
         alone.register(Plugin(name=path.stem, origin=str(path), module=import_file(path)))
@@ -117,44 +115,3 @@ def _tokenizer(each: str | os.PathLike[str] | Tokenizer, registry: Registry) -> 
         return each
     name = os.fspath(each)
     return tiny_tokenizer(name) if name in TINY else find_tokenizer(name, registry)
-
-
-def parametrize_with_checks(
-    formats: Iterable[Format | Subject],
-    *,
-    tokenizers: Iterable[str | os.PathLike[str] | Tokenizer] = MAIN,
-    checks: Iterable[str] | None = None,
-    expected_failures: Mapping[str, str] = {},
-    registry: Registry | None = None,
-) -> pytest.MarkDecorator:
-    """A pytest decorator: the test is called with `subject` and `check` for each format, tokenizer and check.
-
-    `expected_failures` maps names of checks to the reason why the format may fail them; one that holds is reported as a
-    failure, so that the list stays true.
-    """
-    import pytest
-
-    chosen = [find_check(name) for name in (CHECKS if checks is None else checks)]
-    for name in expected_failures:
-        find_check(name)
-    known = registry or create_registry()
-    subjects = [
-        subject
-        for each in formats
-        for subject in ([each] if isinstance(each, Subject) else subjects_of(each, tuple(tokenizers), known))
-    ]
-    return pytest.mark.parametrize(
-        ("subject", "check"),
-        [
-            pytest.param(
-                subject,
-                check,
-                id=f"{subject.label}-{check.name}",
-                marks=[pytest.mark.xfail(reason=expected_failures[check.name], raises=AssertionError, strict=True)]
-                if check.name in expected_failures
-                else [],
-            )
-            for subject in subjects
-            for check in chosen
-        ],
-    )

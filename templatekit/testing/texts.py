@@ -1,4 +1,4 @@
-"""Texts that break tokenizers and templates, and texts that do not."""
+"""Strategies for texts: adversarial ones, which are known to break tokenizers and templates, and plain ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNICODE = (
     "\ufffd",
     "\uff1c\uff54\uff48\uff49\uff4e\uff4b\uff1e",  # <think> in full width
     "\u1e9e\u0130ß",
-    "\x1c\x85\u00a0\u3000\u2028",  # what counts as whitespace differs
+    "\x1c\x85\u00a0\u3000\u2028",  # not whitespace everywhere
 )
 WHITESPACE = (" ", "  ", "\n", "\n\n", "\n\n\n", "\r\n", "\t", " \n", "\n ", "    ")
 JINJA = ("{{ 7*7 }}", "{% raw %}", "{#", "{% endfor %}", "{{ eos_token }}", "%s", "{}", "{name}", "{{name}}")
@@ -45,41 +45,41 @@ MARKERS = (
     "assistant",
     "user",
 )
-"""What well-known templates write around the data."""
+"""Texts that well-known templates write around fields."""
 CONTROL = ("</s>", "<s>", "<unk>", "<|im_end|>", "<|im_start|>", "<|eot_id|>", "[/INST]", "<think>", "</think>")
-"""Control tokens of well-known models: a tokenizer that lacks them must take them for text."""
+"""Control tokens of well-known models. A tokenizer without them must treat them as text."""
 RUNS = tuple(unit * 800 for unit in ("a", " ", "\n", "é", "\u2581"))
 """Long runs of one character."""
 
 
 def control_strings(tokenizer: Tokenizer) -> list[str]:
-    """The tokenizer's control tokens, a few of them where they are many, with those of well-known models."""
+    """Up to 30 of the tokenizer's control tokens, and those of well-known models."""
     own = [text for text in sorted(tokenizer.control_tokens) if "reserved" not in text]
     return list(dict.fromkeys([*own[:30], *CONTROL]))
 
 
 def halves(control: Iterable[str]) -> list[str]:
-    """Every control string cut in two: the pieces that must not join over a border."""
+    """Both halves of every control string; they must not join across the edge of two texts."""
     return [half for text in control if len(text) > 1 for half in (text[: len(text) // 2], text[len(text) // 2 :])]
 
 
 def markers_of(template: Template) -> list[str]:
-    """What a template writes around the data, line by line and in whole pieces, without Jinja's own syntax."""
+    """The literals of a template, without Jinja syntax: as a whole and line by line."""
     body = re.sub(r"\{#.*?#\}", "", template.original, flags=re.DOTALL)
     outside = re.split(r"\{\{.*?\}\}|\{%.*?%\}", body, flags=re.DOTALL)
     quoted = re.findall(r"'((?:[^'\\\n]|\\.)+)'|\"((?:[^\"\\\n]|\\.)+)\"", body)
-    inside = [text.replace("\\n", "\n") for pair in quoted for text in pair if re.search(r"[^\w\s]", text)]
-    pieces = [text for text in (*outside, *inside) if text.strip()]
-    lines = [line for text in pieces for line in text.splitlines(keepends=True) if line.strip()]
-    return list(dict.fromkeys([*lines, *pieces]))
+    in_code = [text.replace("\\n", "\n") for pair in quoted for text in pair if re.search(r"[^\w\s]", text)]
+    literals = [text for text in (*outside, *in_code) if text.strip()]
+    lines = [line for text in literals for line in text.splitlines(keepends=True) if line.strip()]
+    return list(dict.fromkeys([*lines, *literals]))
 
 
 def adversarial_text(
     tokenizer: Tokenizer | None = None, template: Template | None = None, *, max_fragments: int = 5
 ) -> st.SearchStrategy[str]:
-    """Texts put together from all that is known to break tokenizers and templates, whitespace at the edges included.
+    """Texts composed of fragments that are known to break tokenizers and templates, with whitespace at the edges.
 
-    With a tokenizer its control tokens and their halves are among it, with a template its own markers.
+    The control tokens of `tokenizer`, their halves, and the literals of `template` are among the fragments.
     """
     control: Sequence[str] = CONTROL if tokenizer is None else control_strings(tokenizer)
     markers = MARKERS if template is None else [*markers_of(template), *MARKERS]
@@ -95,12 +95,12 @@ def adversarial_text(
     )
     edge = st.just("") | st.sampled_from(WHITESPACE)
     mixed = st.tuples(edge, st.lists(fragment, max_size=max_fragments).map("".join), edge).map("".join)
-    # A long run in one text of some thirty: often enough to be seen, seldom enough to be cheap.
+    # One text in about thirty is a long run: often enough to be tried, rare enough to stay fast.
     return st.integers(0, 30).flatmap(lambda n: st.sampled_from(RUNS) if n == 30 else mixed)
 
 
 def plain_text(*, min_size: int = 1) -> st.SearchStrategy[str]:
-    """Texts without control strings that neither begin nor end in whitespace."""
+    """Texts without control strings and without whitespace at the edges."""
     return st.lists(st.sampled_from(PLAIN), min_size=min_size, max_size=6).map(" ".join)
 
 
@@ -109,4 +109,4 @@ JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=8), children, max_size=3),
     max_leaves=6,
 )
-"""Anything that a JSON file may hold."""
+"""Any value that a JSON file may contain."""
