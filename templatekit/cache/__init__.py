@@ -1,41 +1,40 @@
-"""Prepared data on disk: what was tokenized once is taken from there, and a run that was stopped goes on behind it.
+"""Samples cached on disk: tokenized once, then taken from there. A stopped run continues where it ended.
 
 ```
-FOLDER/prepared-1/KEY/      KEY: the hash of all that decides about the examples
+FOLDER/prepared-1/KEY/      KEY: the hash of everything that decides about the samples
     about.json              what made them, for people
-    00000000/               the examples of the records 0 to 8,191: whole, or not there
+    00000000/               a shard: the samples of the records 0 to 8,191; complete, or absent
         tokens.arrow        ids, weights, row numbers: all that training reads
-        texts.arrow         texts, with where each character came from
+        texts.arrow         texts, with the origin of each character
         examples.arrow      the conversations
         part.json           counts, and size and hash of each file
-    00000001/ …             the last part holds fewer records
+    00000001/ …             the last shard holds fewer records
 ```
 
 | module | what it does |
 | --- | --- |
-| `key` | names what decides about the examples: data, code, template, tokenizer, options |
-| `code` | hashes the code of plugins and of the package |
-| `values` | conversations and origins as JSON |
-| `tables`, `reader` | examples as Arrow tables, and read from there |
-| `writer`, `part` | watch what is made and write it, a part at a time; open a part and check it |
-| `disk` | files that are whole or absent |
-| `folder` | finds the folder, lists what is in it, removes it |
-| `missing` | reads what is to be made, over what is there |
-| `run` | goes through the parts: takes those that are there, has the others made, here or by an engine's workers |
-| `examples` | all samples as one sequence, for training |
+| `preparation` | goes through the shards: takes those on disk and makes the others, here or by an engine's workers |
+| `key`, `code_hash` | compute the key from data, adapter, template, tokenizer, options and code |
+| `missing_shards` | reads the records of the shards to be made |
+| `tables`, `example_json` | samples as Arrow tables; conversations and origins as JSON |
+| `writer`, `shard` | collect batches and write them as a shard; open a shard and check it |
+| `reader` | reads samples from tables |
+| `sequences` | all samples as one sequence, for training |
+| `folder` | the folder of the cache: lists its entries, removes them |
+| `atomic_files` | files that are complete or absent |
 """
 
 from templatekit.cache.folder import Entry, entries, remove
-from templatekit.cache.preparation import prepared_batches, prepared_parts, prepared_samples
-from templatekit.cache.sequences import StoredExamples, StoredSamples
+from templatekit.cache.preparation import prepare_batches, prepare_output, prepare_samples
+from templatekit.cache.sequences import ColumnarExamples, ColumnarSamples
 
 __all__ = [
+    "ColumnarExamples",
+    "ColumnarSamples",
     "Entry",
-    "StoredExamples",
-    "StoredSamples",
     "entries",
-    "prepared_batches",
-    "prepared_parts",
-    "prepared_samples",
+    "prepare_batches",
+    "prepare_output",
+    "prepare_samples",
     "remove",
 ]

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written elsewhere, brought to the disk, and renamed."""
+"""Files that are complete or absent: written under another name, synced to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from typing import Any
 from templatekit.errors import RunError
 
 STATE = "part.json"
-"""What is known of a part, and size and hash of its files."""
-MAKING = ".making-"
-"""How names of what is being written begin. What a killed process left is removed after an hour."""
+"""Name of the file with a shard's state, and the size and hash of its files."""
+STAGING_PREFIX = ".making-"
+"""Prefix of the names of unfinished files and folders. Those that a killed process left are removed after an hour."""
 _ABANDONED_SECONDS = 3600
-_BLOCK = 2**22
+_BLOCK_BYTES = 2**22
 
 
 class Damaged(RunError):
-    """A part that is not what was written; the message says in what.
+    """A shard differs from what was written; the message says how.
 
-    Where one is opened it is made anew. It stops a run whose files are damaged under its hands."""
+    A shard that is damaged when it is opened is made anew. A shard that is damaged later, while a run reads it, stops
+    the run."""
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """What the disk refuses becomes a `RunError`."""
+def reporting_write_errors(folder: Path) -> Iterator[None]:
+    """Turn an `OSError` of the code in this context into a `RunError` that says what to do."""
     try:
         yield
     except OSError as error:
@@ -43,10 +44,10 @@ def writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def staging(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that is brought to the disk and takes its name when all is written."""
-    folder = target.with_name(f"{MAKING}{target.name}-{secrets.token_hex(4)}")
+    """A new folder beside `target`. It is synced and renamed to `target` when the context ends without an error."""
+    folder = target.with_name(f"{STAGING_PREFIX}{target.name}-{secrets.token_hex(4)}")
     try:
-        with writing(target.parent):
+        with reporting_write_errors(target.parent):
             folder.mkdir(parents=True)
             yield folder
             for path in folder.iterdir():
@@ -55,25 +56,25 @@ def staging(target: Path) -> Iterator[Path]:
             try:
                 folder.rename(target)
             except OSError:
-                if not (target / STATE).is_file():  # another process was quicker
+                if not (target / STATE).is_file():  # another process wrote it first
                     raise
             _sync(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep(folder: Path) -> None:
-    """Removes parts that a killed process left half written; those that may still be written stay."""
-    for path in folder.glob(f"{MAKING}*"):
+def remove_abandoned(folder: Path) -> None:
+    """Remove unfinished shards that a killed process left; those that may still be written stay."""
+    for path in folder.glob(f"{STAGING_PREFIX}*"):
         with suppress(OSError):
-            newest = max(one.stat().st_mtime for one in (path, *path.iterdir()))
+            newest = max(each.stat().st_mtime for each in (path, *path.iterdir()))
             if time.time() - newest > _ABANDONED_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
-    """Brings a file, or a folder's list of names, to the disk."""
-    if sys.platform == "win32" and path.is_dir():  # which cannot open folders
+    """Sync a file, or a folder's list of names, to the disk."""
+    if sys.platform == "win32" and path.is_dir():  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -83,23 +84,23 @@ def _sync(path: Path) -> None:
 
 
 def hash_file(path: Path) -> str:
-    """A hash of a file's whole content: sizes and times of change prove nothing."""
+    """A hash of a file's whole content: an equal size and modification time prove nothing."""
     import xxhash
 
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
 
 
 def size_and_hash(path: Path) -> dict[str, Any]:
-    """What a part's state says of a file."""
+    """The size and hash of a file, as a shard's state has them."""
     return {"bytes": path.stat().st_size, "xxh3_128": hash_file(path)}
 
 
 def check_size(path: Path, expected: int) -> None:
-    """Raises `Damaged` where a file is not there or not as long."""
+    """Raise `Damaged` where a file is missing or has another size."""
     try:
         size = path.stat().st_size
     except OSError:
@@ -109,7 +110,7 @@ def check_size(path: Path, expected: int) -> None:
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
-    """With a hash of its own in the first line."""
+    """Write a shard's state; the first line of the file is the hash of the rest."""
     import xxhash
 
     text = json.dumps(state).encode() + b"\n"
@@ -117,7 +118,7 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What `write_state` wrote; raises `Damaged`."""
+    """The state that `write_state` wrote; raises `Damaged`."""
     import xxhash
 
     try:

@@ -1,4 +1,4 @@
-"""Hashes code: what a plugin does is decided by its module and by those it uses."""
+"""Hashes the code that decides about cached samples: of this package, of plugins and of the modules they use."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from types import ModuleType
 
 import templatekit
 
-_MAKES_NO_EXAMPLES = ("audit", "cli", "testing", "training", "web")
-"""Rooms whose code has no part in what is kept."""
+MAKE_NO_SAMPLES = ("audit", "cli", "export", "testing", "training")
+"""Rooms of the package whose code does not decide about samples. A room that is not listed here counts."""
 _LIBRARIES = ("tokenizers", "jinja2", "pyarrow", "datasets", "kitoken")
-"""Others whose versions decide about records, texts or ids; those that are not installed take no part."""
+"""Other packages whose versions decide about records, texts or ids, where they are installed."""
 
 
 class NoCode(Exception):
-    """Code that cannot be read, as that of a notebook; the message says whose."""
+    """Code that cannot be read, such as that of a notebook; the message names the module."""
 
 
 @lru_cache(maxsize=1)
 def own_code() -> str:
-    """The package's version, and a hash of all its modules that have a part in the examples.
+    """The package's version, and a hash of all its modules that decide about samples.
 
-    So a changed module is noticed also where the version stays, as in an editable installation.
+    The hash notices a changed module where the version stays, as in an editable installation.
     """
     root = Path(templatekit.__file__).parent
     files = sorted(root.rglob("*.py"))
     digest = hashlib.sha256()
     for file in files:
         name = file.relative_to(root)
-        if name.parts[0] not in _MAKES_NO_EXAMPLES:
+        if name.parts[0] not in MAKE_NO_SAMPLES:
             digest.update(f"{name.as_posix()}\0".encode() + file.read_bytes() + b"\0")
     return f"{templatekit.__version__} {digest.hexdigest()[:32]}"
 
 
 def libraries() -> dict[str, str]:
-    """The versions of what the package leaves records, texts and ids to."""
+    """The versions of Python and of the packages that decide about records, texts or ids."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in _LIBRARIES:
         try:
@@ -52,20 +52,21 @@ def libraries() -> dict[str, str]:
 
 
 def code_of(*classes: type) -> str:
-    """A hash of the modules that define these classes and their bases, and of the modules of theirs that those use.
+    """A hash of the modules that define these classes and their bases, and of the modules that those use.
 
-    Of libraries beside them the version counts. Raises `NoCode` where a module has no file.
+    Of an installed library that they use, only the version counts. Raises `NoCode` where a module has no file.
     """
-    modules = {base.__module__ for one in classes for base in one.__mro__}
+    modules = {base.__module__ for kind in classes for base in kind.__mro__}
     digest = hashlib.sha256()
-    for name, what in sorted(_followed(modules).items()):
-        digest.update(f"{name}\0".encode() + what + b"\0")
+    for name, code in sorted(_code_by_module(modules).items()):
+        digest.update(f"{name}\0".encode() + code + b"\0")
     return digest.hexdigest()[:32]
 
 
-def _followed(names: Iterable[str]) -> dict[str, bytes]:
+def _code_by_module(names: Iterable[str]) -> dict[str, bytes]:
+    """The code, or the version, of these modules and of all that they use."""
     found: dict[str, bytes] = {}
-    waiting = {name: name.partition(".")[0] for name in names}  # with the package that uses it
+    waiting = {name: name.partition(".")[0] for name in names}  # by module, the package that uses it
     while waiting:
         name, user = waiting.popitem()
         top = name.partition(".")[0]
@@ -89,14 +90,14 @@ def _followed(names: Iterable[str]) -> dict[str, bytes]:
 
 
 def _used_by(module: ModuleType) -> set[str]:
-    """The modules that a module holds, or holds anything of."""
+    """The modules that a module has imported, or has imported names from."""
     values = list(vars(module).values())
-    named = {value.__name__ for value in values if isinstance(value, ModuleType)}
+    imported = {value.__name__ for value in values if isinstance(value, ModuleType)}
     homes = {home for value in values if isinstance(home := getattr(value, "__module__", None), str)}
-    return {name for name in named | homes if name in sys.modules}
+    return {name for name in imported | homes if name in sys.modules}
 
 
 def _is_installed(file: Path) -> bool:
-    """Whether a file belongs to a library, and not to a folder that somebody works in."""
+    """Whether a file belongs to an installed library, rather than to a folder that somebody edits."""
     paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
     return any(file.is_relative_to(path) for path in paths)

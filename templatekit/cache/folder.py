@@ -1,4 +1,4 @@
-"""The folder of what is kept: where it is, what lies in it, and how that is removed."""
+"""The folder of the cache: opens an entry, lists entries and removes them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from templatekit.cache.atomic_files import MAKING, Damaged, sweep, writing
+from templatekit.cache.atomic_files import STAGING_PREFIX, Damaged, remove_abandoned, reporting_write_errors
 from templatekit.cache.key import FORMAT
-from templatekit.cache.shard import Part
+from templatekit.cache.shard import Shard
 from templatekit.errors import ConfigError
 from templatekit.pipeline.pipeline import Pipeline
 
@@ -23,33 +23,37 @@ _PREPARED = "prepared-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What is kept of one data set, prepared in one way."""
+    """The cached samples of one data set, prepared in one way."""
 
     key: str
     path: Path
     bytes: int
-    """All of its files, half-written ones among them."""
+    """Size of all its files, unfinished ones included."""
     records: int
     examples: int
-    parts: int
+    shards: int
     age: float
-    """Seconds since it was last written to or read."""
+    """Seconds since a run last used it."""
     damaged: int
-    """Parts that are not what was written; the next run makes them anew."""
+    """Number of damaged shards; the next run makes them anew."""
     about: Mapping[str, Any]
-    """What made it: dataset, adapter, template, tokenizer, options; empty where that cannot be read."""
+    """What made it: dataset, adapter, template, tokenizer, options. Empty where that cannot be read."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "path": str(self.path), "age": round(self.age)}
+        """The entry as JSON holds it; `parts` is the number of shards."""
+        values = {"parts" if name == "shards" else name: value for name, value in asdict(self).items()}
+        return {**values, "path": str(self.path), "age": round(self.age)}
 
 
-def begin(folder: Path, key: str, parts: Mapping[str, Any], pipeline: Pipeline) -> Path:
-    """The folder of a key, made if need be. Raises `ConfigError` where it cannot be, `RunError` on a full disk."""
+def open_entry(folder: Path, key: str, values: Mapping[str, Any], pipeline: Pipeline) -> Path:
+    """The folder of a key, which is created where there is none; `values` are those that the key is the hash of.
+
+    Raises `ConfigError` where a file is in its place, and `RunError` on a full disk.
+    """
     path = folder / f"{_PREPARED}{FORMAT}" / key
     if (path.exists() and not path.is_dir()) or (folder.exists() and not folder.is_dir()):
         raise ConfigError(f"cache {str(folder)!r}: found a file; expected a folder; name another (--cache-dir)")
-    with writing(folder):
+    with reporting_write_errors(folder):
         path.mkdir(parents=True, exist_ok=True)
         if not (path / ABOUT).is_file():
             about = {
@@ -57,32 +61,32 @@ def begin(folder: Path, key: str, parts: Mapping[str, Any], pipeline: Pipeline) 
                 "adapter": pipeline.options.adapter,
                 "template": pipeline.template.name,
                 "tokenizer": pipeline.tokenizer.name if pipeline.tokenizer else None,
-                "options": parts["options"],
-                "templatekit": parts["templatekit"].partition(" ")[0],
+                "options": values["options"],
+                "templatekit": values["templatekit"].partition(" ")[0],
                 "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             }
-            staged = path / f"{MAKING}{ABOUT}-{os.getpid()}"
+            staged = path / f"{STAGING_PREFIX}{ABOUT}-{os.getpid()}"
             staged.write_text(json.dumps(about, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
             staged.replace(path / ABOUT)
-        os.utime(path)  # so that its age says when it was last used
-    sweep(path)
+        os.utime(path)  # the age counts from the last use
+    remove_abandoned(path)
     return path
 
 
-def part_folder(path: Path, number: int) -> Path:
-    """Where a part lies, or is to lie."""
-    return path / f"{number:08d}"
+def shard_folder(entry: Path, index: int) -> Path:
+    """The folder of a shard, whether it exists or not."""
+    return entry / f"{index:08d}"
 
 
-def part_numbers(path: Path) -> list[int]:
-    """The numbers of the parts that are there, damaged ones among them."""
-    return [int(part.name) for part in path.glob("[0-9]*") if part.name.isdigit()]
+def shard_indices(entry: Path) -> list[int]:
+    """The indices of the shards that exist, damaged ones included."""
+    return [int(shard.name) for shard in entry.glob("[0-9]*") if shard.name.isdigit()]
 
 
-def remove_part(path: Path) -> None:
-    """Removes a part, or what lies in its place, at once: half of one is never there."""
-    gone = path.with_name(f"{MAKING}{path.name}-gone-{os.getpid()}")
-    with writing(path.parent):
+def remove_shard(path: Path) -> None:
+    """Remove a shard, or a file in its place. It is renamed first, so that nobody sees half of it."""
+    gone = path.with_name(f"{STAGING_PREFIX}{path.name}-gone-{os.getpid()}")
+    with reporting_write_errors(path.parent):
         path.rename(gone)
     if gone.is_dir():
         shutil.rmtree(gone, ignore_errors=True)
@@ -91,20 +95,20 @@ def remove_part(path: Path) -> None:
 
 
 def entries(folder: Path) -> list[Entry]:
-    """What is kept in a cache's folder, the latest used first."""
+    """The entries in a cache's folder, the last used first."""
     found = [_entry(path) for path in folder.glob(f"{_PREPARED}*/*") if path.is_dir()]
     return sorted(found, key=lambda entry: entry.age)
 
 
 def remove(chosen: Iterable[Entry], *, say: Callable[[str], None] = lambda line: None) -> int:
-    """Removes entries; returns the number of bytes that are free again. A run that reads one has its files open.
+    """Remove entries and return how many bytes that frees. A run that reads one of them keeps its files open.
 
-    Raises `RunError` where one cannot be removed.
+    Calls `say` with the key of each removed entry. Raises `RunError` where an entry cannot be removed.
     """
     freed = 0
     for entry in chosen:
-        with writing(entry.path.parent):
-            gone = entry.path.with_name(f"{MAKING}{entry.path.name}-gone")
+        with reporting_write_errors(entry.path.parent):
+            gone = entry.path.with_name(f"{STAGING_PREFIX}{entry.path.name}-gone")
             entry.path.rename(gone)
             shutil.rmtree(gone)
         freed += entry.bytes
@@ -121,9 +125,9 @@ def _entry(path: Path) -> Entry:
         except OSError:  # removed meanwhile
             continue
     states, damaged = [], 0
-    for part in sorted(path.glob("[0-9]*")):
+    for shard in sorted(path.glob("[0-9]*")):
         try:
-            states.append(Part(part).state)
+            states.append(Shard(shard).state)
         except Damaged:
             damaged += 1
     try:
@@ -136,7 +140,7 @@ def _entry(path: Path) -> Entry:
         bytes=sizes,
         records=sum(state.records for state in states),
         examples=sum(state.samples for state in states),
-        parts=len(states),
+        shards=len(states),
         age=max(0.0, time.time() - path.stat().st_mtime),
         damaged=damaged,
         about=about if isinstance(about, dict) else {},

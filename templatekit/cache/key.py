@@ -1,4 +1,4 @@
-"""What decides about the examples that come of a data set, and its hash: the name under which they are kept."""
+"""The cache key: a hash of everything that decides about the samples of a data set."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from typing import Any
 
 from templatekit.cache.atomic_files import hash_file
 from templatekit.cache.code_hash import NoCode, code_of, libraries, own_code
-from templatekit.config.options import DataOptions
+from templatekit.config.data_options import DataOptions
 from templatekit.errors import SourceError
 from templatekit.hooks.contracts import Adapter
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.sources import find_source
 
 FORMAT = 1
-"""Of the files; a new one begins a folder of its own."""
+"""Version of the files; each has a folder of its own."""
 BY_CONTENT = frozenset({"tokenizer", "template", "adapter"})
-"""Options whose value is an address: what lies there counts."""
+"""Options whose value is an address; the content there is part of the key instead."""
 WITHOUT_EFFECT = frozenset({"cache", "cache_dir", "workers"})
-"""Options that change nothing in the examples. All others count, so that a new one is never forgotten."""
+"""Options that do not change the samples. All others are part of the key, so that a new one is never forgotten."""
 _CLOCK = re.compile(r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")
 _OF_THE_DAY = set("aAbBdjmuUVwWyYGgxDFe%-")
 
 
-class NotCached(Exception):
-    """Why the examples of a data set are not kept."""
+class NotCacheable(Exception):
+    """The samples of a data set cannot be cached; the message says why."""
 
 
-def parts_of(pipeline: Pipeline, records: Iterable[Any] | None = None) -> dict[str, Any]:
-    """All that decides about the examples, as JSON can hold it. `records` are those of a caller, with no address.
+def key_values(pipeline: Pipeline, records: Iterable[Any] | None = None) -> dict[str, Any]:
+    """Everything that decides about the samples, as JSON can hold it. `records` are a caller's own, without an address.
 
-    Raises `NotCached` where anything has a part in them that cannot be told.
+    Raises `NotCacheable` where something decides about them that cannot be compared.
     """
     if type(pipeline) is not Pipeline:
-        raise NotCached("mixed sets and pairs of answers are not kept")
+        raise NotCacheable("mixed sets and pairs of answers are not cached")
     if pipeline.tokenizer is None:
-        raise NotCached("without a tokenizer there is little to keep")
+        raise NotCacheable("without a tokenizer there is little to cache")
     try:
         return {
             "format": FORMAT,
@@ -54,16 +54,16 @@ def parts_of(pipeline: Pipeline, records: Iterable[Any] | None = None) -> dict[s
             "options": _options(pipeline.options),
         }
     except NoCode as error:
-        raise NotCached(str(error)) from None
+        raise NotCacheable(str(error)) from None
 
 
-def key_of(parts: Mapping[str, Any]) -> str:
-    """The name of what is kept."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+def cache_key(values: Mapping[str, Any]) -> str:
+    """The key of these values: the name of the cache entry."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _options(options: DataOptions) -> dict[str, Any]:
-    """Those of the data: a run's others come later. The address is among them, since messages name it."""
+    """The data options that are part of the key. The data set's address is one of them, since messages name it."""
     values = options.model_dump(mode="json", include=set(DataOptions.model_fields))
     return {name: value for name, value in values.items() if name not in BY_CONTENT | WITHOUT_EFFECT}
 
@@ -72,21 +72,21 @@ def _data(pipeline: Pipeline, records: Iterable[Any] | None) -> dict[str, Any]:
     if records is not None:
         fingerprint = getattr(records, "_fingerprint", None)
         if type(records).__module__.partition(".")[0] != "datasets" or not isinstance(fingerprint, str):
-            raise NotCached("records that come from the caller's own objects are not kept; save them to a file")
+            raise NotCacheable("records that come from the caller's own objects are not cached; save them to a file")
         return {"fingerprint": fingerprint}
     address = pipeline.options.dataset
     source = find_source(address, pipeline.registry)
     files = source.files(address)
     if files is None:
-        raise NotCached(f"nobody can tell whether {address!r} still holds the same (source {source.name!r})")
+        raise NotCacheable(f"source {source.name!r} cannot tell whether {address!r} has changed")
     code = code_of(type(source))
     return {"source": source.name, "code": code, "files": [[path.name, _hash(path)] for path in files]}
 
 
-def stamp_of(pipeline: Pipeline, records: Iterable[Any] | None = None) -> tuple[Any, ...]:
-    """What changes with the data's files: cheap, and no proof that they are the same; with the day.
+def data_stamp(pipeline: Pipeline, records: Iterable[Any] | None = None) -> tuple[Any, ...]:
+    """The day, and for each file of the data its inode, size and times: cheap to compare, but no proof of equality.
 
-    The time of the last change of a file's state is among it, which no program can set.
+    No program can set the last of the times, that of the last change of the file's metadata.
     """
     files = (
         []
@@ -111,21 +111,23 @@ def _stat(path: Path) -> os.stat_result:
 
 
 def _adapter(pipeline: Pipeline) -> dict[str, Any]:
-    """The adapter that is named, or all that the records' keys may choose from."""
+    """The named adapter, or all from which the records' keys may choose."""
     registry, adapter = pipeline.registry, pipeline.adapter
     offered = dict(registry.adapters.items())
     if pipeline.options.adapter is None and (adapter is None or adapter in offered.values()):
-        return {"any of": {name: code_of(type(one)) for name, one in sorted(offered.items())}}
+        return {"any of": {name: code_of(type(each)) for name, each in sorted(offered.items())}}
     assert adapter is not None
     return {"name": adapter.name, "code": code_of(type(adapter)), "state": _state(adapter)}
 
 
 def _state(adapter: Adapter) -> Any:
-    """What an adapter object holds beside its class."""
+    """The attributes of an adapter object."""
     try:
         return json.loads(json.dumps(vars(adapter), sort_keys=True))
     except (TypeError, ValueError):
-        raise NotCached(f"adapter {adapter.name!r} holds more than plain values; nobody can tell them apart") from None
+        raise NotCacheable(
+            f"adapter {adapter.name!r} has attributes that are not plain values, which cannot be compared"
+        ) from None
 
 
 def _template(pipeline: Pipeline) -> dict[str, Any]:
@@ -143,11 +145,11 @@ def _template(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _today(source: str) -> str | None:
-    """The day, where a template prints it; raises `NotCached` where it may print the time."""
+    """The day, where a template prints it; raises `NotCacheable` where it may print the time."""
     if "strftime_now" not in source:
         return None
     calls = [match[2] for match in _CLOCK.finditer(source)]
     printed = {directive for text in calls for directive in re.findall(r"%(-?.)", text)}
     if len(calls) != len(re.findall(r"strftime_now\s*\(", source)) or any(not set(d) <= _OF_THE_DAY for d in printed):
-        raise NotCached("the template prints the time")
+        raise NotCacheable("the template prints the time")
     return date.today().isoformat()

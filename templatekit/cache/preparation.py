@@ -1,10 +1,9 @@
-"""Goes through the parts of a data set: those that are on the disk are taken from there, the others are made.
+"""Goes through the shards of a data set: takes those on disk, makes the others, in order.
 
-A part holds a fixed number of records, so what the source has to be read on to is known of each; what the pipeline
-remembers from earlier records (groups, repeats, an order) lies in the reading of the source, which begins anew.
-
-The first part that is missing begins the work, in this process or by an engine's workers. It goes on to the end of the
-source, past the parts that were there by then. What comes of it, chunk by chunk in order, is laid end to end here.
+The first shard that is not on disk starts the work on all missing shards, in this process or by an engine's workers. It
+reads the source once, to its end, and skips the shards that are on disk at that time. So the pipeline can remember
+earlier records (groups, duplicates, a shuffled order), and a shard, which has a fixed number of records, tells how far
+to read. The chunks that come back in order are concatenated here to shards, and written.
 """
 
 from __future__ import annotations
@@ -17,278 +16,289 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from templatekit.cache.atomic_files import Damaged
-from templatekit.cache.folder import begin, part_folder, part_numbers, remove_part
-from templatekit.cache.key import NotCached, key_of, parts_of, stamp_of
-from templatekit.cache.missing import Missing
-from templatekit.cache.reader import InTables
-from templatekit.cache.sequences import Columns, InMemory, StoredSamples
-from templatekit.cache.shard import Part
-from templatekit.cache.tables import Tables, tokens_of
-from templatekit.cache.writer import Kept, write_part
-from templatekit.config.folders import cache_folder
-from templatekit.engines.jobs import Begun, Engine, Work, worked
-from templatekit.engines.jobs import parts_of as made_of
+from templatekit.cache.folder import open_entry, remove_shard, shard_folder, shard_indices
+from templatekit.cache.key import NotCacheable, cache_key, data_stamp, key_values
+from templatekit.cache.missing_shards import MissingShards
+from templatekit.cache.reader import TableColumns
+from templatekit.cache.sequences import BatchColumns, ColumnarSamples, SampleColumns
+from templatekit.cache.shard import Shard
+from templatekit.cache.tables import SampleTables
+from templatekit.cache.writer import BatchCollector, write_shard
+from templatekit.config.cache_folder import cache_folder
+from templatekit.engines.jobs import Engine, Job, RunningChunk, output_chunks, run_chunks
 from templatekit.errors import RecordError
 from templatekit.pipeline.batches import SampleBatch
 from templatekit.pipeline.mixture import Mixture
-from templatekit.pipeline.outputs import Lengths, Make, as_they_are, nothing
-from templatekit.pipeline.outputs import Part as Made
+from templatekit.pipeline.outputs import Converter, LengthCounts, OutputChunk, discard_batches, keep_batches
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.types import Record, Sample
 
-PART_RECORDS = 8192
-"""Records of a part: what a stop may cost, and what is in memory while it is made."""
+SHARD_RECORDS = 8192
+"""Records of a shard: a stop loses the work on at most one, and one is in memory while it is made."""
 T = TypeVar("T")
 Say = Callable[[str], None]
-Open = Callable[[], Iterator[Record | RecordError]]
+OpenRecords = Callable[[], Iterator[Record | RecordError]]
 
 
-def prepared_parts(
+def prepare_output(
     pipeline: Pipeline,
-    make: Make,
+    converter: Converter,
     *,
     engine: Engine | None = None,
-    lengths: Lengths | None = None,
-    read: Open | None = None,
-    given: Iterable[Any] | None = None,
+    lengths: LengthCounts | None = None,
+    open_records: OpenRecords | None = None,
+    records: Iterable[Any] | None = None,
     say: Say = lambda line: None,
-) -> Iterator[Made]:
-    """What `make` makes of the options' data set, whose examples are kept on disk where the option `cache` says so.
+) -> Iterator[OutputChunk]:
+    """The output chunks of the options' data set; with the option `cache`, its samples are cached on disk.
 
-    `pipeline.counts` tells the same in the end, whether they were taken or made, here or by an engine's workers. A
-    caller's own records are `given`, and come from `read()`. `say` receives a line where something is taken, damaged,
-    or not kept. Raises `RunError` where the disk takes no more.
+    `pipeline.counts` is the same in the end, whether samples were cached or made, here or by an engine's workers. A
+    caller's own `records` are read by `open_records`. `say` gets a line where cached samples are used, are damaged, or
+    cannot be cached. Raises `RunError` where the disk is full.
     """
-    way = _way(pipeline, read, given, say)
-    if way is not None:
-        return way.parts(make, engine, lengths)
-    chunks = None if read is None else pipeline.chunks_of(read(), given=True)
-    return made_of(pipeline, make, engine=engine, chunks=chunks, lengths=lengths)
+    preparation = _open_cache(pipeline, open_records, records, say)
+    if preparation is not None:
+        return preparation.outputs(converter, engine, lengths)
+    chunks = None if open_records is None else pipeline.split_into_chunks(open_records(), from_caller=True)
+    return output_chunks(pipeline, converter, engine=engine, chunks=chunks, lengths=lengths)
 
 
-def prepared_batches(
+def prepare_batches(
     pipeline: Pipeline,
     *,
-    read: Open | None = None,
-    given: Iterable[Any] | None = None,
+    open_records: OpenRecords | None = None,
+    records: Iterable[Any] | None = None,
     say: Say = lambda line: None,
 ) -> Iterator[SampleBatch]:
-    """The same, the batches themselves: what `pipeline.batches` gives."""
-    way = _way(pipeline, read, given, say)
-    if way is not None:
-        return (part.content for part in way.parts(as_they_are, None, None))
-    return pipeline.prepared_batches() if read is None else pipeline.batches(read())
+    """The same as batches, like `Pipeline.batches`, made in this process."""
+    preparation = _open_cache(pipeline, open_records, records, say)
+    if preparation is not None:
+        return (output.content for output in preparation.outputs(keep_batches, None, None))
+    return pipeline.batches(None if open_records is None else open_records())
 
 
-def prepared_samples(
+def prepare_samples(
     pipeline: Pipeline, *, engine: Engine | None = None, say: Say = lambda line: None
 ) -> Sequence[Sample]:
-    """All samples of the options' data set: with the option `cache` memory-mapped, else in memory.
+    """All samples of the options' data set: memory-mapped with the option `cache`, else in memory.
 
-    Tokens lie in columns, but for mixtures, and for pairs that are made in this process.
+    Tokens are in columns, except for a mixture.
     """
-    way = _way(pipeline, None, None, say)
-    if way is not None:
-        return StoredSamples(way.stored(engine))
-    if engine is None:
-        batches: Sequence[Tables | SampleBatch] = list(pipeline.prepared_batches())
-        in_columns = type(pipeline) is Pipeline and pipeline.tokenizer is not None
-    else:
-        batches = _kept_by(engine, pipeline).batches
-        in_columns = not isinstance(pipeline, Mixture)
-    if in_columns:
-        return StoredSamples([_in_memory(batch) for batch in batches])
-    return [item for batch in cast("list[SampleBatch]", batches) for item in batch]
+    preparation = _open_cache(pipeline, None, None, say)
+    if preparation is not None:
+        return ColumnarSamples(preparation.samples(engine))
+    batches: Sequence[SampleTables | SampleBatch]
+    batches = list(pipeline.batches()) if engine is None else _collect(engine, pipeline).batches
+    if isinstance(pipeline, Mixture) or pipeline.tokenizer is None:
+        return [sample for batch in cast("list[SampleBatch]", batches) for sample in batch]
+    return ColumnarSamples([_columns_in_memory(batch) for batch in batches])
 
 
-def _kept_by(engine: Engine, pipeline: Pipeline) -> Kept:
-    """All that workers make, sent as tables: samples one by one would take as long to send as to make."""
-    kept = Kept()
-    with closing(worked(pipeline, Work(nothing, (Kept,)), engine=engine)) as chunks:
-        for begun in chunks:
-            for _ in begun.parts:  # none, and the error behind them
+def _collect(engine: Engine, pipeline: Pipeline) -> BatchCollector:
+    """All samples, made by workers. They come as tables: single samples would take as long to pickle as to make."""
+    collected = BatchCollector()
+    with closing(run_chunks(pipeline, Job(discard_batches, (BatchCollector,)), engine=engine)) as running_chunks:
+        for running in running_chunks:
+            for _ in running.outputs:  # there are none, but an error may be raised
                 pass
-            for watcher in begun.watchers:
-                kept.merge(cast("Kept", watcher))
+            for observer in running.observers:
+                collected.merge(cast("BatchCollector", observer))
     pipeline.check_any_left()
-    return kept
+    return collected
 
 
-def _in_memory(batch: Tables | SampleBatch) -> Columns:
-    return InTables(batch, len(batch)) if isinstance(batch, Tables) else InMemory(batch, tokens_of(batch))
+def _columns_in_memory(batch: SampleTables | SampleBatch) -> SampleColumns:
+    if isinstance(batch, SampleTables):
+        return TableColumns(batch, len(batch))
+    assert batch.columns is not None
+    return BatchColumns(batch, batch.columns)
 
 
-def _way(pipeline: Pipeline, read: Open | None, given: Iterable[Any] | None, say: Say) -> _Preparation | None:
-    """The way through the parts; None where nothing is to be kept, or can be."""
+def _open_cache(
+    pipeline: Pipeline, open_records: OpenRecords | None, records: Iterable[Any] | None, say: Say
+) -> _Preparation | None:
+    """The way through the shards; None without the option `cache`, or where the samples cannot be cached."""
     if not pipeline.options.cache:
         return None
     try:
-        parts = parts_of(pipeline, given)
-    except NotCached as error:
+        values = key_values(pipeline, records)
+    except NotCacheable as error:
         say(f"cache: not used: {error}")
         return None
-    folder = begin(cache_folder(pipeline.options.cache_dir), key_of(parts), parts, pipeline)
-    stamp = stamp_of(pipeline, given)
-    return _Preparation(pipeline=pipeline, folder=folder, read=read, given=given, key=parts, stamp=stamp, say=say)
+    entry = open_entry(cache_folder(pipeline.options.cache_dir), cache_key(values), values, pipeline)
+    stamp = data_stamp(pipeline, records)
+    return _Preparation(
+        pipeline=pipeline, entry=entry, open_records=open_records, records=records, values=values, stamp=stamp, say=say
+    )
 
 
 @dataclass(kw_only=True)
 class _Preparation:
-    """One way through the parts."""
+    """One way through the shards, from the first to the last."""
 
     pipeline: Pipeline
-    folder: Path
-    read: Open | None
-    key: dict[str, Any]
+    entry: Path
+    """The folder of the cache entry."""
+    open_records: OpenRecords | None
+    records: Iterable[Any] | None
+    values: dict[str, Any]
+    """The values that the cache key is the hash of."""
     stamp: tuple[Any, ...]
-    given: Iterable[Any] | None
+    """The state of the data's files when the key was computed."""
     say: Say
-    _work: Generator[Begun, None, None] | None = None
-    """Begun by the first part that is missing."""
-    _there: frozenset[int] = frozenset()
-    """Parts behind that one that were there by then."""
+    _running: Generator[RunningChunk, None, None] | None = None
+    """The work on all missing shards; None until the first of them."""
+    _present: frozenset[int] = frozenset()
+    """Shards after that one that were on disk when the work started."""
     _taken: int = 0
+    """Number of shards taken from disk."""
 
     def __post_init__(self) -> None:
-        # What is read ahead of a part may tell one for later ones.
+        # The adapter that this shard's records have shown; reading ahead may already show one for later shards.
         self._adapter = self.pipeline.reader.adapter_name
 
-    def parts(self, make: Make, engine: Engine | None, lengths: Lengths | None) -> Iterator[Made]:
-        """What is made of the batches of all parts."""
+    def outputs(
+        self, converter: Converter, engine: Engine | None, lengths: LengthCounts | None
+    ) -> Iterator[OutputChunk]:
+        """The output chunks of all shards."""
         try:
-            for number in count():
-                part = self._stored(number)
-                if part is None:
-                    _, records = yield from self._make(number, make, engine, lengths)
+            for index in count():
+                shard = self._cached_shard(index)
+                if shard is None:
+                    _, records = yield from self._make_shard(index, converter, engine, lengths)
                 else:
-                    self._take(part)
-                    batches = part.batches()
-                    yield from make(batches if lengths is None else lengths.watch(batches), self.pipeline)
-                    records = part.state.records
-                if records < PART_RECORDS:
+                    self._take(shard)
+                    batches = shard.batches()
+                    yield from converter(batches if lengths is None else lengths.observe(batches), self.pipeline)
+                    records = shard.state.records
+                if records < SHARD_RECORDS:
                     break
         finally:
             self._close()
         self.pipeline.check_any_left()
 
-    def stored(self, engine: Engine | None) -> list[Columns]:
-        """All parts, those that are missing made first; of one that cannot be kept what is in memory."""
-        found: list[Columns] = []
+    def samples(self, engine: Engine | None) -> list[SampleColumns]:
+        """The columns of all shards, after the missing ones are made; in memory where a shard cannot be cached."""
+        found: list[SampleColumns] = []
         try:
-            for number in count():
-                part = self._stored(number, texts=False)
-                if part is not None:
-                    self._take(part)
-                    found.append(part)
-                    records = part.state.records
+            for index in count():
+                shard = self._cached_shard(index, texts=False)
+                if shard is not None:
+                    self._take(shard)
+                    found.append(shard)
+                    records = shard.state.records
                 else:
-                    kept, records = _all_of(self._make(number, nothing, engine, None))
-                    made = self._opened(number, texts=False)
-                    found += [made] if made is not None else map(_in_memory, kept.batches)
-                if records < PART_RECORDS:
+                    collected, records = _return_value(self._make_shard(index, discard_batches, engine, None))
+                    made = self._open_shard(index, texts=False)
+                    found += [made] if made is not None else map(_columns_in_memory, collected.batches)
+                if records < SHARD_RECORDS:
                     break
         finally:
             self._close()
         self.pipeline.check_any_left()
         return found
 
-    def _stored(self, number: int, *, texts: bool = True) -> Part | None:
-        """A part that is there; none that is being made."""
-        if self._work is not None and number not in self._there:
+    def _cached_shard(self, index: int, *, texts: bool = True) -> Shard | None:
+        """The shard on disk; None where it is to be made, or already being made."""
+        if self._running is not None and index not in self._present:
             return None
-        return self._opened(number, texts=texts)
+        return self._open_shard(index, texts=texts)
 
-    def _opened(self, number: int, *, texts: bool) -> Part | None:
-        """A part that is there, its files checked; one that is damaged is told of, removed, and made anew."""
-        folder = part_folder(self.folder, number)
+    def _open_shard(self, index: int, *, texts: bool) -> Shard | None:
+        """The shard on disk, its files checked; a damaged one is reported and removed, to be made anew."""
+        folder = shard_folder(self.entry, index)
         if not folder.exists():
             return None
         try:
-            part = Part(folder)
-            part.check(texts=texts)
+            shard = Shard(folder)
+            shard.check(texts=texts)
         except Damaged as error:
-            self.say(f"cache: a part is damaged and made anew: {error}")
-            remove_part(folder)
+            self.say(f"cache: a shard is damaged and made anew: {error}")
+            remove_shard(folder)
             return None
-        return part
+        return shard
 
-    def _take(self, part: Part) -> None:
+    def _take(self, shard: Shard) -> None:
+        """Count a shard from disk as the pipeline would have counted its records."""
         if not self._taken:
-            self.say(f"cache: examples are taken from {str(self.folder)!r}")
+            self.say(f"cache: examples are taken from {str(self.entry)!r}")
         self._taken += 1
-        adapter = part.state.adapter
+        adapter = shard.state.adapter
         if self.pipeline.adapter is None:
             self.pipeline.take_adapters((adapter,))
         self._adapter = adapter or self._adapter
-        self.pipeline.counts.merge(part.state.counts)
+        self.pipeline.counts.merge(shard.state.counts)
 
-    def _make(
-        self, number: int, make: Make, engine: Engine | None, lengths: Lengths | None
-    ) -> Generator[Made, None, tuple[Kept, int]]:
-        """What is made of a part, which is on the disk behind the last of it; returns the number of its records."""
-        kept, records = Kept(), 0
-        work = self._work_on(number, make, engine, lengths)
-        while records < PART_RECORDS and (begun := next(work, None)) is not None:
-            yield from begun.parts
-            *others, own = begun.watchers
-            for watcher in others:
+    def _make_shard(
+        self, index: int, converter: Converter, engine: Engine | None, lengths: LengthCounts | None
+    ) -> Generator[OutputChunk, None, tuple[BatchCollector, int]]:
+        """The output chunks of a shard, which is written after the last; returns its batches and number of records."""
+        collected, records = BatchCollector(), 0
+        running_chunks = self._running_chunks(index, converter, engine, lengths)
+        while records < SHARD_RECORDS and (running := next(running_chunks, None)) is not None:
+            yield from running.outputs
+            *others, collector = running.observers
+            for observer in others:
                 assert lengths is not None
-                lengths.merge(cast("Lengths", watcher))
-            if not kept.why and (why := cast("Kept", own).why):
-                first = number * PART_RECORDS
-                self.say(f"cache: records {first:,} and on are not kept: one holds {why}")
-            kept.merge(cast("Kept", own))
-            records += begun.records
-            if (told := begun.adapters[0]) is not None:
-                self._adapter = told
-        if not kept.why and self._still_the_same():
-            tables = cast("list[Tables]", kept.batches)
-            folder = part_folder(self.folder, number)
-            write_part(folder, tables, records=records, counts=kept.counts, adapter=self._adapter)
-        return kept, records
+                lengths.merge(cast("LengthCounts", observer))
+            if not collected.why and (why := cast("BatchCollector", collector).why):
+                self.say(f"cache: records from {index * SHARD_RECORDS:,} on are not cached: one holds {why}")
+            collected.merge(cast("BatchCollector", collector))
+            records += running.record_count
+            if (adapter := running.adapters[0]) is not None:
+                self._adapter = adapter
+        if not collected.why and self._is_data_unchanged():
+            tables = cast("list[SampleTables]", collected.batches)
+            folder = shard_folder(self.entry, index)
+            write_shard(folder, tables, records=records, counts=collected.counts, adapter=self._adapter)
+        return collected, records
 
-    def _work_on(
-        self, number: int, make: Make, engine: Engine | None, lengths: Lengths | None
-    ) -> Generator[Begun, None, None]:
-        """What gives a part's chunks; the first time all that are missing."""
-        if self._work is not None and number not in self._there:
-            return self._work
-        first = self._work is None
-        if first:
+    def _running_chunks(
+        self, index: int, converter: Converter, engine: Engine | None, lengths: LengthCounts | None
+    ) -> Generator[RunningChunk, None, None]:
+        """The chunks of a shard to be made; the first call starts the work on all missing shards."""
+        if self._running is not None and index not in self._present:
+            return self._running
+        is_first = self._running is None
+        if is_first:
             if self._taken:
-                self.say(f"cache: {number * PART_RECORDS:,} records were there; going on behind them")
-            self._there = frozenset(other for other in part_numbers(self.folder) if other > number)
-        # One that was there and is damaged, or gone, is made alone.
-        missing = Missing(size=PART_RECORDS, first=number, there=self._there, alone=not first)
-        watchers = (Kept,) if lengths is None else (Lengths, Kept)
-        chunks = None if self.read is None else missing.of(self.pipeline, self.read(), given=True)
-        engine = engine if first else None
-        begun = worked(self.pipeline, Work(make, watchers, missing), engine=engine, chunks=chunks)
-        if first:
-            self._work = begun
-        return begun
+                self.say(f"cache: found the first {index * SHARD_RECORDS:,} records; continuing after them")
+            self._present = frozenset(later for later in shard_indices(self.entry) if later > index)
+        # Else the shard was on disk when the work started, but is damaged or gone now: it is made separately.
+        missing = MissingShards(
+            shard_records=SHARD_RECORDS, first=index, present=self._present, only_first=not is_first
+        )
+        observers = (BatchCollector,) if lengths is None else (LengthCounts, BatchCollector)
+        chunks = None
+        if self.open_records is not None:
+            chunks = missing.chunks_of(self.pipeline, self.open_records(), from_caller=True)
+        engine = engine if is_first else None
+        running = run_chunks(self.pipeline, Job(converter, observers, missing), engine=engine, chunks=chunks)
+        if is_first:
+            self._running = running
+        return running
 
-    def _still_the_same(self) -> bool:
-        """Whether the data are still those that the key names: a file may be changed while it is read."""
-        stamp = stamp_of(self.pipeline, self.given)
+    def _is_data_unchanged(self) -> bool:
+        """Whether the data are still those of the cache key: a file may change while it is read."""
+        stamp = data_stamp(self.pipeline, self.records)
         if stamp == self.stamp:
             return True
-        if parts_of(self.pipeline, self.given) == self.key:
+        if key_values(self.pipeline, self.records) == self.values:
             self.stamp = stamp
             return True
-        self.say("cache: the data, or the day, changed meanwhile; what came of them is not kept")
+        self.say("cache: the data, or the day, changed during the run; their samples are not cached")
         return False
 
     def _close(self) -> None:
-        """Ends an engine's workers."""
-        if self._work is not None:
-            self._work.close()
+        """End an engine's workers."""
+        if self._running is not None:
+            self._running.close()
 
 
-def _all_of(steps: Generator[Any, None, T]) -> T:
-    """What a generator returns."""
+def _return_value(generator: Generator[Any, None, T]) -> T:
+    """The value that a generator returns; its items are discarded."""
     while True:
         try:
-            next(steps)
+            next(generator)
         except StopIteration as end:
             return cast("T", end.value)

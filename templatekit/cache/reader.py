@@ -1,4 +1,4 @@
-"""Examples in tables, read one by one or in columns: what was asked for, when it is asked for."""
+"""`TableColumns`: samples in Arrow tables, read one by one or in columns, each value when it is first needed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from templatekit.cache.example_json import example_from_json
-from templatekit.packing.columns import TokenizedColumns, places_of
-from templatekit.pipeline.batches import BATCH, SampleBatch
+from templatekit.packing.columns import TokenizedColumns, range_indices
+from templatekit.pipeline.batches import BATCH_SIZE, SampleBatch
 from templatekit.types import (
     Example,
     LossSpan,
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class StoredTables(Protocol):
-    """What `Tables` has, wherever it lies."""
+class TablesLike(Protocol):
+    """`SampleTables`, or the same tables on disk."""
 
     @property
     def tokens(self) -> pa.RecordBatch:
@@ -39,7 +39,7 @@ class StoredTables(Protocol):
 
     @property
     def texts(self) -> pa.RecordBatch:
-        """Texts, and where each character came from."""
+        """Texts and their spans."""
 
     @property
     def examples(self) -> pa.RecordBatch:
@@ -47,33 +47,35 @@ class StoredTables(Protocol):
 
     @property
     def origins(self) -> Sequence[Origin]:
-        """Those that spans refer to."""
+        """The origins that spans refer to by their index."""
 
     @property
     def roles(self) -> Sequence[str]:
-        """So, too."""
+        """The roles that texts refer to by their index."""
 
 
-class InTables:
-    """So many examples in tables."""
+class TableColumns:
+    """A number of `samples` in tables."""
 
-    def __init__(self, tables: StoredTables, samples: int) -> None:
+    def __init__(self, tables: TablesLike, samples: int) -> None:
         self.tables, self.samples = tables, samples
 
     def batches(self) -> Iterator[SampleBatch]:
-        """The examples, their tokens as they lie on the disk, their texts when they are asked for."""
-        for start in range(0, self.samples, BATCH):
-            end = min(start + BATCH, self.samples)
+        """The samples in batches. Tokens are views of the tables; texts are made when they are first needed."""
+        for start in range(0, self.samples, BATCH_SIZE):
+            end = min(start + BATCH_SIZE, self.samples)
             columns = self.columns(start, end)
-            yield SampleBatch(items=_Later(end - start, partial(self._items, start, columns.rendered)), columns=columns)
+            yield SampleBatch(
+                items=_LazySequence(end - start, partial(self._samples, start, columns.rendered)), columns=columns
+            )
 
     def columns(self, start: int, end: int) -> TokenizedColumns:
-        """The examples `start` to `end`."""
+        """The samples `start` to `end`."""
         count = end - start
         return TokenizedColumns(
-            rendered=_Later(count, lambda: self._texts(start, end)),
-            loss_spans=_Later(count, lambda: self._loss_spans(start, end)),
-            truncated=_Later(count, lambda: self._truncated(start, end)),
+            rendered=_LazySequence(count, lambda: self._texts(start, end)),
+            loss_spans=_LazySequence(count, lambda: self._loss_spans(start, end)),
+            truncated=_LazySequence(count, lambda: self._truncated(start, end)),
             offsets=self.offsets[start : end + 1] - self.offsets[start],
             input_ids=self.input_ids[self.offsets[start] : self.offsets[end]],
             loss_weights=self._weights(start, end),
@@ -81,7 +83,7 @@ class InTables:
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
-        """Shape (samples + 1,): where each example's tokens begin."""
+        """Shape (samples + 1,): sample i has the tokens `offsets[i]` to `offsets[i + 1]`."""
         return _offsets(self.tables.tokens, "input_ids")
 
     @cached_property
@@ -91,12 +93,12 @@ class InTables:
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
-        """Shape (samples,): the record that each example came from."""
+        """Shape (samples,): the row of each sample's record."""
         return _flat(self.tables.tokens, "row")
 
-    def tokens_of(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """The ids and weights of the examples at these places, end to end."""
-        tokens = places_of(self.offsets[places], np.diff(self.offsets)[places])
+    def concatenated(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """The ids and weights of the samples with these indices, concatenated."""
+        tokens = range_indices(self.offsets[indices], np.diff(self.offsets)[indices])
         return self.input_ids[tokens], self._weights(0, self.samples)[tokens]
 
     def _weights(self, start: int, end: int) -> NDArray[np.float64]:
@@ -115,16 +117,16 @@ class InTables:
     def _run_lengths(self) -> NDArray[np.int32]:
         return _values(self.tables.tokens, "run_lengths")
 
-    def _items(self, start: int, texts: Sequence[RenderedText]) -> list[Sample]:
+    def _samples(self, start: int, texts: Sequence[RenderedText]) -> list[Sample]:
         stored = self.tables.examples.column("example").slice(start, len(texts)).to_pylist()
         return [Sample(example=example_from_json(e), rendered=text) for e, text in zip(stored, texts, strict=True)]
 
     def tokenized(self, index: int) -> TokenizedExample:
-        """One example without its conversation."""
+        """Sample `index` without its conversation."""
         return self.columns(index, index + 1)[0]
 
     def example(self, index: int) -> Example:
-        """The conversation of one example."""
+        """The conversation of sample `index`."""
         return example_from_json(self.tables.examples.column("example")[index].as_py())
 
     def _texts(self, start: int, end: int) -> list[RenderedText]:
@@ -158,21 +160,21 @@ class InTables:
                     TargetSpan(message=m, start=a, marker_start=b, end=c) for m, a, b, c in _groups(targets, 4)
                 ),
                 message_weights=tuple(weights),
-                roles=tuple(roles[number] for number in numbers),
+                roles=tuple(roles[index] for index in role_indices),
                 row=row,
                 sample=sample,
                 samples=samples,
                 history=history,
             )
-            for text, spans, targets, weights, numbers, history, row, sample, samples in columns
+            for text, spans, targets, weights, role_indices, history, row, sample, samples in columns
         ]
 
     def _loss_spans(self, start: int, end: int) -> list[tuple[LossSpan, ...]]:
-        edges = self.tables.texts.column("loss_spans").slice(start, end - start).to_pylist()
-        weights = self.tables.texts.column("loss_span_weights").slice(start, end - start).to_pylist()
+        all_edges = self.tables.texts.column("loss_spans").slice(start, end - start).to_pylist()
+        all_weights = self.tables.texts.column("loss_span_weights").slice(start, end - start).to_pylist()
         return [
-            tuple(LossSpan(start=a, end=b, weight=w) for (a, b), w in zip(_groups(one, 2), of, strict=True))
-            for one, of in zip(edges, weights, strict=True)
+            tuple(LossSpan(start=a, end=b, weight=w) for (a, b), w in zip(_groups(edges, 2), weights, strict=True))
+            for edges, weights in zip(all_edges, all_weights, strict=True)
         ]
 
     def _truncated(self, start: int, end: int) -> list[Truncation | None]:
@@ -180,8 +182,8 @@ class InTables:
         return found
 
 
-class _Later(Sequence[T]):
-    """A sequence of known length that is made when it is first asked for."""
+class _LazySequence(Sequence[T]):
+    """A sequence of known length that is made when an item is first needed."""
 
     def __init__(self, count: int, make: Callable[[], Sequence[T]]) -> None:
         self._count, self._make = count, make

@@ -1,4 +1,4 @@
-"""All samples of a set as one sequence: tokens stay in columns, on the disk or in memory, until one is asked for."""
+"""`ColumnarSamples`: all samples of a data set as one sequence, made on demand from columns on disk or in memory."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from typing import Any, Protocol, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from templatekit.packing.columns import TokenizedColumns, places_of
+from templatekit.packing.columns import TokenizedColumns, range_indices
 from templatekit.pipeline.batches import SampleBatch
 from templatekit.types import Example, Sample, TokenizedExample
 
 
-class Columns(Protocol):
-    """Some samples: a part on disk, or a batch in memory."""
+class SampleColumns(Protocol):
+    """Samples in columns: a shard on disk, or a batch in memory."""
 
     @property
     def offsets(self) -> NDArray[np.int64]:
-        """Shape (samples + 1,): where each one's tokens begin."""
+        """Shape (samples + 1,): sample i has the tokens `offsets[i]` to `offsets[i + 1]`."""
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """Shape (samples,): the record that each came from."""
+        """Shape (samples,): the row of each sample's record."""
 
-    def tokens_of(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """The ids and weights of those at these places, end to end."""
+    def concatenated(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """The ids and weights of the samples with these indices, concatenated."""
 
     def tokenized(self, index: int) -> TokenizedExample:
-        """One of them without its conversation."""
+        """Sample `index` without its conversation."""
 
     def example(self, index: int) -> Example:
-        """Its conversation."""
+        """The conversation of sample `index`."""
 
 
-class InMemory:
-    """The samples of a batch."""
+class BatchColumns:
+    """The samples of a batch in memory."""
 
     def __init__(self, batch: SampleBatch, columns: TokenizedColumns) -> None:
         self._items, self._columns = batch.items, columns
@@ -46,84 +46,85 @@ class InMemory:
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
-        """As `Columns` says, and so do the others."""
+        """As `SampleColumns` says."""
         return np.fromiter((text.row for text in self._columns.rendered), np.int64, len(self._columns))
 
-    def tokens_of(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """Of these samples."""
-        tokens = places_of(self.offsets[places], self._columns.lengths[places])
+    def concatenated(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """As `SampleColumns` says."""
+        tokens = range_indices(self.offsets[indices], self._columns.lengths[indices])
         return self._columns.input_ids[tokens], self._columns.loss_weights[tokens]
 
     def example(self, index: int) -> Example:
-        """Of this sample."""
+        """As `SampleColumns` says."""
         return self._items[index].example
 
 
-class StoredSamples(Sequence[Sample]):
-    """Samples in the order of `chosen`, or all of them as they lie."""
+class ColumnarSamples(Sequence[Sample]):
+    """The samples of several `SampleColumns`: all of them, or those with the indices `selected`, in that order."""
 
-    def __init__(self, parts: Sequence[Columns], chosen: NDArray[np.int64] | None = None) -> None:
-        self._parts = parts
-        self._ends = np.cumsum([0, *(len(part.offsets) - 1 for part in parts)])
-        self._chosen = np.arange(self._ends[-1]) if chosen is None else chosen
+    def __init__(self, columns: Sequence[SampleColumns], selected: NDArray[np.int64] | None = None) -> None:
+        self._columns = columns
+        self._ends = np.cumsum([0, *(len(one.offsets) - 1 for one in columns)])
+        self._selected = np.arange(self._ends[-1]) if selected is None else selected
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self._selected)
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
     @overload
-    def __getitem__(self, index: slice) -> StoredSamples: ...
-    def __getitem__(self, index: int | slice) -> Sample | StoredSamples:
+    def __getitem__(self, index: slice) -> ColumnarSamples: ...
+    def __getitem__(self, index: int | slice) -> Sample | ColumnarSamples:
         if isinstance(index, slice):
-            return StoredSamples(self._parts, self._chosen[index])
-        part, place = self._find(index)
-        tokenized = part.tokenized(place)
-        return Sample(example=part.example(place), rendered=tokenized.rendered, tokenized=tokenized)
+            return ColumnarSamples(self._columns, self._selected[index])
+        columns, index = self._find(index)
+        tokenized = columns.tokenized(index)
+        return Sample(example=columns.example(index), rendered=tokenized.rendered, tokenized=tokenized)
 
-    def take(self, indices: NDArray[np.int64]) -> StoredSamples:
-        """Those with these indices, in this order."""
-        return StoredSamples(self._parts, self._chosen[indices])
+    def take(self, indices: NDArray[np.int64]) -> ColumnarSamples:
+        """The samples with these indices, in this order."""
+        return ColumnarSamples(self._columns, self._selected[indices])
 
     @property
-    def tokenized(self) -> StoredExamples:
-        """The same without their conversations."""
-        return StoredExamples(self)
+    def tokenized(self) -> ColumnarExamples:
+        """The samples without their conversations."""
+        return ColumnarExamples(self)
 
     def example(self, index: int) -> TokenizedExample:
-        """One of them without its conversation."""
-        part, place = self._find(index)
-        return part.tokenized(place)
+        """Sample `index` without its conversation."""
+        columns, index = self._find(index)
+        return columns.tokenized(index)
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
-        """Shape (samples,): the record that each came from."""
-        return _joined([part.rows for part in self._parts])[self._chosen]
+        """Shape (samples,): the row of each sample's record."""
+        return _concatenate([one.rows for one in self._columns])[self._selected]
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """Shape (samples,): tokens of each."""
-        return _joined([np.diff(part.offsets) for part in self._parts])[self._chosen]
+        """Shape (samples,): number of tokens of each sample."""
+        return _concatenate([np.diff(one.offsets) for one in self._columns])[self._selected]
 
-    def runs(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float64]]]:
-        """The ids and weights of all, end to end, a part's worth at a time."""
-        parts = np.searchsorted(self._ends, self._chosen, side="right") - 1
-        edges = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(parts)]
+    def token_arrays(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float64]]]:
+        """The concatenated ids and weights of all samples, in several arrays: at most one shard's at a time."""
+        sources = np.searchsorted(self._ends, self._selected, side="right") - 1
+        edges = [0, *(np.flatnonzero(np.diff(sources)) + 1).tolist(), len(sources)]
         for start, end in pairwise(edges):
             if start < end:
-                part = self._parts[parts[start]]
-                yield part.tokens_of(self._chosen[start:end] - self._ends[parts[start]])
+                source = sources[start]
+                yield self._columns[source].concatenated(self._selected[start:end] - self._ends[source])
 
-    def _find(self, index: int) -> tuple[Columns, int]:
-        at = int(self._chosen[index])
-        number = int(np.searchsorted(self._ends, at, side="right")) - 1
-        return self._parts[number], at - int(self._ends[number])
+    def _find(self, index: int) -> tuple[SampleColumns, int]:
+        """The columns that hold a sample, and its index there."""
+        position = int(self._selected[index])
+        source = int(np.searchsorted(self._ends, position, side="right")) - 1
+        return self._columns[source], position - int(self._ends[source])
 
 
-class StoredExamples(Sequence[TokenizedExample]):
-    """Samples as training takes them."""
+class ColumnarExamples(Sequence[TokenizedExample]):
+    """The samples as training takes them: tokenized examples."""
 
-    def __init__(self, samples: StoredSamples) -> None:
+    def __init__(self, samples: ColumnarSamples) -> None:
         self.samples = samples
 
     def __len__(self) -> int:
@@ -132,10 +133,10 @@ class StoredExamples(Sequence[TokenizedExample]):
     @overload
     def __getitem__(self, index: int) -> TokenizedExample: ...
     @overload
-    def __getitem__(self, index: slice) -> StoredExamples: ...
-    def __getitem__(self, index: int | slice) -> TokenizedExample | StoredExamples:
-        return StoredExamples(self.samples[index]) if isinstance(index, slice) else self.samples.example(index)
+    def __getitem__(self, index: slice) -> ColumnarExamples: ...
+    def __getitem__(self, index: int | slice) -> TokenizedExample | ColumnarExamples:
+        return ColumnarExamples(self.samples[index]) if isinstance(index, slice) else self.samples.example(index)
 
 
-def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
+def _concatenate(arrays: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(0, np.int64), *arrays])

@@ -1,4 +1,4 @@
-"""A part of the examples on disk, checked when it is opened and read memory-mapped."""
+"""`Shard`: the samples of 8,192 consecutive records on disk, checked when opened and read memory-mapped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from templatekit.cache.atomic_files import STATE, Damaged, check_size, hash_file, read_state
 from templatekit.cache.example_json import origin_from_json
-from templatekit.cache.reader import InTables
+from templatekit.cache.reader import TableColumns
 from templatekit.cache.writer import EXAMPLES, TEXTS, TOKENS
 from templatekit.pipeline.counts import Counts
 from templatekit.types import Origin
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """What is known of a part beside its examples."""
+class ShardState:
+    """The facts that a shard's `part.json` has."""
 
     records: int
-    """Read from the source for it."""
+    """Number of records that were read for the shard."""
     samples: int
     counts: Counts
-    """Of its records alone."""
+    """The counts of its records alone."""
     adapter: str | None
-    """None where no record came that one could be told by."""
+    """The adapter that read its records, by name; None where no record could show it."""
     origins: list[Origin]
-    """Those that spans refer to."""
+    """The origins that spans refer to by their index."""
     roles: list[str]
 
 
-class Part(InTables):
-    """A part on disk. Opening it reads what is known of it; each file is checked before it is first read."""
+class Shard(TableColumns):
+    """A shard on disk. Opening it reads its state; each file is checked before it is first read."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises `Damaged`."""
+        """Raises `Damaged` where the state or a file's size is not as written."""
         self.folder = folder
         values = read_state(folder / STATE)
         try:
             files: Mapping[str, Any] = values["files"]
-            self.state = State(
+            self.state = ShardState(
                 records=values["records"],
                 samples=values["samples"],
                 counts=Counts.from_dict(values["counts"]),
@@ -60,7 +60,7 @@ class Part(InTables):
         super().__init__(_Files(folder, files, self.state), self.state.samples)
 
     def check(self, *, texts: bool = True) -> None:
-        """Checks the tokens, and with `texts` the other files too; raises `Damaged`."""
+        """Check the hash and structure of the tokens, with `texts` of the other files too; raises `Damaged`."""
         self.tables.tokens.validate()
         if texts:
             self.tables.texts.validate()
@@ -68,9 +68,9 @@ class Part(InTables):
 
 
 class _Files:
-    """A part's tables, as `StoredTables` says."""
+    """The tables of a shard, each opened when it is first needed."""
 
-    def __init__(self, folder: Path, files: Mapping[str, Any], state: State) -> None:
+    def __init__(self, folder: Path, files: Mapping[str, Any], state: ShardState) -> None:
         self._folder, self._files = folder, files
         self.origins: Sequence[Origin] = state.origins
         self.roles: Sequence[str] = state.roles

@@ -1,4 +1,4 @@
-"""Examples in Arrow tables: tokens, texts and conversations, quick to send to another process and to lay end to end."""
+"""`SampleTables`: samples in Arrow tables, which are fast to pickle and to concatenate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from templatekit.cache.example_json import NotPlain, example_to_json
+from templatekit.cache.example_json import NotJsonSafe, example_to_json
 from templatekit.packing.columns import TokenizedColumns
 from templatekit.pipeline.batches import SampleBatch
 from templatekit.types import Origin, RenderedText, TargetSpan
@@ -17,34 +17,39 @@ from templatekit.types import Origin, RenderedText, TargetSpan
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_SPAN = 3
-"""Numbers of a span: start, end, and its origin's place among the origins."""
+_SPAN_SIZE = 3
+"""Values of a span: start, end, and the index of its origin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Tables:
-    """Some examples, a row each in three tables."""
+class SampleTables:
+    """Samples in three tables, which have a row for each."""
 
     tokens: pa.RecordBatch
+    """Ids, weights, row numbers."""
     texts: pa.RecordBatch
+    """Texts and their spans."""
     examples: pa.RecordBatch
+    """The conversations."""
     origins: Sequence[Origin]
-    """Those that spans refer to by their places, in the order in which they come up."""
+    """The origins that spans refer to by their index, in the order of their first use."""
     roles: Sequence[str]
-    """So, too."""
+    """The roles that texts refer to by their index, likewise."""
 
     def __len__(self) -> int:
         return int(self.tokens.num_rows)
 
     @classmethod
-    def of(cls, batch: SampleBatch) -> Tables:
-        """A batch with tokens; raises `NotPlain` for an example that would not come back as it is."""
+    def from_batch(cls, batch: SampleBatch) -> SampleTables:
+        """The tables of a batch; raises `NotJsonSafe` for a sample that could not be restored from them."""
         import pyarrow as pa
 
-        columns = tokens_of(batch)
+        columns = batch.columns
+        if columns is None:
+            raise NotJsonSafe("texts without tokens")
         texts = list(columns.rendered)
         if any(text.source for text in texts):
-            raise NotPlain("the name of one of several sets")
+            raise NotJsonSafe("the name of one of several sets")
         examples = [example_to_json(item.example) for item in batch.items]
         origins: dict[Origin, int] = {}
         roles: dict[str, int] = {}
@@ -57,46 +62,39 @@ class Tables:
         )
 
     @classmethod
-    def join(cls, several: Iterable[Tables]) -> Tables:
-        """One after another, each table one run of memory: the same, however the examples were parted before."""
-        found = list(several) or [cls.of(SampleBatch(items=[], columns=TokenizedColumns.of([])))]
+    def concatenate(cls, several: Iterable[SampleTables]) -> SampleTables:
+        """One table after another, in contiguous memory. The result does not depend on how the samples were divided."""
+        found = list(several) or [cls.from_batch(SampleBatch(items=[], columns=TokenizedColumns.of([])))]
         origins: dict[Origin, int] = {}
         roles: dict[str, int] = {}
         texts = []
         for one in found:
-            places = _places(one.origins, origins), _places(one.roles, roles)
-            texts.append(_renumbered(one.texts, *places))
+            texts.append(_reindexed(one.texts, _indices(one.origins, origins), _indices(one.roles, roles)))
         return cls(
-            tokens=_end_to_end([one.tokens for one in found]),
-            texts=_end_to_end(texts),
-            examples=_end_to_end([one.examples for one in found]),
+            tokens=_concatenate([one.tokens for one in found]),
+            texts=_concatenate(texts),
+            examples=_concatenate([one.examples for one in found]),
             origins=list(origins),
             roles=list(roles),
         )
 
 
-def tokens_of(batch: SampleBatch) -> TokenizedColumns:
-    """A batch's columns, made where it has none, as of pairs."""
-    if batch.columns is not None:
-        return batch.columns
-    return TokenizedColumns.of([item.tokenized for item in batch.items if item.tokenized is not None])
+def _indices(names: Sequence[Any], index_of: dict[Any, int]) -> NDArray[np.int32]:
+    """The index of each name; new names are added to `index_of`."""
+    return np.array([index_of.setdefault(name, len(index_of)) for name in names], dtype=np.int32)
 
 
-def _places(names: Sequence[Any], of: dict[Any, int]) -> NDArray[np.int32]:
-    return np.array([of.setdefault(name, len(of)) for name in names], dtype=np.int32)
-
-
-def _renumbered(texts: pa.RecordBatch, origins: NDArray[np.int32], roles: NDArray[np.int32]) -> pa.RecordBatch:
-    """The table with other numbers for origins and roles."""
+def _reindexed(texts: pa.RecordBatch, origins: NDArray[np.int32], roles: NDArray[np.int32]) -> pa.RecordBatch:
+    """The table with index i of an origin or a role replaced by `origins[i]` or `roles[i]`."""
     spans = texts.column("spans").values.to_numpy().copy()
-    spans[_SPAN - 1 :: _SPAN] = origins[spans[_SPAN - 1 :: _SPAN]]
+    spans[_SPAN_SIZE - 1 :: _SPAN_SIZE] = origins[spans[_SPAN_SIZE - 1 :: _SPAN_SIZE]]
     for name, values in (("spans", spans), ("roles", roles[texts.column("roles").values.to_numpy()])):
-        place = texts.schema.get_field_index(name)
-        texts = texts.set_column(place, name, _list_array(texts.column(name).offsets.to_numpy(), values))
+        column = texts.schema.get_field_index(name)
+        texts = texts.set_column(column, name, _list_array(texts.column(name).offsets.to_numpy(), values))
     return texts
 
 
-def _end_to_end(tables: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+def _concatenate(tables: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     import pyarrow as pa
 
     table = pa.Table.from_batches(tables).combine_chunks()
@@ -108,24 +106,24 @@ def _text_columns(
 ) -> dict[str, pa.Array]:
     import pyarrow as pa
 
-    def number(of: dict[Any, int], value: Any) -> int:
-        return of.setdefault(value, len(of))
+    def index_in(index_of: dict[Any, int], value: Any) -> int:
+        return index_of.setdefault(value, len(index_of))
 
-    known: dict[int, tuple[int, Origin]] = {}  # by object, of which there are few: hashing them takes its time
+    known: dict[int, tuple[int, Origin]] = {}  # by object id: there are few objects, and hashing an origin is slow
 
-    def origin(value: Origin) -> int:
-        if id(value) not in known:
-            known[id(value)] = number(origins, value), value
-        return known[id(value)][0]
+    def origin_index(origin: Origin) -> int:
+        if id(origin) not in known:
+            known[id(origin)] = index_in(origins, origin), origin
+        return known[id(origin)][0]
 
-    spans = [[n for s in text.spans for n in (s.start, s.end, origin(s.origin))] for text in texts]
-    targets = [[n for t in text.target_spans for n in _of_target(t)] for text in texts]
+    spans = [[n for s in text.spans for n in (s.start, s.end, origin_index(s.origin))] for text in texts]
+    targets = [[n for t in text.target_spans for n in _target_values(t)] for text in texts]
     return {
         "text": pa.array([text.text for text in texts], type=pa.large_string()),
         "spans": _lists(spans, pa.int32()),
         "targets": _lists(targets, pa.int32()),
         "message_weights": _lists([text.message_weights for text in texts], pa.float64()),
-        "roles": _lists([[number(roles, role) for role in text.roles] for text in texts], pa.int32()),
+        "roles": _lists([[index_in(roles, role) for role in text.roles] for text in texts], pa.int32()),
         "history": pa.array([text.history for text in texts], type=pa.int32()),
         "loss_spans": _lists(
             [[n for s in spans for n in (s.start, s.end)] for spans in columns.loss_spans], pa.int32()
@@ -136,7 +134,7 @@ def _text_columns(
 
 
 def _token_columns(columns: TokenizedColumns, texts: Sequence[RenderedText]) -> dict[str, pa.Array]:
-    """Ids as they are; weights, of which there are few changes, as runs."""
+    """The ids, and the weights as runs of equal values: they change rarely."""
     import pyarrow as pa
 
     weights, offsets = columns.loss_weights, columns.offsets
@@ -165,5 +163,5 @@ def _list_array(offsets: NDArray[np.int64], values: NDArray[Any]) -> pa.LargeLis
     return pa.LargeListArray.from_arrays(pa.array(offsets.astype(np.int64)), pa.array(values))
 
 
-def _of_target(target: TargetSpan) -> tuple[int, int, int, int]:
+def _target_values(target: TargetSpan) -> tuple[int, int, int, int]:
     return target.message, target.start, target.marker_start, target.end

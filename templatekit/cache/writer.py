@@ -1,4 +1,4 @@
-"""What is kept of batches as they pass, in the process that makes them, and the files that are written of it."""
+"""Collects batches as tables in the process that makes them, and writes them as a shard."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from templatekit.cache.atomic_files import STATE, size_and_hash, staging, write_state
-from templatekit.cache.example_json import NotPlain, origin_to_json
-from templatekit.cache.tables import Tables
+from templatekit.cache.example_json import NotJsonSafe, origin_to_json
+from templatekit.cache.tables import SampleTables
 from templatekit.pipeline.batches import SampleBatch
 from templatekit.pipeline.counts import Counts
 from templatekit.pipeline.pipeline import Pipeline
@@ -15,36 +15,36 @@ from templatekit.pipeline.pipeline import Pipeline
 TOKENS, TEXTS, EXAMPLES = "tokens.arrow", "texts.arrow", "examples.arrow"
 
 
-class Kept:
-    """A watcher that has all batches with tokens as tables, and knows what was counted for them."""
+class BatchCollector:
+    """An observer that collects all batches with tokens as tables, and their counts."""
 
     def __init__(self) -> None:
-        self.batches: list[Tables | SampleBatch] = []
-        """What cannot be kept as it is stays a batch."""
+        self.batches: list[SampleTables | SampleBatch] = []
+        """The tables; a batch that they cannot hold stays as it is."""
         self.why = ""
-        """What the first of those holds."""
+        """What the first such batch holds."""
         self.counts = Counts()
-        """Without what others counted meanwhile: what an exporter refuses is its own affair."""
+        """The counts of these batches, without those of an exporter, which may refuse samples."""
 
-    def watch(self, batches: Iterable[SampleBatch], pipeline: Pipeline) -> Iterator[SampleBatch]:
-        """The batches as they are."""
+    def observe(self, batches: Iterable[SampleBatch], pipeline: Pipeline) -> Iterator[SampleBatch]:
+        """The batches, unchanged."""
         iterator = iter(batches)
-        while (batch := self._counted(iterator, pipeline)) is not None:
+        while (batch := self._next_counted(iterator, pipeline)) is not None:
             try:
-                self.batches.append(Tables.of(batch))
-            except NotPlain as error:
+                self.batches.append(SampleTables.from_batch(batch))
+            except NotJsonSafe as error:
                 self.why = self.why or str(error)
                 self.batches.append(batch)
             yield batch
 
-    def merge(self, later: Kept) -> None:
-        """Takes what follows these."""
+    def merge(self, later: BatchCollector) -> None:
+        """Add the batches and counts that follow these."""
         self.batches += later.batches
         self.why = self.why or later.why
         self.counts.merge(later.counts)
 
-    def _counted(self, batches: Iterator[SampleBatch], pipeline: Pipeline) -> SampleBatch | None:
-        if type(pipeline.counts) is not Counts:  # a mixture's, which counts by its sets, and is not kept
+    def _next_counted(self, batches: Iterator[SampleBatch], pipeline: Pipeline) -> SampleBatch | None:
+        if type(pipeline.counts) is not Counts:  # a mixture, which counts by set and is not cached
             return next(batches, None)
         whole, pipeline.counts = pipeline.counts, Counts()
         try:
@@ -55,14 +55,16 @@ class Kept:
             self.counts.merge(new)
 
 
-def write_part(target: Path, batches: Sequence[Tables], *, records: int, counts: Counts, adapter: str | None) -> None:
-    """Writes a part, or leaves one that another process has written meanwhile: they are the same.
+def write_shard(
+    target: Path, batches: Sequence[SampleTables], *, records: int, counts: Counts, adapter: str | None
+) -> None:
+    """Write a shard, unless another process has written it meanwhile: both are the same.
 
-    Raises `RunError` where the disk takes no more, and leaves nothing then.
+    Raises `RunError` where the disk is full; then no file is left.
     """
     import pyarrow as pa
 
-    found = Tables.join(batches)
+    found = SampleTables.concatenate(batches)
     tables = {TOKENS: found.tokens, TEXTS: found.texts, EXAMPLES: found.examples}
     with staging(target) as folder:
         for name, table in tables.items():

@@ -1,9 +1,8 @@
-"""The work on chunks of records, which any process can do: the same output in the same order, wherever it is done.
+"""Jobs on chunks of records, which this process or any worker can do with the same output in the same order.
 
-An *engine* takes chunks and gives what became of each, in their order: `templatekit.engines.processes` by processes of this
-machine, `templatekit.engines.ray` by those of a cluster. Each of their workers sets up the same pipeline anew, by names, and
-gives back the parts that were asked for, with its counts. An error is the one that a single process would have met
-first.
+An *engine* takes chunks and returns a `ChunkResult` for each, in order. `templatekit.engines.processes` runs workers on
+this machine, `templatekit.engines.ray` on a cluster. Each worker creates the same pipeline by name. It returns the
+output chunks and the counts of its chunk. An error is raised where a single process would have raised it first.
 """
 
 from __future__ import annotations
@@ -15,189 +14,203 @@ from contextlib import closing, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from templatekit.config.options import DataOptions
+from templatekit.config.data_options import DataOptions
 from templatekit.errors import ConfigError, RunError, TemplatekitError
-from templatekit.hooks.registry import Loading
+from templatekit.hooks.loading import create_registry
+from templatekit.hooks.registry import RegistryArguments
 from templatekit.pipeline.chunks import Chunk
 from templatekit.pipeline.counts import Counts
-from templatekit.pipeline.mixture import Mixture, pipeline_of
-from templatekit.pipeline.outputs import Lengths, Make, Part, Watcher, watched
+from templatekit.pipeline.mixture import Mixture, create_pipeline
+from templatekit.pipeline.outputs import Converter, LengthCounts, Observer, OutputChunk, observed
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.tokens.tokenizer import Tokenizer
 
-Read: TypeAlias = Callable[[Pipeline], Iterator[Chunk]]
-"""Reads the chunks to work on; it can be sent."""
+ChunkReader: TypeAlias = Callable[[Pipeline], Iterator[Chunk]]
+"""Reads the chunks of a job; it can be pickled."""
 
 
-def every_chunk(pipeline: Pipeline) -> Iterator[Chunk]:
-    """A `Read`: all of the options' data set."""
+def read_all_chunks(pipeline: Pipeline) -> Iterator[Chunk]:
+    """A `ChunkReader` of the whole data set."""
     return pipeline.chunks()
 
 
-class Work(NamedTuple):
+class Job(NamedTuple):
     """What is to be done with chunks."""
 
-    make: Make
-    watchers: tuple[Callable[[], Watcher], ...] = ()
-    """Each makes one for a chunk."""
-    read: Read = every_chunk
+    converter: Converter
+    """Turns the batches of a chunk into output chunks."""
+    observers: tuple[Callable[[], Observer], ...] = ()
+    """Each is called once a chunk and makes an observer of its batches."""
+    read_chunks: ChunkReader = read_all_chunks
+    """Reads the chunks, where they are not given."""
 
 
-class Setup(NamedTuple):
-    """What a worker makes its pipeline of: names, since plugins' objects cannot be sent."""
+class WorkerSetup(NamedTuple):
+    """What a worker creates its pipeline from. It has names, since the objects of plugins cannot be pickled."""
 
     options: DataOptions
-    loading: Loading
-    work: Work
-    kind: type[Pipeline] = Pipeline
-    """Of each set."""
+    registry: RegistryArguments
+    job: Job
+    pipeline_type: type[Pipeline] = Pipeline
+    """The pipeline of each set."""
     tokenizer: Tokenizer | None = None
     """None where the options name it."""
 
     @classmethod
-    def of(cls, pipeline: Pipeline, work: Work) -> Setup:
-        """How workers make this pipeline; raises `ConfigError` where it has plugins that were given as objects."""
-        loading = pipeline.registry.loading
-        if loading is None:
+    def of(cls, pipeline: Pipeline, job: Job) -> WorkerSetup:
+        """The setup for workers with the same pipeline; raises `ConfigError` where it has plugins given as objects."""
+        arguments = pipeline.registry.arguments
+        if arguments is None:
             raise ConfigError(
                 "workers find plugins anew; found a registry that was given objects; expected one made of installed "
                 "plugins and plugin_dirs, or one worker"
             )
-        kind = pipeline.kind if isinstance(pipeline, Mixture) else type(pipeline)
-        return cls(pipeline.options, loading, work, kind, pipeline.given_tokenizer)
+        pipeline_type = pipeline.pipeline_type if isinstance(pipeline, Mixture) else type(pipeline)
+        return cls(pipeline.options, arguments, job, pipeline_type, pipeline.given_tokenizer)
 
     def pipeline(self) -> Pipeline:
-        """The pipeline; raises `TemplatekitError` for what is not found here, or is wrong."""
-        return pipeline_of(self.options, self.loading.again(), kind=self.kind, tokenizer=self.tokenizer)
+        """Create the pipeline; raises `TemplatekitError` where a name is not found here, or is wrong."""
+        registry = create_registry(**self.registry._asdict())
+        return create_pipeline(self.options, registry, pipeline_type=self.pipeline_type, tokenizer=self.tokenizer)
 
 
-class Done(NamedTuple):
-    """What became of a chunk."""
+class ChunkResult(NamedTuple):
+    """What a worker returns for a chunk."""
 
-    parts: list[Part]
+    outputs: list[OutputChunk]
     counts: Counts | None
     """None where the worker could not be set up."""
     adapters: tuple[str | None, ...]
-    """Of the chunk."""
-    records: int = 0
-    watchers: tuple[Watcher, ...] = ()
+    """The chunk's."""
+    record_count: int = 0
+    observers: tuple[Observer, ...] = ()
     error: BaseException | None = None
-    """What was raised behind these parts."""
+    """The error that came after these outputs."""
 
-    def met(self) -> Iterator[Part]:
-        """The parts, and then the error."""
-        yield from self.parts
+    def outputs_then_error(self) -> Iterator[OutputChunk]:
+        """The outputs; then raises the error."""
+        yield from self.outputs
         if self.error is not None:
             raise self.error
 
 
-Engine: TypeAlias = Callable[[Setup, Iterator[Chunk]], Generator[Done, None, None]]
-"""Gives what became of each chunk, in their order, few of them on the way at a time. Closing it ends its workers.
+Engine: TypeAlias = Callable[[WorkerSetup, Iterator[Chunk]], Generator[ChunkResult, None, None]]
+"""Returns the result of each chunk, in order, and works on a few of them ahead. Closing the generator ends the workers.
 
-The chunks are read here where the engine takes them; one that has them read elsewhere leaves them alone.
+An engine that reads the chunks elsewhere, by `Job.read_chunks`, ignores those that it is given.
 """
 
 
 class Worker:
-    """In the process of a worker: does chunks, one after another."""
+    """Works on chunks in a worker process, one after another."""
 
-    def __init__(self, setup: Setup) -> None:
-        """Raises `TemplatekitError` for what is not found here, or is wrong."""
+    def __init__(self, setup: WorkerSetup) -> None:
+        """Raises `TemplatekitError` where a name is not found here, or is wrong."""
         with redirect_stdout(sys.stderr):
             self._pipeline = setup.pipeline()
-        self._work = setup.work
+        self._job = setup.job
 
-    def __call__(self, chunk: Chunk) -> Done:
-        """A chunk's parts, up to the first error."""
+    def __call__(self, chunk: Chunk) -> ChunkResult:
+        """The chunk's outputs up to the first error, and that error."""
         pipeline = self._pipeline
         pipeline.take_counts()
-        parts: list[Part] = []
+        outputs: list[OutputChunk] = []
         error: BaseException | None = None
-        begun = _begun(chunk, pipeline, self._work)
+        running = _run_chunk(chunk, pipeline, self._job)
         with redirect_stdout(sys.stderr):
             try:
-                parts.extend(begun.parts)
-            except Exception as raised:  # sent on as it is, so that it is met in its turn
-                error = sendable(raised)
-        return Done(parts, pipeline.take_counts(), begun.adapters, begun.records, begun.watchers, error)
+                outputs.extend(running.outputs)
+            except Exception as raised:  # returned, so that the caller raises it after the outputs before it
+                error = picklable(raised)
+        return ChunkResult(
+            outputs, pipeline.take_counts(), running.adapters, running.record_count, running.observers, error
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Begun:
-    """A chunk that is worked on. Its parts come first: what watchers have seen is all there behind the last."""
+class RunningChunk:
+    """A chunk that is being worked on. Observers have seen all of it once `outputs` is exhausted."""
 
-    parts: Iterator[Part]
-    watchers: tuple[Watcher, ...]
+    outputs: Iterator[OutputChunk]
+    observers: tuple[Observer, ...]
     adapters: tuple[str | None, ...]
-    records: int
+    record_count: int
 
 
-def _begun(chunk: Chunk, pipeline: Pipeline, work: Work) -> Begun:
-    watchers = tuple(make() for make in work.watchers)
-    batches = watched(pipeline.of_chunk(chunk), watchers, pipeline)
-    return Begun(
-        parts=work.make(batches, pipeline), watchers=watchers, adapters=chunk.adapters, records=len(chunk.records)
+def _run_chunk(chunk: Chunk, pipeline: Pipeline, job: Job) -> RunningChunk:
+    observers = tuple(create() for create in job.observers)
+    batches = observed(pipeline.process_chunk(chunk), observers, pipeline)
+    return RunningChunk(
+        outputs=job.converter(batches, pipeline),
+        observers=observers,
+        adapters=chunk.adapters,
+        record_count=len(chunk.records),
     )
 
 
-def worked(
-    pipeline: Pipeline, work: Work, *, engine: Engine | None = None, chunks: Iterable[Chunk] | None = None
-) -> Generator[Begun, None, None]:
-    """What becomes of the chunks that `work` reads, or of those given, one by one; `pipeline` counts.
+def run_chunks(
+    pipeline: Pipeline, job: Job, *, engine: Engine | None = None, chunks: Iterable[Chunk] | None = None
+) -> Generator[RunningChunk, None, None]:
+    """Do a job for the given chunks, or those that it reads itself, one by one; `pipeline.counts` has their counts.
 
-    Without an engine in this process: chunk by chunk too, so that the order in which refusals are counted is the same.
-    An engine's workers find adapters, templates and all others again by their names in the options.
+    Without an engine, this process does the job, also chunk by chunk, so that dropped rows are counted in the same
+    order. An engine's workers find adapters, templates and the rest by the names in the options.
     """
-    chunks = iter(work.read(pipeline) if chunks is None else chunks)
+    chunks = iter(job.read_chunks(pipeline) if chunks is None else chunks)
     if engine is None:
         for chunk in chunks:
-            yield _begun(chunk, pipeline, work)
+            yield _run_chunk(chunk, pipeline, job)
         return
-    with closing(engine(Setup.of(pipeline, work), chunks)) as results:
-        for done in results:
-            if done.counts is not None:
-                pipeline.take_adapters(done.adapters)
-                pipeline.counts.merge(done.counts)
-            yield Begun(parts=done.met(), watchers=done.watchers, adapters=done.adapters, records=done.records)
+    with closing(engine(WorkerSetup.of(pipeline, job), chunks)) as results:
+        for result in results:
+            if result.counts is not None:
+                pipeline.take_adapters(result.adapters)
+                pipeline.counts.merge(result.counts)
+            yield RunningChunk(
+                outputs=result.outputs_then_error(),
+                observers=result.observers,
+                adapters=result.adapters,
+                record_count=result.record_count,
+            )
 
 
-def parts_of(
+def output_chunks(
     pipeline: Pipeline,
-    make: Make,
+    converter: Converter,
     *,
     engine: Engine | None = None,
     chunks: Iterable[Chunk] | None = None,
-    lengths: Lengths | None = None,
-) -> Iterator[Part]:
-    """What becomes of the records of the options' data set, or of all these chunks, here or by an engine's workers.
+    lengths: LengthCounts | None = None,
+) -> Iterator[OutputChunk]:
+    """The output chunks of the options' data set, or of all given `chunks`, made here or by an engine's workers.
 
-    `ConfigError` at the end where records came in and none came out.
+    `lengths` then has the lengths of the samples. Raises `ConfigError` at the end where no sample came out.
     """
-    seen: list[Any] = [] if lengths is None else [lengths]
-    work = Work(make, (Lengths,) * len(seen))
-    with closing(worked(pipeline, work, engine=engine, chunks=chunks)) as all_of_it:
-        for begun in all_of_it:
-            yield from begun.parts
-            for total, watcher in zip(seen, begun.watchers, strict=True):
-                total.merge(watcher)
+    totals: list[Any] = [] if lengths is None else [lengths]
+    job = Job(converter, (LengthCounts,) * len(totals))
+    with closing(run_chunks(pipeline, job, engine=engine, chunks=chunks)) as running_chunks:
+        for running in running_chunks:
+            yield from running.outputs
+            for total, observer in zip(totals, running.observers, strict=True):
+                total.merge(observer)
     pipeline.check_any_left()
 
 
-def failed(error: TemplatekitError) -> Done:
-    """What a worker gives that could not be set up."""
-    return Done([], None, (), error=sendable(error))
+def failed_result(error: TemplatekitError) -> ChunkResult:
+    """The result of a worker that could not be set up."""
+    return ChunkResult([], None, (), error=picklable(error))
 
 
-def failing(error: TemplatekitError) -> Callable[[Chunk], Done]:
-    """What stands in for a worker that could not be set up."""
-    done = failed(error)
-    return lambda chunk: done
+def failing_worker(error: TemplatekitError) -> Callable[[Chunk], ChunkResult]:
+    """A stand-in for a worker that could not be set up: it returns the error for each chunk."""
+    result = failed_result(error)
+    return lambda chunk: result
 
 
-def sendable(error: Exception) -> Exception:
-    """The error, or one that says the same where it cannot be sent to another process."""
+def picklable(error: Exception) -> Exception:
+    """The error, or where it cannot be pickled, a `RunError` with its message."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever a plugin's error does when it is packed
+    except Exception:  # a plugin's error may raise anything when it is pickled
         return RunError(f"{type(error).__name__}: {error}")
     return error

@@ -1,4 +1,4 @@
-"""Processes of this machine that work on chunks of records."""
+"""An engine of worker processes on this machine."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from functools import partial
 from itertools import islice
 from multiprocessing import connection, current_process, get_context, parent_process
 
-from templatekit.engines.jobs import Done, Engine, Setup, Worker, failing
+from templatekit.engines.jobs import ChunkResult, Engine, Worker, WorkerSetup, failing_worker
 from templatekit.errors import RunError, TemplatekitError
 from templatekit.pipeline.chunks import Chunk
 
-_AHEAD = 2
-"""Chunks on the way for each worker."""
+_CHUNKS_AHEAD = 2
+"""Chunks submitted ahead for each worker."""
 
 
-def local_workers(workers: int | None) -> Engine | None:
-    """The engine that has so many processes; raises `RunError` where one of them dies. For one it takes none."""
+def process_engine(workers: int | None) -> Engine | None:
+    """The engine with this many workers; None for one. It raises `RunError` where a worker dies."""
     return None if workers in (None, 1) else partial(_results, workers)
 
 
-def _results(workers: int, setup: Setup, chunks: Iterator[Chunk]) -> Generator[Done, None, None]:
-    if getattr(current_process(), "_inheriting", False):  # where Python would say how to build a Windows program
+def _results(workers: int, setup: WorkerSetup, chunks: Iterator[Chunk]) -> Generator[ChunkResult, None, None]:
+    if getattr(current_process(), "_inheriting", False):  # Python's own message is about frozen Windows programs
         raise RunError(
-            "a worker process begins by running this program anew, up to here; expected what it does behind "
-            "`if __name__ == '__main__':`"
+            "a worker process starts by running this program again, up to this call; expected the program's work "
+            "under `if __name__ == '__main__':`"
         )
-    # A process that is started anew has no threads and no locks of this one's.
+    # "spawn", since a forked process would inherit locks that threads of this one hold.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start, initargs=(setup,))
-    waiting: deque[Future[Done]] = deque()
+    waiting: deque[Future[ChunkResult]] = deque()
     try:
         while True:
-            waiting += (pool.submit(_run, chunk) for chunk in islice(chunks, _AHEAD * workers - len(waiting)))
+            waiting += (pool.submit(_run, chunk) for chunk in islice(chunks, _CHUNKS_AHEAD * workers - len(waiting)))
             if not waiting:
                 break
             yield _result(waiting.popleft(), workers)
     except BaseException:
-        # What is on the way is of no use, and a worker may be held up in a plugin. In public from Python 3.14 on.
+        # Nobody waits for the results, and a worker may hang in a plugin. Python 3.14 has `terminate_workers` for this.
         for process in list((pool._processes or {}).values()):
             process.terminate()
         raise
@@ -50,29 +50,29 @@ def _results(workers: int, setup: Setup, chunks: Iterator[Chunk]) -> Generator[D
         pool.shutdown(cancel_futures=True)
 
 
-def _result(future: Future[Done], workers: int) -> Done:
+def _result(future: Future[ChunkResult], workers: int) -> ChunkResult:
     try:
         return future.result()
     except BrokenProcessPool:
         raise RunError(
-            f"one of {workers} worker processes ended before its work was done (killed, out of memory, or what it says "
+            f"one of {workers} worker processes ended before its work was done (killed, out of memory, or as it says "
             "above); expected all to last; to use fewer: --workers 1"
         ) from None
 
 
-_worker: Callable[[Chunk], Done] | None = None
-"""In a worker: what does chunks, or says of each why it cannot be done."""
+_worker: Callable[[Chunk], ChunkResult] | None = None
+"""In a worker process: the worker, or a stand-in that returns its error."""
 
 
-def _start(setup: Setup) -> None:
+def _start(setup: WorkerSetup) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who started the workers hears it, and ends them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it, and ends the workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the cores are taken, by the other workers
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other workers use the cores
     try:
         _worker = Worker(setup)
     except TemplatekitError as error:
-        _worker = failing(error)
+        _worker = failing_worker(error)
 
 
 def _end_with_parent() -> None:
@@ -82,6 +82,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _run(chunk: Chunk) -> Done:
+def _run(chunk: Chunk) -> ChunkResult:
     assert _worker is not None
     return _worker(chunk)

@@ -1,13 +1,14 @@
-"""Processes of a Ray cluster that work on chunks of records, by Ray Data.
+"""An engine of workers on a Ray cluster, by Ray Data.
 
-One read task on this machine reads the records and cuts them into chunks, tasks anywhere in the cluster do them, and
-this process takes what they give in the order of the chunks (`preserve_order`). To Ray a chunk is a row of bytes and a
-block of its own: what is in it is ours, so that rows, ids, counts and errors are those of one process. Where a process
-or a machine dies Ray has its chunk done again elsewhere; of the first one's work nothing was taken. These are tasks and
-not actors, since the work of an actor whose machine is gone waits for another machine; a process sets up its pipeline
+One read task reads the records and splits them into chunks. Tasks anywhere in the cluster work on the chunks. This
+process takes their results in the order of the chunks (`preserve_order`). Ray sees a chunk as one row of pickled bytes
+in a block of its own, so rows, ids, counts and errors are the same as in one process.
+
+Where a process or a machine dies, Ray repeats the chunk elsewhere; nothing of the first attempt was used. Workers are
+tasks, not actors: the work of an actor whose machine is gone waits for another machine. A process creates its pipeline
 once, for all chunks that it gets.
 
-The address is Ray's own matter: `RAY_ADDRESS` names a cluster that runs, without it one is started on this machine.
+Ray itself reads the address: `RAY_ADDRESS` names a running cluster; without it, one is started on this machine.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from platform import node
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from templatekit import __version__
-from templatekit.engines.jobs import Done, Engine, Setup, Worker, failed, failing
+from templatekit.engines.jobs import ChunkResult, Engine, Worker, WorkerSetup, failed_result, failing_worker
 from templatekit.errors import ConfigError, RunError, TemplatekitError
 from templatekit.pipeline.chunks import Chunk
 
@@ -34,40 +35,40 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import DataContext, Dataset
 
-_STORE = 512 << 20
-"""Bytes of shared memory of a cluster that is started here: blocks lie there until they are taken."""
+_STORE_BYTES = 512 << 20
+"""Shared memory of a cluster that is started here: it holds blocks until they are taken."""
 _RETRIES = 3
-"""Of a chunk whose process or machine died. Ray Data's own way is without end, so that one that kills whoever does it
-would never be an error."""
+"""Retries of a chunk whose process or machine died. Ray Data by default retries without end, so a chunk that kills
+every worker would never be an error."""
 _VARIABLES = ("TEMPLATEKIT_", "HF_")
-"""Beginnings of the names of environment variables that the workers get."""
+"""Prefixes of the environment variables that the workers get."""
 _COLUMN = "pickled"
 
 
-class _Place(NamedTuple):
-    """What a process elsewhere needs to stand where this one does."""
+class _Environment(NamedTuple):
+    """What a worker on any machine needs to work as this process would."""
 
-    setup: Setup
+    setup: WorkerSetup
     version: str
     machine: str
     folder: str
-    """Paths are relative to it."""
+    """The working directory, for relative paths."""
     variables: dict[str, str]
 
     @classmethod
-    def here(cls, setup: Setup) -> _Place:
-        """Of this process."""
+    def current(cls, setup: WorkerSetup) -> _Environment:
+        """The environment of this process."""
         variables = {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}
         return cls(setup, __version__, node(), str(Path.cwd()), variables)
 
     @contextmanager
-    def stood(self) -> Iterator[Setup]:
-        """Makes this process, one of Ray's, stand there; raises `RunError` that names the machine where that fails."""
+    def entered(self) -> Iterator[WorkerSetup]:
+        """Set up the process of a Ray task; an error on another machine becomes a `RunError` that names it."""
         try:
             if self.version != __version__:
                 raise RunError(f"found templatekit {__version__}; expected {self.version}, as where the command runs")
             os.environ.update(self.variables)
-            os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the cores are taken, by the other workers
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other workers use the cores
             if Path(self.folder).is_dir():
                 os.chdir(self.folder)
             with redirect_stdout(sys.stderr):
@@ -80,14 +81,14 @@ class _Place(NamedTuple):
             ) from error
 
 
-def on_ray(workers: int | None) -> Engine:
-    """The engine that has so many cores, or all of the cluster; raises `ConfigError` without Ray."""
+def ray_engine(workers: int | None) -> Engine:
+    """The engine with this many workers, by default one for each core of the cluster; raises `ConfigError` without Ray."""
     if find_spec("ray") is None:
         raise ConfigError("--engine ray needs the package ray; found none; pip install 'templatekit[ray]'")
     return partial(_results, workers)
 
 
-def _results(workers: int | None, setup: Setup, chunks: Iterator[Chunk]) -> Generator[Done, None, None]:
+def _results(workers: int | None, setup: WorkerSetup, chunks: Iterator[Chunk]) -> Generator[ChunkResult, None, None]:
     if setup.options.dataset == "-":
         raise ConfigError(
             "--engine ray has the data read by a process of the cluster; found standard input; expected a file"
@@ -96,44 +97,44 @@ def _results(workers: int | None, setup: Setup, chunks: Iterator[Chunk]) -> Gene
         import ray
 
         context.execution_options.preserve_order = True
-        # A row is a block of its own, whatever its size: with blocks of many rows few workers would have all the work.
+        # Each row is a block of its own: with blocks of many rows, few workers would get all chunks.
         context.target_max_block_size = 1
         context.enable_progress_bars = False
         resources: dict[str, float] = ray.cluster_resources()
         count = workers or max(1, int(resources.get("CPU", 1)))
-        with closing(_blocks(_dataset(_Place.here(setup), count))) as blocks:
+        with closing(_blocks(_dataset(_Environment.current(setup), count))) as blocks:
             for block in blocks:
                 for row in block[_COLUMN]:
-                    done: Done = pickle.loads(row.as_buffer())
-                    yield done
+                    result: ChunkResult = pickle.loads(row.as_buffer())
+                    yield result
 
 
-def _dataset(place: _Place, workers: int) -> Dataset:
+def _dataset(environment: _Environment, workers: int) -> Dataset:
     import ray
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
 
     class Chunks(Datasource):
-        """The records, read in their order by one task."""
+        """The records in chunks, read in order by one task."""
 
         supports_distributed_reads = False  # the data may lie where the command runs
 
         def get_read_tasks(self, parallelism: int, *arguments: Any, **options: Any) -> list[ReadTask]:
             unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-            return [ReadTask(partial(_read, place), unknown)]
+            return [ReadTask(partial(_read, environment), unknown)]
 
         def estimate_inmemory_data_size(self) -> int | None:
             return None
 
-    # Without a core of its own, as the reading process has none among `--workers`; so it is not fused with the work.
-    reading: Any = Chunks
-    read = ray.data.read_datasource(reading(), override_num_blocks=1, num_cpus=0)
+    # `num_cpus=0`, as the reading process is none of the `--workers`. So Ray does not fuse reading with the work.
+    datasource: Any = Chunks
+    read = ray.data.read_datasource(datasource(), override_num_blocks=1, num_cpus=0)
     with warnings.catch_warnings():
-        # Other ways to say how often a task is tried go from Ray 2.64 on, and it names no new one yet.
+        # Ray 2.64 deprecates `max_retries` here, and names no replacement yet.
         warnings.simplefilter("ignore", DeprecationWarning)
-        done: Dataset = read.map_batches(
-            _work,
-            fn_args=(place,),
+        results: Dataset = read.map_batches(
+            _run_chunk,
+            fn_args=(environment,),
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
@@ -141,51 +142,51 @@ def _dataset(place: _Place, workers: int) -> Dataset:
             num_cpus=1,
             max_retries=_RETRIES,
         )
-    return done
+    return results
 
 
 def _blocks(dataset: Dataset) -> Generator[pa.Table, None, None]:
-    """The blocks in their order, each let go before the next is asked for."""
+    """The blocks in order, each released before the next is requested."""
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
 
-def _read(place: _Place) -> Iterator[pa.Table]:
-    """In the read task: the chunks, or what became of it where it could not begin."""
+def _read(environment: _Environment) -> Iterator[pa.Table]:
+    """In the read task: the chunks, or a `ChunkResult` with the error where the pipeline cannot be created."""
     try:
-        with place.stood() as setup:
+        with environment.entered() as setup:
             pipeline = setup.pipeline()
     except TemplatekitError as error:
-        yield _block(failed(error))
+        yield _to_block(failed_result(error))
         return
-    for chunk in place.setup.work.read(pipeline):
-        yield _block(chunk)
+    for chunk in environment.setup.job.read_chunks(pipeline):
+        yield _to_block(chunk)
 
 
-_worker: tuple[_Place, Callable[[Chunk], Done]] | None = None
-"""In a process of the cluster, which may have run another command's tasks before."""
+_worker: tuple[_Environment, Callable[[Chunk], ChunkResult]] | None = None
+"""In a process of the cluster: its worker, and the environment it was created for: a process may serve many commands."""
 
 
-def _work(block: pa.Table, place: _Place) -> pa.Table:
-    """In a task: what becomes of a chunk."""
+def _run_chunk(block: pa.Table, environment: _Environment) -> pa.Table:
+    """In a task: the result of a chunk."""
     global _worker
     (row,) = block[_COLUMN]
-    read: Chunk | Done = pickle.loads(row.as_buffer())
-    if isinstance(read, Done):
-        return _block(read)
-    if _worker is None or _worker[0] != place:
-        _worker = place, _set_up(place)
-    return _block(_worker[1](read))
+    read: Chunk | ChunkResult = pickle.loads(row.as_buffer())
+    if isinstance(read, ChunkResult):
+        return _to_block(read)
+    if _worker is None or _worker[0] != environment:
+        _worker = environment, _create_worker(environment)
+    return _to_block(_worker[1](read))
 
 
-def _set_up(place: _Place) -> Callable[[Chunk], Done]:
+def _create_worker(environment: _Environment) -> Callable[[Chunk], ChunkResult]:
     try:
-        with place.stood() as setup:
+        with environment.entered() as setup:
             return Worker(setup)
     except TemplatekitError as error:
-        return failing(error)
+        return failing_worker(error)
 
 
-def _block(value: Chunk | Done) -> pa.Table:
+def _to_block(value: Chunk | ChunkResult) -> pa.Table:
     import pyarrow as pa
 
     return pa.table({_COLUMN: pa.array([pickle.dumps(value, protocol=5)], type=pa.large_binary())})
@@ -193,7 +194,7 @@ def _block(value: Chunk | Done) -> pa.Table:
 
 @contextmanager
 def _ray_errors() -> Iterator[None]:
-    """What Ray raises, as a `RunError` that says so."""
+    """Turn the errors that Ray raises into a `RunError`."""
     try:
         yield
     except TemplatekitError:
@@ -204,7 +205,7 @@ def _ray_errors() -> Iterator[None]:
 
 @contextmanager
 def _cluster(workers: int | None) -> Iterator[None]:
-    """A cluster to work on: one that this process is connected to, the one that `RAY_ADDRESS` names, or one of ours."""
+    """Connect to a cluster: the one that this process uses already, the one of `RAY_ADDRESS`, or a new one."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # before Ray is imported
     import ray
 
@@ -215,7 +216,7 @@ def _cluster(workers: int | None) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
     else:
-        ray.init(num_cpus=workers, object_store_memory=_STORE, include_dashboard=False, **quiet)
+        ray.init(num_cpus=workers, object_store_memory=_STORE_BYTES, include_dashboard=False, **quiet)
     try:
         yield
     finally:
@@ -224,7 +225,7 @@ def _cluster(workers: int | None) -> Iterator[None]:
 
 @contextmanager
 def _context() -> Iterator[DataContext]:
-    """Settings of Ray Data that hold in here alone."""
+    """Settings of Ray Data that end with this context."""
     from ray.data import DataContext
 
     logger = logging.getLogger("ray.data")

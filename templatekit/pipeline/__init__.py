@@ -1,1 +1,19 @@
-"""The stages joined: records in, tokenized samples out, and a count of everything that was dropped and why."""
+"""The stages joined: records in, tokenized samples out, and a count of every record that was dropped, with its reason.
+
+```
+                 Reader                Pipeline                                    outputs
+record ──filter, dedup, shuffle──▶ adapt ──▶ render ──▶ encode ──▶ fit ──▶ SampleBatch ──▶ output chunk
+```
+
+| module | what it holds |
+| --- | --- |
+| `pipeline` | `Pipeline`: adapter, template and tokenizer in one object. Start to read here |
+| `reader` | which records are read, and the examples that the adapter makes of each |
+| `filters`, `deduplication`, `first_rows` | records that the options exclude: by a condition, or because they repeat |
+| `preference` | a pipeline whose samples come in pairs, for DPO |
+| `mixture` | a pipeline over several data sets |
+| `batches`, `chunks` | samples that are passed on together; records that are worked on together |
+| `outputs` | what an exporter writes for a chunk, and observers that count batches as they pass |
+| `counts` | what became of the records: read, sampled, shortened, dropped |
+| `garbage_collection` | a loop that Python's garbage collector interrupts rarely |
+"""

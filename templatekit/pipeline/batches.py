@@ -1,4 +1,4 @@
-"""What comes out of the pipeline: samples after all stages, alone and many at once."""
+"""`SampleBatch`: samples that come out of the pipeline together, their tokens in columns."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import numpy as np
 from templatekit.packing.columns import TokenizedColumns
 from templatekit.types import Sample
 
-BATCH = 256
-"""Records that go to the encoder in one call."""
+BATCH_SIZE = 256
+"""Samples that go to the encoder in one call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SampleBatch:
-    """Samples that came out together; what is there once a token lies in columns."""
+    """Samples that came out together. Values that exist once a token are stored in columns."""
 
     items: Sequence[Sample]
-    """Where there are columns, the tokens stand there."""
+    """The samples; where there are `columns`, those hold the tokens."""
     columns: TokenizedColumns | None = None
-    """As long as `items`; None without a tokenizer, and for pairs."""
+    """The tokens of `items`, in the same order; None without a tokenizer."""
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __iter__(self) -> Iterator[Sample]:
-        """Sample by sample, each with its tokens."""
+        """The samples one by one, each with its tokens."""
         if self.columns is None:
             yield from self.items
             return
@@ -36,28 +36,24 @@ class SampleBatch:
 
     @property
     def tokens(self) -> int:
-        """Of all samples."""
-        if self.columns is not None:
-            return len(self.columns.input_ids)
-        return sum(len(item.tokenized) for item in self.items if item.tokenized is not None)
+        """Number of tokens of all samples."""
+        return 0 if self.columns is None else len(self.columns.input_ids)
 
     @property
     def trained_tokens(self) -> int:
-        """Those that carry loss."""
-        if self.columns is not None:
-            return int(np.count_nonzero(self.columns.loss_weights))
-        return sum(item.tokenized.trained_tokens for item in self.items if item.tokenized is not None)
+        """Number of tokens that carry loss."""
+        return 0 if self.columns is None else int(np.count_nonzero(self.columns.loss_weights))
 
     @classmethod
-    def chosen(
-        cls, items: Sequence[Sample], columns: TokenizedColumns, kept: Mapping[int, Sample | None]
+    def select(
+        cls, items: Sequence[Sample], columns: TokenizedColumns, selected: Mapping[int, Sample | None]
     ) -> SampleBatch:
-        """The samples that are kept, by their indices; one that was shortened stands in the place of its whole."""
-        shorter = {index: item for index, item in kept.items() if item is not None}
-        if shorter:
-            places = {index: len(items) + number for number, index in enumerate(shorter)}
-            others = TokenizedColumns.of([item.tokenized for item in shorter.values() if item.tokenized is not None])
-            columns = TokenizedColumns.join([columns, others]).select([places.get(index, index) for index in kept])
-        elif len(kept) < len(items):
-            columns = columns.select(list(kept))
-        return cls(items=[shorter.get(index, items[index]) for index in kept], columns=columns)
+        """The samples with the selected indices; a sample that is given for an index replaces the one there."""
+        replaced = {index: item for index, item in selected.items() if item is not None}
+        if replaced:
+            sources = {index: len(items) + count for count, index in enumerate(replaced)}
+            others = TokenizedColumns.of([item.tokenized for item in replaced.values() if item.tokenized is not None])
+            columns = TokenizedColumns.join([columns, others]).select([sources.get(index, index) for index in selected])
+        elif len(selected) < len(items):
+            columns = columns.select(list(selected))
+        return cls(items=[replaced.get(index, items[index]) for index in selected], columns=columns)

@@ -1,4 +1,4 @@
-"""Records with their places, so many at a time: what is worked on as one, in this process or in another."""
+"""`Chunk`: records that are worked on together, in this process or in a worker."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-CHUNK = 512
+CHUNK_SIZE = 512
 """Records of a chunk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Some records of a data set. It can be sent: whoever has a pipeline of the same options knows what comes of it."""
+    """Consecutive records of a data set. It can be pickled: any pipeline of the same options can process it."""
 
     records: list[Any]
-    """Records and what is wrong with them, as they are read; of a mixture each with the number of its set."""
+    """Records, and a `RecordError` for each that could not be read. In a mixture, each with the index of its set."""
     first_row: int = 0
-    """Of the records that do not know theirs."""
-    given: bool = False
-    """Whether they are a caller's own, with no address that errors could name."""
+    """The row of the first record; a shuffled record knows its own row."""
+    from_caller: bool = False
+    """Whether the caller of the API passed the records, so that errors have no address to name."""
     adapters: tuple[str | None, ...]
-    """The name of the adapter of each set; None where no record has told it yet."""
+    """The adapter of each data set, by name; None until a record has shown it."""
     error: Exception | None = None
-    """What reading on raised: it has its turn behind these records."""
+    """The error that ended the reading; it is raised after these records are processed."""
     notes: Mapping[str, str] = field(default_factory=dict)
-    """With a mixture's last chunk: what mixing did with the rows of a set."""
+    """What mixing did with the rows of each set, by the set's name; given with a mixture's last chunk."""
 
 
-class UpToError(Generic[T]):
-    """Items for who looks ahead: what getting one raised waits, as `error`, until those before it are dealt with."""
+class StopAtError(Generic[T]):
+    """An iterable that stops at an exception and stores it in `error`.
+
+    So the caller can first finish the items that came before, and raise the exception then.
+    """
 
     def __init__(self, items: Iterable[T]) -> None:
         self._items = items
@@ -41,29 +44,29 @@ class UpToError(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         try:
             yield from self._items
-        except Exception as raised:
-            self.error = raised
+        except Exception as error:
+            self.error = error
 
 
-class Some(NamedTuple, Generic[T]):
-    """Some items in a row."""
+class ItemsThenError(NamedTuple, Generic[T]):
+    """Consecutive items, and the exception that came after them."""
 
     items: list[T]
     error: Exception | None
-    """What getting the next one raised; there are no more then."""
+    """Raised in place of the next item, so that none follow; None where all went well."""
 
 
-def chunked(items: Iterable[T], size: int) -> Iterator[Some[T]]:
-    """The items, so many at a time."""
+def chunked(items: Iterable[T], size: int) -> Iterator[ItemsThenError[T]]:
+    """Lists of `size` items, the last one shorter. An exception does not lose the items that came before it."""
     iterator = iter(items)
     while True:
-        some: list[T] = []
+        found: list[T] = []
         error = None
         try:
-            some.extend(islice(iterator, size))
+            found.extend(islice(iterator, size))
         except Exception as raised:
             error = raised
-        if some or error:
-            yield Some(some, error)
-        if error or len(some) < size:
+        if found or error:
+            yield ItemsThenError(found, error)
+        if error or len(found) < size:
             return

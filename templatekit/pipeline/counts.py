@@ -1,4 +1,4 @@
-"""What became of the records: how many came in, came out, and were dropped under which reason."""
+"""`Counts`: how many records came in, came out as samples, and were dropped, by reason code."""
 
 from __future__ import annotations
 
@@ -10,84 +10,93 @@ from typing import Any
 from templatekit.errors import RecordError
 from templatekit.types import Example, PreferenceExample, TokenizedExample
 
-_ROWS_SHOWN = 5
+_MAX_ROWS_SHOWN = 5
 
 
 @dataclass(kw_only=True)
 class Counts:
-    """What became of the records."""
+    """What became of the records.
+
+    To find why a row was dropped, look for it in `dropped_rows`, whose keys are the reason codes.
+    """
 
     rows_in: int = 0
     rows_out: int = 0
-    """Rows of which at least one sample came out."""
+    """Rows that gave at least one sample."""
     samples: int = 0
     tokens: int = 0
     trained_tokens: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-    """Rows by reason code; of a row that gives several samples each counts."""
+    """Number of dropped rows and samples, by reason code."""
     dropped_rows: dict[str, list[int]] = field(default_factory=dict)
-    """The numbers of those rows."""
+    """The row numbers, by reason code."""
     first_dropped: dict[str, str] = field(default_factory=dict)
-    """The first message of each reason."""
+    """The first error message, by reason code."""
     truncated: Counter[str] = field(default_factory=Counter)
-    """Samples that were shortened, by policy."""
+    """Number of shortened samples, by truncation policy."""
     truncated_rows: dict[str, list[int]] = field(default_factory=dict)
     first_truncated: dict[str, str] = field(default_factory=dict)
-    """How long the first of each policy was, and is."""
+    """Length of the first shortened sample before and after, by truncation policy."""
     untrained_turns: int = 0
-    """Assistant turns, in rows that came out, of which nothing is trained: no prompt comes before them, or the template
-    marks nothing in them."""
+    """Assistant turns of which nothing is trained though their rows came out: no prompt comes before the turn, or the
+    template marks no target in it."""
     empty_responses: int = 0
-    """Rows whose answer is empty or whitespace: rendered, and worth a look."""
+    """Rows with an answer that is empty or whitespace. They are rendered, but worth a look."""
     left_out: Counter[str] = field(default_factory=Counter)
-    """Parts of records that the adapter left out, by what they are."""
+    """Number of parts of records that the adapter left out, by their description."""
     equal_pairs: int = 0
-    """Preference pairs whose two answers are the same."""
+    """Preference pairs with two equal answers."""
     early_pairs: int = 0
-    """Preference pairs that part before their last message."""
+    """Preference pairs whose conversations differ before their last message."""
     differing_prompts: int = 0
-    """Preference pairs, in rows that came out, whose answers stand behind different ids."""
+    """Preference pairs, in rows that came out, whose answers follow different prompt ids."""
     unread_keys: dict[str, int] = field(default_factory=dict)
-    """Keys that the adapter does not read, with the first row that has them."""
+    """The first row that has the key, by key that the adapter does not read."""
 
     def drop(self, error: RecordError) -> None:
-        """Counts a row that does not come out."""
+        """Count a row, or a sample of it, that is dropped."""
         self.dropped[error.reason] += 1
         if error.row is not None and error.row not in (rows := self.dropped_rows.setdefault(error.reason, []))[-1:]:
             rows.append(error.row)
         self.first_dropped.setdefault(error.reason, str(error))
 
-    def take_back(self, error: RecordError, *, row: bool) -> None:
-        """Counts a sample that came out and has no place where it was to go; `row` says whether its row goes too."""
+    def retract(self, error: RecordError, *, whole_row: bool) -> None:
+        """Count as dropped a sample that came out of the pipeline but that the exporter refuses.
+
+        `whole_row` says that no other sample of its row is left.
+        """
         self.samples -= 1
-        self.rows_out -= row
+        self.rows_out -= whole_row
         self.drop(error)
 
-    def add(self, example: Example, *, both: bool = False) -> None:
-        """Counts what an example leaves out of its record; of a preference pair one answer is used, or `both` are."""
+    def add_example(self, example: Example, *, both_answers: bool = False) -> None:
+        """Count what an example leaves out of its record, and how a preference pair's answers relate.
+
+        One answer of a pair is used, or `both_answers`.
+        """
         if example.left_out:
             self.left_out.update(example.left_out)
         if isinstance(example, PreferenceExample):
-            if not both:
+            if not both_answers:
                 self.left_out["rejected answer"] += 1
             self.equal_pairs += example.chosen == example.rejected
             self.early_pairs += max(len(example.chosen), len(example.rejected)) > 1
 
-    def shorten(self, example: TokenizedExample, source: str | None, before: int) -> None:
-        """Counts a sample of `before` tokens that comes out shorter; one that comes out whole is passed over."""
+    def add_truncated(self, example: TokenizedExample, source: str | None, before: int) -> None:
+        """Count a shortened sample that had `before` tokens; a whole sample is not counted."""
         if example.truncated is None:
             return
         self.truncated[example.truncated] += 1
         self.truncated_rows.setdefault(example.truncated, []).append(example.row)
-        place = f"{example.row}" if source is None else f"{source}:{example.row}"
-        self.first_truncated.setdefault(example.truncated, f"{place}: {len(example)} of {before} tokens")
+        row = f"{example.row}" if source is None else f"{source}:{example.row}"
+        self.first_truncated.setdefault(example.truncated, f"{row}: {len(example)} of {before} tokens")
 
     def merge(self, later: Counts) -> None:
-        """Adds what became of the records that follow these."""
-        for one in fields(self):
-            mine, theirs = getattr(self, one.name), getattr(later, one.name)
+        """Add the counts of the records that follow these."""
+        for field_ in fields(self):
+            mine, theirs = getattr(self, field_.name), getattr(later, field_.name)
             if isinstance(mine, int):
-                setattr(self, one.name, mine + theirs)
+                setattr(self, field_.name, mine + theirs)
             elif isinstance(mine, Counter):
                 mine.update(theirs)
             else:
@@ -95,19 +104,19 @@ class Counts:
                     if isinstance(value, list):
                         mine.setdefault(key, []).extend(value)
                     else:
-                        mine.setdefault(key, value)  # the first of its kind
+                        mine.setdefault(key, value)  # the first one stays
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Counts:
-        """The inverse of `as_dict`; raises `KeyError` for a count that is missing."""
+        """The inverse of `as_dict`; raises `KeyError` where a count is missing."""
         counts = cls()
-        for one in fields(cls):
-            of = type(getattr(counts, one.name))
-            setattr(counts, one.name, of(values[one.name]))
+        for field_ in fields(cls):
+            kind = type(getattr(counts, field_.name))
+            setattr(counts, field_.name, kind(values[field_.name]))
         return counts
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The counts as JSON holds them."""
         return {
             "rows_in": self.rows_in,
             "rows_out": self.rows_out,
@@ -130,7 +139,7 @@ class Counts:
         }
 
     def headline(self, *, tokens: bool) -> str:
-        """How many rows, samples and tokens; those of tokens only where there is a tokenizer."""
+        """One line: rows, samples and, with a tokenizer, `tokens`."""
         line = f"rows in: {self.rows_in:,}, rows out: {self.rows_out:,}"
         if self.samples != self.rows_out:
             line += f" as {self.samples:,} samples"
@@ -140,7 +149,7 @@ class Counts:
         return line
 
     def lines(self, *, tokens: bool) -> list[str]:
-        """The counts in words, the headline first."""
+        """The counts in words, a line for each; the headline first."""
         lines = [self.headline(tokens=tokens)]
         for reason, count in self.dropped.most_common():
             rows = _listed(self.dropped_rows.get(reason, []))
@@ -153,14 +162,14 @@ class Counts:
         if self.empty_responses:
             lines.append(f"note: rows with an empty answer: {self.empty_responses:,}")
         if self.left_out:
-            parts = ", ".join(f"{count:,} × {what}" for what, count in self.left_out.most_common())
-            lines.append(f"note: left out of the records: {parts}")
+            left_out = ", ".join(f"{count:,} × {what}" for what, count in self.left_out.most_common())
+            lines.append(f"note: left out of the records: {left_out}")
         if self.equal_pairs:
             lines.append(f"note: pairs whose chosen and rejected answers are the same: {self.equal_pairs:,}")
         if self.early_pairs:
-            lines.append(f"note: pairs that part before the last message: {self.early_pairs:,}")
+            lines.append(f"note: pairs that differ before the last message: {self.early_pairs:,}")
         if self.differing_prompts:
-            lines.append(f"note: pairs whose answers stand behind different prompt ids: {self.differing_prompts:,}")
+            lines.append(f"note: pairs whose answers follow different prompt ids: {self.differing_prompts:,}")
         if self.unread_keys:
             keys = ", ".join(f"{key} (first in row {row})" for key, row in sorted(self.unread_keys.items()))
             lines.append(f"note: keys that the adapter does not read: {keys}")
@@ -168,4 +177,4 @@ class Counts:
 
 
 def _listed(rows: list[int]) -> str:
-    return ", ".join(map(str, rows[:_ROWS_SHOWN])) + (", …" if len(rows) > _ROWS_SHOWN else "")
+    return ", ".join(map(str, rows[:_MAX_ROWS_SHOWN])) + (", …" if len(rows) > _MAX_ROWS_SHOWN else "")

@@ -1,7 +1,7 @@
-"""Leaves out records that repeat an earlier one: exactly, or nearly.
+"""Excludes records that repeat an earlier one, exactly or nearly.
 
-What is compared is the conversation that the adapter reads, without the columns it does not read and without ids, so
-two rows are equal where the same would be trained.
+The conversations that the adapter reads are compared, without ids and without columns that it does not read. So two
+rows are equal where the same would be trained.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from templatekit.config.options import parse_dedup
-from templatekit.errors import ConfigError, LeftOut, RecordError
+from templatekit.config.data_options import parse_dedup
+from templatekit.errors import ConfigError, ExcludedRecord, RecordError
 from templatekit.pipeline.first_rows import FirstRows, text_key
 from templatekit.types import Example, Message, PreferenceExample, Record
 
@@ -20,38 +20,38 @@ if TYPE_CHECKING:
     import rensa
 
 EXACT, NEAR = "duplicate", "near_duplicate"
-"""The reasons under which such records are counted."""
+"""Reason codes of excluded records."""
 
-_BATCH = 256
+_BATCH_SIZE = 256
 _PERMUTATIONS = 128
 _SEED = 1
-_SHINGLE = 3
-"""Words in a row whose sets are compared."""
+_SHINGLE_WORDS = 3
+"""Words of a shingle; texts are compared by their sets of shingles."""
 
 
-class Repeated(NamedTuple):
-    """What a text repeats."""
+class DuplicateOf(NamedTuple):
+    """The earlier text that a text repeats."""
 
-    place: int
+    id: int
     similarity: float | None = None
-    """The estimate; None where the texts are equal."""
+    """The estimated similarity; None where the texts are equal."""
 
 
-class Texts(Protocol):
-    """The texts seen so far."""
+class TextIndex(Protocol):
+    """Finds texts among those seen before."""
 
-    def add(self, texts: list[str], places: list[int]) -> list[Repeated | None]:
-        """What each text repeats, of those seen before it; others are kept, under their place."""
+    def add(self, texts: list[str], ids: list[int]) -> list[DuplicateOf | None]:
+        """The earlier text that each text repeats; a text that repeats none is stored under its id."""
 
 
-def texts_of(dedup: str) -> Texts:
-    """An empty store for what `dedup` asks; raises `ConfigError` where it needs a package that is missing."""
+def create_text_index(dedup: str) -> TextIndex:
+    """An empty index for the option `dedup`; raises `ConfigError` where it needs a package that is not installed."""
     threshold = parse_dedup(dedup)
-    return ExactTexts() if threshold == 1 else NearTexts(threshold)
+    return ExactTextIndex() if threshold == 1 else NearTextIndex(threshold)
 
 
 def conversation_text(examples: Iterable[Example]) -> str:
-    """All that is said in a record's examples, as one text."""
+    """All messages of a record's examples as one text."""
     return "\n".join(_line(message) for example in examples for message in _messages(example))
 
 
@@ -68,23 +68,23 @@ def _line(message: Message) -> str:
     return "\x1f".join(parts)
 
 
-class ExactTexts:
-    """Texts as 8-byte hashes: 16 bytes a text."""
+class ExactTextIndex:
+    """Finds equal texts by 8-byte hashes; takes 16 bytes a text."""
 
     def __init__(self) -> None:
         self._first = FirstRows()
 
-    def add(self, texts: list[str], places: list[int]) -> list[Repeated | None]:
-        """As `Texts` says."""
+    def add(self, texts: list[str], ids: list[int]) -> list[DuplicateOf | None]:
+        """As `TextIndex` says."""
         keys = [text_key(text) for text in texts]
-        return [None if place is None else Repeated(place) for place in self._first.add(keys, places)]
+        return [None if first is None else DuplicateOf(first) for first in self._first.add(keys, ids)]
 
 
-class NearTexts:
-    """Texts as MinHash signatures of their runs of three words, found by locality-sensitive hashing.
+class NearTextIndex:
+    """Finds similar texts: MinHash signatures of their shingles, looked up by locality-sensitive hashing.
 
-    About 1 KB a text that is kept. The similarity is the share of equal runs (Jaccard's index), estimated from 128
-    hashes: its standard error is 0.035 at 0.8. rensa's hashes are seeded, so a run can be repeated.
+    It takes about 1 KB for each stored text. The similarity is the share of equal shingles (the Jaccard index),
+    estimated from 128 hashes; its standard error is 0.035 at 0.8. The hashes are seeded, so results are reproducible.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -97,50 +97,50 @@ class NearTexts:
         self._hash = rensa.RMinHash
         self._threshold = threshold
         self._index = rensa.RMinHashLSH(threshold, _PERMUTATIONS, _bands(threshold))
-        self._kept: dict[int, rensa.RMinHash] = {}
+        self._signatures: dict[int, rensa.RMinHash] = {}
 
-    def add(self, texts: list[str], places: list[int]) -> list[Repeated | None]:
-        """As `Texts` says; of several texts the most similar is named, and of equally similar ones the first."""
-        return [self._add(text, place) for text, place in zip(texts, places, strict=True)]
+    def add(self, texts: list[str], ids: list[int]) -> list[DuplicateOf | None]:
+        """As `TextIndex` says. Of several earlier texts, the most similar counts; of equally similar ones, the first."""
+        return [self._add(text, id) for text, id in zip(texts, ids, strict=True)]
 
-    def keep(self, texts: list[str], places: list[int]) -> None:
-        """Keeps every text, those that repeat another too: what is like one of them need not be like the other."""
-        for text, place in zip(texts, places, strict=True):
-            self._keep(self._signature(text), place)
+    def store(self, texts: list[str], ids: list[int]) -> None:
+        """Store every text, also one that repeats another: a later text may be similar to only one of them."""
+        for text, id in zip(texts, ids, strict=True):
+            self._store(self._signature(text), id)
 
-    def find(self, texts: list[str]) -> list[Repeated | None]:
-        """What each text repeats of those that are kept; none is kept of these."""
-        return [self._like(self._signature(text)) for text in texts]
+    def find(self, texts: list[str]) -> list[DuplicateOf | None]:
+        """The stored text that each text repeats; stores none of them."""
+        return [self._most_similar(self._signature(text)) for text in texts]
 
-    def _add(self, text: str, place: int) -> Repeated | None:
+    def _add(self, text: str, id: int) -> DuplicateOf | None:
         signature = self._signature(text)
-        repeated = self._like(signature)
-        if repeated is None:
-            self._keep(signature, place)
-        return repeated
+        duplicate = self._most_similar(signature)
+        if duplicate is None:
+            self._store(signature, id)
+        return duplicate
 
     def _signature(self, text: str) -> rensa.RMinHash:
         signature = self._hash(_PERMUTATIONS, _SEED)
         signature.update(_shingles(text))
         return signature
 
-    def _keep(self, signature: rensa.RMinHash, place: int) -> None:
-        self._index.insert(place, signature)
-        self._kept[place] = signature
+    def _store(self, signature: rensa.RMinHash, id: int) -> None:
+        self._index.insert(id, signature)
+        self._signatures[id] = signature
 
-    def _like(self, signature: rensa.RMinHash) -> Repeated | None:
-        others = ((signature.jaccard(self._kept[other]), -other) for other in self._index.query(signature))
+    def _most_similar(self, signature: rensa.RMinHash) -> DuplicateOf | None:
+        others = ((signature.jaccard(self._signatures[other]), -other) for other in self._index.query(signature))
         similarity, other = max(others, default=(0.0, 0))
-        return Repeated(-other, similarity) if similarity >= self._threshold else None
+        return DuplicateOf(-other, similarity) if similarity >= self._threshold else None
 
 
 def _shingles(text: str) -> list[str]:
     words = text.lower().split()
-    return [" ".join(words[at : at + _SHINGLE]) for at in range(max(1, len(words) - _SHINGLE + 1))]
+    return [" ".join(words[at : at + _SHINGLE_WORDS]) for at in range(max(1, len(words) - _SHINGLE_WORDS + 1))]
 
 
 def _bands(threshold: float) -> int:
-    """The fewest bands that find 99 of 100 pairs at the threshold: candidates are compared whole anyway."""
+    """The fewest bands that find 99 % of the pairs at the threshold; candidates are then compared by all hashes."""
     for rows in (64, 32, 16, 8, 4, 2):
         bands = _PERMUTATIONS // rows
         if 1 - (1 - threshold**rows) ** bands >= 0.99:
@@ -148,42 +148,42 @@ def _bands(threshold: float) -> int:
     return _PERMUTATIONS
 
 
-class Item(NamedTuple):
-    """A record on its way, with its place: a number of its own."""
+class IdentifiedRecord(NamedTuple):
+    """A record with an id that no other record has, such as its row."""
 
     record: Record | RecordError
-    place: int
+    id: int
 
 
-def without_repeats(
-    items: Iterable[Item],
-    texts: Texts,
+def mark_duplicates(
+    records: Iterable[IdentifiedRecord],
+    index: TextIndex,
     read: Callable[[int, Record], Iterable[Example]],
     name: Callable[[int], str],
-) -> Iterator[Item]:
-    """The items, a `LeftOut` in the place of each that repeats another, which it names by `name(place)`.
+) -> Iterator[IdentifiedRecord]:
+    """The records, with an `ExcludedRecord` in place of each that repeats another; it names that one by `name(id)`.
 
-    `read` gives the examples of the record at a place. What it raises a `RecordError` for is passed on: who renders it
-    says what is wrong. An item that comes a second time under its own place is no repeat.
+    `read` gives the examples of a record by its id. A record for which it raises a `RecordError` is passed on: the
+    pipeline reports what is wrong with it. A record that comes a second time under its own id is no duplicate.
     """
-    items = iter(items)
-    while batch := list(islice(items, _BATCH)):
-        found: dict[int, str] = {}
-        for index, (record, place) in enumerate(batch):
+    records = iter(records)
+    while batch := list(islice(records, _BATCH_SIZE)):
+        texts: dict[int, str] = {}
+        for position, (record, id) in enumerate(batch):
             if isinstance(record, RecordError):
                 continue
             try:
-                found[index] = conversation_text(read(place, record))
+                texts[position] = conversation_text(read(id, record))
             except RecordError:
                 continue
-        repeats = texts.add(list(found.values()), [batch[index].place for index in found])
-        by_index = dict(zip(found, repeats, strict=True))
-        for index, item in enumerate(batch):
-            repeated = by_index.get(index)
-            if repeated is None or repeated.place == item.place:
+        duplicates = index.add(list(texts.values()), [batch[position].id for position in texts])
+        by_position = dict(zip(texts, duplicates, strict=True))
+        for position, item in enumerate(batch):
+            duplicate = by_position.get(position)
+            if duplicate is None or duplicate.id == item.id:
                 yield item
                 continue
-            said, reason = f"the same as row {name(repeated.place)}", EXACT
-            if repeated.similarity is not None:
-                said, reason = f"nearly {said} (similarity {repeated.similarity:.2f})", NEAR
-            yield item._replace(record=LeftOut(said, reason=reason))
+            message, reason = f"the same as row {name(duplicate.id)}", EXACT
+            if duplicate.similarity is not None:
+                message, reason = f"nearly {message} (similarity {duplicate.similarity:.2f})", NEAR
+            yield item._replace(record=ExcludedRecord(message, reason=reason))

@@ -1,4 +1,4 @@
-"""Garbage collection for work that makes many small objects, none of which refer to each other in circles."""
+"""Lets Python's cyclic garbage collector run rarely, for code that makes many small objects without cycles."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import TypeVar
 
-Item = TypeVar("Item")
+T = TypeVar("T")
 
-OBJECTS = 100_000
-"""New ones that Python looks through for circles; its own default of 700 or so took half of the time."""
+THRESHOLD = 100_000
+"""New objects after which the collector runs. With Python's default of about 700 it took half of the time."""
 
 _lock = Lock()
 _threads = 0
 _before = (0, 0, 0)
 
 
-def rarely_collected(items: Iterable[Item]) -> Iterator[Item]:
-    """The items, each made while Python looks for garbage in circles more rarely.
+def with_rare_gc(items: Iterable[T]) -> Iterator[T]:
+    """The items. While one is made, the cyclic garbage collector runs rarely; between items, as often as before.
 
-    What is freed by counting is freed as ever. Whoever uses the items finds the threshold that was set before.
+    Reference counting still frees objects at once.
     """
     iterator = iter(items)
     while True:
-        with _raised():
+        with _raised_threshold():
             try:
                 item = next(iterator)
             except StopIteration:
@@ -34,14 +34,14 @@ def rarely_collected(items: Iterable[Item]) -> Iterator[Item]:
 
 
 @contextmanager
-def _raised() -> Iterator[None]:
-    """The threshold is the process's: the first thread raises it, and the last one puts it back."""
+def _raised_threshold() -> Iterator[None]:
+    """Raise the threshold. It belongs to the process: the first thread raises it, the last one restores it."""
     global _threads, _before
     with _lock:
         if not _threads:
             _before = gc.get_threshold()
-            if 0 < _before[0] < OBJECTS:
-                gc.set_threshold(OBJECTS, *_before[1:])
+            if 0 < _before[0] < THRESHOLD:
+                gc.set_threshold(THRESHOLD, *_before[1:])
         _threads += 1
     try:
         yield

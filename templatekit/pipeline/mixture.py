@@ -1,61 +1,61 @@
-"""Several sets in one run, each read by its own adapter and rendered by its own template."""
+"""`Mixture`: several data sets in one run, each with its own adapter and, where it names one, its own template."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, ClassVar
 
-from templatekit.config.options import DataOptions, MixedSet
+from templatekit.config.data_options import DataOptions, MixedSet
 from templatekit.errors import ConfigError, RecordError
 from templatekit.formats.template import Template
 from templatekit.hooks.registry import Registry
 from templatekit.packing.columns import TokenizedColumns
-from templatekit.pipeline.batches import BATCH, SampleBatch
+from templatekit.pipeline.batches import BATCH_SIZE, SampleBatch
 from templatekit.pipeline.chunks import Chunk, chunked
 from templatekit.pipeline.counts import Counts
 from templatekit.pipeline.pipeline import Pipeline
-from templatekit.sources.mixing import Drawn, Mix, Passes, Strategy
-from templatekit.sources.shuffle import placed, row_of, shuffled
+from templatekit.sources.mixing import DrawnItem, Mix, Passes, Strategy
+from templatekit.sources.shuffle import row_of, shuffled, with_row
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.types import Example, Record, Sample
 
-_CHUNK = 1024
-"""Records that are parted by their sets and brought together again at a time."""
-_PLACES = 1 << 40
-"""More than a set has rows: a place is `set * _PLACES + row`."""
+_CHUNK_SIZE = 1024
+"""Records of a chunk. They are divided by set, so chunks are larger than those of one set."""
+_MAX_ROWS = 1 << 40
+"""More rows than a set has: a record's id is `set * _MAX_ROWS + row`."""
 
 
 @dataclass(kw_only=True)
 class MixedCounts(Counts):
-    """The sums over all sets, and what became of each."""
+    """The counts of each set, and their sums."""
 
     sets: dict[str, Counts] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
-    """What mixing did with a set's rows."""
+    """What mixing did with the rows of a set, by the set's name."""
 
-    def add_up(self) -> None:
-        """Sums what the sets have counted; row numbers stay with their sets."""
-        for one in fields(Counts):
-            values = [getattr(counts, one.name) for counts in self.sets.values()]
-            if isinstance(getattr(self, one.name), int):
-                setattr(self, one.name, sum(values))
-            elif isinstance(getattr(self, one.name), Counter):
-                setattr(self, one.name, sum(values, Counter()))
+    def sum_sets(self) -> None:
+        """Sum the counts of the sets. Row numbers stay with their sets."""
+        for field_ in fields(Counts):
+            values = [getattr(counts, field_.name) for counts in self.sets.values()]
+            if isinstance(getattr(self, field_.name), int):
+                setattr(self, field_.name, sum(values))
+            elif isinstance(getattr(self, field_.name), Counter):
+                setattr(self, field_.name, sum(values, Counter()))
 
     def merge(self, later: Counts) -> None:
-        """Adds what became of the records that follow these, set by set."""
+        """Add the counts of the records that follow these, set by set."""
         assert isinstance(later, MixedCounts)
         for name, counts in later.sets.items():
             self.sets[name].merge(counts)
         self.notes.update(later.notes)
-        self.add_up()
+        self.sum_sets()
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, with every set's own counts under `sets`."""
-        self.add_up()
+        """The counts as JSON holds them, with each set's own under `sets`."""
+        self.sum_sets()
         sets = {
             name: counts.as_dict() | ({"note": self.notes[name]} if name in self.notes else {})
             for name, counts in self.sets.items()
@@ -63,8 +63,8 @@ class MixedCounts(Counts):
         return {**super().as_dict(), "sets": sets}
 
     def lines(self, *, tokens: bool) -> list[str]:
-        """The sums, then each set's counts under its name."""
-        self.add_up()
+        """The sums, then the counts of each set after its name."""
+        self.sum_sets()
         lines = [self.headline(tokens=tokens)]
         for name, counts in self.sets.items():
             own = counts.lines(tokens=tokens)
@@ -76,32 +76,33 @@ class MixedCounts(Counts):
 
 
 class Mixture(Pipeline):
-    """A pipeline of `kind` for each set, which share a tokenizer. Iterate `prepared()`."""
+    """Several data sets in one run: a pipeline of `pipeline_type` for each, which share a tokenizer."""
 
-    takes_mix: ClassVar[bool] = True
+    reads_mix: ClassVar[bool] = True
 
     def __init__(
         self,
         options: DataOptions,
         registry: Registry,
         *,
-        kind: type[Pipeline] = Pipeline,
+        pipeline_type: type[Pipeline] = Pipeline,
         template: Template | None = None,
         tokenizer: Tokenizer | None = None,
     ) -> None:
         super().__init__(options, registry, template=template, tokenizer=tokenizer)
-        self.kind = kind
+        self.pipeline_type = pipeline_type
         self.names = _names(options.mix)
-        self.pipelines = [self._pipeline(one) for one in options.mix]
-        self.counts: MixedCounts = self._counts()
+        self.pipelines = [self._pipeline(mixed) for mixed in options.mix]
+        self.counts: MixedCounts = self._new_counts()
 
     @property
-    def one_template(self) -> bool:
+    def has_one_template(self) -> bool:
         """Whether every set is rendered by the mixture's own template."""
         return all(pipeline.template.source == self.template.source for pipeline in self.pipelines)
 
-    def _pipeline(self, one: MixedSet) -> Pipeline:
-        own = {name: value for name in one.model_fields_set if (value := getattr(one, name)) is not None}
+    def _pipeline(self, mixed: MixedSet) -> Pipeline:
+        """The pipeline of a set: the set's own options replace those of the mixture, its filters are added."""
+        own = {name: value for name in mixed.model_fields_set if (value := getattr(mixed, name)) is not None}
         update = {name: own[name] for name in DataOptions.model_fields if name in own and name != "filter"}
         shared = not {"template", "chat_template_kwargs"} & update.keys()
         options = self.options.model_copy(
@@ -109,90 +110,41 @@ class Mixture(Pipeline):
                 "limit": None,
                 **({"chat_template_kwargs": {}, "end_marker": None} if shared else {}),  # the template has them
                 **update,
-                "filter": (*self.options.filter, *one.filter),
+                "filter": (*self.options.filter, *mixed.filter),
                 "mix": (),
                 "dedup": None,
                 "shuffle": None,
             }
         )
-        return self.kind(options, self.registry, template=self.template if shared else None, tokenizer=self.tokenizer)
-
-    def counts_of(self, item: Sample) -> Counts:
-        """Where a sample is counted: with its set."""
-        return self.counts.sets[item.rendered.source]
+        return self.pipeline_type(
+            options, self.registry, template=self.template if shared else None, tokenizer=self.tokenizer
+        )
 
     def open(self) -> Iterator[Record | RecordError]:
-        """Refuses: the records of several sets are of no one shape."""
-        raise ConfigError("a mixture is read through prepared(): its sets have adapters of their own")
+        """Raises `ConfigError`: the records of several sets have no common shape; see `chunks`."""
+        raise ConfigError("a mixture is read through batches(): its sets have adapters of their own")
 
-    def take_counts(self) -> Counts:
-        """What was counted so far; counting begins anew."""
-        counts = self.counts
-        for pipeline in self.pipelines:
-            pipeline.take_counts()
-        self.counts = self._counts()
-        return counts
-
-    def _counts(self) -> MixedCounts:
-        return MixedCounts(sets={name: one.counts for name, one in zip(self.names, self.pipelines, strict=True)})
+    def batches(
+        self, records: Iterable[Record | RecordError] | None = None, *, source: str | None = None, first_row: int = 0
+    ) -> Iterator[SampleBatch]:
+        """The samples of every set, in the order in which their records are drawn."""
+        if records is not None:
+            raise ConfigError("a mixture reads the sets that its options name; found records")
+        return self._checked(chain.from_iterable(map(self.process_chunk, self.chunks())))
 
     def chunks(self) -> Iterator[Chunk]:
-        """Every set's records in the order in which they are drawn, so many at a time."""
+        """The records of every set in chunks, in the order in which they are drawn."""
         sets = self.options.mix
         mix = Mix(
             openers=[self._opener(index) for index in range(len(sets))],
-            weights=[one.weight or 1.0 for one in sets],
+            weights=[mixed.weight or 1.0 for mixed in sets],
             strategy=strategy_of(self.options),
             seed=self.options.shuffle or 0,
         )
-        drawn = self._chosen_of(islice(mix, self.options.limit))
-        for records, error in chunked(drawn, _CHUNK):
-            yield Chunk(records=records, adapters=self._adapters(), error=error)
-        yield Chunk(records=[], adapters=self._adapters(), notes=self._notes(mix.passes))
-
-    def of_chunk(self, chunk: Chunk) -> Iterator[SampleBatch]:
-        """What comes of a chunk's records, in their order."""
-        self.take_adapters(chunk.adapters)
-        items = self._together(chunk.records)
-        while some := list(islice(items, BATCH)):
-            tokenized = [item.tokenized for item in some if item.tokenized is not None]
-            yield SampleBatch(items=some, columns=TokenizedColumns.of(tokenized) if tokenized else None)
-        self.counts.notes.update(chunk.notes)
-        self.counts.add_up()
-        if chunk.error is not None:
-            raise chunk.error
-
-    def take_adapters(self, names: Sequence[str | None]) -> None:
-        """Reads each set's records by the adapter that another's records have told."""
-        for pipeline, name in zip(self.pipelines, names, strict=True):
-            pipeline.take_adapters([name])
-
-    def _adapters(self) -> tuple[str | None, ...]:
-        return tuple(pipeline.reader.adapter_name for pipeline in self.pipelines)
-
-    def _notes(self, passes: Iterable[Passes]) -> dict[str, str]:
-        """What mixing did with each set's rows, where there is something to say."""
-        notes = {}
-        for name, pipeline, one, of in zip(self.names, self.pipelines, self.options.mix, passes, strict=True):
-            adapter = pipeline.adapter
-            told = f"adapter {adapter.name}, told by the records' keys" if adapter and not one.adapter else ""
-            if note := "; ".join(filter(None, (_note(of), told))):
-                notes[name] = note
-        return notes
-
-    def prepared_batches(self) -> Iterator[SampleBatch]:
-        """Every set's samples, in the order in which their records were drawn."""
-        for chunk in self.chunks():
-            yield from self.of_chunk(chunk)
-        self.check_any_left()
-
-    def check_any_left(self) -> None:
-        """Raises `ConfigError` where records of a set came in and none came out."""
-        for name, pipeline in zip(self.names, self.pipelines, strict=True):
-            try:
-                pipeline.check_any_left()
-            except ConfigError as error:
-                raise ConfigError(f"{name}: {error}") from error
+        drawn = self._deduplicated_and_shuffled(islice(mix, self.options.limit))
+        for records, error in chunked(drawn, _CHUNK_SIZE):
+            yield Chunk(records=records, adapters=self._adapter_names(), error=error)
+        yield Chunk(records=[], adapters=self._adapter_names(), notes=self._notes(mix.passes))
 
     def _opener(self, index: int) -> Callable[[], Iterable[Record | RecordError]]:
         pipeline, repeat = self.pipelines[index], self.options.mix[index].repeat
@@ -200,78 +152,137 @@ class Mixture(Pipeline):
         def opened() -> Iterator[Record | RecordError]:
             for _ in range(repeat):
                 for row, record in enumerate(pipeline.open()):
-                    yield placed(record, row)
+                    yield with_row(record, row)
 
         return opened
 
-    def _chosen_of(self, drawn: Iterable[Drawn[Record | RecordError]]) -> Iterable[Drawn[Record | RecordError]]:
-        """Without repeats over all sets, shuffled, as the options say."""
+    def _deduplicated_and_shuffled(
+        self, drawn: Iterable[DrawnItem[Record | RecordError]]
+    ) -> Iterable[DrawnItem[Record | RecordError]]:
+        """The records as the options `dedup` and `shuffle` say, over all sets together."""
         if self.options.dedup is not None:
-            from templatekit.pipeline.deduplication import Item, texts_of, without_repeats
+            from templatekit.pipeline.deduplication import IdentifiedRecord, create_text_index, mark_duplicates
 
-            items = (Item(record, index * _PLACES + _row(record)) for index, record in drawn)
+            records = (IdentifiedRecord(record, index * _MAX_ROWS + _row(record)) for index, record in drawn)
 
-            def read(place: int, record: Record) -> list[Example]:
-                return self.pipelines[place // _PLACES].reader.examples(record)
+            def read(id: int, record: Record) -> list[Example]:
+                return self.pipelines[id // _MAX_ROWS].reader.examples(record)
 
-            def name(place: int) -> str:
-                return f"{place % _PLACES} of {self.names[place // _PLACES]}"
+            def name(id: int) -> str:
+                return f"{id % _MAX_ROWS} of {self.names[id // _MAX_ROWS]}"
 
-            kept = without_repeats(items, texts_of(self.options.dedup), read, name)
+            marked = mark_duplicates(records, create_text_index(self.options.dedup), read, name)
             drawn = (
-                Drawn(place // _PLACES, record.at(None, place % _PLACES) if isinstance(record, RecordError) else record)
-                for record, place in kept
+                DrawnItem(
+                    id // _MAX_ROWS, record.at(None, id % _MAX_ROWS) if isinstance(record, RecordError) else record
+                )
+                for record, id in marked
             )
         if self.options.shuffle is None:
             return drawn
         return shuffled(drawn, seed=self.options.shuffle, buffer=self.options.shuffle_buffer)
 
-    def _together(self, chunk: list[Drawn[Record | RecordError]]) -> Iterator[Sample]:
-        """What comes of the records, each set's by its own pipeline, in the order of the records."""
-        done: dict[int, list[Sample]] = {}
-        for index in dict.fromkeys(drawn.set for drawn in chunk):
+    def process_chunk(self, chunk: Chunk) -> Iterator[SampleBatch]:
+        """The samples of a chunk's records, in the order of the records; raises the chunk's error after them."""
+        self.take_adapters(chunk.adapters)
+        samples = self._samples_of(chunk.records)
+        while found := list(islice(samples, BATCH_SIZE)):
+            tokenized = [sample.tokenized for sample in found if sample.tokenized is not None]
+            yield SampleBatch(items=found, columns=TokenizedColumns.of(tokenized) if tokenized else None)
+        self.counts.notes.update(chunk.notes)
+        self.counts.sum_sets()
+        if chunk.error is not None:
+            raise chunk.error
+
+    def _samples_of(self, chunk: list[DrawnItem[Record | RecordError]]) -> Iterator[Sample]:
+        """The samples of records: each set's are made by its own pipeline, then put into the order of the records."""
+        made: dict[int, list[Sample]] = {}
+        for index in dict.fromkeys(drawn.set_index for drawn in chunk):
             pipeline = self.pipelines[index]
-            done[index] = []
-            for records in _apart(drawn.item for drawn in chunk if drawn.set == index):
-                for batch in pipeline.some_batches(records, source=pipeline.options.dataset):
-                    done[index] += (self._named(item, self.names[index]) for item in batch)
-            done[index].reverse()
+            made[index] = []
+            for records in _split_at_repeats(drawn.item for drawn in chunk if drawn.set_index == index):
+                for batch in pipeline.process(records, source=pipeline.options.dataset):
+                    made[index] += (self._with_source(sample, self.names[index]) for sample in batch)
+            made[index].reverse()
         for index, record in chunk:
             row, last = row_of(record, -1), -1
-            items = done[index]
-            while items and items[-1].rendered.row == row and items[-1].rendered.sample > last:
-                last = items[-1].rendered.sample
-                yield items.pop()
+            samples = made[index]
+            while samples and samples[-1].rendered.row == row and samples[-1].rendered.sample > last:
+                last = samples[-1].rendered.sample
+                yield samples.pop()
 
-    def _named(self, item: Sample, name: str) -> Sample:
-        rendered = replace(item.rendered, source=name)
-        tokenized = item.tokenized and replace(item.tokenized, rendered=rendered)
-        return replace(item, rendered=rendered, tokenized=tokenized)
+    def _with_source(self, sample: Sample, name: str) -> Sample:
+        rendered = replace(sample.rendered, source=name)
+        tokenized = sample.tokenized and replace(sample.tokenized, rendered=rendered)
+        return replace(sample, rendered=rendered, tokenized=tokenized)
+
+    def take_adapters(self, names: Sequence[str | None]) -> None:
+        """Use for each set the adapter that its records in another process have shown."""
+        for pipeline, name in zip(self.pipelines, names, strict=True):
+            pipeline.take_adapters([name])
+
+    def _adapter_names(self) -> tuple[str | None, ...]:
+        return tuple(pipeline.reader.adapter_name for pipeline in self.pipelines)
+
+    def take_counts(self) -> Counts:
+        """Return what was counted so far, and start to count anew."""
+        counts = self.counts
+        for pipeline in self.pipelines:
+            pipeline.take_counts()
+        self.counts = self._new_counts()
+        return counts
+
+    def _new_counts(self) -> MixedCounts:
+        return MixedCounts(
+            sets={name: pipeline.counts for name, pipeline in zip(self.names, self.pipelines, strict=True)}
+        )
+
+    def counts_of(self, sample: Sample) -> Counts:
+        """The counts of the sample's set."""
+        return self.counts.sets[sample.rendered.source]
+
+    def check_any_left(self) -> None:
+        """Raise `ConfigError` where records of a set came in and no sample of it came out."""
+        for name, pipeline in zip(self.names, self.pipelines, strict=True):
+            try:
+                pipeline.check_any_left()
+            except ConfigError as error:
+                raise ConfigError(f"{name}: {error}") from error
+
+    def _notes(self, passes: Iterable[Passes]) -> dict[str, str]:
+        """What mixing did with the rows of each set, and which adapter was inferred, where there is something to say."""
+        notes = {}
+        for name, pipeline, mixed, of in zip(self.names, self.pipelines, self.options.mix, passes, strict=True):
+            adapter = pipeline.adapter
+            told = f"adapter {adapter.name}, told by the records' keys" if adapter and not mixed.adapter else ""
+            if note := "; ".join(filter(None, (_note(of), told))):
+                notes[name] = note
+        return notes
 
 
-def pipeline_of(
+def create_pipeline(
     options: DataOptions,
     registry: Registry,
     *,
-    kind: type[Pipeline] = Pipeline,
+    pipeline_type: type[Pipeline] = Pipeline,
     template: Template | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> Pipeline:
-    """The pipeline of `kind` for the options' set, or the mixture of their sets."""
+    """A `pipeline_type` for the options' data set, or where they name several, a `Mixture` of them."""
     if options.mix:
-        return Mixture(options, registry, kind=kind, template=template, tokenizer=tokenizer)
-    return kind(options, registry, template=template, tokenizer=tokenizer)
+        return Mixture(options, registry, pipeline_type=pipeline_type, template=template, tokenizer=tokenizer)
+    return pipeline_type(options, registry, template=template, tokenizer=tokenizer)
 
 
 def strategy_of(options: DataOptions) -> Strategy:
-    """What the options name; else rows are drawn where a set has a weight, and sets follow each other if not."""
+    """The option `mix_strategy`; by default draw by weight where a set has one, else read set after set."""
     if options.mix_strategy is not None:
         return options.mix_strategy
-    return "all_exhausted" if any(one.weight is not None for one in options.mix) else "concat"
+    return "all_exhausted" if any(mixed.weight is not None for mixed in options.mix) else "concat"
 
 
-def _apart(records: Iterable[Record | RecordError]) -> Iterator[list[Record | RecordError]]:
-    """The records, cut where one comes twice in a row: its samples must not pass for samples of one."""
+def _split_at_repeats(records: Iterable[Record | RecordError]) -> Iterator[list[Record | RecordError]]:
+    """The records, split where a record directly follows itself: its samples must not pass for samples of one."""
     run: list[Record | RecordError] = []
     for record in records:
         if run and not isinstance(record, RecordError) and row_of(run[-1], -1) == row_of(record, -2):
@@ -286,7 +297,7 @@ def _row(record: Record | RecordError) -> int:
 
 
 def _names(sets: Iterable[MixedSet]) -> list[str]:
-    names = [one.name or one.dataset for one in sets]
+    names = [mixed.name or mixed.dataset for mixed in sets]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(f"mix: two sets are named {twice!r}; give one of them a name of its own: name=…")
@@ -294,10 +305,10 @@ def _names(sets: Iterable[MixedSet]) -> list[str]:
 
 
 def _note(passes: Passes) -> str:
-    if passes.left:
-        return f"only its first {passes.taken:,} rows were drawn; the others were not read"
-    if passes.whole > 1 or (passes.whole and passes.taken):
-        more = f" and {passes.taken:,} rows of another pass" if passes.taken else ""
-        times = "once" if passes.whole == 1 else f"{passes.whole} times"
+    if passes.unfinished:
+        return f"only its first {passes.partial:,} rows were drawn; the others were not read"
+    if passes.complete > 1 or (passes.complete and passes.partial):
+        more = f" and {passes.partial:,} rows of another pass" if passes.partial else ""
+        times = "once" if passes.complete == 1 else f"{passes.complete} times"
         return f"gone through {times}{more}"
     return ""

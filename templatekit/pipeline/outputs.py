@@ -1,4 +1,7 @@
-"""Prepared samples on their way to a sink: in parts, each as the sink writes it, which can be made in any process."""
+"""Output chunks: the samples of one chunk of records as an exporter writes them, made in any process.
+
+A *converter* turns batches into output chunks. *Observers* see the batches on their way to the converter.
+"""
 
 from __future__ import annotations
 
@@ -8,90 +11,99 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
-from templatekit.config.options import RenderOptions
+from templatekit.config.render_options import RenderOptions
 from templatekit.errors import RecordError
-from templatekit.hooks.exporters import Exporter, Sink, whole_records
+from templatekit.hooks.exporters import BaseExporter, Exporter, whole_records
 from templatekit.hooks.registry import Registry
 from templatekit.packing import Sequences
 from templatekit.packing.columns import TokenizedColumns
-from templatekit.pipeline.batches import BATCH, SampleBatch
-from templatekit.pipeline.chunks import UpToError, chunked
+from templatekit.pipeline.batches import BATCH_SIZE, SampleBatch
+from templatekit.pipeline.chunks import StopAtError, chunked
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.types import Sample
 
-W = TypeVar("W", bound="Watcher")
+ObserverT = TypeVar("ObserverT", bound="Observer")
 
 
-class Part(NamedTuple):
-    """Some samples as a sink writes them."""
+class OutputChunk(NamedTuple):
+    """Some samples as they are written."""
 
     samples: int
+    """Number of samples."""
     content: Any
-    """Of a sink: what is to be packed their `Sequences`; what goes `in_columns` as `Exporter.convert` made it; else a
-    list of what the sink admitted."""
+    """What the converter made of them. For an exporter: `Sequences` where they are packed later, the result of
+    `Exporter.convert` where the exporter takes columns, else a list of what its `admit` returned."""
 
 
-Make: TypeAlias = Callable[[Iterable[SampleBatch], Pipeline], Iterator[Part]]
-"""What becomes of samples that are not all, but whole records': where none of them is left it is no error.
+Converter: TypeAlias = Callable[[Iterable[SampleBatch], Pipeline], Iterator[OutputChunk]]
+"""Turns batches of a part of the records into output chunks; it gets all samples of a record together.
 
-It is sent to other processes: a function of a module, or a value."""
+Workers receive it pickled, so it is a function of a module, or a value."""
 
 
 @dataclass(frozen=True, slots=True)
-class ForSink:
-    """Makes what a sink of the pipeline's registry writes. What it has no place for is counted, or stops the run."""
+class ExporterConverter:
+    """The converter for an exporter, found by name in the registry of the worker's own pipeline.
+
+    A sample that the exporter refuses is counted, or stops the run.
+    """
 
     name: str
 
     @classmethod
-    def of(cls, sink: Sink, registry: Registry) -> ForSink:
-        """By the name under which the registry has the sink."""
-        return cls(next(name for name, offered in registry.exporters.items() if offered is sink))
+    def of(cls, exporter: BaseExporter, registry: Registry) -> ExporterConverter:
+        """The converter for an exporter of the registry."""
+        return cls(next(name for name, offered in registry.exporters.items() if offered is exporter))
 
-    def __call__(self, batches: Iterable[SampleBatch], pipeline: Pipeline) -> Iterator[Part]:
-        """As `Make` says."""
-        return some_parts(batches, pipeline.registry.exporters[self.name], pipeline)
-
-
-def as_they_are(batches: Iterable[SampleBatch], pipeline: Pipeline) -> Iterator[Part]:
-    """A `Make`: the batches themselves."""
-    return (Part(len(batch), batch) for batch in batches)
+    def __call__(self, batches: Iterable[SampleBatch], pipeline: Pipeline) -> Iterator[OutputChunk]:
+        """The output chunks of the batches."""
+        return chunks_for_exporter(batches, pipeline.registry.exporters[self.name], pipeline)
 
 
-def nothing(batches: Iterable[SampleBatch], pipeline: Pipeline) -> Iterator[Part]:
-    """A `Make`: no parts, for whom it is enough to watch the batches."""
+def keep_batches(batches: Iterable[SampleBatch], pipeline: Pipeline) -> Iterator[OutputChunk]:
+    """A converter whose output chunks hold the batches themselves."""
+    return (OutputChunk(len(batch), batch) for batch in batches)
+
+
+def discard_batches(batches: Iterable[SampleBatch], pipeline: Pipeline) -> Iterator[OutputChunk]:
+    """A converter without output chunks, for runs that only need observers."""
     for _ in batches:
         pass
     yield from ()
 
 
-class Watcher(Protocol):
-    """Looks at batches as they pass, in the process that makes them, and is sent from there."""
+class Observer(Protocol):
+    """Sees batches in the process that makes them. The caller gets it from there, pickled, and merges it."""
 
-    def watch(self, batches: Iterable[SampleBatch], pipeline: Pipeline) -> Iterator[SampleBatch]:
-        """The batches as they are."""
+    def observe(self, batches: Iterable[SampleBatch], pipeline: Pipeline) -> Iterator[SampleBatch]:
+        """The batches, unchanged."""
 
-    def merge(self: W, later: W) -> None:
-        """Adds what another has seen of batches that follow these."""
+    def merge(self: ObserverT, later: ObserverT) -> None:
+        """Add what another observer saw of the batches that follow these."""
 
 
-def watched(batches: Iterator[SampleBatch], watchers: Iterable[Watcher], pipeline: Pipeline) -> Iterator[SampleBatch]:
-    """The batches, seen by all watchers."""
-    for watcher in watchers:
-        batches = watcher.watch(batches, pipeline)
+def observed(
+    batches: Iterator[SampleBatch], observers: Iterable[Observer], pipeline: Pipeline
+) -> Iterator[SampleBatch]:
+    """The batches, seen by every observer."""
+    for observer in observers:
+        batches = observer.observe(batches, pipeline)
     return batches
 
 
 @dataclass(kw_only=True)
-class Lengths:
-    """How many samples have which length, in tokens or else in characters, and which number of trained tokens."""
+class LengthCounts:
+    """An observer that counts samples by their length, and by their number of trained tokens."""
 
     lengths: Counter[int] = field(default_factory=Counter)
+    """Number of samples by length, in `unit`."""
     trained: Counter[int] = field(default_factory=Counter)
+    """Number of samples by number of trained tokens; empty without a tokenizer."""
     unit: str = "characters"
+    """`tokens`, or without a tokenizer `characters`."""
 
     def add(self, batch: SampleBatch) -> None:
-        """Counts each sample of a batch."""
+        """Count the samples of a batch."""
         if batch.columns is not None:
             self.unit = "tokens"
             self.lengths.update(batch.columns.lengths.tolist())
@@ -99,56 +111,58 @@ class Lengths:
         else:
             self.lengths.update(len(item.rendered.text) for item in batch)
 
-    def watch(self, batches: Iterable[SampleBatch], pipeline: Pipeline | None = None) -> Iterator[SampleBatch]:
+    def observe(self, batches: Iterable[SampleBatch], pipeline: Pipeline | None = None) -> Iterator[SampleBatch]:
         """The batches, each counted."""
         for batch in batches:
             self.add(batch)
             yield batch
 
-    def merge(self, later: Lengths) -> None:
-        """Adds what was counted elsewhere."""
+    def merge(self, later: LengthCounts) -> None:
+        """Add the counts of another observer."""
         if later.lengths:
             self.unit = later.unit
         self.lengths.update(later.lengths)
         self.trained.update(later.trained)
 
 
-def in_packs(pipeline: Pipeline) -> bool:
-    """Whether what comes out of a pipeline is to be packed, as the options say."""
+def is_packed(pipeline: Pipeline) -> bool:
+    """Whether the options say to pack the samples of a pipeline."""
     return isinstance(pipeline.options, RenderOptions) and pipeline.options.pack_tokens is not None
 
 
-def in_columns(sink: Sink, pipeline: Pipeline) -> bool:
-    """Whether a sink takes whole columns of what comes out of a pipeline, or looks at single samples."""
-    return isinstance(sink, Exporter) and pipeline.encoder is not None
+def takes_columns(exporter: BaseExporter, pipeline: Pipeline) -> bool:
+    """Whether an exporter takes whole columns of a pipeline's samples, rather than sample by sample."""
+    return isinstance(exporter, Exporter) and pipeline.encoder is not None
 
 
-def some_parts(batches: Iterable[SampleBatch], sink: Sink, pipeline: Pipeline) -> Iterator[Part]:
-    """What a sink writes of samples that come out of the pipeline, which counts those that it has no place for."""
-    if in_packs(pipeline):
-        for columns in admitted_columns(sink, batches, pipeline):
-            yield Part(len(columns), Sequences.of(columns))
-    elif in_columns(sink, pipeline):
-        assert isinstance(sink, Exporter)
+def chunks_for_exporter(
+    batches: Iterable[SampleBatch], exporter: BaseExporter, pipeline: Pipeline
+) -> Iterator[OutputChunk]:
+    """What an exporter writes of the pipeline's samples; `pipeline.counts` then has those that it refused."""
+    if is_packed(pipeline):
+        for columns in admit_columns(exporter, batches, pipeline):
+            yield OutputChunk(len(columns), Sequences.of(columns))
+    elif takes_columns(exporter, pipeline):
+        assert isinstance(exporter, Exporter)
         for batch in batches:
             assert batch.columns is not None
-            yield Part(len(batch), sink.convert(batch.columns))
+            yield OutputChunk(len(batch), exporter.convert(batch.columns))
     else:
-        for items, error in chunked(admitted(sink, chain.from_iterable(batches), pipeline), BATCH):
-            yield Part(len(items), items)
+        for items, error in chunked(admit_samples(exporter, chain.from_iterable(batches), pipeline), BATCH_SIZE):
+            yield OutputChunk(len(items), items)
             if error is not None:
                 raise error
 
 
-def admitted(sink: Sink, samples: Iterable[Sample], pipeline: Pipeline) -> Iterator[Any]:
-    """What the sink writes of the samples; one that it has no place for stops the run, or is counted."""
-    given = UpToError(samples)
-    wanted = cast("Iterable[Sample]", whole_records(given)) if sink.whole_records else given
-    for record in _by_record(wanted):
+def admit_samples(exporter: BaseExporter, samples: Iterable[Sample], pipeline: Pipeline) -> Iterator[Any]:
+    """What the exporter's `admit` returns for each sample; one that it refuses stops the run, or is counted."""
+    given = StopAtError(samples)
+    wanted = cast("Iterable[Sample]", whole_records(given)) if exporter.whole_records else given
+    for record in _group_by_record(wanted):
         refused: list[RecordError] = []
         for sample in record:
             try:
-                item = sink.admit(sample)
+                item = exporter.admit(sample)
             except RecordError as error:
                 refused.append(error.at(sample.rendered.source or pipeline.options.dataset, sample.rendered.row))
                 if pipeline.options.on_error == "stop":
@@ -156,32 +170,38 @@ def admitted(sink: Sink, samples: Iterable[Sample], pipeline: Pipeline) -> Itera
                     raise
             else:
                 yield item
-        for number, one in enumerate(refused):
-            pipeline.counts_of(record[0]).take_back(one, row=number == 0 and len(refused) == len(record))
+        for index, refusal in enumerate(refused):
+            whole_row = index == 0 and len(refused) == len(record)
+            pipeline.counts_of(record[0]).retract(refusal, whole_row=whole_row)
     if given.error is not None:
         raise given.error
 
 
-def admitted_columns(sink: Sink, batches: Iterable[SampleBatch], pipeline: Pipeline) -> Iterator[TokenizedColumns]:
-    """The same in columns, of sinks that write the tokenized examples themselves."""
+def admit_columns(
+    exporter: BaseExporter, batches: Iterable[SampleBatch], pipeline: Pipeline
+) -> Iterator[TokenizedColumns]:
+    """The same in columns, for exporters that write the tokenized examples themselves."""
     for batch in batches:
         assert batch.columns is not None
-        if sink.admits_all(batch.columns):
+        if exporter.admits_all(batch.columns):
             yield batch.columns
         else:
-            yield TokenizedColumns.of(list(admitted(sink, batch, pipeline)))
+            yield TokenizedColumns.of(list(admit_samples(exporter, batch, pipeline)))
 
 
-def _by_record(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
-    """Each record's samples together. A mixture may hold a row twice in a row, whose samples are then numbered anew."""
-    held: list[Sample] = []
+def _group_by_record(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    """The samples of each record together.
+
+    A mixture may repeat a row directly after itself; the numbering of its samples then starts again.
+    """
+    group: list[Sample] = []
     for sample in samples:
         rendered = sample.rendered
-        if held:
-            last = held[-1].rendered
+        if group:
+            last = group[-1].rendered
             if (rendered.source, rendered.row) != (last.source, last.row) or rendered.sample <= last.sample:
-                yield held
-                held = []
-        held.append(sample)
-    if held:
-        yield held
+                yield group
+                group = []
+        group.append(sample)
+    if group:
+        yield group

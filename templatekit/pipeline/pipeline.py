@@ -1,4 +1,21 @@
-"""The stages joined: records in, tokenized examples out, and a count of everything that was dropped and why."""
+"""`Pipeline`: how a record becomes samples, and where and why it is dropped.
+
+The methods of `Pipeline` stand in the order in which a record meets them:
+
+| step | method | reasons to drop the record or a sample of it |
+| --- | --- | --- |
+| read | `open` | unreadable (`invalid_json`, …), excluded by options (`filtered`, `duplicate`, `near_duplicate`) |
+| adapt | `_adapt` | the adapter's (`bad_messages`, …), `no_adapter`, `adapter_failed` |
+| render | `_render` | the template's (`template_refused`, …) |
+| encode | `_finish` | `nothing_trained` |
+| fit | `_select` | `too_long` |
+| write | `templatekit.pipeline.outputs` | the exporter's: `not_expressible` |
+
+Each step raises a `RecordError` with its reason code, and `Counts.drop` counts it. So, why was row 17 dropped? Look for
+17 in `pipeline.counts.dropped_rows`, whose keys are the reasons. The whole message: `templatekit preview --row 17`.
+Up to and with rendering, an error stops the run unless `on_error="skip"`. `nothing_trained` never stops it, and
+`too_long` does only with `truncation="error"`.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +24,42 @@ from dataclasses import replace
 from itertools import chain, pairwise
 from typing import ClassVar
 
-from templatekit.config.options import DataOptions
+from templatekit.config.data_options import DataOptions
 from templatekit.config.train_on import parse_train_on
-from templatekit.errors import NOTHING_TRAINED, ConfigError, LeftOut, RecordError
+from templatekit.errors import NOTHING_TRAINED, ConfigError, ExcludedRecord, RecordError
 from templatekit.formats.lookup import check_end_marker, find_template
 from templatekit.formats.template import Template
 from templatekit.hooks.contracts import Adapter
 from templatekit.hooks.registry import Registry
-from templatekit.pipeline.batches import BATCH, SampleBatch
-from templatekit.pipeline.chunks import CHUNK, Chunk, chunked
+from templatekit.packing.columns import TokenizedColumns
+from templatekit.pipeline.batches import BATCH_SIZE, SampleBatch
+from templatekit.pipeline.chunks import CHUNK_SIZE, Chunk, chunked
 from templatekit.pipeline.counts import Counts
-from templatekit.pipeline.garbage_collection import rarely_collected
+from templatekit.pipeline.garbage_collection import with_rare_gc
 from templatekit.pipeline.reader import Reader
 from templatekit.sources.shuffle import row_of
 from templatekit.tokens.encoder import Encoder
 from templatekit.tokens.load import find_tokenizer
-from templatekit.tokens.supervision import Losses, loss_spans
+from templatekit.tokens.supervision import LazyLossSpans, loss_spans
 from templatekit.tokens.tokenizer import Tokenizer
-from templatekit.tokens.truncation import Limit
+from templatekit.tokens.truncation import LengthLimit
 from templatekit.types import NO_TOKENIZER, Example, PreferenceExample, Record, RenderedText, Sample
 
 
 class Pipeline:
     """Adapter, template and tokenizer, set up once for any number of records.
 
-    Iterate `run(records)`, or `batches(records)` for columns; `counts` tells afterwards what became of them. Without an
-    adapter the first record's keys choose one.
+    | call | gives |
+    | --- | --- |
+    | `run()` | the samples of the data set, or of given records |
+    | `batches()` | the same in batches, their tokens in columns |
+    | `chunks()`, then `process_chunk()` for each | the same; another process may do the second step |
+
+    `counts` then holds what became of the records. Without a named adapter, the first record's keys choose one.
     """
 
-    takes_mix: ClassVar[bool] = False
-    """Whether it reads the several sets of `mix`."""
+    reads_mix: ClassVar[bool] = False
+    """Whether it reads the several sets of the option `mix`."""
 
     def __init__(
         self,
@@ -49,7 +72,7 @@ class Pipeline:
     ) -> None:
         self.options = options
         self.registry = registry
-        if options.mix and not self.takes_mix:
+        if options.mix and not self.reads_mix:
             raise ConfigError("mix: one set is read at a time here; found several; name one of them (--dataset)")
         if options.max_length is not None and options.tokenizer is None and tokenizer is None:
             raise ConfigError(
@@ -74,178 +97,179 @@ class Pipeline:
             if tokenizer
             else None
         )
-        self.limit = self.limit_of(options)
+        self.limit = self.length_limit(options)
         self.counts = Counts()
 
-    def limit_of(self, options: DataOptions) -> Limit | None:
-        """What the options make of samples that are too long; None where they set no length."""
+    def length_limit(self, options: DataOptions) -> LengthLimit | None:
+        """How the options shorten samples that are too long; None where they set no maximum length."""
         if options.max_length is None or self.encoder is None:
             return None
-        return Limit(
+        return LengthLimit(
             options.max_length,
             options.truncation,
-            render=self._whole_text,
+            render=self._render_whole,
             encoder=self.encoder,
             train_on=options.train_on,
         )
 
     @property
     def adapter(self) -> Adapter | None:
-        """What reads the records; None while none is named and no record has told it."""
+        """The adapter that reads the records; None until it is named or the first record has shown it."""
         return self.reader.adapter
 
-    def open(self) -> Iterator[Record | RecordError]:
-        """The records of the options' data set."""
-        return self.reader.open()
+    # Entry points
 
-    def prepared(self) -> Iterator[Sample]:
-        """What comes of the options' data set."""
-        return chain.from_iterable(self.prepared_batches())
+    def run(
+        self, records: Iterable[Record | RecordError] | None = None, *, source: str | None = None, first_row: int = 0
+    ) -> Iterator[Sample]:
+        """The samples of the options' data set, or of `records`, in their order.
 
-    def prepared_batches(self) -> Iterator[SampleBatch]:
-        """The same, many samples at once."""
-        return self.batches(self.open(), source=self.options.dataset)
+        Rows of `records` are counted from `first_row`; errors name `source`. A record that cannot be used raises its
+        `RecordError`, or is counted with `on_error="skip"`. A sample of which nothing is trained is always counted.
+        Raises `ConfigError` at the end where records came in and no sample came out.
+        """
+        return chain.from_iterable(self.batches(records, source=source, first_row=first_row))
+
+    def batches(
+        self, records: Iterable[Record | RecordError] | None = None, *, source: str | None = None, first_row: int = 0
+    ) -> Iterator[SampleBatch]:
+        """The same as `run`, in batches of at least one sample."""
+        if records is None:
+            records, source = self.open(), self.options.dataset
+        return self._checked(self.process(records, source=source, first_row=first_row))
+
+    def process(
+        self, records: Iterable[Record | RecordError], *, source: str | None = None, first_row: int = 0
+    ) -> Iterator[SampleBatch]:
+        """The same for only a part of the records: it is no error where no sample comes out."""
+        return with_rare_gc(self._process(records, source, first_row))
 
     def chunks(self) -> Iterator[Chunk]:
-        """The records of the options' data set, some at a time: what `of_chunk` takes, here or in another process."""
-        return self.chunks_of(self.open())
+        """The records of the options' data set in chunks, for `process_chunk` of this process or another."""
+        return self.split_into_chunks(self.open())
 
-    def chunks_of(
-        self, records: Iterable[Record | RecordError], *, first_row: int = 0, given: bool = False
+    def split_into_chunks(
+        self, records: Iterable[Record | RecordError], *, first_row: int = 0, from_caller: bool = False
     ) -> Iterator[Chunk]:
-        """The same of records that are read as `open` reads them, by `gathered`; `given` by a caller, with no address.
-
-        Rows are counted from `first_row`.
-        """
-        for some, error in chunked(records, CHUNK):
+        """Records, as `open` or `Reader.gathered` gives them, in chunks; rows are counted from `first_row`."""
+        for items, error in chunked(records, CHUNK_SIZE):
             yield Chunk(
-                records=some, first_row=first_row, given=given, adapters=(self.reader.adapter_name,), error=error
+                records=items,
+                first_row=first_row,
+                from_caller=from_caller,
+                adapters=(self.reader.adapter_name,),
+                error=error,
             )
-            first_row += len(some)
+            first_row += len(items)
 
-    def of_chunk(self, chunk: Chunk) -> Iterator[SampleBatch]:
-        """What comes of a chunk's records."""
+    def process_chunk(self, chunk: Chunk) -> Iterator[SampleBatch]:
+        """The samples of a chunk's records; raises the chunk's error after them."""
         self.take_adapters(chunk.adapters)
-        source = None if chunk.given else self.options.dataset
-        yield from self.some_batches(chunk.records, source=source, first_row=chunk.first_row)
+        source = None if chunk.from_caller else self.options.dataset
+        yield from self.process(chunk.records, source=source, first_row=chunk.first_row)
         if chunk.error is not None:
             raise chunk.error
 
     def take_adapters(self, names: Sequence[str | None]) -> None:
-        """Reads records by the adapters that another's records have told."""
+        """Use the adapter that records in another process have shown; of a mixture, one for each set."""
         if names[0] is not None:
             self.reader.adapter = self.registry.adapters[names[0]]
 
-    def counts_of(self, item: Sample) -> Counts:
-        """Where a sample is counted."""
-        return self.counts
-
     def take_counts(self) -> Counts:
-        """What was counted so far; counting begins anew."""
+        """Return what was counted so far, and start to count anew."""
         counts, self.counts = self.counts, Counts()
         return counts
 
-    def run(
-        self, records: Iterable[Record | RecordError], *, source: str | None = None, first_row: int = 0
-    ) -> Iterator[Sample]:
-        """Every record's samples, in order; rows are counted from `first_row`.
-
-        A record that cannot be used raises its `RecordError`, or, with `on_error="skip"`, is counted. What nothing is
-        trained of is counted in any case. `ConfigError` at the end where records came in and none came out.
-        """
-        for batch in self.batches(records, source=source, first_row=first_row):
-            yield from batch
-
-    def batches(
-        self, records: Iterable[Record | RecordError], *, source: str | None = None, first_row: int = 0
-    ) -> Iterator[SampleBatch]:
-        """The same as `run`, many samples at once: never none, and no order but theirs."""
-        yield from self.some_batches(records, source=source, first_row=first_row)
-        self.check_any_left()
-
-    def some_batches(
-        self, records: Iterable[Record | RecordError], *, source: str | None = None, first_row: int = 0
-    ) -> Iterator[SampleBatch]:
-        """The same for records that are not all: where none of them comes out it is no error."""
-        return rarely_collected(self._made(records, source, first_row))
-
-    def _made(
-        self, records: Iterable[Record | RecordError], source: str | None, first_row: int
-    ) -> Iterator[SampleBatch]:
-        rendered = (
-            item
-            for row, record in enumerate(records, first_row)
-            for item in self._render(row_of(record, row), record, source)
-        )
-        last = None
-        for chunk, error in chunked(rendered, BATCH):
-            for batch in self._finish(chunk, source):
-                rows = [last, *(item.rendered.row for item in batch.items)]
-                self.counts.rows_out += sum(row != before for before, row in pairwise(rows))
-                self.counts.samples += len(batch)
-                self.counts.tokens += batch.tokens
-                self.counts.trained_tokens += batch.trained_tokens
-                last = rows[-1]
-                yield batch
-            if error is not None:  # of a record behind these, which have their own errors first
-                raise error
+    def counts_of(self, sample: Sample) -> Counts:
+        """The counts that a sample is part of: a mixture has one for each set."""
+        return self.counts
 
     def check_any_left(self) -> None:
-        """Raises `ConfigError` where records came in and none came out."""
+        """Raise `ConfigError` where records came in and no sample came out."""
         if self.counts.rows_in and not self.counts.rows_out:
             reasons = "; ".join(f"{count} {reason}" for reason, count in self.counts.dropped.most_common())
             first = next(iter(self.counts.first_dropped.values()), "")
             raise ConfigError(f"0 of {self.counts.rows_in} samples left; dropped: {reasons}; the first: {first}")
 
     def prompt_ids(self, example: Example) -> tuple[int, ...]:
-        """The ids a server feeds to have this example's last answer generated."""
+        """The ids that a server feeds to the model to generate this example's last answer."""
         if self.encoder is None:
             raise ConfigError("ids need a tokenizer; none was given")
         return self.encoder.encode(self.template.prompt(example, self.special_tokens)).input_ids
 
-    def _render(self, row: int, record: Record | RecordError, source: str | None) -> list[Sample]:
+    # The steps, in the order in which a record meets them
+
+    def open(self) -> Iterator[Record | RecordError]:
+        """The records of the options' data set, and a `RecordError` for each that is unreadable or excluded."""
+        return self.reader.open()
+
+    def _process(
+        self, records: Iterable[Record | RecordError], source: str | None, first_row: int
+    ) -> Iterator[SampleBatch]:
+        """Adapt and render record by record, then finish the samples batch by batch."""
+        rendered = (
+            sample
+            for row, record in enumerate(records, first_row)
+            for sample in self._adapt(row_of(record, row), record, source)
+        )
+        last_row = None
+        for samples, error in chunked(rendered, BATCH_SIZE):
+            for batch in self._finish(samples, source):
+                rows = [last_row, *(item.rendered.row for item in batch.items)]
+                self.counts.rows_out += sum(row != before for before, row in pairwise(rows))
+                self.counts.samples += len(batch)
+                self.counts.tokens += batch.tokens
+                self.counts.trained_tokens += batch.trained_tokens
+                last_row = rows[-1]
+                yield batch
+            if error is not None:  # raised by a later record: errors of these samples come first
+                raise error
+
+    def _adapt(self, row: int, record: Record | RecordError, source: str | None) -> list[Sample]:
+        """The rendered samples of a record; none where it is dropped. Raises its `RecordError` to stop the run."""
         self.counts.rows_in += 1
         try:
             if isinstance(record, RecordError):
                 raise record
-            found = self.reader.examples(record)
+            examples = self.reader.examples(record)
             for key in self.reader.unread(record):
                 self.counts.unread_keys.setdefault(key, row)
             conversations: list[Example] = []
-            for example in found:
+            for example in examples:
                 conversations += self._conversations(example)
             samples: list[Sample] = []
             for example in conversations:
-                samples += self._samples(example, row)
+                samples += self._render(example, row)
         except RecordError as error:
             error.at(source, row)
-            if self.options.on_error == "stop" and not isinstance(error, LeftOut):
+            if self.options.on_error == "stop" and not isinstance(error, ExcludedRecord):
                 error.message += "; to skip: --on-error skip"
                 raise
             self.counts.drop(error)
             return []
-        for example in found:
+        for example in examples:
             self._count(example)
-        if any(_holds_no_answer(sample.example) for sample in samples):
+        if any(_has_empty_answer(sample.example) for sample in samples):
             self.counts.empty_responses += 1
-        if len(conversations) > 1:  # of one the samples are numbered
+        if len(conversations) > 1:  # samples of one conversation are numbered already
             samples = [
-                replace(sample, rendered=replace(sample.rendered, sample=number, samples=len(samples)))
-                for number, sample in enumerate(samples)
+                replace(sample, rendered=replace(sample.rendered, sample=index, samples=len(samples)))
+                for index, sample in enumerate(samples)
             ]
         return [Sample(example=sample.example, rendered=sample.rendered) for sample in samples]
 
     def _conversations(self, example: Example) -> tuple[Example, ...]:
-        """What is rendered of an example: all of it; of a preference pair the chosen answer, as training follows it."""
+        """The conversations of an example that are rendered: itself; of a preference pair, the chosen answer's."""
         return (example.conversation("chosen") if isinstance(example, PreferenceExample) else example,)
 
     def _count(self, example: Example) -> None:
-        self.counts.add(example)
+        self.counts.add_example(example)
 
-    def _samples(self, example: Example, row: int) -> tuple[Sample, ...]:
+    def _render(self, example: Example, row: int) -> tuple[Sample, ...]:
+        """The texts that a conversation is trained as: as few as have each trained turn as serving would meet it."""
         example = self.reader.without_placeholders(example)
         base, _, named = parse_train_on(self.options.train_on)
-        if base == "all" or (base == "last" and named):  # one text, whatever of earlier turns is trained in it
+        if base == "all" or (base == "last" and named):  # one text, whichever earlier turns are trained in it
             rendered = self.template.render(example, self.special_tokens, row=row)
             return (Sample(example=example, rendered=rendered),)
         samples = self.template.samples(example, self.special_tokens, row=row, last_only=base == "last")
@@ -256,115 +280,108 @@ class Pipeline:
                 self.counts.untrained_turns += sum(index not in found for index in turns)
         return samples
 
-    def _whole_text(self, example: Example, row: int) -> RenderedText:
-        """One text for all messages of a sample; of turns that are not trained nothing is asked."""
+    def _render_whole(self, example: Example, row: int) -> RenderedText:
+        """One text for all messages of a sample, to shorten it; turns that are not trained are not checked."""
         base, _, named = parse_train_on(self.options.train_on)
         if base == "last" and not named:
             return self.template.samples(example, self.special_tokens, row=row, last_only=True)[-1].rendered
         return self.template.render(example, self.special_tokens, row=row)
 
-    def _finish(self, items: list[Sample], source: str | None) -> Iterator[SampleBatch]:
-        """What comes out of rendered items, at most one batch; an error is raised behind what came before it."""
+    def _finish(self, samples: list[Sample], source: str | None) -> Iterator[SampleBatch]:
+        """Encode rendered samples and drop those that cannot be trained: at most one batch, then perhaps an error."""
         if self.encoder is None:
-            yield from self._finish_one_by_one(items, source)
+            if found := [sample for sample in samples if self._check_trained(sample, source)]:
+                yield SampleBatch(items=found)
             return
         train_on = self.options.train_on
-        columns = self.encoder.encode_columns((item.rendered, Losses(item.rendered, train_on)) for item in items)
-        lengths, trained = columns.lengths.tolist(), columns.trained_tokens.tolist()
-        kept: dict[int, Sample | None] = {}
-        failure: RecordError | None = None
-        for index, item in enumerate(items):
-            if not trained[index]:
-                self._drop(_untrained(item), item, source)
-            elif self.limit is None or lengths[index] <= self.limit.max_length:
-                kept[index] = None
-            else:
-                try:
-                    kept.update((index, fitted) for fitted in self._fit([item.with_tokens(columns[index])], source))
-                except RecordError as error:
-                    failure = error
-                    break
-        if kept:
-            yield SampleBatch.chosen(items, columns, kept)
-        if failure is not None:
-            raise failure
-
-    def _finish_one_by_one(self, items: list[Sample], source: str | None) -> Iterator[SampleBatch]:
-        """The same without columns."""
-        kept: list[Sample] = []
+        columns = self.encoder.encode_columns(
+            (item.rendered, LazyLossSpans(item.rendered, train_on)) for item in samples
+        )
+        selected: dict[int, Sample | None] = {}
         failure: RecordError | None = None
         try:
-            for item in self._fit(self._encode(items, source), source):
-                kept.append(item)
+            self._select(samples, columns, source, selected)
         except RecordError as error:
             failure = error
-        if kept:
-            yield SampleBatch(items=kept)
+        if selected:
+            yield SampleBatch.select(samples, columns, selected)
         if failure is not None:
             raise failure
 
-    def _encode(self, items: list[Sample], source: str | None) -> Iterator[Sample]:
-        losses = [loss_spans(item.rendered, self.options.train_on) for item in items]
-        if self.encoder is None:
-            weight = parse_train_on(self.options.train_on).weight
-            for item, spans in zip(items, losses, strict=True):
-                # Of an empty answer the end marker alone is trained, which only a tokenizer can tell.
-                if (weight and item.rendered.target_spans) or any(span.weight for span in spans):
-                    yield item
+    def _check_trained(self, sample: Sample, source: str | None) -> bool:
+        """Without a tokenizer: whether any text is trained; a sample without is dropped."""
+        train_on = self.options.train_on
+        if parse_train_on(train_on).weight and sample.rendered.target_spans:
+            return True  # an empty answer's end marker is trained, but only a tokenizer can tell
+        if any(span.weight for span in loss_spans(sample.rendered, train_on)):
+            return True
+        self._drop(nothing_trained(sample), sample, source)
+        return False
+
+    def _select(
+        self,
+        samples: Sequence[Sample],
+        columns: TokenizedColumns,
+        source: str | None,
+        selected: dict[int, Sample | None],
+    ) -> None:
+        """Fill `selected` with the indices of the samples to train on: with None, or with the shortened sample.
+
+        The others are dropped. With `truncation="error"` the first that is too long raises its `RecordError`.
+        """
+        lengths, trained = columns.lengths.tolist(), columns.trained_tokens.tolist()
+        for index, sample in enumerate(samples):
+            if not trained[index]:
+                self._drop(nothing_trained(sample), sample, source)
+            elif self.limit is None or lengths[index] <= self.limit.max_length:
+                selected[index] = None
+            else:
+                whole = sample.with_tokens(columns[index])
+                try:
+                    fitted = self._fit(self.limit, whole)
+                except RecordError as error:
+                    self._drop_too_long(error, whole, source)
                 else:
-                    self._drop(_untrained(item), item, source)
-            return
-        texts = [(item.rendered, spans) for item, spans in zip(items, losses, strict=True)]
-        for item, tokenized in zip(items, self.encoder.encode_batch(texts), strict=True):
-            if not tokenized.trained_tokens:
-                self._drop(_untrained(item), item, source)
-                continue
-            yield replace(item, tokenized=tokenized)
+                    self._count_truncated(fitted, source, before=lengths[index])
+                    selected[index] = fitted
 
-    def _fit(self, items: Iterable[Sample], source: str | None) -> Iterator[Sample]:
-        """The items that are short enough, or made so."""
-        for item in items:
-            try:
-                fitted = self._fitted(item)
-            except RecordError as error:
-                self._too_long(error, item, source)
-                continue
-            self._count_shortened(item, fitted, source)
-            yield fitted
-
-    def _fitted(self, item: Sample) -> Sample:
-        """The item within the limit; raises `RecordError` where it cannot be."""
-        if self.limit is None or item.tokenized is None:
-            return item
-        example, tokenized = self.limit.fit(item.example, item.tokenized)
+    def _fit(self, limit: LengthLimit, whole: Sample) -> Sample:
+        """The sample, shortened where it is too long; raises `RecordError` where that cannot be done."""
+        assert whole.tokenized is not None
+        example, tokenized = limit.fit(whole.example, whole.tokenized)
         return Sample(example=example, rendered=tokenized.rendered, tokenized=tokenized)
 
-    def _count_shortened(self, whole: Sample, fitted: Sample, source: str | None) -> None:
-        if whole.tokenized is not None and fitted.tokenized is not None:
-            self.counts.shorten(fitted.tokenized, source, len(whole.tokenized))
+    def _count_truncated(self, fitted: Sample, source: str | None, *, before: int) -> None:
+        assert fitted.tokenized is not None
+        self.counts.add_truncated(fitted.tokenized, source, before)
 
-    def _too_long(self, error: RecordError, item: Sample, source: str | None) -> None:
+    def _drop_too_long(self, error: RecordError, sample: Sample, source: str | None) -> None:
         if self.options.truncation == "error":
-            error.at(source, item.rendered.row).message += "; to drop: --truncation drop"
+            error.at(source, sample.rendered.row).message += "; to drop: --truncation drop"
             raise error
-        self._drop(error, item, source)
+        self._drop(error, sample, source)
 
-    def _drop(self, error: RecordError, item: Sample, source: str | None) -> None:
-        self.counts.drop(error.at(source, item.rendered.row))
+    def _drop(self, error: RecordError, sample: Sample, source: str | None) -> None:
+        self.counts.drop(error.at(source, sample.rendered.row))
+
+    def _checked(self, batches: Iterator[SampleBatch]) -> Iterator[SampleBatch]:
+        yield from batches
+        self.check_any_left()
 
 
-def _untrained(item: Sample) -> RecordError:
-    weights = [message.weight for message in item.example.messages if message.role == "assistant"]
+def nothing_trained(sample: Sample) -> RecordError:
+    """The error that drops a sample without a trained token, with the cause that its messages show."""
+    weights = [message.weight for message in sample.example.messages if message.role == "assistant"]
     if not weights:
         why = "no assistant message"
     elif not any(weights):
         why = "all weights are 0"
     else:
-        why = "no text" if item.rendered.target_spans else "no turn that a server could be prompted for"
+        why = "no text" if sample.rendered.target_spans else "no turn that a server could be prompted for"
     return RecordError(why, reason=NOTHING_TRAINED)
 
 
-def _holds_no_answer(example: Example) -> bool:
+def _has_empty_answer(example: Example) -> bool:
     return any(
         message.role == "assistant" and not message.content.strip() and not message.tool_calls
         for message in example.messages

@@ -1,24 +1,28 @@
-"""Preference pairs through the stages: both answers of each record, whole or not at all."""
+"""`PreferencePipeline`: both answers of each preference pair, for DPO; a pair is kept whole or dropped."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby, takewhile
 
+import numpy as np
+from numpy.typing import NDArray
+
 from templatekit.config.train_on import parse_train_on
 from templatekit.errors import ConfigError, RecordError
-from templatekit.pipeline.batches import SampleBatch
-from templatekit.pipeline.pipeline import Pipeline
+from templatekit.packing.columns import TokenizedColumns
+from templatekit.pipeline.pipeline import Pipeline, nothing_trained
+from templatekit.tokens.supervision import loss_spans
+from templatekit.tokens.truncation import LengthLimit
 from templatekit.types import Example, Message, PreferenceExample, Sample, TokenizedExample, TokenizedPair
 
 
-class PairPipeline(Pipeline):
-    """A pipeline whose samples are a pair's chosen and rejected answer, in turn, each behind the prompt.
+class PreferencePipeline(Pipeline):
+    """A pipeline whose samples alternate: a pair's chosen answer, then its rejected one, each after the same prompt.
 
-    Of the texts only the answers carry weight. A pair that one of the stages refuses an answer of is dropped and
-    counted, and so are rows that are no pair and pairs whose answers are the same: nothing can be learned from them.
-    Where a prompt is shortened it is shortened alike for both.
+    Only the answers carry weight. A pair is dropped where a step refuses one of its answers, where the record is no
+    pair, and where both answers are the same: nothing can be learned from them. A prompt is shortened alike for both.
     """
 
     def _conversations(self, example: Example) -> tuple[Example, ...]:
@@ -38,10 +42,10 @@ class PairPipeline(Pipeline):
         return example.conversation("chosen"), example.conversation("rejected")
 
     def _count(self, example: Example) -> None:
-        self.counts.add(example, both=True)
+        self.counts.add_example(example, both_answers=True)
 
-    def _samples(self, example: Example, row: int) -> tuple[Sample, ...]:
-        samples = super()._samples(example, row)
+    def _render(self, example: Example, row: int) -> tuple[Sample, ...]:
+        samples = super()._render(example, row)
         if len(samples) != 1:
             raise RecordError(
                 f"the answer is {len(samples)} texts in template {self.template.name!r}, which renders earlier turns "
@@ -50,75 +54,97 @@ class PairPipeline(Pipeline):
             )
         return samples
 
-    def _finish(self, items: list[Sample], source: str | None) -> Iterator[SampleBatch]:
-        return self._finish_one_by_one(items, source)
+    def _select(
+        self,
+        samples: Sequence[Sample],
+        columns: TokenizedColumns,
+        source: str | None,
+        selected: dict[int, Sample | None],
+    ) -> None:
+        """The same for both samples of a pair, or for neither."""
+        lengths, trained = columns.lengths.tolist(), columns.trained_tokens.tolist()
+        for _, group in groupby(enumerate(samples), key=lambda item: _pair_of(item[1])):
+            pair: list[int] = []
+            for index, sample in group:
+                if trained[index]:
+                    pair.append(index)
+                else:
+                    self._drop(nothing_trained(sample), sample, source)
+            if len(pair) != 2:  # the other answer was dropped, and is counted
+                continue
+            compared, (first, second) = columns, pair
+            replaced: Sequence[Sample | None] = (None, None)
+            if self.limit is not None and max(lengths[first], lengths[second]) > self.limit.max_length:
+                chosen, rejected = (samples[index].with_tokens(columns[index]) for index in pair)
+                try:
+                    replaced = fitted = self._fit_pair(self.limit, chosen, rejected)
+                except RecordError as error:
+                    self._drop_too_long(error, chosen, source)
+                    continue
+                compared, (first, second) = TokenizedColumns.of([_tokens_of(sample) for sample in fitted]), (0, 1)
+            if np.array_equal(_ids(compared, first), _ids(compared, second)):
+                equal = RecordError("both answers are the same", reason="equal_answers")
+                self._drop(equal, samples[pair[0]], source)
+                continue
+            for index, shorter in zip(pair, replaced, strict=True):
+                if shorter is not None:
+                    self._count_truncated(shorter, source, before=lengths[index])
+                selected[index] = shorter
+            self.counts.differing_prompts += not np.array_equal(_prompt(compared, first), _prompt(compared, second))
 
-    def _fit(self, items: Iterable[Sample], source: str | None) -> Iterator[Sample]:
-        for _, answers in groupby(items, key=lambda item: (item.rendered.row, item.rendered.sample // 2)):
-            found = list(answers)
-            if len(found) != 2:  # the other one is counted already, with the reason
-                continue
-            try:
-                chosen, rejected = self._fitted_pair(*found)
-            except RecordError as error:
-                self._too_long(error, found[0], source)
-                continue
-            if _ids(chosen) == _ids(rejected):
-                self._drop(RecordError("both answers are the same", reason="equal_answers"), chosen, source)
-                continue
-            for whole, fitted in zip(found, (chosen, rejected), strict=True):
-                self._count_shortened(whole, fitted, source)
-            self.counts.differing_prompts += _prompt(chosen) != _prompt(rejected)
-            yield chosen
-            yield rejected
-
-    def _fitted_pair(self, chosen: Sample, rejected: Sample) -> tuple[Sample, Sample]:
-        """Both within the limit: the longer decides what is left of the prompt."""
-        longer, shorter = sorted((chosen, rejected), key=lambda item: len(_ids(item)), reverse=True)
+    def _fit_pair(self, limit: LengthLimit, chosen: Sample, rejected: Sample) -> tuple[Sample, Sample]:
+        """Both samples within the limit; the longer one decides how much of the prompt is left."""
+        longer, shorter = sorted((chosen, rejected), key=lambda sample: len(_tokens_of(sample)), reverse=True)
         messages = (longer.example.messages, shorter.example.messages)
-        alike = takewhile(lambda pair: pair[0] == pair[1], zip(*messages, strict=False))
-        common = sum(1 for _ in alike)
-        fitted = self._fitted(longer)
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*messages, strict=False)))
+        fitted = self._fit(limit, longer)
         if fitted.example is not longer.example:
             tail = longer.example.messages[common:]
             left = fitted.example.messages[: len(fitted.example.messages) - len(tail)]
             if not left or fitted.example.messages[len(left) :] != tail:
                 raise RecordError("too long; nothing is left that both answers could follow", reason="too_long")
-            shorter = self._behind(left, shorter, common)
-        other = self._fitted(shorter)
+            shorter = self._with_prompt(left, shorter, common)
+        other = self._fit(limit, shorter)
         if other.example is not shorter.example:
             raise RecordError("too long; the answers would follow different prompts", reason="too_long")
         return (fitted, other) if longer is chosen else (other, fitted)
 
-    def _behind(self, prompt: tuple[Message, ...], item: Sample, common: int) -> Sample:
-        """An answer behind a shortened prompt."""
-        example = replace(item.example, messages=prompt + item.example.messages[common:])
-        (sample,) = self._samples(example, item.rendered.row)
-        rendered = replace(sample.rendered, sample=item.rendered.sample, samples=item.rendered.samples)
-        (encoded,) = self._encode([Sample(example=sample.example, rendered=rendered)], None)
-        assert encoded.tokenized is not None
-        return replace(encoded, tokenized=replace(encoded.tokenized, truncated=self.options.truncation))
+    def _with_prompt(self, prompt: tuple[Message, ...], sample: Sample, common: int) -> Sample:
+        """The sample with its first `common` messages replaced by a shortened prompt."""
+        assert self.encoder is not None
+        example = replace(sample.example, messages=prompt + sample.example.messages[common:])
+        (found,) = self._render(example, sample.rendered.row)
+        rendered = replace(found.rendered, sample=sample.rendered.sample, samples=sample.rendered.samples)
+        tokenized = self.encoder.encode(rendered, loss_spans(rendered, self.options.train_on))
+        tokenized = replace(tokenized, truncated=self.options.truncation)
+        return Sample(example=found.example, rendered=tokenized.rendered, tokenized=tokenized)
 
 
-def pairs_of(items: Iterable[Sample]) -> list[TokenizedPair]:
-    """The pairs of a `PairPipeline`'s samples, as they came."""
-    tokenized = [item.tokenized for item in items if item.tokenized is not None]
+def preference_pairs(samples: Iterable[Sample]) -> list[TokenizedPair]:
+    """The pairs that the samples of a `PreferencePipeline` form, in their order."""
+    tokenized = [sample.tokenized for sample in samples if sample.tokenized is not None]
     return [
         TokenizedPair(chosen=chosen, rejected=rejected)
         for chosen, rejected in zip(tokenized[::2], tokenized[1::2], strict=True)
     ]
 
 
-def _ids(item: Sample) -> tuple[int, ...]:
-    assert item.tokenized is not None
-    return item.tokenized.input_ids
+def _pair_of(sample: Sample) -> tuple[int, int]:
+    """The row and, as a row may hold several pairs, the pair's index in it."""
+    return sample.rendered.row, sample.rendered.sample // 2
 
 
-def _prompt(item: Sample) -> tuple[int, ...]:
-    assert item.tokenized is not None
-    return _before_weights(item.tokenized)
+def _tokens_of(sample: Sample) -> TokenizedExample:
+    assert sample.tokenized is not None
+    return sample.tokenized
 
 
-def _before_weights(example: TokenizedExample) -> tuple[int, ...]:
-    first = next((place for place, weight in enumerate(example.loss_weights) if weight), len(example))
-    return example.input_ids[:first]
+def _ids(columns: TokenizedColumns, index: int) -> NDArray[np.int32]:
+    return columns.input_ids[columns.offsets[index] : columns.offsets[index + 1]]
+
+
+def _prompt(columns: TokenizedColumns, index: int) -> NDArray[np.int32]:
+    """The ids before the first token that carries loss."""
+    ids = _ids(columns, index)
+    trained = np.flatnonzero(columns.loss_weights[columns.offsets[index] : columns.offsets[index + 1]])
+    return ids[: trained[0]] if len(trained) else ids

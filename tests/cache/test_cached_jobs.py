@@ -14,12 +14,12 @@ from testkit.pieces import KINDS, in_pieces, line, lost, read_first, read_there,
 
 from templatekit import DataOptions, Registry
 from templatekit.cache import preparation as run
-from templatekit.cache import prepared_parts, tables
-from templatekit.cache.example_json import NotPlain, example_to_json
+from templatekit.cache import prepare_output, tables
+from templatekit.cache.example_json import NotJsonSafe, example_to_json
 from templatekit.engines.jobs import Engine
 from templatekit.errors import TemplatekitError
 from templatekit.export.rows import to_row
-from templatekit.pipeline.outputs import ForSink, Lengths, as_they_are
+from templatekit.pipeline.outputs import ExporterConverter, LengthCounts, keep_batches
 from templatekit.pipeline.pipeline import Pipeline
 
 SIZE = 5
@@ -33,7 +33,7 @@ class Came(NamedTuple):
     samples: list[Any]
     counts: dict[str, Any]
     adapter: str | None
-    lengths: Lengths
+    lengths: LengthCounts
     error: str
 
 
@@ -50,17 +50,17 @@ class Place:
         pipeline = Pipeline(
             DataOptions.parse({k: str(v) if isinstance(v, Path) else v for k, v in values.items()}), self._registry
         )
-        lengths, samples, error = Lengths(), list[Any](), ""
+        lengths, samples, error = LengthCounts(), list[Any](), ""
         self.said = []
-        make = ForSink("openai") if sink else as_they_are
+        make = ExporterConverter("openai") if sink else keep_batches
         try:
-            for part in prepared_parts(pipeline, make, engine=engine, lengths=lengths, say=self.said.append):
+            for part in prepare_output(pipeline, make, engine=engine, lengths=lengths, say=self.said.append):
                 samples += part.content if sink else (to_row(item.result) for item in part.content)
         except TemplatekitError as raised:
             error = f"{type(raised).__name__}: {raised}"
         adapter = pipeline.adapter.name if pipeline.adapter else None
         if error:  # how far ahead of it a batch reaches is nobody's business
-            return Came([], {}, None, Lengths(), error)
+            return Came([], {}, None, LengthCounts(), error)
         return Came(samples, pipeline.counts.as_dict(), adapter, lengths, error)
 
     def kept(self, cache: str) -> dict[str, bytes]:
@@ -82,10 +82,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(folder: Path, builtin: Registry, tokenizer_of: Tokenizers, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A place with rows of these kinds and nothing kept, where chunks have so many records."""
-    monkeypatch.setattr(run, "PART_RECORDS", SIZE)
+    monkeypatch.setattr(run, "SHARD_RECORDS", SIZE)
 
     def place(kinds: list[str], chunk: int = 3) -> Place:
-        monkeypatch.setattr("templatekit.pipeline.pipeline.CHUNK", chunk)
+        monkeypatch.setattr("templatekit.pipeline.pipeline.CHUNK_SIZE", chunk)
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         found = Place(folder, builtin, tokenizer_of.folder("bytes"))
@@ -174,7 +174,7 @@ def test_origins_numbered_by_their_chunk_are_caught(place: Any, monkeypatch: pyt
     """The negative control of what is laid end to end: spans would name the origins of another chunk."""
     at = place(["plain", "plain", "system", "tool", "plain"], 2)
     expected = at.run(None, "one")
-    monkeypatch.setattr(tables, "_renumbered", lambda texts, origins, roles: texts)
+    monkeypatch.setattr(tables, "_reindexed", lambda texts, origins, roles: texts)
     at.run(in_pieces, "other")
     assert at.kept("other") != at.kept("one")
     assert at.run(None, "other") != expected
@@ -214,13 +214,13 @@ def test_what_cannot_be_kept_is_said_once(place: Any, monkeypatch: pytest.Monkey
 
     def refusing(example: Any) -> bytes:
         if example.messages[0].content in ("q6", "q9"):
-            raise NotPlain(f"a date in {example.messages[0].content}")
+            raise NotJsonSafe(f"a date in {example.messages[0].content}")
         return example_to_json(example)
 
     monkeypatch.setattr(tables, "example_to_json", refusing)
     for engine in ENGINES.values():
         assert at.run(engine, "other") == expected
-        assert [said for said in at.said if "not kept" in said] == [
-            "cache: records 5 and on are not kept: one holds a date in q6"
+        assert [said for said in at.said if "not cached" in said] == [
+            "cache: records from 5 on are not cached: one holds a date in q6"
         ]
         assert {name.split("/")[2] for name in at.kept("other")} == {"00000000", "00000002"}

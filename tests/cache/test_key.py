@@ -19,7 +19,7 @@ from testkit.at_hand import Tokenizers
 from templatekit import Adapter, DataOptions, Example, Registry, Source, create_registry
 from templatekit.cache import code_hash as code
 from templatekit.cache import key
-from templatekit.cache.key import NotCached, key_of, parts_of
+from templatekit.cache.key import NotCacheable, cache_key, key_values
 from templatekit.config.options import Options
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.testing.tiny_tokenizers import save_tiny_tokenizer
@@ -75,7 +75,7 @@ class Setting:
             registry = create_registry(plugin_dirs=[self.plugin.parent])
             values = {"dataset": self.data, "template": self.template, "tokenizer": self.tokenizer, "adapter": "house"}
             values = {name: str(value) for name, value in values.items()}
-            return key_of(parts_of(Pipeline(DataOptions.parse(values | options), registry)))
+            return cache_key(key_values(Pipeline(DataOptions.parse(values | options), registry)))
         finally:
             sys.path.remove(str(self.folder))
             sys.dont_write_bytecode = before
@@ -228,7 +228,7 @@ def test_a_pattern_counts_by_what_it_names_now(tmp_path: Path, builtin: Registry
 
     def found() -> str:
         pipeline = Pipeline(DataOptions(dataset=str(tmp_path / "*.csv")), builtin, tokenizer=tokenizer_of("nfc"))
-        return key_of(parts_of(pipeline))
+        return cache_key(key_values(pipeline))
 
     before = found()
     assert found() == before
@@ -242,7 +242,7 @@ def test_folders_count_by_names_and_contents(tmp_path: Path, builtin: Registry, 
 
     def found() -> str:
         pipeline = Pipeline(DataOptions(dataset=str(folder)), builtin, tokenizer=tokenizer_of("nfc"))
-        return key_of(parts_of(pipeline))
+        return cache_key(key_values(pipeline))
 
     (folder / "a.jsonl").write_text(json.dumps(ROWS[0]))
     keys = [found()]
@@ -273,11 +273,11 @@ class Counting(Adapter):
 def test_an_adapter_object_counts_with_its_state(builtin: Registry, tokenizer_of: Tokenizers) -> None:
     def found(times: object) -> str:
         pipeline = Pipeline(DataOptions(), builtin, adapter=Counting(times), tokenizer=tokenizer_of("nfc"))
-        return key_of(parts_of(pipeline))
+        return cache_key(key_values(pipeline))
 
     assert found(1) == found(1)
     assert found(1) != found(2)
-    with pytest.raises(NotCached, match="more than plain values"):
+    with pytest.raises(NotCacheable, match="more than plain values"):
         found(object())
 
 
@@ -287,8 +287,8 @@ def test_code_that_lies_in_no_file_is_not_kept(builtin: Registry, tokenizer_of: 
         if home == "typed_in":
             sys.modules[home] = ModuleType(home)
         made = type("Typed", (Counting,), {"name": "typed", "__module__": home})
-        with pytest.raises(NotCached, match=said):
-            parts_of(Pipeline(DataOptions(), builtin, adapter=made(1), tokenizer=tokenizer_of("nfc")))
+        with pytest.raises(NotCacheable, match=said):
+            key_values(Pipeline(DataOptions(), builtin, adapter=made(1), tokenizer=tokenizer_of("nfc")))
         sys.modules.pop("typed_in", None)
 
 
@@ -305,7 +305,7 @@ CLOCKS = {
 @pytest.mark.parametrize("text", CLOCKS)
 def test_a_template_that_prints_the_day_is_kept_for_a_day(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if not CLOCKS[text]:
-        with pytest.raises(NotCached, match="prints the time"):
+        with pytest.raises(NotCacheable, match="prints the time"):
             key._today(text)
         return
 
@@ -347,7 +347,7 @@ def test_sources_that_cannot_tell_are_not_kept(tmp_path: Path, tokenizer_of: Tok
         "there": "source 'place'",
         "somebody/set": "source 'hub'",
     }.items():
-        with pytest.raises(NotCached, match=said):
-            parts_of(Pipeline(DataOptions(dataset=dataset), registry, tokenizer=tokenizer_of("nfc")))
-    with pytest.raises(NotCached, match="without a tokenizer"):
-        parts_of(Pipeline(DataOptions(), registry))
+        with pytest.raises(NotCacheable, match=said):
+            key_values(Pipeline(DataOptions(dataset=dataset), registry, tokenizer=tokenizer_of("nfc")))
+    with pytest.raises(NotCacheable, match="without a tokenizer"):
+        key_values(Pipeline(DataOptions(), registry))

@@ -20,13 +20,13 @@ from testkit.at_hand import Tokenizers
 import templatekit
 from templatekit import DataOptions, Registry
 from templatekit.cache import preparation as run
-from templatekit.cache import prepared_batches, tables
-from templatekit.cache import shard as part_module
-from templatekit.cache.example_json import NotPlain, example_from_json, example_to_json
+from templatekit.cache import prepare_batches, tables
+from templatekit.cache import shard as shard_module
+from templatekit.cache.example_json import NotJsonSafe, example_from_json, example_to_json
 from templatekit.errors import ConfigError, RecordError
 from templatekit.packing.columns import TokenizedColumns, token_arrays
 from templatekit.pipeline.batches import SampleBatch
-from templatekit.pipeline.mixture import pipeline_of
+from templatekit.pipeline.mixture import create_pipeline
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.types import Example, Message, RenderedText
 
@@ -36,7 +36,7 @@ SMALL = 5
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "PART_RECORDS", SMALL)
+    monkeypatch.setattr(run, "SHARD_RECORDS", SMALL)
 
 
 def alpaca(number: int, answer: str = "So be it.") -> dict[str, Any]:
@@ -82,9 +82,9 @@ class Bench:
     def look(self, **options: Any) -> Look:
         pipeline = self.pipeline(**options)
         self.said = []
-        return Look(pipeline, prepared_batches(pipeline, say=self.said.append))
+        return Look(pipeline, prepare_batches(pipeline, say=self.said.append))
 
-    def parts(self) -> list[Path]:
+    def shards(self) -> list[Path]:
         return sorted(self.cache.glob("prepared-*/*/[0-9]*"))
 
 
@@ -120,13 +120,13 @@ def test_cached_is_uncached(bench: Any, records: list[Any], options: dict[str, A
                 at.look(cache=True, **options)
         return
     assert at.look(cache=True, **options) == plain
-    assert len(at.parts()) == min(len(records), options.get("limit", 99)) // SMALL + 1
+    assert len(at.shards()) == min(len(records), options.get("limit", 99)) // SMALL + 1
     assert at.look(cache=True, **options) == plain
     assert at.said[0].startswith("cache: examples are taken from")
-    for number, part in enumerate(at.parts()):
+    for number, shard in enumerate(at.shards()):
         if number in gone:
-            shutil.rmtree(part)
-    assert at.look(cache=True, **options) == plain, "parts that are gone are made again"
+            shutil.rmtree(shard)
+    assert at.look(cache=True, **options) == plain, "shards that are gone are made again"
 
 
 def test_the_comparison_notices(bench: Any) -> None:
@@ -148,7 +148,7 @@ def test_parts_end_where_the_records_do(bench: Any, size: int) -> None:
         return
     plain = at.look()
     assert [at.look(cache=True) == plain for _ in range(2)] == [True, True]
-    assert len(at.parts()) == size // SMALL + 1
+    assert len(at.shards()) == size // SMALL + 1
 
 
 def test_a_whole_set_reads_no_record(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_an_error_in_a_row_is_told_behind_what_was_kept(bench: Any) -> None:
     for taken in (0, 1):
         with pytest.raises(RecordError, match=r"data\.jsonl:7:output"):
             at.look(cache=True)
-        assert len(at.parts()) == 1
+        assert len(at.shards()) == 1
         assert len(at.said) == 2 * taken
 
 
@@ -192,7 +192,7 @@ def test_gathered_trees_are_kept(bench: Any) -> None:
     at = bench(rows)
     plain = at.look(template="chatml")
     assert at.look(template="chatml", cache=True) == plain
-    shutil.rmtree(at.parts()[-1])
+    shutil.rmtree(at.shards()[-1])
     assert at.look(template="chatml", cache=True) == plain
 
 
@@ -217,14 +217,14 @@ DAMAGES = {
 def test_a_damaged_file_is_named_and_made_anew(bench: Any, name: str, damage: str) -> None:
     at = bench([alpaca(n) for n in range(12)])
     plain = at.look(cache=True)
-    before = {path: path.read_bytes() for part in at.parts() for path in part.iterdir()}
-    DAMAGES[damage](at.parts()[1] / name)
+    before = {path: path.read_bytes() for shard in at.shards() for path in shard.iterdir()}
+    DAMAGES[damage](at.shards()[1] / name)
     assert at.look(cache=True) == plain
     told = [line for line in at.said if "is damaged and made anew" in line]
     assert len(told) == 1
     assert "00000001" in told[0]
     assert name in told[0]
-    assert {path: path.read_bytes() for part in at.parts() for path in part.iterdir()} == before
+    assert {path: path.read_bytes() for shard in at.shards() for path in shard.iterdir()} == before
     at.look(cache=True)
     assert not any("is damaged" in line for line in at.said)
 
@@ -232,11 +232,11 @@ def test_a_damaged_file_is_named_and_made_anew(bench: Any, name: str, damage: st
 def test_without_the_hashes_damage_would_pass(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     at = bench([alpaca(n) for n in range(12)])
     plain = at.look(cache=True)
-    path = at.parts()[1] / "texts.arrow"
+    path = at.shards()[1] / "texts.arrow"
     data = path.read_bytes()
     assert b"Say 6." in data
     path.write_bytes(data.replace(b"Say 6.", b"Say 9."))
-    monkeypatch.setattr(part_module, "hash_file", _expected)
+    monkeypatch.setattr(shard_module, "hash_file", _expected)
     assert at.look(cache=True) != plain
 
 
@@ -249,8 +249,8 @@ def _expected(path: Path) -> str:
 def test_a_file_in_the_place_of_a_part_is_removed(bench: Any) -> None:
     at = bench([alpaca(n) for n in range(12)])
     plain = at.look(cache=True)
-    shutil.rmtree(at.parts()[0])
-    at.parts()[0].with_name("00000000").write_text("not mine")
+    shutil.rmtree(at.shards()[0])
+    at.shards()[0].with_name("00000000").write_text("not mine")
     assert at.look(cache=True) == plain
     assert any("is damaged" in line for line in at.said)
 
@@ -258,7 +258,7 @@ def test_a_file_in_the_place_of_a_part_is_removed(bench: Any) -> None:
 def test_what_a_killed_process_left_is_swept_after_an_hour(bench: Any) -> None:
     at = bench([alpaca(n) for n in range(12)])
     at.look(cache=True)
-    entry = at.parts()[0].parent
+    entry = at.shards()[0].parent
     for name in ("new", "old"):
         (entry / f".making-{name}").mkdir()
         (entry / f".making-{name}" / "tokens.arrow").write_bytes(b"half")
@@ -273,13 +273,13 @@ def test_data_that_change_meanwhile_are_not_kept(bench: Any) -> None:
     at = bench([alpaca(n) for n in range(12)])
     pipeline = at.pipeline(cache=True)
     said: list[str] = []
-    batches = prepared_batches(pipeline, say=said.append)
+    batches = prepare_batches(pipeline, say=said.append)
     next(batches)
     with at.data.open("a") as file:
         file.write(json.dumps(alpaca(12)) + "\n")
     list(batches)
-    assert at.parts() == []
-    assert any("changed meanwhile" in line for line in said)
+    assert at.shards() == []
+    assert any("changed during the run" in line for line in said)
 
 
 def test_what_no_file_can_hold_is_said_and_not_kept(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,8 +293,8 @@ def test_what_no_file_can_hold_is_said_and_not_kept(bench: Any, monkeypatch: pyt
     plain = at.look()
     for _ in range(2):
         assert at.look(cache=True) == plain
-        assert [path.name for path in at.parts()] == ["00000000", "00000002"]
-        assert "cache: records 5 and on are not kept: one holds date datetime.date(2020, 1, 1)" in at.said
+        assert [path.name for path in at.shards()] == ["00000000", "00000002"]
+        assert "cache: records from 5 on are not cached: one holds date datetime.date(2020, 1, 1)" in at.said
 
 
 PLAIN = st.recursive(
@@ -334,7 +334,7 @@ def test_conversations_come_back_equal(example: Example) -> None:
 
 @given(value=st.sampled_from([(1, 2), {1: 2}, {"a": {3}}, b"x", object()]))
 def test_values_that_would_come_back_as_others_are_refused(value: Any) -> None:
-    with pytest.raises(NotPlain):
+    with pytest.raises(NotJsonSafe):
         example_to_json(Example(messages=(Message(role="user"),), metadata={"a": value}))
 
 
@@ -344,9 +344,9 @@ def test_prepare_takes_what_render_kept(bench: Any, tokenizer_of: Tokenizers) ->
     given = {"tokenizer": folder, "cache_dir": at.cache}
     plain = templatekit.prepare(at.data, tokenizer=folder).to_dict()
     rendered = list(templatekit.render(at.data, cache=True, **given))
-    assert len(at.parts()) == 3
+    assert len(at.shards()) == 3
     assert templatekit.prepare(at.data, cache=True, **given).to_dict() == plain
-    assert len(at.parts()) == 3
+    assert len(at.shards()) == 3
     assert list(templatekit.render(at.data, tokenizer=folder)) == rendered
 
 
@@ -357,14 +357,14 @@ def test_a_datasets_object_is_kept_by_its_fingerprint(bench: Any) -> None:
     rows = datasets.Dataset.from_list([alpaca(n) for n in range(12)])
     given = {"tokenizer": at.tokenizer, "cache": True, "cache_dir": at.cache}
     first = templatekit.prepare(rows, **given).to_dict()
-    made = [path.stat().st_mtime_ns for path in at.parts()]
+    made = [path.stat().st_mtime_ns for path in at.shards()]
     assert len(made) == 3
     assert templatekit.prepare(rows, **given).to_dict() == first
-    assert [path.stat().st_mtime_ns for path in at.parts()] == made
+    assert [path.stat().st_mtime_ns for path in at.shards()] == made
     templatekit.prepare(rows.select(range(11)), **given)
-    assert len(at.parts()) == 6
+    assert len(at.shards()) == 6
     templatekit.prepare([alpaca(n) for n in range(12)], **given)
-    assert len(at.parts()) == 6, "a list has no fingerprint"
+    assert len(at.shards()) == 6, "a list has no fingerprint"
 
 
 def test_mixtures_are_said_not_to_be_kept(bench: Any) -> None:
@@ -372,10 +372,10 @@ def test_mixtures_are_said_not_to_be_kept(bench: Any) -> None:
     mix = ({"dataset": "starter-dolly", "limit": 2}, {"dataset": str(at.data)})
     options = DataOptions.parse({"mix": mix, "template": "alpaca", "cache": True, "cache_dir": str(at.cache)})
     said: list[str] = []
-    mixture = pipeline_of(options, at.registry, tokenizer=at.tokenizer)
-    found = Look(mixture, prepared_batches(mixture, say=said.append))
+    mixture = create_pipeline(options, at.registry, tokenizer=at.tokenizer)
+    found = Look(mixture, prepare_batches(mixture, say=said.append))
     assert len(found.items) == 5
-    assert said == ["cache: not used: mixed sets and pairs of answers are not kept"]
+    assert said == ["cache: not used: mixed sets and pairs of answers are not cached"]
     assert not at.cache.exists()
 
 
@@ -383,7 +383,7 @@ def test_counts_of_others_stay_out_of_what_is_kept(bench: Any) -> None:
     """What an exporter refuses while a part is made is its own affair: another may take it."""
     at = bench([alpaca(n) for n in range(12)])
     pipeline = at.pipeline(cache=True)
-    for batch in prepared_batches(pipeline):
+    for batch in prepare_batches(pipeline):
         for item in batch:
             pipeline.counts_of(item).drop(RecordError("cannot be said there", reason="refused"))
     assert pipeline.counts.dropped == {"refused": 12}
@@ -404,8 +404,8 @@ def test_every_field_of_a_text_is_kept() -> None:
 def test_joined_columns_of_parts_are_columns(bench: Any) -> None:
     at = bench([alpaca(n) for n in range(12)])
     at.look(cache=True)
-    stored = [batch.columns for batch in prepared_batches(at.pipeline(cache=True)) if batch.columns is not None]
-    plain = [batch.columns for batch in prepared_batches(at.pipeline()) if batch.columns is not None]
+    stored = [batch.columns for batch in prepare_batches(at.pipeline(cache=True)) if batch.columns is not None]
+    plain = [batch.columns for batch in prepare_batches(at.pipeline()) if batch.columns is not None]
     assert list(TokenizedColumns.join(stored)) == list(TokenizedColumns.join(plain))
     assert list(stored[0].select([2, 0])) == list(plain[0].select([2, 0]))
 
@@ -439,5 +439,5 @@ def test_a_part_tells_an_adapter_of_two_with_one_name(tmp_path: Path, tokenizer_
     assert bench.look(template="chatml", cache=True) == made
     assert any("are taken from" in said for said in bench.said)
     pipeline = bench.pipeline(template="chatml", cache=True)
-    list(prepared_batches(pipeline))
+    list(prepare_batches(pipeline))
     assert pipeline.reader.adapter_name == "second:same"

@@ -23,7 +23,7 @@ import sys
 from templatekit.pipeline import pipeline
 from templatekit.cache import preparation as run
 from templatekit.cli import main
-run.PART_RECORDS, pipeline.CHUNK = 32, 20
+run.SHARD_RECORDS, pipeline.CHUNK_SIZE = 32, 20
 main()
 """
 """The command, with parts so small that a run makes many, and chunks that do not come out even with them."""

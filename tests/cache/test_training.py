@@ -16,13 +16,13 @@ from testkit.tiny_model import tiny_folder
 
 import templatekit
 from templatekit import FinetuneOptions, Registry
-from templatekit.cache import StoredExamples, StoredSamples, prepared_samples
+from templatekit.cache import ColumnarExamples, ColumnarSamples, prepare_samples
 from templatekit.cache import preparation as run
 from templatekit.cache.atomic_files import Damaged
 from templatekit.errors import RunError
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.training import data as data_module
-from templatekit.training.data import identity_of, pipeline_for, read_splits
+from templatekit.training.data import data_fingerprints, read_splits, training_pipeline
 
 ROWS = [
     {"messages": [{"role": ("user", "assistant")[t % 2], "content": f"{n} {t} so"} for t in range(2 + 2 * (n % 3))]}
@@ -32,14 +32,14 @@ ROWS = [
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "PART_RECORDS", 5)
+    monkeypatch.setattr(run, "SHARD_RECORDS", 5)
 
 
 @pytest.fixture(autouse=True)
 def workers_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """What workers do in this process, with all that is sent packed and unpacked, in chunks of four records."""
-    monkeypatch.setattr("templatekit.pipeline.pipeline.CHUNK", 4)
-    monkeypatch.setattr(data_module, "local_workers", lambda workers: in_pieces if workers == 2 else None)
+    monkeypatch.setattr("templatekit.pipeline.pipeline.CHUNK_SIZE", 4)
+    monkeypatch.setattr(data_module, "process_engine", lambda workers: in_pieces if workers == 2 else None)
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +74,15 @@ def test_splits_are_the_same(stored: Any, split: str, order: str, train_on: str)
     for cache, workers in ((False, 2), (True, 1), (True, 2)):  # sent, made, then taken
         options, mapped = stored(cache, workers=workers, **more)
         found = read_splits(options, mapped)
-        assert all(isinstance(samples, StoredSamples) for samples in found.samples.values())
+        assert all(isinstance(samples, ColumnarSamples) for samples in found.samples.values())
         assert {name: list(samples) for name, samples in found.samples.items()} == {
             name: list(samples) for name, samples in plain.samples.items()
         }
         assert list(found.train) == list(plain.train)
         assert list(found.held_out) == list(plain.held_out)
-        assert list(found.asked) == list(plain.asked)
-        assert (found.sizes, list(found.checked)) == (plain.sizes, list(plain.checked))
-        assert identity_of(mapped, found.train) == identity_of(in_memory, plain.train)
+        assert list(found.prompt_samples) == list(plain.asked)
+        assert (found.sizes, list(found.serving_samples)) == (plain.sizes, list(plain.checked))
+        assert data_fingerprints(mapped, found.train) == data_fingerprints(in_memory, plain.train)
         assert mapped.counts.as_dict() == in_memory.counts.as_dict()
 
 
@@ -106,11 +106,11 @@ def test_workers_prepare_pairs_and_several_sets(
         for workers in (1, 2):
             values = {"template": "chatml", "cache": cache, "cache_dir": tmp_path / "cache", "workers": workers, **more}
             options = FinetuneOptions.parse(values)
-            pipeline = pipeline_for(options, builtin, tokenizer=tokenizer_of("nfc"))
+            pipeline = training_pipeline(options, builtin, tokenizer=tokenizer_of("nfc"))
             splits = read_splits(options, pipeline)
             samples = {name: list(items) for name, items in splits.samples.items()}
-            trained = list(splits.train), list(splits.held_out), list(splits.asked)
-            found.append((samples, trained, identity_of(pipeline, splits.train), pipeline.counts.as_dict()))
+            trained = list(splits.train), list(splits.held_out), list(splits.prompt_samples)
+            found.append((samples, trained, data_fingerprints(pipeline, splits.train), pipeline.counts.as_dict()))
         assert found[0] == found[1], kind
         assert len(found[0][0]["train"]) > 20
     assert not (tmp_path / "cache").exists()
@@ -119,24 +119,24 @@ def test_workers_prepare_pairs_and_several_sets(
 def test_samples_in_memory_lie_in_columns(stored: Any) -> None:
     """And are those that the pipeline gives one by one; without any row there are none."""
     _, pipeline = stored(False)
-    found = prepared_samples(pipeline)
+    found = prepare_samples(pipeline)
     _, other = stored(False)
     expected = list(other.run(other.open(), source=other.options.dataset))
-    assert isinstance(found, StoredSamples)
+    assert isinstance(found, ColumnarSamples)
     assert list(found) == expected
     assert found.rows.tolist() == [item.rendered.row for item in expected]
     assert found.lengths.tolist() == [len(item.tokenized.input_ids) for item in expected]
     backwards = found.take(np.arange(len(found))[::-1])
     ids = [id for item in expected[::-1] for id in item.tokenized.input_ids]
-    assert np.concatenate([ids for ids, _ in backwards.runs()]).tolist() == ids
-    assert list(StoredSamples([])) == [] and len(StoredSamples([]).rows) == 0
+    assert np.concatenate([ids for ids, _ in backwards.token_arrays()]).tolist() == ids
+    assert list(ColumnarSamples([])) == [] and len(ColumnarSamples([]).rows) == 0
 
 
 def test_another_weight_is_another_identity(stored: Any) -> None:
     hashes = set()
     for more in ({}, {"train_on": "response=0.5"}, {"limit": 22}, {"seed": 5}):
         options, pipeline = stored(True, **more)
-        hashes.add(identity_of(pipeline, read_splits(options, pipeline).train)["data"])
+        hashes.add(data_fingerprints(pipeline, read_splits(options, pipeline).train)["data"])
     assert len(hashes) == 4
 
 
@@ -144,10 +144,10 @@ def test_another_weight_is_another_identity(stored: Any) -> None:
 @given(chosen=st.lists(st.integers(0, 22), max_size=12), start=st.integers(0, 12), step=st.integers(1, 3))
 def test_any_choice_in_any_order(stored: Any, chosen: list[int], start: int, step: int) -> None:
     _, in_memory = stored(False)
-    plain = prepared_samples(in_memory)
+    plain = prepare_samples(in_memory)
     _, mapped = stored(True)
-    samples = prepared_samples(mapped)
-    assert isinstance(samples, StoredSamples)
+    samples = prepare_samples(mapped)
+    assert isinstance(samples, ColumnarSamples)
     some = samples.take(np.array(chosen, dtype=np.int64))
     expected = [plain[place] for place in chosen]
     assert list(some) == expected
@@ -155,7 +155,7 @@ def test_any_choice_in_any_order(stored: Any, chosen: list[int], start: int, ste
     assert list(some.tokenized[start::step]) == [item.tokenized for item in expected[start::step]]
     assert some.rows.tolist() == [item.rendered.row for item in expected]
     assert some.lengths.tolist() == [len(item.tokenized.input_ids) for item in expected if item.tokenized]
-    ids, weights = ([value for pair in some.runs() for value in pair[at].tolist()] for at in (0, 1))
+    ids, weights = ([value for pair in some.token_arrays() for value in pair[at].tolist()] for at in (0, 1))
     assert ids == [id for item in expected if item.tokenized for id in item.tokenized.input_ids]
     assert weights == [weight for item in expected if item.tokenized for weight in item.tokenized.loss_weights]
 
@@ -169,8 +169,8 @@ def test_training_maps_tokens_and_reads_no_text(stored: Any) -> None:
         path.write_bytes(b"\0" * path.stat().st_size)
     options, pipeline = stored(True)
     splits = read_splits(options, pipeline)
-    assert isinstance(splits.train, StoredExamples)
-    identity_of(pipeline, splits.train)
+    assert isinstance(splits.train, ColumnarExamples)
+    data_fingerprints(pipeline, splits.train)
     assert splits.train.samples.lengths.sum() > 0
     with pytest.raises(Damaged, match=r"texts\.arrow: has another hash"):
         splits.train[0]

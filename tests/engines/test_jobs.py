@@ -15,14 +15,14 @@ from testkit.pieces import KINDS, in_pieces, line, lost, swapped, twice
 
 from templatekit import DataOptions, Registry
 from templatekit.cli.output import Packed, write_whole
-from templatekit.config.options import RenderOptions
-from templatekit.engines.jobs import Done, Engine, Setup, parts_of
+from templatekit.config.render_options import RenderOptions
+from templatekit.engines.jobs import ChunkResult, Engine, WorkerSetup, output_chunks
 from templatekit.errors import RecordError, TemplatekitError
 from templatekit.export.rows import JsonLines
-from templatekit.packing import packed
+from templatekit.packing import pack_stream
 from templatekit.pipeline.chunks import Chunk, chunked
-from templatekit.pipeline.mixture import pipeline_of
-from templatekit.pipeline.outputs import ForSink, Lengths, in_columns, in_packs, some_parts
+from templatekit.pipeline.mixture import create_pipeline
+from templatekit.pipeline.outputs import ExporterConverter, LengthCounts, chunks_for_exporter, is_packed, takes_columns
 
 SINKS = ("jsonl", "parquet", "arrow", "openai", "sharegpt", "datasets", "axolotl")
 
@@ -32,23 +32,23 @@ class Came(NamedTuple):
 
     files: dict[str, bytes]
     counts: dict[str, Any]
-    lengths: Lengths
+    lengths: LengthCounts
     error: str
 
 
 def run(engine: Engine | str, options: DataOptions, sink: str, registry: Registry, folder: Path) -> Came:
     """A run by an engine, `here` in pieces too, or `at once`."""
-    pipeline, exporter, lengths = pipeline_of(options, registry), registry.exporters[sink], Lengths()
+    pipeline, exporter, lengths = create_pipeline(options, registry), registry.exporters[sink], LengthCounts()
     if engine == "at once":
-        parts = some_parts(lengths.watch(pipeline.prepared_batches()), exporter, pipeline)
+        parts = chunks_for_exporter(lengths.observe(pipeline.batches()), exporter, pipeline)
     else:
         workshop = None if isinstance(engine, str) else engine
-        parts = parts_of(pipeline, ForSink(sink), engine=workshop, lengths=lengths)
+        parts = output_chunks(pipeline, ExporterConverter(sink), engine=workshop, lengths=lengths)
     output = folder / "output"
     error = ""
-    packs = Packed(packed((part.content for part in parts), 500), 500) if in_packs(pipeline) else None
+    packs = Packed(pack_stream((part.content for part in parts), 500), 500) if is_packed(pipeline) else None
     try:
-        write_whole(exporter, packs or parts, output, columns=in_columns(exporter, pipeline))
+        write_whole(exporter, packs or parts, output, columns=takes_columns(exporter, pipeline))
     except TemplatekitError as raised:
         error = f"{type(raised).__name__}: {raised}"
     # The name of an Arrow file of `datasets` and its fingerprint are drawn anew each time.
@@ -57,7 +57,7 @@ def run(engine: Engine | str, options: DataOptions, sink: str, registry: Registr
     for path in [*output.glob("*"), output] if output.is_dir() else paths:
         path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
     # What was counted before an error is not shown: how far ahead of it a batch reaches is nobody's business.
-    return Came(files, {} if error else pipeline.counts.as_dict(), Lengths() if error else lengths, error)
+    return Came(files, {} if error else pipeline.counts.as_dict(), LengthCounts() if error else lengths, error)
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,8 @@ def compare(folder: Path, builtin: Registry, tokenizer_of: Tokenizers, monkeypat
     def compared(
         kinds: list[str], sink: str, size: int, engine: Engine = in_pieces, *, packs: bool = False, **options: Any
     ) -> list[Came]:
-        monkeypatch.setattr("templatekit.pipeline.pipeline.CHUNK", size)
-        monkeypatch.setattr("templatekit.pipeline.mixture._CHUNK", size)
+        monkeypatch.setattr("templatekit.pipeline.pipeline.CHUNK_SIZE", size)
+        monkeypatch.setattr("templatekit.pipeline.mixture._CHUNK_SIZE", size)
         rows = folder / "rows.jsonl"
         rows.write_text("".join(line(kind, number) + "\n" for number, kind in enumerate(kinds)), encoding="utf-8")
         if options.pop("mixed", False):
@@ -115,7 +115,7 @@ def test_pieces_come_to_the_same(
         assert here == whole
 
 
-def counted_on(setup: Setup, chunks: Iterator[Chunk]) -> Generator[Done, None, None]:
+def counted_on(setup: WorkerSetup, chunks: Iterator[Chunk]) -> Generator[ChunkResult, None, None]:
     last = None
     for done in in_pieces(setup, chunks):
         assert done.counts is not None
@@ -125,7 +125,7 @@ def counted_on(setup: Setup, chunks: Iterator[Chunk]) -> Generator[Done, None, N
         yield done
 
 
-def unplaced(setup: Setup, chunks: Iterator[Chunk]) -> Generator[Done, None, None]:
+def unplaced(setup: WorkerSetup, chunks: Iterator[Chunk]) -> Generator[ChunkResult, None, None]:
     return in_pieces(setup, (replace(chunk, first_row=0) for chunk in chunks))
 
 
@@ -148,7 +148,7 @@ def test_what_was_read_before_an_error_comes_with_it() -> None:
 def test_a_row_of_which_nothing_is_left_is_taken_back_once(builtin: Registry) -> None:
     """Both samples of a row are refused: one row less came out, not two."""
     turn = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": "hm"}]
-    pipeline = pipeline_of(DataOptions.parse({"template": "qwen3", "on_error": "skip"}), builtin)
+    pipeline = create_pipeline(DataOptions.parse({"template": "qwen3", "on_error": "skip"}), builtin)
 
     class Picky(JsonLines):
         def admit(self, sample: Any) -> Any:
@@ -157,6 +157,6 @@ def test_a_row_of_which_nothing_is_left_is_taken_back_once(builtin: Registry) ->
             return super().admit(sample)
 
     rows = [{"messages": turn * 2}] * 2
-    parts = list(some_parts(pipeline.batches(rows), Picky(), pipeline))
+    parts = list(chunks_for_exporter(pipeline.batches(rows), Picky(), pipeline))
     assert sum(part.samples for part in parts) == pipeline.counts.samples == 2
     assert pipeline.counts.rows_out == 1

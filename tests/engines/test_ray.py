@@ -23,10 +23,10 @@ from testkit.at_hand import Tokenizers
 from testkit.numbers import Render
 
 from templatekit import DataOptions, TemplatekitError
-from templatekit.engines.jobs import Setup, Work, Worker
-from templatekit.engines.ray import _Place, on_ray
-from templatekit.hooks.registry import Loading
-from templatekit.pipeline.outputs import ForSink
+from templatekit.engines.jobs import Job, Worker, WorkerSetup
+from templatekit.engines.ray import _Environment, ray_engine
+from templatekit.hooks.registry import RegistryArguments
+from templatekit.pipeline.outputs import ExporterConverter
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'templatekit[ray]'")
 
@@ -137,7 +137,7 @@ def test_an_interrupt_ends_it_with_its_cluster(render: Render) -> None:
     process = subprocess.Popen(command, cwd=render.folder, env=render.environment, stderr=subprocess.PIPE)
     assert process.stderr is not None
     deadline = time.monotonic() + 120
-    while not of_cluster(folder, "ray::MapBatches(_work)"):
+    while not of_cluster(folder, "ray::MapBatches(_run_chunk)"):
         assert time.monotonic() < deadline, "no worker began"
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
@@ -173,26 +173,32 @@ def test_what_is_kept_is_the_same(render: Render) -> None:
 def test_ray_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("templatekit.engines.ray.find_spec", lambda name: None)
     with pytest.raises(TemplatekitError, match=r"needs the package ray; found none; pip install 'templatekit\[ray\]'"):
-        on_ray(2)
+        ray_engine(2)
 
 
-def setup(**options: Any) -> Setup:
-    return Setup(DataOptions.parse(options), Loading(), Work(ForSink("jsonl")))
+def setup(**options: Any) -> WorkerSetup:
+    return WorkerSetup(DataOptions.parse(options), RegistryArguments(), Job(ExporterConverter("jsonl")))
 
 
 @needs_ray
 def test_standard_input_is_refused() -> None:
     with pytest.raises(TemplatekitError, match="found standard input; expected a file"):
-        next(on_ray(2)(setup(dataset="-"), iter(())))
+        next(ray_engine(2)(setup(dataset="-"), iter(())))
 
 
 def test_what_is_wrong_elsewhere_names_the_machine() -> None:
-    place = _Place.here(setup())._replace(machine="far away")
+    environment = _Environment.current(setup())._replace(machine="far away")
     with pytest.raises(
         TemplatekitError, match=r"^on .*, a machine of the Ray cluster: found .*; expected 0\.0, as where"
     ):
-        place._replace(version="0.0").stood().__enter__()
-    with pytest.raises(TemplatekitError, match=r"a machine of the Ray cluster: .*'nowhere'"), place.stood() as given:
+        environment._replace(version="0.0").entered().__enter__()
+    with (
+        pytest.raises(TemplatekitError, match=r"a machine of the Ray cluster: .*'nowhere'"),
+        environment.entered() as given,
+    ):
         Worker(given._replace(options=DataOptions(tokenizer="nowhere")))
-    with pytest.raises(TemplatekitError, match=r"^tokenizer|^'nowhere'|^model"), _Place.here(setup()).stood() as given:
+    with (
+        pytest.raises(TemplatekitError, match=r"^tokenizer|^'nowhere'|^model"),
+        _Environment.current(setup()).entered() as given,
+    ):
         Worker(given._replace(options=DataOptions(tokenizer="nowhere")))

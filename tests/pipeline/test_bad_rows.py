@@ -20,7 +20,7 @@ from templatekit import (
     create_registry,
     render,
 )
-from templatekit.testing.adversarial import JINJA, WHITESPACE
+from templatekit.testing.texts import JINJA, WHITESPACE
 from templatekit.types import IGNORE_INDEX
 
 SKIP = "; to skip: --on-error skip"

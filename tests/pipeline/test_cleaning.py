@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import templatekit
-from templatekit.config.options import DataOptions, parse_dedup
+from templatekit.config.data_options import DataOptions, parse_dedup
 from templatekit.errors import ConfigError, RecordError
-from templatekit.hooks.registry import create_registry
-from templatekit.pipeline.deduplication import ExactTexts, NearTexts, Repeated, Texts
+from templatekit.hooks.loading import create_registry
+from templatekit.pipeline.deduplication import DuplicateOf, ExactTextIndex, NearTextIndex, TextIndex
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.sources.shuffle import shuffled
 
@@ -33,7 +33,7 @@ def records(answers: list[str]) -> list[dict[str, Any]]:
 def run(rows: list[Any], **options: Any) -> tuple[Pipeline, list[int], list[str]]:
     """The pipeline when it is done, and the rows and answers that came out."""
     pipeline = Pipeline(DataOptions.parse({"template": "alpaca", "on_error": "skip", **options}), REGISTRY)
-    items = list(pipeline.run(pipeline.reader.gathered(rows)))
+    items = list(pipeline.run(pipeline.reader.select(rows)))
     return pipeline, [i.rendered.row for i in items], [i.example.messages[-1].content for i in items]
 
 
@@ -96,10 +96,10 @@ def test_exact_repeats_are_those_of_a_dictionary(texts: list[str]) -> None:
     expected = []
     for place, text in enumerate(texts):
         known = first.setdefault(text, place)
-        expected.append(None if known == place else Repeated(known))
-    whole, store = ExactTexts(), ExactTexts()
+        expected.append(None if known == place else DuplicateOf(known))
+    whole, index = ExactTextIndex(), ExactTextIndex()
     assert whole.add(texts, list(range(len(texts)))) == expected
-    assert [store.add([text], [place])[0] for place, text in enumerate(texts)] == expected
+    assert [index.add([text], [place])[0] for place, text in enumerate(texts)] == expected
 
 
 def test_near_repeats() -> None:
@@ -109,32 +109,32 @@ def test_near_repeats() -> None:
     changed = [" ".join("changed" if n == 30 else w for n, w in enumerate(text.split())) for text in texts]
     other = [" ".join("changed" if n % 4 == 0 else w for n, w in enumerate(text.split())) for text in texts]
 
-    def repeats(store: Texts, more: list[str]) -> int:
-        store.add(texts, list(range(300)))
-        found = store.add(more, list(range(300, 600)))
-        assert all(one is None or one.place == at for at, one in enumerate(found))
+    def repeats(index: TextIndex, more: list[str]) -> int:
+        index.add(texts, list(range(300)))
+        found = index.add(more, list(range(300, 600)))
+        assert all(one is None or one.id == at for at, one in enumerate(found))
         return sum(one is not None for one in found)
 
-    assert repeats(NearTexts(0.8), changed) >= 290  # 55 of 61 runs are equal: 0.9
-    assert repeats(NearTexts(0.8), other) == 0
-    assert repeats(ExactTexts(), changed) == 0
-    store = NearTexts(0.8)
-    assert store.add(texts, list(range(300))) == [None] * 300
-    assert store.add(texts, list(range(300, 600))) == [Repeated(at, 1.0) for at in range(300)]
+    assert repeats(NearTextIndex(0.8), changed) >= 290  # 55 of 61 runs are equal: 0.9
+    assert repeats(NearTextIndex(0.8), other) == 0
+    assert repeats(ExactTextIndex(), changed) == 0
+    index = NearTextIndex(0.8)
+    assert index.add(texts, list(range(300))) == [None] * 300
+    assert index.add(texts, list(range(300, 600))) == [DuplicateOf(at, 1.0) for at in range(300)]
 
 
 def test_texts_that_are_kept_are_all_found() -> None:
     """Also those that repeat one another, and the most similar is named; what is looked for is not kept."""
     words = [f"w{n}" for n in range(60)]
     texts = [" ".join(["x"] * count + words[count:]) for count in (0, 6, 12)]
-    store = NearTexts(0.7)
-    store.keep(texts, [5, 6, 7])
-    found = store.find(texts)
-    assert found == [Repeated(place, 1.0) for place in (5, 6, 7)]
-    assert store.find(["other " * 30] * 2) == [None, None]
-    left_out = NearTexts(0.7)
-    left_out.add(texts[:2], [5, 6])
-    assert left_out.find(texts[1:2]) != found[1:2], "where repeats are left out, the nearest may be gone"
+    index = NearTextIndex(0.7)
+    index.store(texts, [5, 6, 7])
+    found = index.find(texts)
+    assert found == [DuplicateOf(place, 1.0) for place in (5, 6, 7)]
+    assert index.find(["other " * 30] * 2) == [None, None]
+    without_similar = NearTextIndex(0.7)
+    without_similar.add(texts[:2], [5, 6])
+    assert without_similar.find(texts[1:2]) != found[1:2], "where repeats are left out, the nearest may be gone"
 
 
 def test_near_names_what_it_repeats() -> None:

@@ -18,11 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import templatekit
-from templatekit.config.options import DataOptions, FinetuneOptions
+from templatekit.config.data_options import DataOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError, RecordError
-from templatekit.hooks.registry import create_registry
-from templatekit.pipeline.mixture import Mixture, pipeline_of
-from templatekit.sources.mixing import Drawn, Mix, Strategy
+from templatekit.hooks.loading import create_registry
+from templatekit.pipeline.mixture import Mixture, create_pipeline
+from templatekit.sources.mixing import DrawnItem, Mix, Strategy
 
 REGISTRY = create_registry(select=[])
 STRATEGIES: dict[Strategy, str] = {
@@ -35,7 +36,7 @@ SIZES = st.lists(st.integers(1, 12), min_size=2, max_size=4)
 
 def drawn(sizes: list[int], weights: list[float], strategy: Strategy, seed: int) -> list[tuple[int, int]]:
     mix = Mix(openers=[partial(range, n) for n in sizes], weights=weights, strategy=strategy, seed=seed)
-    return [(one.set, one.item) for one in mix]
+    return [(one.set_index, one.item) for one in mix]
 
 
 def peers(sizes: list[int], weights: list[float], strategy: Strategy, seed: int) -> list[tuple[int, int]]:
@@ -69,23 +70,23 @@ def test_each_set_keeps_its_order_and_its_promise(sizes: list[int], seed: int, s
     mix = Mix(openers=[partial(range, n) for n in sizes], weights=weights, strategy=strategy, seed=seed)
     found = list(mix)
     for index, (size, passes) in enumerate(zip(sizes, mix.passes, strict=True)):
-        own = [one.item for one in found if one.set == index]
+        own = [one.item for one in found if one.set_index == index]
         assert own == [number % size for number in range(len(own))]
-        assert len(own) == passes.whole * size + passes.taken
-        assert passes.left == (len(own) < size)
+        assert len(own) == passes.complete * size + passes.partial
+        assert passes.unfinished == (len(own) < size)
         if strategy in ("concat", "once"):
             assert len(own) == size
         elif strategy == "all_exhausted":
             assert len(own) >= size
     if strategy == "first_exhausted":
-        assert any(passes.whole == 1 and not passes.taken for passes in mix.passes)
+        assert any(passes.complete == 1 and not passes.partial for passes in mix.passes)
     if strategy == "concat":
-        assert [one.set for one in found] == sorted(one.set for one in found)
+        assert [one.set_index for one in found] == sorted(one.set_index for one in found)
 
 
 def test_shares_are_those_of_the_weights() -> None:
     mix = Mix(openers=[lambda: range(10**9)] * 3, weights=[5, 3, 2], strategy="all_exhausted", seed=1)
-    counted = Counter(one.set for one in islice(mix, 20_000))
+    counted = Counter(one.set_index for one in islice(mix, 20_000))
     assert all(abs(counted[index] / 20_000 - share) < 0.015 for index, share in enumerate([0.5, 0.3, 0.2]))
     assert abs(counted[0] / 20_000 - 0.3) > 0.015, "the bound would see a wrong share"
 
@@ -93,7 +94,7 @@ def test_shares_are_those_of_the_weights() -> None:
 def test_empty_sets_do_not_hang() -> None:
     for strategy in ("once", "first_exhausted", "all_exhausted", "concat"):
         mix = Mix[int](openers=[list, lambda: [1]], weights=[1, 1], strategy=strategy)
-        assert list(mix) in ([], [Drawn(1, 1)])
+        assert list(mix) in ([], [DrawnItem(1, 1)])
         assert list(Mix[int](openers=[list], weights=[1], strategy=strategy)) == []
 
 
@@ -113,9 +114,9 @@ def mixed(files: Path, *sets: dict[str, Any], **options: Any) -> tuple[Mixture, 
     mix = [{"dataset": str(files / "alpaca.jsonl"), "name": "alpaca"},
            {"dataset": str(files / "chat.jsonl"), "name": "chat", "template": "chatml"}]  # fmt: skip
     mix = [{**one, **more} for one, more in zip(mix, sets or ({}, {}), strict=True)]
-    pipeline = pipeline_of(DataOptions.parse({"mix": mix, **options}), REGISTRY)
+    pipeline = create_pipeline(DataOptions.parse({"mix": mix, **options}), REGISTRY)
     assert isinstance(pipeline, Mixture)
-    items = [(i.rendered.source, i.rendered.row, i.rendered.text) for i in pipeline.prepared()]
+    items = [(i.rendered.source, i.rendered.row, i.rendered.text) for i in pipeline.run()]
     return pipeline, items
 
 
@@ -126,7 +127,7 @@ def test_each_set_has_its_own_adapter_and_template(files: Path) -> None:
     assert items[6][2].startswith("<|im_start|>user\nq0")
     assert {name: counts.rows_out for name, counts in pipeline.counts.sets.items()} == {"alpaca": 6, "chat": 4}
     assert pipeline.counts.rows_in == 10
-    assert not pipeline.one_template
+    assert not pipeline.has_one_template
     assert pipeline.counts.lines(tokens=False) == [
         "rows in: 10, rows out: 10, dropped: 0",
         "alpaca: rows in: 6, rows out: 6, dropped: 0 (60.0% of the rows)",
@@ -167,7 +168,7 @@ def test_repeats_over_sets_are_named_and_those_on_purpose_are_none(files: Path) 
     pipeline, items = mixed(files, {"repeat": 2}, {"template": "alpaca"}, dedup="exact")
     assert len(items) == 13
     assert pipeline.counts.sets["chat"].first_dropped["duplicate"].endswith("chat.jsonl:0: the same as row 1 of alpaca")
-    assert pipeline.one_template
+    assert pipeline.has_one_template
 
 
 def test_an_error_names_the_file_and_its_row(files: Path) -> None:
@@ -200,7 +201,7 @@ def test_what_a_mixture_is_not(options: dict[str, Any], words: str) -> None:
 
 def test_names_tell_sets_apart() -> None:
     with pytest.raises(ConfigError, match=r"two sets are named 'starter'; .*name="):
-        pipeline_of(DataOptions.parse({"mix": ["starter", "starter"]}), REGISTRY)
+        create_pipeline(DataOptions.parse({"mix": ["starter", "starter"]}), REGISTRY)
 
 
 def test_the_command_line(files: Path) -> None:
@@ -235,14 +236,14 @@ def test_python_calls_mix_too(files: Path) -> None:
 
 
 def test_training_refuses_two_templates_and_splits_by_row(files: Path, tokenizer_of: Any) -> None:
-    from templatekit.training.data import pipeline_for, read_splits
+    from templatekit.training.data import read_splits, training_pipeline
 
     sets: list[Any] = [f"{files}/alpaca.jsonl,repeat=3", f"{files}/chat.jsonl,name=chat,template=chatml"]
     tokenizer = tokenizer_of("bytes")
     with pytest.raises(ConfigError, match="served with one template, 'alpaca'"):
-        pipeline_for(FinetuneOptions.parse({"mix": sets}), REGISTRY, tokenizer=tokenizer)
+        training_pipeline(FinetuneOptions.parse({"mix": sets}), REGISTRY, tokenizer=tokenizer)
     options = FinetuneOptions.parse({"mix": sets, "template": "chatml", "split": "train=rest,validation=0.3"})
-    splits = read_splits(options, pipeline_for(options, REGISTRY, tokenizer=tokenizer)).samples
+    splits = read_splits(options, training_pipeline(options, REGISTRY, tokenizer=tokenizer)).samples
     rows = {name: {(i.rendered.source, i.rendered.row) for i in items} for name, items in splits.items()}
     assert not rows["train"] & rows["validation"], "a row's repeats are on one side"
     assert len(rows["train"]) + len(rows["validation"]) == 10
@@ -250,7 +251,7 @@ def test_training_refuses_two_templates_and_splits_by_row(files: Path, tokenizer
 
 
 def test_pairs_are_mixed_too(tmp_path: Path, tokenizer_of: Any) -> None:
-    from templatekit.training.data import pipeline_for, read_splits
+    from templatekit.training.data import read_splits, training_pipeline
 
     pair = {"prompt": "q", "chosen": "good", "rejected": "bad"}
     (tmp_path / "one.jsonl").write_text(json.dumps(pair) + "\n")
@@ -258,7 +259,7 @@ def test_pairs_are_mixed_too(tmp_path: Path, tokenizer_of: Any) -> None:
     options = FinetuneOptions.parse(
         {"method": "dpo", "mix": [f"{tmp_path}/one.jsonl,weight=3", f"{tmp_path}/two.jsonl"], "split": "train=rest"}
     )
-    pipeline = pipeline_for(options, REGISTRY, tokenizer=tokenizer_of("bytes"))
+    pipeline = training_pipeline(options, REGISTRY, tokenizer=tokenizer_of("bytes"))
     splits = read_splits(options, pipeline)
     assert splits.sizes["train"] * 2 == pipeline.counts.samples
     assert pipeline.counts.rows_in == pipeline.counts.rows_out == splits.sizes["train"] > 8

@@ -13,12 +13,12 @@ from testkit.at_hand import Tokenizers
 
 from templatekit import ConfigError, DataOptions, RecordError, create_registry
 from templatekit.pipeline.pipeline import Pipeline
-from templatekit.pipeline.preference import PairPipeline, pairs_of
-from templatekit.testing.adversarial import UNICODE
+from templatekit.pipeline.preference import PreferencePipeline, preference_pairs
+from templatekit.testing.texts import UNICODE
 from templatekit.types import TokenizedExample, TokenizedPair
 
 TEXT = st.one_of(st.sampled_from(UNICODE), st.text(min_size=1, max_size=20)).filter(str.strip)
-Read = Callable[..., tuple[list[TokenizedPair], PairPipeline]]
+Read = Callable[..., tuple[list[TokenizedPair], PreferencePipeline]]
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,10 @@ def read(tokenizer_of: Tokenizers) -> Read:
     """Prepares records; the pairs, and the pipeline with its counts."""
     registry = create_registry()
 
-    def read(*records: dict[str, Any], **options: Any) -> tuple[list[TokenizedPair], PairPipeline]:
+    def read(*records: dict[str, Any], **options: Any) -> tuple[list[TokenizedPair], PreferencePipeline]:
         given = {"template": "chatml", "on_error": "skip", **options}
-        pipeline = PairPipeline(DataOptions.parse(given), registry, tokenizer=tokenizer_of("bytes"))
-        return pairs_of(pipeline.run(records)), pipeline
+        pipeline = PreferencePipeline(DataOptions.parse(given), registry, tokenizer=tokenizer_of("bytes"))
+        return preference_pairs(pipeline.run(records)), pipeline
 
     return read
 

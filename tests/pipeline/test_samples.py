@@ -117,7 +117,7 @@ def test_a_prompts_text_is_trained_once(builtin: Registry) -> None:
 
 @given(turns=st.lists(st.integers(1, 4), min_size=2, max_size=12), seed=st.integers(0, 99))
 def test_a_record_is_on_one_side_of_a_split(turns: list[int], seed: int, builtin: Registry, tmp_path: Path) -> None:
-    from templatekit.config.options import FinetuneOptions
+    from templatekit.config.finetune_options import FinetuneOptions
     from templatekit.training.data import read_splits
 
     path = tmp_path / "rows.jsonl"

@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Generator, Iterator
 from typing import Any
 
-from templatekit.engines.jobs import Done, Setup, Worker
+from templatekit.engines.jobs import ChunkResult, Worker, WorkerSetup
 from templatekit.pipeline.chunks import Chunk
 
 KINDS = ("plain", "long", "empty", "half", "system", "tool", "two turns", "wrong", "no record", "other key")
@@ -36,38 +36,38 @@ def line(kind: str, number: int) -> str:
     return json.dumps({"messages": messages, **({"more": 1} if kind == "other key" else {})})
 
 
-def in_pieces(setup: Setup, chunks: Iterator[Chunk]) -> Generator[Done, None, None]:
+def in_pieces(setup: WorkerSetup, chunks: Iterator[Chunk]) -> Generator[ChunkResult, None, None]:
     """Chunk by chunk, as they are asked for."""
     worker = Worker(pickle.loads(pickle.dumps(setup)))
     for chunk in chunks:
         yield pickle.loads(pickle.dumps(worker(pickle.loads(pickle.dumps(chunk)))))
 
 
-def read_first(setup: Setup, chunks: Iterator[Chunk]) -> Generator[Done, None, None]:
+def read_first(setup: WorkerSetup, chunks: Iterator[Chunk]) -> Generator[ChunkResult, None, None]:
     """All chunks are read before any is done, as far ahead as an engine can be."""
     return in_pieces(setup, iter(list(chunks)))
 
 
-def read_there(setup: Setup, chunks: Iterator[Chunk]) -> Generator[Done, None, None]:
+def read_there(setup: WorkerSetup, chunks: Iterator[Chunk]) -> Generator[ChunkResult, None, None]:
     """Chunks are read by the worker, as on Ray."""
     del chunks
-    sent: Setup = pickle.loads(pickle.dumps(setup))
-    return in_pieces(setup, sent.work.read(sent.pipeline()))
+    sent: WorkerSetup = pickle.loads(pickle.dumps(setup))
+    return in_pieces(setup, sent.job.read_chunks(sent.pipeline()))
 
 
-def swapped(setup: Setup, chunks: Iterator[Chunk]) -> Generator[Done, None, None]:
+def swapped(setup: WorkerSetup, chunks: Iterator[Chunk]) -> Generator[ChunkResult, None, None]:
     """Wrong: the first two the other way round."""
     first, second, *others = in_pieces(setup, chunks)
     yield from (second, first, *others)
 
 
-def lost(setup: Setup, chunks: Iterator[Chunk]) -> Generator[Done, None, None]:
+def lost(setup: WorkerSetup, chunks: Iterator[Chunk]) -> Generator[ChunkResult, None, None]:
     """Wrong: without the first."""
     _, *others = in_pieces(setup, chunks)
     yield from others
 
 
-def twice(setup: Setup, chunks: Iterator[Chunk]) -> Generator[Done, None, None]:
+def twice(setup: WorkerSetup, chunks: Iterator[Chunk]) -> Generator[ChunkResult, None, None]:
     """Wrong: the first once more."""
     first, *others = in_pieces(setup, chunks)
     yield from (first, first, *others)

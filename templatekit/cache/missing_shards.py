@@ -1,0 +1,61 @@
+"""`MissingShards`: reads the records of the shards that are to be made, and skips those on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
+from typing import TypeVar
+
+from templatekit.errors import RecordError
+from templatekit.pipeline.chunks import Chunk
+from templatekit.pipeline.pipeline import Pipeline
+from templatekit.types import Record
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MissingShards:
+    """A `ChunkReader` of the shards to be made; each chunk lies within one shard."""
+
+    shard_records: int
+    """Records of a shard."""
+    first: int
+    """Index of the first shard to be made. The records before it are read and skipped."""
+    present: frozenset[int] = frozenset()
+    """Later shards that need not be made."""
+    only_first: bool = False
+    """Whether to read no further than the first shard."""
+
+    def __call__(self, pipeline: Pipeline) -> Iterator[Chunk]:
+        """The chunks of the options' data set."""
+        return self.chunks_of(pipeline, pipeline.open())
+
+    def chunks_of(
+        self, pipeline: Pipeline, records: Iterator[Record | RecordError], *, from_caller: bool = False
+    ) -> Iterator[Chunk]:
+        """The chunks of the given records, which start with the first of all."""
+        for index in range(self.first + 1) if self.only_first else count():
+            shard = _CountingIterator(islice(records, self.shard_records))
+            first_row = index * self.shard_records
+            for chunk in pipeline.split_into_chunks(shard, first_row=first_row, from_caller=from_caller):
+                if index == self.first or (index > self.first and index not in self.present):
+                    yield chunk
+                elif chunk.error is not None:  # reading cannot go on
+                    yield replace(chunk, records=[])
+            if shard.count < self.shard_records:
+                return
+
+
+@dataclass
+class _CountingIterator(Iterator[T]):
+    """An iterator that counts its items."""
+
+    items: Iterator[T]
+    count: int = field(default=0)
+
+    def __next__(self) -> T:
+        item = next(self.items)
+        self.count += 1
+        return item
