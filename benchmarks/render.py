@@ -31,19 +31,19 @@ from unittest.mock import patch
 from benchmarks import results
 from benchmarks.clock import Report, best_of, timed
 from benchmarks.rows import starter, write_numbered
-from templatekit.config.options import RenderOptions
-from templatekit.engines.jobs import parts_of
-from templatekit.engines.processes import local_workers
+from templatekit.config.render_options import RenderOptions
+from templatekit.engines.jobs import output_chunks
+from templatekit.engines.processes import process_engine
 from templatekit.errors import RecordError
-from templatekit.formats.tracing.compiler import without_plans
+from templatekit.formats.tracing.compiler import interpreting
 from templatekit.hooks.exporters import Exporter
-from templatekit.hooks.registry import create_registry
-from templatekit.packing import packed
+from templatekit.hooks.loading import create_registry
+from templatekit.packing import pack_stream
 from templatekit.packing.columns import TokenizedColumns
-from templatekit.pipeline.batches import BATCH
-from templatekit.pipeline.outputs import ForSink
+from templatekit.pipeline.batches import BATCH_SIZE
+from templatekit.pipeline.outputs import ExporterConverter
 from templatekit.pipeline.pipeline import Pipeline
-from templatekit.tokens.supervision import Losses
+from templatekit.tokens.supervision import LazyLossSpans
 from templatekit.types import Example, Record, RenderedText
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -166,14 +166,16 @@ def writing(
     exporter = pipeline.registry.exporters["parquet"]
     assert isinstance(exporter, Exporter)
 
-    reference_alone = partial(patch, "templatekit.tokens.word_table.quicker", return_value=None)
+    reference_alone = partial(patch, "templatekit.tokens.word_table.load_fast_backend", return_value=None)
 
     def write() -> None:
-        parts = parts_of(pipeline, ForSink.of(exporter, pipeline.registry), engine=local_workers(workers))
+        parts = output_chunks(
+            pipeline, ExporterConverter.of(exporter, pipeline.registry), engine=process_engine(workers)
+        )
         content = (part.content for part in parts)
         with (folder / "rows.parquet").open("wb") as output, nullcontext() if quick else reference_alone():
             if "pack_tokens" in options:
-                exporter.write_packs(packed(content, options["pack_tokens"]), output)
+                exporter.write_packs(pack_stream(content, options["pack_tokens"]), output)
             else:
                 exporter.write_converted(content, output)
 
@@ -198,8 +200,8 @@ def stages(one: Set, file: Path, folder: Path) -> dict[str, float]:
 
     def columns() -> list[TokenizedColumns]:
         return [
-            encoder.encode_columns((text, Losses(text, train_on)) for text in texts[at : at + BATCH])
-            for at in range(0, len(texts), BATCH)
+            encoder.encode_columns((text, LazyLossSpans(text, train_on)) for text in texts[at : at + BATCH_SIZE])
+            for at in range(0, len(texts), BATCH_SIZE)
         ]
 
     records = lap("reading", lambda: [row for row in pipeline.open() if not isinstance(row, RecordError)])
@@ -221,14 +223,14 @@ def render_all(pipeline: Pipeline, examples: list[Example]) -> None:
 
 
 def compare_rendering(report: Report, pipeline: Pipeline, examples: list[Example]) -> None:
-    """Rendering alone: by plans, and each example as if it were the first."""
-    planned = best_of(3, partial(render_all, pipeline, examples)) / len(examples)
+    """Rendering alone: with compiled traces, and interpreted."""
+    compiled = best_of(3, partial(render_all, pipeline, examples)) / len(examples)
     few = examples[: len(examples) // 10]
-    with without_plans():
-        anew = best_of(3, partial(render_all, pipeline, few)) / len(few)
+    with interpreting():
+        interpreted = best_of(3, partial(render_all, pipeline, few)) / len(few)
     report.say(
-        f"rendering with texts and origins: {planned * 1e6:.1f} µs a row, without plans {anew * 1e6:.1f}, "
-        f"ratio {anew / planned:.1f}"
+        f"rendering with texts and origins: {compiled * 1e6:.1f} µs a row, interpreted {interpreted * 1e6:.1f}, "
+        f"ratio {interpreted / compiled:.1f}"
     )
 
 

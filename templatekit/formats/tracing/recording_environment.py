@@ -57,7 +57,7 @@ _FUNCTIONS = _names("safe_range _raise_exception _Namespace _text strftime_now")
 class RecordingEnvironment(ProvenanceEnvironment):
     """The same sandbox, whose text is symbolic."""
 
-    concat = staticmethod(symbolic_concat)  # type: ignore[assignment]  # Jinja's own declaration says `str.join`
+    concat = staticmethod(symbolic_concat)
     literal = staticmethod(symbolic_literal)
 
     def __init__(self) -> None:
