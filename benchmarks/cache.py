@@ -31,18 +31,18 @@ finally:
 OPEN = """
 import sys, time
 import templatekit.training.data as data
-from templatekit.config.options import FinetuneOptions
-from templatekit.hooks.registry import create_registry
+from templatekit.config.finetune_options import FinetuneOptions
+from templatekit.hooks.loading import create_registry
 from templatekit.tokens.load import find_tokenizer
 dataset, tokenizer, cache = sys.argv[1:]
 registry = create_registry()
 options = FinetuneOptions(dataset=dataset, tokenizer=tokenizer, cache=True, cache_dir=cache)
-pipeline = data.pipeline_for(options, registry, tokenizer=find_tokenizer(tokenizer, registry))
+pipeline = data.training_pipeline(options, registry, tokenizer=find_tokenizer(tokenizer, registry))
 clock, busy = time.perf_counter(), time.process_time()
 splits = data.read_splits(options, pipeline)
 read = time.perf_counter(), time.process_time()
 len(splits.train[0].input_ids), len(splits.train[len(splits.train) - 1].input_ids)
-data.identity_of(pipeline, splits.train)
+data.data_fingerprints(pipeline, splits.train)
 named = time.perf_counter(), time.process_time()
 print(read[0] - clock, read[1] - busy, named[0] - read[0], named[1] - read[1], sum(splits.sizes.values()))
 """

@@ -44,10 +44,11 @@ from transformers import PreTrainedModel
 from benchmarks import results
 from benchmarks.memory import begin_peak, state_gib
 from benchmarks.models import SHAPES, SMALL, model_of, product_flops
-from templatekit.config.options import DataOptions, FinetuneOptions
-from templatekit.hooks.registry import create_registry
+from templatekit.config.data_options import DataOptions
+from templatekit.config.finetune_options import FinetuneOptions
+from templatekit.hooks.loading import create_registry
 from templatekit.pipeline.pipeline import Pipeline
-from templatekit.pipeline.preference import PairPipeline, pairs_of
+from templatekit.pipeline.preference import PreferencePipeline, preference_pairs
 from templatekit.types import TokenizedExample, TokenizedPair
 
 TEMPLATE = "alpaca"
@@ -80,10 +81,10 @@ def examples_of(rows: str | None, count: int) -> list[TokenizedExample]:
 def pairs_from(path: str, count: int) -> list[TokenizedPair]:
     """The first `count` of the shuffled pairs that are not too long, tokenized."""
     options = DataOptions(dataset=path, template="chatml", tokenizer=SMALL, max_length=LONGEST_ANSWER, on_error="skip")
-    pipeline = PairPipeline(options, create_registry())
+    pipeline = PreferencePipeline(options, create_registry())
     records = list(pipeline.open())
     random.Random(0).shuffle(records)
-    return pairs_of(pipeline.run(records))[:count]
+    return preference_pairs(pipeline.run(records))[:count]
 
 
 def run_ours(
@@ -93,12 +94,14 @@ def run_ours(
     import torch
 
     from benchmarks.profile import shares
-    from templatekit.training.dpo import REFERENCE, Preferences, judge
+    from templatekit.training.dpo import REFERENCE, DPOObjective, precompute_reference
+    from templatekit.training.forward_pass import ForwardPass
     from templatekit.training.kernels.memory import keep_few_kernels, keep_freed_memory
     from templatekit.training.lora import attach_lora
+    from templatekit.training.objective import Objective, SupervisedObjective
     from templatekit.training.optimizer import make_optimizer
     from templatekit.training.quantization import quantize
-    from templatekit.training.step import Computation, Objective, train_step
+    from templatekit.training.step import train_step
 
     if options.quantize:
         quantize(model)
@@ -107,7 +110,8 @@ def run_ours(
     keep_freed_memory()
     keep_few_kernels(options.pack_tokens)
     peak = begin_peak(model.device)
-    objective: Objective[Any] = Computation.of(model, options)
+    forward_pass = ForwardPass.of(model, options)
+    objective: Objective[Any] = SupervisedObjective(forward_pass)
     examples: list[Any] = list(items)
     steps = [
         list(range(start, min(start + options.batch_size, len(examples))))
@@ -116,10 +120,12 @@ def run_ours(
     more = {}
     start = time.perf_counter()
     if options.method == "dpo":
-        objective = Preferences.of(objective.computation, options)
+        objective = DPOObjective.of(forward_pass, options)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / REFERENCE
-            examples = list(judge(objective, examples, path=path, identity={}, warn=click.echo, steps=steps))
+            examples = list(
+                precompute_reference(objective, examples, path=path, identity={}, warn=click.echo, steps=steps)
+            )
         more = {"reference_seconds": time.perf_counter() - start}
     model.train()
     optimizer = make_optimizer(model, options)
@@ -133,7 +139,7 @@ def run_ours(
         return {"shares": shares(lambda: step(steps[-1]))}
     start = time.perf_counter()
     numbers = [step(documents) for documents in steps]
-    if objective.computation.model.device.type == "cuda":
+    if forward_pass.model.device.type == "cuda":
         torch.cuda.synchronize()
     return {
         **more,

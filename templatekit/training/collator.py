@@ -1,4 +1,7 @@
-"""Examples as tensors on a device: one row without padding, or a padded rectangle. Training sees nothing else."""
+"""The collator: examples as tensors on a device, in one packed row without padding or in padded rows.
+
+The training step sees these batches only.
+"""
 
 from __future__ import annotations
 
@@ -17,52 +20,56 @@ from templatekit.types import PackedBatch, Segment, TokenizedExample
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batch:
-    """What one forward pass computes, and what is asked of it."""
+    """The inputs of one forward pass and the targets that its loss is computed on."""
 
     input_ids: Tensor
     """Shape (rows, tokens), int64."""
     position_ids: Tensor | None
-    """Shape (rows, tokens), int64; None where each row is one example, which any model counts by itself."""
+    """Shape (rows, tokens), int64; None where each row is one example: a model then counts from 0 itself."""
     segments: tuple[Segment, ...] | None
-    """How the only row is divided between examples; None where each row is one example."""
+    """How the one packed row is divided between examples; None where each row is one example."""
     target_positions: Tensor
-    """Shape (targets,), int64, never falling: indices into the rows laid end to end."""
+    """Shape (targets,), int64, never falling: indices into the concatenated rows."""
     targets: Tensor
-    """Shape (targets,), int64: the ids to predict there."""
+    """Shape (targets,), int64: the token ids to predict at these positions."""
     weights: Tensor
     """Shape (targets,), float32, all above 0."""
-    weight: float
-    """What the loss is a mean over: the sum of the weights, known without asking the device; of pairs their number."""
+    total_weight: float
+    """What the loss is a mean over: the sum of the weights, or the count of pairs. A Python number, so that reading it
+    does not wait for the device."""
     tokens: int
-    """Inputs of the examples, those that several share counted for each."""
+    """Input tokens of the examples; a shared prefix counts for each example that has it."""
     padded_tokens: int
-    """Inputs that the model would compute for these examples in a padded rectangle."""
+    """Input tokens that the model would compute for these examples in padded rows."""
     target_tokens: int
-    """Targets of the examples; equal ones of one position stand once in `targets`, with the sum of their weights."""
+    """Targets of the examples. Equal ones at one position are one entry in `targets`, with the sum of their weights."""
 
     @property
     def computed_tokens(self) -> int:
-        """Inputs that the model computes, padding among them."""
+        """Input tokens that the model computes, padding included."""
         return self.input_ids.numel()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PairBatch(Batch):
-    """Pairs of answers: which targets are whose. `targets` holds what several answers predict at one place once."""
+    """A batch of pairs: chosen and rejected answers, and which target belongs to which answer.
 
-    places: Tensor
+    An equal target of several answers at one position is one entry in `targets`, and one entry for each answer below.
+    """
+
+    target_indices: Tensor
     """Shape (targets of all answers,), int64: indices into `targets`."""
-    answers: Tensor
-    """Shape (targets of all answers,), int64: whose it is; of pair i the chosen answer is 2 * i, else 2 * i + 1."""
+    answer_indices: Tensor
+    """Shape (targets of all answers,), int64: the target's answer. Pair i has the answers 2 * i (chosen), 2 * i + 1."""
     answer_weights: Tensor
-    """Shape (targets of all answers,), float32: how much it counts in the log-probability of its answer."""
+    """Shape (targets of all answers,), float32: the target's weight in the log-probability of its answer."""
     reference: Tensor
-    """Shape (pairs, 2), float64: log-probabilities of chosen and rejected under the starting weights."""
+    """Shape (pairs, 2), float64: log-probabilities of chosen and rejected answer under the starting weights."""
 
 
 def collate_packed(packed: PackedBatch, device: torch.device) -> Batch:
-    """A pack as one row."""
-    positions, targets, weights, _ = _merged(packed)
+    """The batch of a pack: one row."""
+    positions, targets, weights, _ = _merge_equal_targets(packed)
     return Batch(
         input_ids=torch.from_numpy(packed.input_ids)[None].to(device),
         position_ids=torch.from_numpy(packed.position_ids)[None].to(device),
@@ -70,89 +77,92 @@ def collate_packed(packed: PackedBatch, device: torch.device) -> Batch:
         target_positions=torch.from_numpy(positions).to(device),
         targets=torch.from_numpy(targets).to(device),
         weights=torch.from_numpy(weights).to(device),
-        weight=float(packed.weights.sum(dtype="float64")),
+        total_weight=float(packed.weights.sum(dtype="float64")),
         tokens=packed.tokens,
-        padded_tokens=_examples(packed) * (int(packed.position_ids.max(initial=-1)) + 1),
+        padded_tokens=_example_count(packed) * (int(packed.position_ids.max(initial=-1)) + 1),
         target_tokens=len(packed.targets),
     )
 
 
-def _examples(packed: PackedBatch) -> int:
+def _example_count(packed: PackedBatch) -> int:
     return sum(len(segment.documents) for segment in packed.segments)
 
 
-def _merged(
+def _merge_equal_targets(
     packed: PackedBatch,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
-    """Positions, targets and weights, where equal targets of one position are one, so that its logits are too.
+    """Positions, targets and weights, with equal targets at one position merged: their logits are computed once.
 
-    With the place of each of the pack's targets among them.
+    Also the index of each of the pack's targets among the merged ones.
     """
     if np.all(np.diff(packed.target_positions) > 0):
         return packed.target_positions, packed.targets, packed.weights, np.arange(len(packed.targets))
     pairs = np.stack([packed.target_positions, packed.targets])
-    (positions, targets), place = np.unique(pairs, axis=1, return_inverse=True)
-    weights = np.bincount(place, weights=packed.weights, minlength=len(positions))
-    return positions, targets, weights.astype(np.float32), place
+    (positions, targets), index = np.unique(pairs, axis=1, return_inverse=True)
+    weights = np.bincount(index, weights=packed.weights, minlength=len(positions))
+    return positions, targets, weights.astype(np.float32), index
 
 
 def collate_pairs(
     examples: Sequence[TokenizedExample],
-    documents: Sequence[int],
+    indices: Sequence[int],
     reference: Sequence[tuple[float, float]],
     device: torch.device,
     *,
     packing: bool,
     share: bool,
 ) -> PairBatch:
-    """The answers `examples[d]` for each d of `documents`: chosen and rejected in turn, with their references."""
-    packed = pack_examples(examples, documents, share=packing and share)
-    batch = collate_packed(packed, device) if packing else collate_padded(examples, documents, device)
-    places = _merged(packed)[-1] if packing else np.arange(len(packed.targets))
-    numbers = {document: number for number, document in enumerate(documents)}
-    answers = np.fromiter((numbers[d] for d in packed.target_documents.tolist()), np.int64, len(packed.targets))
+    """The batch of the answers `examples[i]` for each i of `indices`, chosen and rejected in turn.
+
+    `reference` holds the log-probabilities of chosen and rejected answer for each pair.
+    """
+    packed = pack_examples(examples, indices, share=packing and share)
+    batch = collate_packed(packed, device) if packing else collate_padded(examples, indices, device)
+    target_indices = _merge_equal_targets(packed)[-1] if packing else np.arange(len(packed.targets))
+    answer_of = {document: answer for answer, document in enumerate(indices)}
+    answers = np.fromiter((answer_of[d] for d in packed.target_documents.tolist()), np.int64, len(packed.targets))
     own = {field.name: getattr(batch, field.name) for field in fields(Batch)}
     return PairBatch(
-        **own | {"weight": float(len(documents) // 2)},
-        places=torch.from_numpy(places).to(device),
-        answers=torch.from_numpy(answers).to(device),
+        **own | {"total_weight": float(len(indices) // 2)},
+        target_indices=torch.from_numpy(target_indices).to(device),
+        answer_indices=torch.from_numpy(answers).to(device),
         answer_weights=torch.from_numpy(packed.weights).to(device),
         reference=torch.tensor(reference, dtype=torch.float64).reshape(-1, 2).to(device),
     )
 
 
 def collate_padded(
-    examples: Sequence[TokenizedExample], documents: Sequence[int], device: torch.device, *, pad_id: int = 0
+    examples: Sequence[TokenizedExample], indices: Sequence[int], device: torch.device, *, pad_id: int = 0
 ) -> Batch:
-    """One row an example, padded on the right to the longest.
+    """The batch of `examples[i]` for each i of `indices`: one row an example, padded on the right to the longest.
 
-    In a causal model no token sees the padding that follows it, so there is no attention mask, and `pad_id` may be any
-    id: no target stands on it. The shift and the choice of targets are those of a pack, laid out anew.
+    In a causal model no token sees the padding that follows it. So there is no attention mask, and `pad_id` may be any
+    id: padding has no target. The label shift and the choice of targets are those of `pack_examples`.
     """
-    packed = pack_examples(examples, documents)
+    packed = pack_examples(examples, indices)
     width = max((segment.end - segment.start for segment in packed.segments), default=0)
     input_ids = torch.full((len(packed.segments), width), pad_id, dtype=torch.int64)
-    moved = torch.empty(len(packed.input_ids), dtype=torch.int64)
+    new_positions = torch.empty(len(packed.input_ids), dtype=torch.int64)
     for row, segment in enumerate(packed.segments):
         length = segment.end - segment.start
         input_ids[row, :length] = torch.from_numpy(packed.input_ids[segment.start : segment.end])
-        moved[segment.start : segment.end] = torch.arange(row * width, row * width + length)
+        new_positions[segment.start : segment.end] = torch.arange(row * width, row * width + length)
     return Batch(
         input_ids=input_ids.to(device),
         position_ids=None,
         segments=None,
-        target_positions=moved[torch.from_numpy(packed.target_positions)].to(device),
+        target_positions=new_positions[torch.from_numpy(packed.target_positions)].to(device),
         targets=torch.from_numpy(packed.targets).to(device),
         weights=torch.from_numpy(packed.weights).to(device),
-        weight=float(packed.weights.sum(dtype="float64")),
+        total_weight=float(packed.weights.sum(dtype="float64")),
         tokens=packed.tokens,
         padded_tokens=input_ids.numel(),
         target_tokens=len(packed.targets),
     )
 
 
-def idle(batch: Batch) -> Batch:
-    """A batch of one token that asks for nothing: for a process that has to keep step with others.
+def empty_batch(batch: Batch) -> Batch:
+    """A batch of one token without targets, for a process that has to take part in the others' forward pass.
 
     Its loss is 0, and so are all its gradients.
     """
@@ -164,15 +174,15 @@ def idle(batch: Batch) -> Batch:
         "target_positions": none,
         "targets": none,
         "weights": batch.weights[:0],
-        "weight": 0.0,
+        "total_weight": 0.0,
         "tokens": 0,
         "padded_tokens": 0,
         "target_tokens": 0,
     }
     if isinstance(batch, PairBatch):
         empty |= {
-            "places": none,
-            "answers": none,
+            "target_indices": none,
+            "answer_indices": none,
             "answer_weights": batch.weights[:0],
             "reference": batch.reference[:0],
         }

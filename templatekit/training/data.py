@@ -1,4 +1,4 @@
-"""The examples of a run, divided into splits."""
+"""The data of a run: read, rendered and tokenized by the pipeline, then divided into splits."""
 
 from __future__ import annotations
 
@@ -10,54 +10,54 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from templatekit.cache import StoredExamples, StoredSamples, prepared_samples
-from templatekit.config.options import FinetuneOptions
-from templatekit.engines.processes import local_workers
+from templatekit.cache import ColumnarExamples, ColumnarSamples, prepare_samples
+from templatekit.config.finetune_options import FinetuneOptions
+from templatekit.engines.processes import process_engine
 from templatekit.errors import ConfigError
 from templatekit.formats.template import Template
 from templatekit.hooks.registry import Registry
-from templatekit.packing.columns import places_of
-from templatekit.pipeline.mixture import Mixture, pipeline_of
+from templatekit.packing.columns import range_indices
+from templatekit.pipeline.mixture import Mixture, create_pipeline
 from templatekit.pipeline.pipeline import Pipeline
-from templatekit.pipeline.preference import PairPipeline, pairs_of
+from templatekit.pipeline.preference import PreferencePipeline, preference_pairs
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.training.split import split_rows
 from templatekit.types import Sample, TokenizedExample, TokenizedPair
 
 _HELD_OUT = ("validation", "test")
-"""Splits that are evaluated on, the first that exists."""
+"""Names of the split that is evaluated on; the first that exists is taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Splits:
-    """Samples by split, `train` among them; with DPO a pair's chosen and rejected answer in turn."""
+    """The samples of each split, `train` among them; with DPO the chosen and rejected answer of each pair in turn."""
 
     samples: dict[str, Sequence[Sample]]
     pairs: bool
 
     @property
     def train(self) -> Sequence[TokenizedExample] | Sequence[TokenizedPair]:
-        """What is trained on."""
+        """The examples or pairs to train on."""
         return self._items(self.samples["train"])
 
     @property
     def held_out(self) -> Sequence[TokenizedExample] | Sequence[TokenizedPair]:
-        """What is evaluated on; empty where nothing is held out."""
+        """The examples or pairs to evaluate on; empty where nothing is held out."""
         return self._items(self._first_of(_HELD_OUT))
 
     @property
-    def asked(self) -> Sequence[Sample]:
-        """Samples whose prompts show what the model has learned: of the test set where there is one."""
+    def prompt_samples(self) -> Sequence[Sample]:
+        """Held-out samples for sample answers, from the test set where there is one."""
         return self._first_of(("test", *_HELD_OUT))[:: 2 if self.pairs else 1]
 
     @property
-    def checked(self) -> Sequence[Sample]:
-        """Samples to try a server's prompt on."""
-        return (self.asked or self.samples["train"])[:20]
+    def serving_samples(self) -> Sequence[Sample]:
+        """Samples for the check that a server prompts as training does."""
+        return (self.prompt_samples or self.samples["train"])[:20]
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Examples, or pairs, of each split."""
+        """The count of examples, or of pairs, in each split."""
         return {name: len(samples) // (2 if self.pairs else 1) for name, samples in self.samples.items()}
 
     def _first_of(self, names: Sequence[str]) -> Sequence[Sample]:
@@ -65,21 +65,23 @@ class Splits:
 
     def _items(self, samples: Sequence[Sample]) -> Sequence[TokenizedExample] | Sequence[TokenizedPair]:
         if self.pairs:
-            return pairs_of(samples)
-        if isinstance(samples, StoredSamples):
+            return preference_pairs(samples)
+        if isinstance(samples, ColumnarSamples):
             return samples.tokenized
         return [sample.tokenized for sample in samples if sample.tokenized is not None]
 
 
-def pipeline_for(
+def training_pipeline(
     options: FinetuneOptions, registry: Registry, *, tokenizer: Tokenizer, template: Template | None = None
 ) -> Pipeline:
-    """What prepares the records: whole samples, or pairs of answers; of one set, or of several.
+    """The pipeline that makes samples, or pairs with DPO, from one data set or a mixture.
 
-    Raises `ConfigError` for sets of several templates: a trained model is served with one.
+    Raises `ConfigError` for a mixture with several templates, since a trained model is served with one.
     """
-    pipeline = pipeline_of(options, registry, kind=_kind(options), tokenizer=tokenizer, template=template)
-    if isinstance(pipeline, Mixture) and not pipeline.one_template:
+    pipeline = create_pipeline(
+        options, registry, pipeline_type=_pipeline_type(options), tokenizer=tokenizer, template=template
+    )
+    if isinstance(pipeline, Mixture) and not pipeline.has_one_template:
         raise ConfigError(
             f"mix: a model is served with one template, {pipeline.template.name!r}; found sets with another or with "
             "chat_template_kwargs of their own; give all sets that template, or train on what `render` writes"
@@ -87,19 +89,19 @@ def pipeline_for(
     return pipeline
 
 
-def _kind(options: FinetuneOptions) -> type[Pipeline]:
-    return PairPipeline if options.method == "dpo" else Pipeline
+def _pipeline_type(options: FinetuneOptions) -> type[Pipeline]:
+    return PreferencePipeline if options.method == "dpo" else Pipeline
 
 
 def read_splits(
     options: FinetuneOptions, pipeline: Pipeline, *, say: Callable[[str], None] = lambda line: None
 ) -> Splits:
-    """Reads the data set; a held-out set of its own is `validation`. `say` hears what the cache has to tell."""
-    engine = local_workers(options.workers)
-    items = prepared_samples(pipeline, engine=engine, say=say)
+    """Read the data set and split it. A separate evaluation set is `validation`. `say` gets messages of the cache."""
+    engine = process_engine(options.workers)
+    items = prepare_samples(pipeline, engine=engine, say=say)
     pairs = options.method == "dpo"
     if options.eval_dataset is not None:
-        own = _kind(options)(
+        held_out = _pipeline_type(options)(
             options.model_copy(
                 update={"dataset": options.eval_dataset, "limit": None, "mix": (), "mix_strategy": None}
             ),
@@ -109,38 +111,42 @@ def read_splits(
             tokenizer=pipeline.tokenizer,
         )
         return Splits(
-            samples={"train": items, "validation": prepared_samples(own, engine=engine, say=say)}, pairs=pairs
+            samples={"train": items, "validation": prepare_samples(held_out, engine=engine, say=say)}, pairs=pairs
         )
-    samples = _divided(items, options)
+    samples = _split_samples(items, options)
     if not samples["train"]:
         raise ConfigError(f"split {options.split!r} leaves no training examples of {len(items)}")
     return Splits(samples=samples, pairs=pairs)
 
 
-def _divided(items: Sequence[Sample], options: FinetuneOptions) -> dict[str, Sequence[Sample]]:
-    """The samples by split. Those of one row stay together, and so do its repeats in a mixture: they share text."""
+def _split_samples(items: Sequence[Sample], options: FinetuneOptions) -> dict[str, Sequence[Sample]]:
+    """The samples by split. Samples of one row stay in one split, also where a mixture repeats it: they share text."""
 
-    def divide(rows: int) -> dict[str, list[int]]:
-        return split_rows(options.split, rows, shuffle=options.split_order == "shuffled", seed=options.seed)
+    def split(row_count: int) -> dict[str, list[int]]:
+        return split_rows(options.split, row_count, shuffle=options.split_order == "shuffled", seed=options.seed)
 
-    if isinstance(items, StoredSamples):  # of one set, each row once
+    if isinstance(items, ColumnarSamples):  # one data set, each row once
         edges = np.append(np.flatnonzero(np.diff(items.rows, prepend=-1)), len(items))
-        parts = divide(len(edges) - 1)
-        return {name: items.take(_of_rows(edges, np.array(rows, dtype=np.int64))) for name, rows in parts.items()}
+        splits = split(len(edges) - 1)
+        return {
+            name: items.take(_samples_of_rows(edges, np.array(rows, dtype=np.int64))) for name, rows in splits.items()
+        }
     by_row: dict[tuple[str, int], list[Sample]] = {}
     for item in items:
         by_row.setdefault((item.rendered.source, item.rendered.row), []).append(item)
     groups = list(by_row.values())
-    return {name: [item for row in rows for item in groups[row]] for name, rows in divide(len(groups)).items()}
+    return {name: [item for row in rows for item in groups[row]] for name, rows in split(len(groups)).items()}
 
 
-def _of_rows(edges: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The places of the samples of these rows: row r has those from `edges[r]` to `edges[r + 1]`."""
-    return places_of(edges[rows], np.diff(edges)[rows])
+def _samples_of_rows(edges: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The indices of the samples of these rows: row r has those from `edges[r]` to `edges[r + 1]`."""
+    return range_indices(edges[rows], np.diff(edges)[rows])
 
 
-def identity_of(pipeline: Pipeline, items: Sequence[TokenizedExample] | Sequence[TokenizedPair]) -> dict[str, str]:
-    """What a checkpoint must agree with: the ids and weights, the template, the tokenizer."""
+def data_fingerprints(
+    pipeline: Pipeline, items: Sequence[TokenizedExample] | Sequence[TokenizedPair]
+) -> dict[str, str]:
+    """Fingerprints of token ids and weights, template and tokenizer. A checkpoint resumes only with equal ones."""
     assert pipeline.tokenizer is not None
     return {
         "data": _data_hash(items),
@@ -150,11 +156,11 @@ def identity_of(pipeline: Pipeline, items: Sequence[TokenizedExample] | Sequence
 
 
 def _data_hash(items: Sequence[TokenizedExample] | Sequence[TokenizedPair]) -> str:
-    """Of lengths, ids and weights, each end to end: the same wherever the examples lie."""
+    """The hashes of the concatenated lengths, ids and weights: the same for columnar examples and for a list."""
     lengths, ids, weights = (xxhash.xxh3_128() for _ in range(3))
-    if isinstance(items, StoredExamples):
+    if isinstance(items, ColumnarExamples):
         lengths.update(items.samples.lengths.tobytes())
-        for some_ids, some_weights in items.samples.runs():
+        for some_ids, some_weights in items.samples.token_arrays():
             ids.update(some_ids.tobytes())
             weights.update(some_weights.tobytes())
     else:

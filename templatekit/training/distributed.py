@@ -1,7 +1,8 @@
-"""Several processes that train one model: who they are, what they say to each other, how the model is divided.
+"""Distributed training: several processes that train one model.
 
-`torchrun` starts them. Each prepares the same data, so that all know every step's packs without asking; each computes
-its share of them, and PyTorch's DDP or FSDP2 adds up the gradients. The first process alone writes files.
+`torchrun` starts them. Each prepares the same data, so that all know the packs of every step without communication.
+Each computes its share of the packs, and PyTorch's DDP or FSDP2 adds up the gradients. The main process alone writes
+files.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from templatekit.errors import RunError, TemplatekitError
-from templatekit.training.model import layers_of
+from templatekit.training.model import decoder_layers
 
-Division: TypeAlias = Literal["ddp", "fsdp"]
+Strategy: TypeAlias = Literal["ddp", "fsdp"]
 Value = TypeVar("Value")
 _CPU = torch.device("cpu")
-_groups: list[Any] = []
+_joined_groups: list[Any] = []
 
 
 class OtherProcessFailed(RunError):
-    """This process is sound, but another one of the run is not; that one says why."""
+    """Another process of the run failed, not this one; the message of that process says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class World:
+class ProcessGroup:
     """The processes of a run, as one of them sees it."""
 
     rank: int = 0
@@ -39,12 +40,12 @@ class World:
     """Where tensors have to be for the processes to exchange them."""
 
     @property
-    def is_first(self) -> bool:
-        """Whether this process writes."""
+    def is_main(self) -> bool:
+        """Whether this process writes files."""
         return self.rank == 0
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Each value, added up over the processes."""
+        """Each value, summed over the processes (all-reduce)."""
         if self.size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -52,35 +53,38 @@ class World:
         return [float(value) for value in tensor]
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says yes; each gets the same answer."""
+        """Whether `flag` is true in any process; every process gets the same answer."""
         return self.sum([float(flag)])[0] > 0
 
-    def agree(self, failure: RunError | None) -> None:
-        """Raises in every process where one of them has failed, so that none waits for another in vain."""
+    def raise_if_any_failed(self, failure: RunError | None) -> None:
+        """Raise in every process if one of them has a failure, so that no process waits for it forever."""
         if self.any(failure is not None):
             raise failure or OtherProcessFailed("another process of this run failed; its own message says why")
 
-    def first(self, action: Callable[[], Value]) -> Value:
-        """What the first process's `action` returns, in every process; the others wait. Its failure is everyone's."""
+    def run_on_main(self, action: Callable[[], Value]) -> Value:
+        """Run `action` in the main process while the others wait, and return its result in every process.
+
+        Where it raises, every process raises.
+        """
         if self.size == 1:
             return action()
-        box: list[Any] = [None, None]
+        message: list[Any] = [None, None]  # the result, and the text of the error
         failure: TemplatekitError | None = None
-        if self.is_first:
+        if self.is_main:
             try:
-                box[0] = action()
+                message[0] = action()
             except TemplatekitError as error:
-                failure, box[1] = error, str(error)
-        dist.broadcast_object_list(box, src=0, device=self.device)
+                failure, message[1] = error, str(error)
+        dist.broadcast_object_list(message, src=0, device=self.device)
         if failure is not None:
             raise failure
-        if box[1] is not None:
-            raise OtherProcessFailed(f"the first process failed: {box[1]}")
-        value: Value = box[0]
+        if message[1] is not None:
+            raise OtherProcessFailed(f"the first process failed: {message[1]}")
+        value: Value = message[0]
         return value
 
-    def gather(self, tensor: Tensor) -> list[Tensor]:
-        """Every process's tensor, all of one shape and on the CPU, in the order of the processes."""
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensor of every process, all of one shape and on the CPU, in the order of the ranks."""
         if self.size == 1:
             return [tensor]
         own = tensor.to(self.device)
@@ -89,104 +93,104 @@ class World:
         return [each.cpu() for each in found]
 
 
-ALONE = World()
+SINGLE_PROCESS = ProcessGroup()
 """A run of one process."""
 
 
 def local_device(name: str) -> str:
-    """The device of this process: under `torchrun`, with several GPUs, each process has its own."""
+    """The device of this process. Under `torchrun` on a machine with GPUs each process has its own."""
     rank = os.environ.get("LOCAL_RANK")
     own = name == "cuda" or (name == "auto" and torch.cuda.is_available())
-    return f"cuda:{rank}" if rank is not None and own and launched() else name
+    return f"cuda:{rank}" if rank is not None and own and launched_by_torchrun() else name
 
 
 def joined() -> bool:
-    """Whether this process was one of several; threads of what they exchanged by may outlast it."""
-    return bool(_groups)
+    """Whether this process has joined a group. The group's communication threads may outlast it."""
+    return bool(_joined_groups)
 
 
-def launched() -> bool:
-    """Whether `torchrun` started this process among others."""
+def launched_by_torchrun() -> bool:
+    """Whether `torchrun` started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextmanager
-def join_world(device: torch.device) -> Iterator[World]:
-    """Joins the processes that `torchrun` started, if it did; leaves them at the end.
+def join_process_group(device: torch.device) -> Iterator[ProcessGroup]:
+    """Join the processes that `torchrun` started, if it did, and leave them at the end.
 
-    Where one of them is gone, the others' exchange fails: that becomes an `OtherProcessFailed`.
+    Where one of them has died, communication fails in the others with `OtherProcessFailed`.
     """
-    if not launched():
-        yield ALONE
+    if not launched_by_torchrun():
+        yield SINGLE_PROCESS
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    # Kept until Python ends: were DDP's reducer the last to hold the group, it would join gloo's threads with the
-    # interpreter's lock in its hands, for which they may be waiting (torch 2.13): the process would never end.
-    _groups.append(dist.group.WORLD)
+    # Referenced until Python ends. If DDP's reducer held the last reference, it would join gloo's threads while holding
+    # the interpreter's lock, for which they may be waiting (torch 2.13): the process would never end.
+    _joined_groups.append(dist.group.WORLD)
     try:
-        yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+        yield ProcessGroup(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
     except dist.DistError as error:
-        raise _gone(error) from error
+        raise _peer_died(error) from error
     except RuntimeError as error:
         if isinstance(error, TemplatekitError) or not _is_about_peers(error):
             raise
-        raise _gone(error) from error
+        raise _peer_died(error) from error
     finally:
         dist.destroy_process_group()
 
 
-def _gone(error: Exception) -> OtherProcessFailed:
+def _peer_died(error: Exception) -> OtherProcessFailed:
     reason = " ".join(str(error).split())[:200]
     return OtherProcessFailed(f"another process of this run is gone; its own message says why ({reason})")
 
 
 def _is_about_peers(error: RuntimeError) -> bool:
-    """gloo knows no error of its own: a peer that is gone is a `RuntimeError` that names gloo or its connection."""
+    """Whether a process has died. gloo has no error class for it: it raises `RuntimeError` and names the connection."""
     text = str(error).lower()
     return any(word in text for word in ("gloo", "connection closed", "connection reset", "broken pipe", "timed out"))
 
 
-def divide(losses: nn.Module, world: World, division: Division) -> nn.Module:
-    """Wraps what computes a loss so that gradients are averaged over the processes.
+def distribute(losses: nn.Module, group: ProcessGroup, strategy: Strategy) -> nn.Module:
+    """Wrap the module that computes losses so that gradients are averaged over the processes.
 
-    `ddp`: every process holds the whole model. `fsdp`: each holds its share of every weight, of its gradient and of its
-    optimizer state, and the layers are put together one at a time. Weights are those of the first process.
+    `ddp`: every process holds the whole model. `fsdp`: each holds its shard of every weight, of its gradient and of its
+    optimizer state, and the layers are gathered one at a time. All start with the weights of the main process.
     """
-    if world.size == 1:
+    if group.size == 1:
         return losses
-    if division == "ddp":
+    if strategy == "ddp":
         return nn.parallel.DistributedDataParallel(losses)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     model: Any = losses.model
-    mesh = init_device_mesh(world.device.type, (world.size,))
-    for layer in layers_of(model):
+    mesh = init_device_mesh(group.device.type, (group.size,))
+    for layer in decoder_layers(model):
         fully_shard(layer, mesh=mesh)
-    # By default the outermost weights stay whole after a forward pass, and would be so when a checkpoint asks for them.
+    # By default the outermost weights stay gathered after a forward pass, also when a checkpoint reads them.
     fully_shard(losses, mesh=mesh, reshard_after_forward=True)
     return losses
 
 
-def holding_back(losses: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
-    """Within it, DDP leaves gradients unshared, until the last micro-batch of a step."""
-    if isinstance(losses, nn.parallel.DistributedDataParallel) and not last:
-        held: AbstractContextManager[Any] = losses.no_sync()
-        return held
+def gradient_sync(losses: nn.Module, *, enabled: bool) -> AbstractContextManager[Any]:
+    """A context in which DDP exchanges gradients only if `enabled`: once a step, with its last micro-batch."""
+    if isinstance(losses, nn.parallel.DistributedDataParallel) and not enabled:
+        no_sync: AbstractContextManager[Any] = losses.no_sync()
+        return no_sync
     return nullcontext()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be divided between processes; every process has to ask."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded over the processes. Every process has to call it."""
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def share_of(value: Tensor, like: Tensor) -> Tensor:
-    """This process's share of a whole tensor, divided as another one is."""
+def shard_like(value: Tensor, like: Tensor) -> Tensor:
+    """This process's shard of a whole tensor, sharded as `like` is."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(like, DTensor):

@@ -1,8 +1,8 @@
 """Direct preference optimization (Rafailov et al. 2023, https://arxiv.org/abs/2305.18290).
 
-A pair's loss is -log sigmoid(reward(chosen) - reward(rejected)), where an answer's reward is beta times how much its
-log-probability behind the prompt has risen above that under the starting weights. The answers of a pair lie in one pack
-and share their prompt. The starting weights are asked once, before training, and what they say is kept in the run's
+The loss of a pair is -log sigmoid(reward(chosen) - reward(rejected)). The reward of an answer is beta times the
+increase of its log-probability, given the prompt, over that under the starting weights (the reference). The answers of
+a pair lie in one pack and share their prompt. The reference is computed once, before training, and stored in the run
 folder: no second model is in memory, and a resumed run has the same reference to the last bit.
 """
 
@@ -23,21 +23,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from templatekit.config.options import FinetuneOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import RunError
-from templatekit.training.collator import Batch, PairBatch, collate_pairs, idle
-from templatekit.training.step import Computation
+from templatekit.training.collator import Batch, PairBatch, collate_pairs, empty_batch
+from templatekit.training.forward_pass import ForwardPass
 from templatekit.types import TokenizedExample, TokenizedPair
 
 REFERENCE = "reference.safetensors"
 HELD_OUT_REFERENCE = "reference-held-out.safetensors"
-"""The starting weights' log-probabilities of training pairs and of held-out ones, in the run's folder."""
+"""Files of the run folder: the reference log-probabilities of the training pairs and of the held-out pairs."""
 _LOGPS = "logps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JudgedPair:
-    """A pair with what the starting weights say of it."""
+class ScoredPair:
+    """A pair with its log-probabilities under the starting weights."""
 
     pair: TokenizedPair
     reference: tuple[float, float]
@@ -45,65 +45,65 @@ class JudgedPair:
 
     @property
     def row(self) -> int:
-        """The record's number in its source, counted from 0."""
+        """The record's index in its source, counted from 0."""
         return self.pair.row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Preferences:
-    """The objective of direct preference optimization: an `Objective` over `JudgedPair`s."""
+class DPOObjective:
+    """The objective of direct preference optimization: an `Objective` over `ScoredPair`s."""
 
-    computation: Computation
+    forward_pass: ForwardPass
     beta: float
     label_smoothing: float
     """The share of labels taken to be wrong: conservative DPO."""
     mean: bool
-    """Whether an answer's log-probability is the mean of its tokens', by weight, and not their sum."""
+    """Whether an answer's log-probability is the weighted mean over its tokens instead of their sum."""
 
     @classmethod
-    def of(cls, computation: Computation, options: FinetuneOptions) -> Preferences:
-        """With the options' numbers."""
+    def of(cls, forward_pass: ForwardPass, options: FinetuneOptions) -> DPOObjective:
+        """The objective with the coefficients that the options give."""
         return cls(
-            computation=computation,
+            forward_pass=forward_pass,
             beta=options.dpo_beta,
             label_smoothing=options.dpo_label_smoothing,
             mean=options.dpo_logps == "mean",
         )
 
-    def micro_batches(self, items: Sequence[JudgedPair], numbers: Sequence[int]) -> Iterator[tuple[list[int], Batch]]:
-        """Whole pairs in packs, as `Objective` says."""
-        computation = self.computation
+    def micro_batches(self, items: Sequence[ScoredPair], indices: Sequence[int]) -> Iterator[tuple[list[int], Batch]]:
+        """See `Objective`. A pair is never divided."""
+        batcher = self.forward_pass.micro_batcher
         answers = [
-            (items[number].pair.chosen.input_ids[:-1], items[number].pair.rejected.input_ids[:-1]) for number in numbers
+            (items[index].pair.chosen.input_ids[:-1], items[index].pair.rejected.input_ids[:-1]) for index in indices
         ]
-        for part, is_idle in computation.parts(answers):
-            own = [items[numbers[place]] for place in part]
+        for members, is_empty in batcher.cut(answers):
+            own = [items[indices[member]] for member in members]
             examples: list[TokenizedExample] = [a for item in own for a in (item.pair.chosen, item.pair.rejected)]
             batch = collate_pairs(
                 examples,
                 range(len(examples)),
                 [item.reference for item in own],
-                computation.model.device,
-                packing=computation.packing,
-                share=computation.share,
+                batcher.device,
+                packing=batcher.packing,
+                share=batcher.share,
             )
-            yield ([], idle(batch)) if is_idle else ([numbers[place] for place in part], batch)
+            yield ([], empty_batch(batch)) if is_empty else ([indices[member] for member in members], batch)
 
     @contextmanager
     def logps(self, batch: PairBatch) -> Iterator[Tensor]:
-        """Log-probabilities of the answers, shape (pairs, 2): chosen, rejected. The backward pass belongs inside."""
-        with self.computation.target_losses(batch) as losses:
-            each = -losses.index_select(0, batch.places) * batch.answer_weights
+        """Log-probabilities of the answers, shape (pairs, 2): chosen, rejected. Run the backward pass inside."""
+        with self.forward_pass.target_losses(batch) as losses:
+            each = -losses.index_select(0, batch.target_indices) * batch.answer_weights
             empty = each.new_zeros(2 * len(batch.reference))
-            sums = empty.index_add(0, batch.answers, each)
+            sums = empty.index_add(0, batch.answer_indices, each)
             if self.mean:
-                counts = empty.index_add(0, batch.answers, batch.answer_weights.to(each.dtype))
-                sums = sums / counts.clamp_min(torch.finfo(counts.dtype).tiny)
+                weights = empty.index_add(0, batch.answer_indices, batch.answer_weights.to(each.dtype))
+                sums = sums / weights.clamp_min(torch.finfo(weights.dtype).tiny)
             yield sums.view(-1, 2)
 
     @contextmanager
-    def measured(self, batch: Batch) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
-        """Sums over pairs: of the loss, of the rewards, of their margin, of how often the chosen one's is higher."""
+    def loss_and_metrics(self, batch: Batch) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        """See `Objective`. Sums over pairs: loss, rewards, margin of the rewards, pairs with a margin above 0."""
         assert isinstance(batch, PairBatch)
         with self.logps(batch) as logps:
             rewards = self.beta * (logps - batch.reference.to(logps.dtype))
@@ -123,68 +123,70 @@ class Preferences:
             )
 
 
-def judge(
-    objective: Preferences,
+def precompute_reference(
+    objective: DPOObjective,
     pairs: Sequence[TokenizedPair],
     *,
     path: Path,
     identity: Mapping[str, Any],
     warn: Callable[[str], None],
     steps: Iterable[Sequence[int]] = (),
-) -> list[JudgedPair]:
-    """The pairs with the log-probabilities that the model gives them now, or gave them when the run began.
+) -> list[ScoredPair]:
+    """The pairs with their log-probabilities under the model as it is now, or as it was when the run started.
 
-    `steps` are the pairs of each of the run's first steps, as numbers; no pair twice. Those of a step are judged in the
-    packs in which they will be trained: bf16 rounds the same then, and a model that has not moved has no reward.
+    `steps` holds the indices of the pairs of each of the run's first steps, no pair twice. The pairs of a step are
+    scored in the packs in which they will be trained: bf16 then rounds the same, and an unchanged model has no reward.
 
-    The log-probabilities are kept at `path`, with a fingerprint of the pairs and of what a run must agree with. A file
-    that is damaged or of other pairs is said and made anew. Raises `RunError` where it cannot be written.
+    The log-probabilities are stored at `path` with a fingerprint of the pairs and of `identity`. A file that is damaged
+    or belongs to other pairs is reported to `warn` and computed again. Raises `RunError` where it cannot be written.
     """
     fingerprint = _fingerprint(pairs, identity)
-    known: Tensor | None = None
+    logps: Tensor | None = None
     if path.is_file():
-        known, wrong = _read(path, fingerprint, len(pairs))
-        if wrong:
-            warn(f"{str(path)!r} {wrong}: the reference is computed anew, from the starting weights")
-    world = objective.computation.world
-    if world.any(known is None):
-        known = _reference(objective, pairs, steps)
-        found = known
-        world.first(lambda: _write(path, found, fingerprint))
-    assert known is not None
+        logps, problem = _read(path, fingerprint, len(pairs))
+        if problem:
+            warn(f"{str(path)!r} {problem}: the reference is computed anew, from the starting weights")
+    group = objective.forward_pass.group
+    if group.any(logps is None):
+        logps = _score(objective, pairs, steps)
+        computed = logps
+        group.run_on_main(lambda: _write(path, computed, fingerprint))
+    assert logps is not None
     return [
-        JudgedPair(pair=pair, reference=(chosen, rejected))
-        for pair, (chosen, rejected) in zip(pairs, known.tolist(), strict=True)
+        ScoredPair(pair=pair, reference=(chosen, rejected))
+        for pair, (chosen, rejected) in zip(pairs, logps.tolist(), strict=True)
     ]
 
 
-def _reference(objective: Preferences, pairs: Sequence[TokenizedPair], steps: Iterable[Sequence[int]]) -> Tensor:
-    """Shape (pairs, 2), float64, on the CPU."""
-    computation = objective.computation
-    computation.model.train(False)
-    unjudged = [JudgedPair(pair=pair, reference=(0.0, 0.0)) for pair in pairs]
+def _score(objective: DPOObjective, pairs: Sequence[TokenizedPair], steps: Iterable[Sequence[int]]) -> Tensor:
+    """The log-probabilities of all pairs, shape (pairs, 2), float64, on the CPU."""
+    forward_pass = objective.forward_pass
+    forward_pass.model.train(False)
+    unscored = [ScoredPair(pair=pair, reference=(0.0, 0.0)) for pair in pairs]
     found = torch.zeros(len(pairs), 2, dtype=torch.float64)
     with torch.no_grad():
-        for numbers in _together(objective, len(pairs), steps):
-            for part, batch in objective.micro_batches(unjudged, numbers):
+        for indices in _scoring_order(objective, len(pairs), steps):
+            for members, batch in objective.micro_batches(unscored, indices):
                 assert isinstance(batch, PairBatch)
                 with objective.logps(batch) as logps:
-                    found[part] = logps.double().cpu()
-    sums = computation.world.sum(found.flatten().tolist())
+                    found[members] = logps.double().cpu()
+    sums = forward_pass.group.sum(found.flatten().tolist())
     found = torch.tensor(sums, dtype=torch.float64).view(-1, 2)
-    wrong = [pairs[place].row for place in (~found.isfinite()).any(dim=1).nonzero().flatten().tolist()]
-    if wrong:
-        raise RunError(f"the starting weights give rows {wrong[:16]} no finite log-probability; look at these rows")
+    not_finite = [pairs[index].row for index in (~found.isfinite()).any(dim=1).nonzero().flatten().tolist()]
+    if not_finite:
+        raise RunError(
+            f"the starting weights give rows {not_finite[:16]} no finite log-probability; look at these rows"
+        )
     return found
 
 
-def _together(objective: Preferences, count: int, steps: Iterable[Sequence[int]]) -> list[Sequence[int]]:
-    """The numbers of all pairs: step by step, then those of no step, as an evaluation takes them."""
-    found = list(steps)
-    known = {number for step in found for number in step}
-    rest = [number for number in range(count) if number not in known]
-    at_once = objective.computation.evaluated_at_once
-    return found + [rest[start : start + at_once] for start in range(0, len(rest), at_once)]
+def _scoring_order(objective: DPOObjective, count: int, steps: Iterable[Sequence[int]]) -> list[Sequence[int]]:
+    """The indices of all pairs: step by step, then the remaining ones as an evaluation takes them."""
+    order = list(steps)
+    in_steps = {index for step in order for index in step}
+    rest = [index for index in range(count) if index not in in_steps]
+    size = objective.forward_pass.micro_batcher.evaluation_batch_size
+    return order + [rest[start : start + size] for start in range(0, len(rest), size)]
 
 
 def _fingerprint(pairs: Sequence[TokenizedPair], identity: Mapping[str, Any]) -> str:
@@ -196,15 +198,15 @@ def _fingerprint(pairs: Sequence[TokenizedPair], identity: Mapping[str, Any]) ->
 
 
 def _read(path: Path, fingerprint: str, count: int) -> tuple[Tensor | None, str]:
-    """The file's numbers, or what is wrong with it."""
+    """The log-probabilities in the file, or what is wrong with it."""
     try:
         with safe_open(path, framework="pt") as file:
-            said, tensor = file.metadata() or {}, file.get_tensor(_LOGPS)
+            metadata, tensor = file.metadata() or {}, file.get_tensor(_LOGPS)
     except (OSError, SafetensorError) as error:
         return None, f"cannot be read ({error})"
-    if tensor.shape != (count, 2) or said.get("sha256") != _sha256(tensor):
+    if tensor.shape != (count, 2) or metadata.get("sha256") != _sha256(tensor):
         return None, "is damaged"
-    if said.get("fingerprint") != fingerprint:
+    if metadata.get("fingerprint") != fingerprint:
         return None, "is of other pairs"
     return tensor, ""
 

@@ -1,22 +1,22 @@
-"""What held-out losses say of a run: which step was best, and whether to go on. Told from the metrics alone."""
+"""Early stopping: which step has the lowest held-out loss, and whether to stop. Decided from the metrics alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from templatekit.training.metrics import Line
+from templatekit.training.metrics import MetricsLine
 
 
-def best_step(lines: Iterable[Line]) -> int | None:
-    """The trained step with the lowest held-out loss, the first of equals; None before the first such evaluation."""
+def best_step(lines: Iterable[MetricsLine]) -> int | None:
+    """The trained step with the lowest held-out loss, the first of equals; None where no trained step was evaluated."""
     found = [(line["eval_loss"], int(line["step"])) for line in lines if "eval_loss" in line and line["step"]]
     return min(found)[1] if found else None
 
 
-def is_stuck(lines: Iterable[Line], *, patience: int | None, min_delta: float) -> bool:
+def should_stop_early(lines: Iterable[MetricsLine], *, patience: int | None, min_delta: float) -> bool:
     """Whether the last `patience` evaluations each failed to go below the best before them by more than `min_delta`.
 
-    The model as it came counts as the first. Without `patience` a run is never stuck.
+    The evaluation before training counts as the first. Without `patience` the answer is always no.
     """
     if patience is None:
         return False

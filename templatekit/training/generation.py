@@ -1,4 +1,4 @@
-"""An answer from a model, as a server would give it."""
+"""Text generation: the answer of a model to a prompt, as a server would give it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from templatekit.training.model import unwrap
 
 
 class Answer(NamedTuple):
-    """What a model made of a prompt."""
+    """The answer of a model to a prompt."""
 
     text: str
-    """Without the stop token, and cut before the stop string."""
+    """The answer without its stop token, cut before the stop string."""
     ids: tuple[int, ...]
-    """What was generated, without the stop token."""
+    """The generated ids without the stop token."""
     stopped: Literal["token", "string", "length"]
-    """What ended it."""
+    """Why the answer ended."""
 
 
 def generate(
@@ -34,10 +34,10 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Answer:
-    """Continues the prompt until a stop id, a stop string or `max_new_tokens`.
+    """Continue the prompt until a stop id, a stop string or `max_new_tokens`.
 
-    Greedy at temperature 0, else sampled, and equal for equal seeds. Nothing of the model's own generation settings
-    (penalties, other stop tokens) takes part. torch's generators are left as they were.
+    Decoding is greedy at temperature 0, else sampled; equal seeds give equal answers. The model's own generation
+    settings (penalties, other stop tokens) are ignored. The state of torch's random generators is restored.
     """
     causal: Any = unwrap(model)
     length = len(prompt_ids)
@@ -52,10 +52,10 @@ def generate(
         temperature=temperature if temperature > 0 else None,
         top_k=0 if temperature > 0 else None,
         eos_token_id=sorted(stop_ids) or None,
-        pad_token_id=min(stop_ids, default=0),  # for rows that end early, of which one prompt has none
+        pad_token_id=min(stop_ids, default=0),  # for rows that end early; a single prompt has none
     )
     prompt = torch.tensor([list(prompt_ids)], device=causal.device)
-    kept, training = causal.generation_config, causal.training
+    own_settings, training = causal.generation_config, causal.training
     causal.generation_config = settings
     causal.train(False)
     try:
@@ -68,7 +68,7 @@ def generate(
                 stopping_criteria=[found_stop_string],
             )
     finally:
-        causal.generation_config = kept
+        causal.generation_config = own_settings
         causal.train(training)
     return _answer(output[0, length:].tolist(), decode, stop_ids, stop_strings)
 
@@ -77,9 +77,9 @@ def _answer(
     ids: list[int], decode: Callable[[Sequence[int]], str], stop_ids: Collection[int], stop_strings: Collection[str]
 ) -> Answer:
     ended = bool(ids) and ids[-1] in stop_ids
-    kept = ids[:-1] if ended else ids
-    text = decode(kept)
+    content = ids[:-1] if ended else ids
+    text = decode(content)
     cuts = [text.index(stop) for stop in stop_strings if stop in text]
     if cuts:
-        return Answer(text[: min(cuts)], tuple(kept), "string")
-    return Answer(text, tuple(kept), "token" if ended else "length")
+        return Answer(text[: min(cuts)], tuple(content), "string")
+    return Answer(text, tuple(content), "token" if ended else "length")

@@ -1,86 +1,59 @@
-"""The training loop, from top to bottom. It sees token ids and weights; no format, template or file is known to it."""
+"""The training loop, from top to bottom. It sees token ids and weights; no format, template or file format.
+
+Each turn of the loop evaluates if due, saves a checkpoint if due, and makes one optimizer step (`step.train_step`).
+"""
 
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeAlias
 
 import torch
 from transformers import PreTrainedModel
 
-from templatekit.cache import StoredExamples
-from templatekit.config.options import FinetuneOptions
+from templatekit.cache import ColumnarExamples
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
-from templatekit.training.checkpoint import (
-    check_identity,
-    checkpoint_of,
-    has_checkpoints,
-    newest_checkpoint,
-    restore,
-    restore_weights,
-    save_checkpoint,
-)
-from templatekit.training.distributed import ALONE, World
-from templatekit.training.dpo import HELD_OUT_REFERENCE, REFERENCE, Preferences, judge
-from templatekit.training.early_stopping import best_step, is_stuck
+from templatekit.training.checkpoint import save_checkpoint
+from templatekit.training.distributed import SINGLE_PROCESS, ProcessGroup
+from templatekit.training.dpo import HELD_OUT_REFERENCE, REFERENCE, DPOObjective, precompute_reference
+from templatekit.training.early_stopping import best_step, should_stop_early
+from templatekit.training.forward_pass import ForwardPass
 from templatekit.training.kernels.memory import keep_few_kernels, keep_freed_memory
-from templatekit.training.metrics import Line, MetricsFile
+from templatekit.training.metrics import MetricsFile, MetricsLine
+from templatekit.training.objective import Objective, SupervisedObjective
 from templatekit.training.optimizer import make_optimizer
-from templatekit.training.sampler import StepOrder, total_steps
+from templatekit.training.resume import load_best, resume_run, run_identity
+from templatekit.training.sampler import BatchSampler, total_steps
 from templatekit.training.schedule import learning_rate
-from templatekit.training.step import Computation, Objective, evaluate, train_step
+from templatekit.training.signals import stop_requests
+from templatekit.training.step import evaluate, train_step
 from templatekit.types import TokenizedExample, TokenizedPair
-
-_FREE_OPTIONS = {
-    "output",
-    "resume",
-    "device",
-    "activation_checkpointing",
-    "eval_every",
-    "eval_limit",
-    "save_every",
-    "keep_checkpoints",
-    "keep_best",
-    "patience",
-    "min_delta",
-    "distributed",
-    "report_to",
-    "cache",
-    "cache_dir",
-    "workers",
-    "samples",
-    "max_new_tokens",
-}
-"""Options that a resumed run may change, since no weight depends on them."""
-
 
 Items: TypeAlias = Sequence[TokenizedExample] | Sequence[TokenizedPair]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
-    """How a training ended."""
+    """The result of the training loop."""
 
     steps: int
-    """Optimizer steps, those of earlier processes among them."""
+    """Optimizer steps, including those before the run was resumed."""
     eval_before: float | None
     eval_after: float | None
     """Held-out loss: the mean over the targets, by weight, or over the pairs; None without held-out examples."""
     resumed_from: int | None
-    """The step of the checkpoint that this process went on from."""
+    """The step of the checkpoint that the run was resumed from; None where it was not."""
     best_step: int | None = None
-    """The step whose weights the model has; None where they are the last one's."""
+    """The step whose weights the model has; None where it is the last step."""
     stopped_early: bool = False
-    """Whether the held-out loss ended it."""
+    """Whether early stopping ended the run."""
 
 
 def train(
@@ -90,29 +63,28 @@ def train(
     options: FinetuneOptions,
     *,
     folder: Path,
-    identity: Mapping[str, str] | None = None,
-    world: World = ALONE,
-    report: Callable[[Line], None] = lambda line: None,
+    fingerprints: Mapping[str, str] | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
+    report: Callable[[MetricsLine], None] = lambda line: None,
     say: Callable[[str], None] = lambda line: None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> TrainResult:
-    """Trains what of the model is trainable, and leaves checkpoints and `metrics.jsonl` in `folder`.
+    """Train the trainable parameters of the model; write checkpoints and `metrics.jsonl` to `folder`.
 
-    A step is `options.batch_size` examples, or pairs with `options.method="dpo"`, however many passes they take. With
-    `options.resume` it goes on from the newest whole checkpoint, to the same losses as without the stop; `identity`
-    holds fingerprints (data, template, tokenizer) that have to be the same then. `say` gets a line on how a step is
-    computed, `report` `{"step", "total_steps"}` and then each line of the metrics. torch's generators are seeded, which
-    only dropout draws from. In a `world` of several processes each calls this with the same arguments, and the first
-    writes.
+    A step trains on `options.batch_size` examples, or pairs with `options.method="dpo"`. With `options.resume` the run
+    continues from its newest checkpoint that is not damaged, with the same losses as without the stop. `fingerprints`
+    (of data, template, tokenizer) have to be the same then. `say` gets a line on how a step is computed; `report` gets
+    `{"step", "total_steps"}` and then each line of the metrics. torch's random generators are seeded; only dropout
+    draws from them. In a `group` of several processes each calls this with the same arguments, and the main one writes.
 
     Raises `ConfigError` for options that do not fit the model, the examples or the checkpoint; `RunError` where a loss
-    or gradient is not finite, or the disk is full. The first SIGINT or SIGTERM ends it with a `KeyboardInterrupt` after
-    the step, which is saved; a second one is handled as without us.
+    or gradient is not finite, or the disk is full. The first SIGINT or SIGTERM ends the run with `KeyboardInterrupt`
+    after the current step, which is saved. A second signal goes to the handler from before.
     """
-    order = StepOrder(
+    sampler = BatchSampler(
         count=len(examples), batch_size=options.batch_size, seed=options.seed, drop_last=options.drop_last
     )
-    total = total_steps(options, order.steps_per_epoch)
+    total = total_steps(options, sampler.steps_per_epoch)
     held_out = held_out[: options.eval_limit]
     if not held_out and (options.keep_best or options.patience):
         raise ConfigError("keep_best and patience compare held-out losses; found no held-out examples; see --split")
@@ -120,30 +92,35 @@ def train(
     if model.device.type == "cpu":
         keep_freed_memory()
         keep_few_kernels(options.pack_tokens)
-    computation = Computation.of(model, options, world)
-    say(computation.line())
+    forward_pass = ForwardPass.of(model, options, group)
+    say(forward_pass.describe())
     optimizer = make_optimizer(model, options)
-    identity = _identity(options, computation, len(examples), identity or {})
-    torch.manual_seed(options.seed + world.rank)
-    objective, examples, held_out = _objective(computation, options, examples, held_out, order, folder, identity, warn)
-    start = _resume(folder, model, optimizer, identity, options.resume, world, warn)
+    identity = run_identity(
+        options, bf16=forward_pass.bf16, example_count=len(examples), fingerprints=fingerprints or {}
+    )
+    torch.manual_seed(options.seed + group.rank)
+    objective, examples, held_out = _make_objective(
+        forward_pass, options, examples, held_out, sampler, folder, identity, warn
+    )
+    start = resume_run(folder, model, optimizer, identity, resume=options.resume, group=group, warn=warn)
 
-    with closing(MetricsFile(folder, until=start, world=world)) as metrics, _stop_requests() as stop:
+    with closing(MetricsFile(folder, up_to_step=start, group=group)) as metrics, stop_requests() as stop:
         report({"step": start, "total_steps": total})
-        for step in range(start, total + 1):  # `step` of them are done
-            stopping = world.any(stop.is_set())
-            evaluate_now = held_out and not stopping and _is_due(step, options.eval_every, total, at_first=True)
-            if evaluate_now and metrics.evaluated(step) is None:
-                began = time.perf_counter()
-                with _place(f"step {step}"):
-                    found = evaluate(objective, held_out)
-                line = {"step": step, "eval_loss": found.loss, **_prefixed("eval_", found.more)}
-                _log({**line, "seconds": time.perf_counter() - began}, metrics, report)
-            stopping = stopping or world.any(stop.is_set())
-            stuck = is_stuck(metrics.lines, patience=options.patience, min_delta=options.min_delta)
+        for step in range(start, total + 1):  # `step` counts the steps that are done
+            stopping = group.any(stop.is_set())
+            evaluate_now = held_out and not stopping and _is_due(step, options.eval_every, total, at_start=True)
+            if evaluate_now and metrics.eval_loss_at(step) is None:
+                started = time.perf_counter()
+                with _located(f"step {step}"):
+                    evaluation = evaluate(objective, held_out)
+                means = {f"eval_{name}": value for name, value in evaluation.objective_metrics.items()}
+                line = {"step": step, "eval_loss": evaluation.loss, **means}
+                _log({**line, "seconds": time.perf_counter() - started}, metrics, report)
+            stopping = stopping or group.any(stop.is_set())
+            stop_early = should_stop_early(metrics.lines, patience=options.patience, min_delta=options.min_delta)
             best = best_step(metrics.lines) if options.keep_best else None
-            if step > start and (stopping or stuck or step == best or _is_due(step, options.save_every, total)):
-                metrics.sync()
+            if step > start and (stopping or stop_early or step == best or _is_due(step, options.save_every, total)):
+                metrics.fsync()
                 save_checkpoint(
                     folder,
                     step=step,
@@ -152,85 +129,69 @@ def train(
                     identity=identity,
                     keep=options.keep_checkpoints,
                     best=best,
-                    world=world,
+                    group=group,
                 )
             if stopping:
                 raise KeyboardInterrupt(f"stopped and saved after step {step} of {total}; --resume goes on from it")
-            if step == total or stuck:
+            if step == total or stop_early:
                 break
 
-            began = time.perf_counter()
+            started = time.perf_counter()
             rate = learning_rate(
                 step, total, peak=options.peak_learning_rate, schedule=options.schedule, warmup=options.warmup
             )
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            for param_group in optimizer.param_groups:
+                param_group["lr"] = rate
             model.train(True)
-            with _place(f"step {step + 1}, learning_rate={rate:.3g}"):
-                numbers = train_step(objective, optimizer, examples, order.documents(step), clip_norm=options.clip_norm)
-            line = {"step": step + 1, "learning_rate": rate, **numbers.line()}
-            _log({**line, "seconds": time.perf_counter() - began}, metrics, report)
+            with _located(f"step {step + 1}, learning_rate={rate:.3g}"):
+                trained = train_step(objective, optimizer, examples, sampler.indices(step), clip_norm=options.clip_norm)
+            line = {"step": step + 1, "learning_rate": rate, **trained.as_dict()}
+            _log({**line, "seconds": time.perf_counter() - started}, metrics, report)
         model.train(False)
         if best is not None and best != step:
-            best = _go_back(folder, model, best, warn)
+            best = load_best(folder, model, best, warn)
         return TrainResult(
             steps=step,
-            eval_before=metrics.evaluated(0),
-            eval_after=metrics.evaluated(step if best is None else best),
+            eval_before=metrics.eval_loss_at(0),
+            eval_after=metrics.eval_loss_at(step if best is None else best),
             resumed_from=start or None,
             best_step=None if best == step else best,
             stopped_early=step < total,
         )
 
 
-def _objective(
-    computation: Computation,
+def _make_objective(
+    forward_pass: ForwardPass,
     options: FinetuneOptions,
     examples: Sequence[Any],
     held_out: Sequence[Any],
-    order: StepOrder,
+    sampler: BatchSampler,
     folder: Path,
     identity: Mapping[str, Any],
     warn: Callable[[str], None],
 ) -> tuple[Objective[Any], Sequence[Any], Sequence[Any]]:
-    """What is minimised, over which items. With DPO the model, not yet trained, is asked for its own opinion first."""
+    """The objective, with the examples or pairs that it takes. DPO first scores all pairs with the untrained model."""
     if options.method == "sft":
-        return computation, examples, held_out
-    objective = Preferences.of(computation, options)
-    first_epoch = [order.documents(step) for step in range(order.steps_per_epoch)]
-    parts: list[tuple[Sequence[Any], str, Sequence[Sequence[int]]]] = [
+        return SupervisedObjective(forward_pass), examples, held_out
+    objective = DPOObjective.of(forward_pass, options)
+    first_epoch = [sampler.indices(step) for step in range(sampler.steps_per_epoch)]
+    to_score: list[tuple[Sequence[Any], str, Sequence[Sequence[int]]]] = [
         (examples, REFERENCE, first_epoch),
         (held_out, HELD_OUT_REFERENCE, ()),
     ]
-    judged = [
-        judge(objective, pairs, path=folder / name, identity=identity, warn=warn, steps=steps) if pairs else []
-        for pairs, name, steps in parts
+    scored = [
+        precompute_reference(objective, pairs, path=folder / name, identity=identity, warn=warn, steps=steps)
+        if pairs
+        else []
+        for pairs, name, steps in to_score
     ]
-    return objective, judged[0], judged[1]
-
-
-def _answers(items: Items) -> Iterator[TokenizedExample]:
-    for item in items:
-        yield from (item.chosen, item.rejected) if isinstance(item, TokenizedPair) else (item,)
-
-
-def _go_back(folder: Path, model: PreTrainedModel, step: int, warn: Callable[[str], None]) -> int | None:
-    """Gives the model the weights of a step before; the step, or None where its checkpoint is not whole."""
-    checkpoint, wrong = checkpoint_of(folder, step)
-    if checkpoint is None:
-        warn(f"the best step is {step}, but {wrong}; the model keeps the last step's weights")
-        return None
-    restore_weights(checkpoint, model)
-    return step
-
-
-def _prefixed(prefix: str, numbers: Mapping[str, float]) -> dict[str, float]:
-    return {f"{prefix}{name}": value for name, value in numbers.items()}
+    return objective, scored[0], scored[1]
 
 
 def _check_lengths(examples: Items, held_out: Items, model: PreTrainedModel) -> None:
+    """Raise `ConfigError` for examples with more input tokens than the model has positions."""
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
-    rows = [row for items in (examples, held_out) for row in _longer(items, longest)]
+    rows = [row for items in (examples, held_out) for row in _rows_longer_than(items, longest)]
     if rows and longest > 0:
         more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
         raise ConfigError(
@@ -239,91 +200,34 @@ def _check_lengths(examples: Items, held_out: Items, model: PreTrainedModel) -> 
         )
 
 
-def _longer(items: Items, longest: float) -> list[int]:
-    """The rows of the examples with more inputs."""
-    if isinstance(items, StoredExamples):
+def _rows_longer_than(items: Items, longest: float) -> list[int]:
+    """The rows of the examples with more than `longest` input tokens."""
+    if isinstance(items, ColumnarExamples):
         found: list[int] = items.samples.rows[items.samples.lengths - 1 > longest].tolist()
         return found
     return [example.row for example in _answers(items) if len(example) - 1 > longest]
 
 
-def _identity(
-    options: FinetuneOptions, computation: Computation, examples: int, given: Mapping[str, str]
-) -> dict[str, Any]:
-    """What a checkpoint has to agree with: everything that the weights depend on."""
-    return {
-        **options.model_dump(mode="json", exclude=_FREE_OPTIONS),
-        "precision": "bf16" if computation.bf16 else "fp32",
-        "training examples": examples,
-        **given,
-    }
+def _answers(items: Items) -> Iterator[TokenizedExample]:
+    """The examples, or the chosen and rejected answer of each pair."""
+    for item in items:
+        yield from (item.chosen, item.rejected) if isinstance(item, TokenizedPair) else (item,)
 
 
-def _resume(
-    folder: Path,
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    identity: Mapping[str, Any],
-    resume: bool,
-    world: World,
-    warn: Callable[[str], None],
-) -> int:
-    """Restores the newest whole checkpoint; the number of steps it has done, 0 where the run begins here."""
-    if not resume:
-        if has_checkpoints(folder):
-            raise ConfigError(f"output {str(folder)!r} holds checkpoints of a run; use --resume or another --output")
-        return 0
-    checkpoint, damaged = newest_checkpoint(folder)
-    for line in damaged:
-        warn(line)
-    if checkpoint is None:
-        if damaged:
-            raise RunError(f"no checkpoint in {str(folder)!r} is whole; begin anew in another --output")
-        return 0
-    check_identity(checkpoint, identity)
-    restore(checkpoint, model, optimizer, world)
-    return checkpoint.step
-
-
-def _is_due(step: int, every: int | None, total: int, *, at_first: bool = False) -> bool:
-    """Whether something done every so many steps, and at the end, is due after `step` of them."""
-    return step == total or (at_first and step == 0) or (every is not None and step > 0 and step % every == 0)
+def _is_due(step: int, every: int | None, total: int, *, at_start: bool = False) -> bool:
+    """Whether something that is done every `every` steps and at the end is due after `step` steps."""
+    return step == total or (at_start and step == 0) or (every is not None and step > 0 and step % every == 0)
 
 
 @contextmanager
-def _place(where: str) -> Iterator[None]:
-    """Says where in the run an error came up."""
+def _located(where: str) -> Iterator[None]:
+    """Add to a `RunError` where in the run it occurred."""
     try:
         yield
     except RunError as error:
         raise RunError(f"{where}: {error}") from None
 
 
-def _log(line: Line, metrics: MetricsFile, report: Callable[[Line], None]) -> None:
+def _log(line: MetricsLine, metrics: MetricsFile, report: Callable[[MetricsLine], None]) -> None:
     metrics.write(line)
     report(line)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; it gives the next one back to whoever handled it before."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only there can Python take signals
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore_handlers() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def request(number: int, frame: FrameType | None) -> None:
-        stop.set()
-        restore_handlers()
-
-    for number in before:
-        signal.signal(number, request)
-    try:
-        yield stop
-    finally:
-        restore_handlers()

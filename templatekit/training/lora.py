@@ -1,4 +1,4 @@
-"""Low-rank adapters: PEFT's, on every linear layer."""
+"""LoRA: low-rank adapters by PEFT, on every linear layer."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from templatekit.errors import ConfigError
-from templatekit.training.quantization import hush
+from templatekit.training.quantization import silence_bitsandbytes
 
 
 def attach_lora(
     model: PreTrainedModel, *, rank: int, alpha: int, seed: int, new_tokens: Sequence[int] = ()
 ) -> PreTrainedModel:
-    """Freezes the model and puts an adapter of `rank`, scaled by `alpha / rank`, on every linear layer but the head.
+    """Freeze the model and add an adapter of `rank`, scaled by `alpha / rank`, to every linear layer but the head.
 
-    Equal seeds give equal adapters, on any device. There is no dropout. The embeddings of `new_tokens`, and where the
-    head is separate their rows in it, are trained whole. Returns PEFT's model around the given one.
+    Equal seeds give equal adapters, on any device. There is no dropout. The embeddings of `new_tokens` are trained in
+    full, and so are their rows in a head that is not tied to them. Returns PEFT's model, which wraps the given one.
     """
     if find_spec("peft") is None:
         raise ConfigError(
             "LoRA needs the package peft: pip install 'templatekit[lora]', or train all weights with --no-lora"
         )
-    hush()
+    silence_bitsandbytes()
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -49,7 +49,7 @@ def attach_lora(
 
 
 def _token_rows(model: PreTrainedModel, new_tokens: Sequence[int]) -> dict[str, list[int]]:
-    """The tables with rows for the new tokens, by the name of their module. PEFT follows tied weights itself."""
+    """The rows of the new tokens, by the name of each table's module. PEFT follows tied weights itself."""
     embeddings: Any = cast("Any", model).get_input_embeddings()
     head: Any = cast("Any", model).get_output_embeddings()
     tables = [embeddings]

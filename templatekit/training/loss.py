@@ -1,7 +1,6 @@
-"""The loss of a batch: logits only where there is a target, in fp32, never all of them at once.
+"""The loss of each target of a batch: logits only where there is a target, in fp32, a chunk at a time.
 
-It is a weighted *sum*. The loop divides by the weight of all targets of the optimizer step, so every token of a step
-counts the same, however the step is cut into micro-batches.
+Nothing is averaged here. `step.train_step` divides the weighted sum by the weight of all targets of the optimizer step.
 """
 
 from __future__ import annotations
@@ -19,22 +18,22 @@ from templatekit.training.collator import Batch
 from templatekit.training.kernels.fused import Fusion
 from templatekit.training.kernels.head_loss import linear_losses
 
-LOGITS_AT_ONCE = 2**24
-"""Logits of a head that is more than a product, computed together, as numbers: 64 MiB in fp32. Beyond that they are
-computed in chunks, and again in the backward pass, so that memory does not grow with targets times vocabulary."""
+LOGITS_PER_CHUNK = 2**24
+"""How many logits a head that is more than one product computes at once: 64 MiB in fp32. More logits are computed in
+chunks, and again in the backward pass, so that memory does not grow with targets times vocabulary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """How a model turns hidden states into logits, where that is known well enough to do it in chunks."""
+    """The language-model head: it turns hidden states into logits, for as many of them as are passed."""
 
     projection: nn.Module
     softcap: float | None
-    """Gemma's: logits pass through `softcap * tanh(logits / softcap)`."""
+    """Gemma passes logits through `softcap * tanh(logits / softcap)`."""
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is one matrix product and no more, of a weight that lies here whole, and nobody listens to it."""
+        """Whether the head is one matrix product and nothing else: no bias, softcap, sharded weight or hook."""
         projection = self.projection
         hooks = (projection._forward_hooks, projection._forward_pre_hooks, projection._backward_hooks)
         return (
@@ -47,14 +46,14 @@ class Head:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits in fp32 or wider, shape (tokens, vocabulary), of hidden states of shape (tokens, width)."""
-        logits: Tensor = _wide(self.projection(hidden))
+        logits: Tensor = _at_least_fp32(self.projection(hidden))
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
-def head_of(model: PreTrainedModel) -> Head | None:
-    """The head of a model, or None where the model does more between hidden states and logits than is known here.
+def detect_head(model: PreTrainedModel) -> Head | None:
+    """The head of a model, or None where the model does more than `Head` between hidden states and logits.
 
-    Nothing is assumed: on two tokens, the head must give the logits that the model gives.
+    A trial decides: on two tokens the head must give the logits that the model gives.
     """
     projection = cast("Any", model).get_output_embeddings()
     if projection is None:
@@ -65,7 +64,7 @@ def head_of(model: PreTrainedModel) -> Head | None:
     training = model.training
     model.train(False)
     with torch.no_grad():
-        expected = _wide(model(**inputs).logits[0])
+        expected = _at_least_fp32(model(**inputs).logits[0])
         states = getattr(cast("Any", model).get_decoder()(**inputs), "last_hidden_state", None)
         found = None if states is None else head(states[0])
     model.train(training)
@@ -74,11 +73,11 @@ def head_of(model: PreTrainedModel) -> Head | None:
     return head if torch.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True) else None
 
 
-class TargetLosses(nn.Module):
-    """A model with its head, asked for the losses of a batch's targets: what DDP and FSDP wrap, whole."""
+class ModelWithLoss(nn.Module):
+    """A model with its head and its loss as one module, which DDP or FSDP can wrap."""
 
     def __init__(self, model: PreTrainedModel, head: Head | None, fusion: Fusion | None = None) -> None:
-        """Without a `head` the model's own logits are taken, all at once."""
+        """Without a `head` the model computes the logits of all tokens itself."""
         super().__init__()
         self.model = model
         self.head = head
@@ -91,7 +90,7 @@ class TargetLosses(nn.Module):
             inputs["position_ids"] = batch.position_ids
         if self.head is None:
             logits = self.model(**inputs).logits.flatten(0, 1).index_select(0, batch.target_positions)
-            return cross_entropy(_wide(logits), batch.targets, reduction="none")
+            return cross_entropy(_at_least_fp32(logits), batch.targets, reduction="none")
         states = cast("Any", self.model).get_decoder()(**inputs).last_hidden_state
         hidden = states.flatten(0, 1).index_select(0, batch.target_positions)
         if self.head.is_plain:
@@ -99,17 +98,17 @@ class TargetLosses(nn.Module):
             if torch.is_autocast_enabled(device):
                 hidden = hidden.to(torch.get_autocast_dtype(device))
             return linear_losses(hidden, self.fusion.weight(cast("nn.Linear", self.head.projection)), batch.targets)
-        size = max(1, LOGITS_AT_ONCE // self.model.config.get_text_config().vocab_size)
+        size = max(1, LOGITS_PER_CHUNK // self.model.config.get_text_config().vocab_size)
         if len(batch.targets) <= size:
-            return _chunk(self.head, hidden, batch.targets)
+            return _chunk_losses(self.head, hidden, batch.targets)
         chunks = zip(torch.split(hidden, size), torch.split(batch.targets, size), strict=True)
-        losses = [checkpoint(_chunk, self.head, *chunk, use_reentrant=False) for chunk in chunks]
+        losses = [checkpoint(_chunk_losses, self.head, *chunk, use_reentrant=False) for chunk in chunks]
         return torch.cat(cast("list[Tensor]", losses))
 
 
-def _chunk(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
+def _chunk_losses(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(head(hidden), targets, reduction="none")
 
 
-def _wide(logits: Tensor) -> Tensor:
+def _at_least_fp32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one object a line, for each step and each evaluation."""
+"""The metrics file `metrics.jsonl`: one JSON object a line, for each optimizer step and each evaluation."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import TextIO, TypeAlias
 
 from templatekit.errors import RunError
-from templatekit.training.distributed import ALONE, World
+from templatekit.training.distributed import SINGLE_PROCESS, ProcessGroup
 
 METRICS = "metrics.jsonl"
-Line: TypeAlias = Mapping[str, float]
-"""A step's: `step`, `loss`, `learning_rate`, `grad_norm`, `tokens`, `computed_tokens`, `padded_tokens`,
-`target_tokens`, `seconds`. An evaluation's: `step`, `eval_loss`, `seconds`. With DPO both have `reward_chosen`,
-`reward_rejected`, `reward_margin` and `reward_accuracy` too, means over pairs; an evaluation's begin with `eval_`.
-Steps count from 1; 0 is the model as it came."""
+MetricsLine: TypeAlias = Mapping[str, float]
+"""A step has `step`, `loss`, `learning_rate`, `grad_norm`, `tokens`, `computed_tokens`, `padded_tokens`,
+`target_tokens`, `seconds`. An evaluation has `step`, `eval_loss`, `seconds`. With DPO both also have means over pairs:
+`reward_chosen`, `reward_rejected`, `reward_margin`, `reward_accuracy`, in an evaluation with the prefix `eval_`. Steps
+count from 1; step 0 is the model before training."""
 
 
-def read_metrics(path: Path) -> list[Line]:
-    """The lines of a file, as far as they are whole: a killed process may leave half of one at the end."""
-    lines: list[Line] = []
+def read_metrics(path: Path) -> list[MetricsLine]:
+    """The complete lines of a metrics file. A killed process may leave half a line at the end, which is skipped."""
+    lines: list[MetricsLine] = []
     if not path.is_file():
         return lines
     for text in path.read_text(encoding="utf-8").splitlines():
@@ -35,20 +35,20 @@ def read_metrics(path: Path) -> list[Line]:
 
 
 class MetricsFile:
-    """Appends lines to a run's metrics."""
+    """Appends lines to the metrics file of a run."""
 
-    def __init__(self, folder: Path, *, until: int, world: World = ALONE) -> None:
-        """Begins the file anew, with those of its lines that are of steps up to `until`.
+    def __init__(self, folder: Path, *, up_to_step: int, group: ProcessGroup = SINGLE_PROCESS) -> None:
+        """Rewrite the file with its lines of steps up to `up_to_step`; with 0 it starts empty.
 
-        Of several processes each knows the lines, and the first writes them.
+        Every process holds the lines; the main one writes them.
         """
         self._path = folder / METRICS
         self._file: TextIO | None = None
-        self.lines = [line for line in read_metrics(self._path) if line["step"] <= until] if until else []
-        world.any(False)  # all have read it
-        world.first(lambda: self._begin(folder))
+        self.lines = [line for line in read_metrics(self._path) if line["step"] <= up_to_step] if up_to_step else []
+        group.any(False)  # wait until every process has read the file
+        group.run_on_main(lambda: self._rewrite(folder))
 
-    def _begin(self, folder: Path) -> None:
+    def _rewrite(self, folder: Path) -> None:
         staging = folder / f".{METRICS}"
         try:
             staging.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
@@ -57,8 +57,8 @@ class MetricsFile:
         except OSError as error:
             raise self._failure(error) from error
 
-    def write(self, line: Line) -> None:
-        """Adds a line, readable at once by whoever follows the file."""
+    def write(self, line: MetricsLine) -> None:
+        """Append a line and flush it, so that others can follow the file."""
         self.lines.append(line)
         if self._file is None:
             return
@@ -68,8 +68,8 @@ class MetricsFile:
         except OSError as error:
             raise self._failure(error) from error
 
-    def sync(self) -> None:
-        """Brings the lines to the disk."""
+    def fsync(self) -> None:
+        """Sync the file to the disk."""
         if self._file is None:
             return
         try:
@@ -77,14 +77,14 @@ class MetricsFile:
         except OSError as error:
             raise self._failure(error) from error
 
-    def evaluated(self, step: int) -> float | None:
-        """The held-out loss after `step` steps, where it is known."""
+    def eval_loss_at(self, step: int) -> float | None:
+        """The held-out loss after `step` steps; None where it was not evaluated."""
         return next((line["eval_loss"] for line in self.lines if "eval_loss" in line and line["step"] == step), None)
 
     def close(self) -> None:
-        """Ends the file."""
+        """Close the file."""
         if self._file is not None:
-            with suppress(OSError):  # what could not be written has been said
+            with suppress(OSError):  # `write` has reported that it cannot be written
                 self._file.close()
 
     def _failure(self, error: OSError) -> RunError:

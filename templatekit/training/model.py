@@ -1,4 +1,4 @@
-"""Models from a folder, a .gguf file or a hub, ready to be trained."""
+"""The model: loaded from a folder, a .gguf file or a hub, and changed so that it can be trained."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Precision: TypeAlias = Literal["auto", "bf16", "fp32"]
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of that name; `auto` is a GPU where there is one. Raises `ConfigError` for one that is not here."""
+    """The device of that name; `auto` is a GPU where there is one. Raises `ConfigError` if this machine lacks it."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -39,8 +39,8 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def computes_in_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether matrix products run in bf16; `auto` says yes where the hardware has instructions for it."""
+def uses_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether matrix products run in bf16. `auto` means yes where the hardware has instructions for it."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
@@ -52,29 +52,30 @@ def computes_in_bf16(precision: Precision, device: torch.device) -> bool:
 
 
 def load_model(address: str | Path, *, device: torch.device) -> PreTrainedModel:
-    """Loads a causal language model in fp32, whole or not at all.
+    """Load a causal language model in fp32.
 
     `address` is a folder, a `.gguf` file, or a name on the hub. Weights come from safetensors or GGUF, never from a
-    pickle. Raises `ConfigError` for an address that leads nowhere, `RunError` for files that cannot be used.
+    pickle. Raises `ConfigError` where there is no model at the address, `RunError` where its files are damaged or lack
+    weights.
     """
     path = Path(address)
-    place: dict[str, str] = {}
+    gguf: dict[str, str] = {}
     if path.is_file() and path.suffix == ".gguf":
         if find_spec("gguf") is None:
             raise ConfigError(f"{str(path)!r} needs the package gguf: pip install 'templatekit[gguf]'")
-        place["gguf_file"] = path.name
+        gguf["gguf_file"] = path.name
         path = path.parent
     elif path.is_file():
         raise ConfigError(f"model {str(path)!r} is a file; expected a folder, a .gguf file or a hub name")
     elif path.is_dir() and not (path / "config.json").is_file():
         raise ConfigError(f"model {str(path)!r} holds no config.json; expected a folder saved by transformers")
     name = str(path) if path.exists() else str(address)
-    with quiet():
+    with quiet_transformers():
         try:
             model, found = cast("Any", AutoModelForCausalLM).from_pretrained(
-                name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **place
+                name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **gguf
             )
-        except Exception as error:  # transformers, safetensors and gguf raise whatever they please at broken files
+        except Exception as error:  # damaged files make transformers, safetensors and gguf raise many classes
             reason = " ".join(str(error).split())
             if not path.exists():
                 raise ConfigError(
@@ -85,50 +86,55 @@ def load_model(address: str | Path, *, device: torch.device) -> PreTrainedModel:
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise RunError(f"model {str(address)!r} lacks weights: {', '.join(missing[:3])}{more}; get the whole model")
-    if "gguf_file" in place:  # the weights were dequantised while they were read, but transformers would refuse to save
+    if "gguf_file" in gguf:  # the weights are dequantized by now, but transformers would refuse to save them
         model.hf_quantizer.remove_quantization_config(model)
-    # transformers keeps the embedding of the padding token as it is. Where that is EOS, its embedding is trained here.
+    # transformers never trains the embedding of the padding token. Where that is EOS, it has to be trained.
     model.get_input_embeddings().padding_idx = None
     return cast("PreTrainedModel", model.to(device))
 
 
 def unwrap(model: PreTrainedModel) -> PreTrainedModel:
-    """The causal language model itself, where PEFT has wrapped it; its adapters stay in it."""
+    """The causal language model inside PEFT's wrapper, adapters included; a model without wrapper as it is."""
     inner = getattr(model, "get_base_model", None)
     return model if inner is None else cast("PreTrainedModel", inner())
 
 
-def layers_of(model: PreTrainedModel) -> list[nn.Module]:
-    """What a model is made of between embeddings and head, as transformers names it; none where it does not."""
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers between embeddings and head, whose classes transformers lists; none for a model without that list."""
     names = set(getattr(model, "_no_split_modules", None) or ())
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
-def drops_out(model: PreTrainedModel) -> bool:
-    """Whether the model has dropout: examples that share a prefix would share what is dropped of it."""
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name; tied ones once."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def has_dropout(model: PreTrainedModel) -> bool:
+    """Whether the model has dropout in its modules or its attention."""
     rates = (getattr(module, name, 0.0) for module in model.modules() for name in ("p", "attention_dropout"))
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
-def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Has each layer keep its input alone, and compute the rest again in the backward pass.
+def enable_activation_checkpointing(model: PreTrainedModel) -> None:
+    """Make each layer store only its input, and compute its activations again in the backward pass.
 
-    The gradients stay the same to the last bit. Raises `ConfigError` for a model whose code does not provide for it.
+    The gradients stay the same to the last bit. Raises `ConfigError` for a model that does not support it.
     """
     if not model.supports_gradient_checkpointing:
         raise ConfigError(f"activation_checkpointing: {type(model).__name__} does not provide for it; leave it out")
     any_model = cast("Any", model)
-    # Releases of transformers before 5.23 know the older name alone.
+    # Releases of transformers before 5.23 have the older name only.
     enable = getattr(model, "activation_checkpointing_enable", None) or any_model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-    # transformers has the embeddings' output ask for a gradient, for PyTorch's old way of checkpointing. Ours needs
-    # none, and under LoRA it would be computed for nobody.
+    # transformers makes the embeddings' output require a gradient, which reentrant checkpointing needs. This one does
+    # not, and under LoRA the gradient would be computed for nothing.
     any_model.disable_input_require_grads()
 
 
 def check_vocabulary(model: PreTrainedModel, vocabulary: int) -> None:
-    """Raises `ConfigError` where a tokenizer of `vocabulary` ids could give one that the model has no row for."""
-    rows = min(table.shape[0] for table in _tables(unwrap(model)))
+    """Raise `ConfigError` where a tokenizer of `vocabulary` ids has more ids than the model has embeddings."""
+    rows = min(table.shape[0] for table in _vocabulary_tables(unwrap(model)))
     if vocabulary > rows:
         raise ConfigError(
             f"the tokenizer has ids up to {vocabulary - 1}, the model embeddings for {rows} (0 to {rows - 1}); "
@@ -136,30 +142,30 @@ def check_vocabulary(model: PreTrainedModel, vocabulary: int) -> None:
         )
 
 
-def add_token_rows(model: PreTrainedModel, tokens: Sequence[int]) -> tuple[int, ...]:
-    """Gives new tokens embeddings, and where the head is separate, outputs: each the mean of the rows before them.
+def add_token_embeddings(model: PreTrainedModel, tokens: Sequence[int]) -> tuple[int, ...]:
+    """Set the embeddings of new tokens, and their rows in a head that is not tied, to the mean of the rows before them.
 
-    `tokens` are ids that the model has not been trained on. The tables grow as far as these need; rows that a model
-    keeps in reserve are used first. Returns the ids.
+    `tokens` are ids that the model has not been trained on. Rows that a model has in reserve are used first, then the
+    tables grow. Returns the ids.
     """
     if not tokens:
         return ()
     known = min(tokens)
-    if max(tokens) >= min(table.shape[0] for table in _tables(model)):
-        with quiet():
+    if max(tokens) >= min(table.shape[0] for table in _vocabulary_tables(model)):
+        with quiet_transformers():
             model.resize_token_embeddings(max(tokens) + 1, mean_resizing=False)
         cast("Any", model).get_input_embeddings().padding_idx = None
     with torch.no_grad():
-        for table in _tables(model):
+        for table in _vocabulary_tables(model):
             table[list(tokens)] = table[:known].mean(dim=0)
     return tuple(tokens)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps transformers' progress bars and reports out of the terminal; what matters in them becomes an error.
+def quiet_transformers() -> Iterator[None]:
+    """Silence the progress bars and reports of transformers; callers raise errors for what matters in them.
 
-    The bar for GGUF files knows no switch, hence the other stderr.
+    The progress bar for GGUF files has no switch, so stderr is redirected.
     """
     report: Any = logging
     bars, level = report.is_progress_bar_enabled(), report.get_verbosity()
@@ -174,8 +180,8 @@ def quiet() -> Iterator[None]:
             report.enable_progress_bar()
 
 
-def _tables(model: PreTrainedModel) -> list[Tensor]:
-    """The weights with a row a token: the embeddings, the head, the head's bias; one of them where they are tied."""
+def _vocabulary_tables(model: PreTrainedModel) -> list[Tensor]:
+    """The weights with one row a token: embeddings, head (unless tied to them), bias of the head."""
     head: Any = cast("Any", model).get_output_embeddings()
     tables = [cast("Any", model).get_input_embeddings().weight]
     if head is not None and head.weight is not tables[0]:

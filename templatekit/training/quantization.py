@@ -1,7 +1,7 @@
-"""Fewer bits by bitsandbytes: frozen weights in four under adapters (QLoRA, https://arxiv.org/abs/2305.14314).
+"""Quantization by bitsandbytes: frozen weights in four bits under adapters (QLoRA, https://arxiv.org/abs/2305.14314).
 
-Each weight of a linear layer becomes one of sixteen values (NF4), blocks of 64 share a scale, and the scales are
-quantized too: half a byte a weight. They are put together for each product, forwards and backwards.
+Each weight of a linear layer becomes one of sixteen values (NF4). Blocks of 64 share a scale, and the scales are
+quantized too: half a byte a weight. Weights are dequantized for each product, forwards and backwards.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ _PACKAGE = "bitsandbytes"
 
 
 def bitsandbytes(option: str) -> Any:
-    """The package; raises `ConfigError` where it is not installed."""
+    """Import bitsandbytes for an option. Raises `ConfigError` where it is not installed."""
     if find_spec(_PACKAGE) is None:
         raise ConfigError(f"{option} needs the package {_PACKAGE}: pip install 'templatekit[quantized]'")
-    hush()
+    silence_bitsandbytes()
     import bitsandbytes as package
 
     return package
 
 
-def hush() -> None:
-    """Has the package keep to itself which kernels it has not downloaded. PEFT imports it wherever it is installed."""
+def silence_bitsandbytes() -> None:
+    """Silence messages about kernels that were not downloaded: PEFT imports the package wherever it is installed."""
     logging.getLogger(_PACKAGE).setLevel(logging.ERROR)
 
 
 def quantize(model: PreTrainedModel) -> None:
-    """Turns the linear layers of a model, but for its head, to four bits in place.
+    """Quantize the linear layers of a model, except its head, to four bits in place.
 
-    The result depends on the weights alone. Raises `ConfigError` for a model without such layers.
+    The result depends on the weights alone. Raises `ConfigError` for a model without linear layers.
     """
     package = bitsandbytes("quantize='4bit'")
     head = cast("Any", model).get_output_embeddings()
@@ -46,21 +46,21 @@ def quantize(model: PreTrainedModel) -> None:
     if not layers:
         raise ConfigError(f"quantize='4bit': {type(model).__name__} has no linear layers besides its head")
     for name, layer in layers:
-        narrow = _layer()(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-        narrow.weight = package.nn.Params4bit(
-            layer.weight.detach().cpu().contiguous(), requires_grad=False, quant_type="nf4", module=narrow
+        quantized = _linear4bit()(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        quantized.weight = package.nn.Params4bit(
+            layer.weight.detach().cpu().contiguous(), requires_grad=False, quant_type="nf4", module=quantized
         )
-        narrow.bias = layer.bias
-        narrow.compute_type_is_set = True  # or the first states would decide it for all
-        # Or it would lay its weights out anew, for good, the first time that no gradient is asked for.
-        narrow.support_avx512bf16_for_cpu = False
-        model.set_submodule(name, narrow.to(layer.weight.device))
-    cast("Any", model).is_loaded_in_4bit = True  # what PEFT looks for
+        quantized.bias = layer.bias
+        quantized.compute_type_is_set = True  # else the dtype of the first states would be used for all
+        # Else the layer would repack its weights for good at the first forward pass without gradients.
+        quantized.support_avx512bf16_for_cpu = False
+        model.set_submodule(name, quantized.to(layer.weight.device))
+    cast("Any", model).is_loaded_in_4bit = True  # PEFT checks this attribute
 
 
 @lru_cache(maxsize=1)
-def _layer() -> Any:
-    """A layer that computes in the type of its states, or in autocast's, as others do."""
+def _linear4bit() -> Any:
+    """The class of a layer that computes in the dtype of its states, or in that of autocast, as `nn.Linear` does."""
     base: Any = bitsandbytes("quantize='4bit'").nn.Linear4bit
 
     class Linear4bit(base):  # type: ignore[misc]  # bitsandbytes has no types
@@ -74,11 +74,11 @@ def _layer() -> Any:
     return Linear4bit
 
 
-def put_together(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that were quantized, in fp32 and as they are computed with, by name."""
+def dequantized_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The quantized weights by name, in fp32, with the values that products use."""
     functional = bitsandbytes("quantize='4bit'").functional
     return {
         f"{name}.weight": functional.dequantize_4bit(module.weight.data, module.weight.quant_state).float()
         for name, module in cast("Any", model).named_modules()
-        if isinstance(module, _layer())
+        if isinstance(module, _linear4bit())
     }

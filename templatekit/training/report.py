@@ -1,4 +1,4 @@
-"""What a run shows while it goes on, and the picture of its losses at the end."""
+"""The report of a run: its progress on stderr, its cost, and the loss curves as a picture."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from templatekit.training.metrics import Line, read_metrics
+from templatekit.training.metrics import MetricsLine, read_metrics
 
-_QUIET_EVERY = 30.0
-"""Seconds between lines where there is no terminal."""
+_LINE_INTERVAL = 30.0
+"""Seconds between lines where stderr is not a terminal."""
 _SMOOTHING = 0.8
-"""How much of the shown speed is that of the steps before."""
+"""The share of the previous steps in the displayed speed."""
 
 
 class Progress:
-    """Shows a run on stderr: a bar on a terminal, else a line now and then. Call it with each line of the metrics."""
+    """Shows the progress of a run on stderr: a bar on a terminal, else a line now and then. Call it with each line of
+    the metrics."""
 
     def __init__(self, total_steps: int | None = None, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
@@ -51,8 +52,8 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def __call__(self, line: Line) -> None:
-        """Takes a line of the metrics, or the loop's first message, which holds `total_steps`."""
+    def __call__(self, line: MetricsLine) -> None:
+        """Show a line of the metrics. The loop's first message has `total_steps` instead of metrics."""
         step = int(line["step"])
         if "total_steps" in line:
             self._total = int(line["total_steps"])
@@ -64,7 +65,7 @@ class Progress:
             speed = line["tokens"] / max(line["seconds"], 1e-9)
             self._speed = _SMOOTHING * self._speed + (1 - _SMOOTHING) * speed if self._speed else speed
             self._shown |= {"loss": f"loss {line['loss']:.3f}", "tokens/s": f"{self._speed:,.0f} tokens/s"}
-            if time.monotonic() - self._last_line >= _QUIET_EVERY or step == self._total:
+            if time.monotonic() - self._last_line >= _LINE_INTERVAL or step == self._total:
                 self._say(f"step {step}/{self._total}: loss {line['loss']:.4f}, {self._speed:,.0f} tokens/s")
         self._bar.update(self._task, completed=step, numbers="  ".join(filter(None, self._shown.values())))
 
@@ -76,28 +77,28 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a run took, over all its starts; of steps that a killed process did in vain nothing is known."""
+    """The cost of a run over all its starts, without the steps that a killed process did in vain."""
 
     seconds: float
-    """In steps and evaluations."""
+    """Time in steps and evaluations."""
     step_seconds: float
-    """In steps alone."""
+    """Time in steps alone."""
     tokens: int
-    """Inputs of the examples, those that several share counted for each."""
+    """Input tokens of the examples; a shared prefix counts for each example that has it."""
     computed_tokens: int
-    """Inputs that the model computed in training."""
+    """Input tokens that the model computed in training."""
     padded_tokens: int
-    """Inputs that it would have computed in padded rectangles."""
+    """Input tokens that padded batches would have taken."""
     target_tokens: int
     peak_memory: int
-    """Bytes: of the GPU, or of this process where there is none."""
+    """Bytes on the GPU, or of this process where there is none."""
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON."""
+        """The fields by name, for JSON."""
         return asdict(self)
 
     def line(self) -> str:
-        """In words."""
+        """One line for the terminal."""
         speed = f" ({self.tokens / self.step_seconds:,.0f} tokens/s)" if self.step_seconds else ""
         rest = self.seconds - self.step_seconds
         return (
@@ -108,7 +109,7 @@ class Cost:
 
 
 def cost_of(metrics: Path, device: torch.device) -> Cost:
-    """What the metrics say, and what this process used."""
+    """The cost that the metrics file adds up to, with the peak memory of this process."""
     lines = read_metrics(metrics)
     names = ("tokens", "computed_tokens", "padded_tokens", "target_tokens")
     totals = {name: sum(int(line.get(name, 0)) for line in lines) for name in names}
@@ -133,9 +134,9 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def plot_run(metrics: Path, picture: Path) -> str | None:
-    """Draws a run's losses, learning rate, speed and what packing saved; None, or why there is no picture.
+    """Draw the losses, learning rate, speed and savings of packing of a run; with DPO also rewards and their accuracy.
 
-    With DPO the rewards' margin and accuracy too.
+    Returns None, or the reason why there is no picture.
     """
     if find_spec("matplotlib") is None:
         return "no picture of the losses: pip install 'templatekit[plots]'"
@@ -185,7 +186,7 @@ def plot_run(metrics: Path, picture: Path) -> str | None:
                     label=label,
                     alpha=0.3 if faint else 1,
                     linewidth=1 if faint else 2,
-                    marker="o" if label == "held out" else None,  # they are few, and what lies between is not known
+                    marker="o" if label == "held out" else None,  # few points, and the curve between them is unknown
                 )
         axes.set_title(title, fontsize="medium")
         axes.set_xlabel("optimizer step")
@@ -197,18 +198,18 @@ def plot_run(metrics: Path, picture: Path) -> str | None:
     return None
 
 
-def _points(lines: list[Line], name: str) -> list[tuple[float, float]]:
+def _points(lines: list[MetricsLine], name: str) -> list[tuple[float, float]]:
     return [(line["step"], line[name]) for line in lines if name in line]
 
 
-def _ratios(lines: list[Line], name: str) -> list[tuple[float, float]]:
-    """A count of tokens for each token computed, as a running mean."""
+def _ratios(lines: list[MetricsLine], name: str) -> list[tuple[float, float]]:
+    """A count of tokens divided by the tokens computed, as a running mean."""
     found = [(line["step"], line[name] / line["computed_tokens"]) for line in lines if line.get("computed_tokens")]
     return _running_mean(found) if all(name in line for line in lines) else []
 
 
 def _running_mean(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Each value as the mean of those up to it, over a tenth of all."""
+    """The mean of the values up to each point, over a window of a tenth of all points."""
     width = max(1, len(points) // 10)
     windows = [points[max(0, end - width) : end] for end in range(1, len(points) + 1)]
     return [(window[-1][0], sum(value for _, value in window) / len(window)) for window in windows]

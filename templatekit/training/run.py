@@ -1,52 +1,55 @@
-"""A whole run: data through the pipeline, a model through the loop, and a folder that can be served and repeated."""
+"""`finetune`: a complete run, from options to a folder with the trained model.
+
+`_run` reads from top to bottom: tokenizer and pipeline, data, model, the training loop, then the files of the run.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from templatekit import __version__
-from templatekit.config.options import FinetuneOptions
-from templatekit.errors import ConfigError, RunError
-from templatekit.export.serving import Stops, chat_template, stops_of
-from templatekit.formats.variables import chat_variables, plain
-from templatekit.hooks.registry import Registry, create_registry
+from templatekit.config.finetune_options import FinetuneOptions
+from templatekit.export.serving import chat_template, stops_of
+from templatekit.hooks.loading import create_registry
+from templatekit.hooks.registry import Registry
 from templatekit.pipeline.counts import Counts
-from templatekit.pipeline.pipeline import Pipeline
-from templatekit.tokens.load import from_transformers, load_transformers_tokenizer, resolve_model
-from templatekit.training.checkpoint import lock_run, trainable
-from templatekit.training.data import identity_of, pipeline_for, read_splits
-from templatekit.training.distributed import World, join_world, local_device, whole
+from templatekit.tokens.load import from_transformers, resolve_model
+from templatekit.training.data import data_fingerprints, read_splits, training_pipeline
+from templatekit.training.distributed import ProcessGroup, full_tensor, join_process_group, local_device
 from templatekit.training.loop import train
 from templatekit.training.lora import attach_lora
-from templatekit.training.metrics import Line
-from templatekit.training.model import add_token_rows, check_vocabulary, load_model, resolve_device
-from templatekit.training.quantization import put_together, quantize
+from templatekit.training.metrics import METRICS, MetricsLine
+from templatekit.training.model import (
+    add_token_embeddings,
+    check_vocabulary,
+    load_model,
+    resolve_device,
+    trainable_parameters,
+)
+from templatekit.training.quantization import dequantized_weights, quantize
 from templatekit.training.report import Cost, Progress, cost_of, plot_run
 from templatekit.training.run_folder import (
-    METRICS,
     PICTURE,
     SUMMARY,
     SampledAnswer,
+    lock_run,
     run_folder,
     write_json,
     write_recipe,
     write_samples,
 )
-from templatekit.training.sample_answers import answer, samples_before, with_prompt
-from templatekit.training.save import final_dtype, save_model
-from templatekit.training.trackers import check_installed, tracking
-from templatekit.types import Sample
-
-if TYPE_CHECKING:
-    from templatekit.tokens.tokenizer import Tokenizer
+from templatekit.training.sample_answers import answer, answers_before_training, samples_with_prompt
+from templatekit.training.save_model import final_dtype, save_model
+from templatekit.training.served_tokenizer import add_special_tokens, check_prompts, load_served_tokenizer, pad_id
+from templatekit.training.trackers import check_installed, open_trackers
 
 
 @dataclass(kw_only=True)
@@ -54,19 +57,19 @@ class Run:
     """A finished run."""
 
     folder: Path
-    """Loadable by `AutoModelForCausalLM` and `AutoTokenizer`."""
+    """The run folder, which `AutoModelForCausalLM` and `AutoTokenizer` can load."""
     steps: int
     eval_before: float | None
     eval_after: float | None
-    """Held-out loss, the mean over its trained tokens, or over its pairs; None without held-out examples."""
+    """Held-out loss: the mean over target tokens, or over pairs with DPO; None without held-out examples."""
     splits: dict[str, int]
-    """Examples in each split; pairs with DPO."""
+    """The count of examples in each split; of pairs with DPO."""
     counts: Counts
     cost: Cost
     samples: list[SampledAnswer] = field(default_factory=list)
     seconds: float = 0.0
     best_step: int | None = None
-    """The step whose weights the model has, where they are not the last one's."""
+    """The step whose weights the model has; None where it is the last step."""
     stopped_early: bool = False
 
     def _repr_html_(self) -> str:
@@ -92,9 +95,9 @@ def finetune(
     say: Callable[[str], None] = lambda line: None,
     **more: Any,
 ) -> Run:
-    """Fine-tunes a model and returns the run. Options are those of `FinetuneOptions`, as an object or keywords.
+    """Fine-tune a model and return the run. The options are those of `FinetuneOptions`, as an object or as keywords.
 
-    `say` receives a line for each thing a user may want to know before the loop begins.
+    `say` gets lines for the user: what was detected, how steps are computed, what went wrong without ending the run.
     """
     if not isinstance(options, FinetuneOptions):
         options = FinetuneOptions.parse({**(options or {}), **more})
@@ -103,10 +106,10 @@ def finetune(
     check_installed(options.report_to)
     registry = registry or create_registry()
     device = resolve_device(local_device(options.device))
-    with join_world(device) as world, ExitStack() as held:
-        folder = world.first(lambda: run_folder(options))
-        world.first(lambda: held.enter_context(lock_run(folder)))
-        return _run(options, registry, folder, device, world, say if world.is_first else lambda line: None)
+    with join_process_group(device) as group, ExitStack() as locks:
+        folder = group.run_on_main(lambda: run_folder(options))
+        group.run_on_main(lambda: locks.enter_context(lock_run(folder)))
+        return _run(options, registry, folder, device, group, say if group.is_main else lambda line: None)
 
 
 def _run(
@@ -114,37 +117,37 @@ def _run(
     registry: Registry,
     folder: Path,
     device: torch.device,
-    world: World,
+    group: ProcessGroup,
     say: Callable[[str], None],
 ) -> Run:
     started = time.monotonic()
     address = resolve_model(options.model, registry) or options.model
-    served = _load_tokenizer(options, registry, address)
+    served = load_served_tokenizer(options, registry, address)
     tokenizer = from_transformers(served, name=options.tokenizer or options.model)
-    pipeline = pipeline_for(options, registry, tokenizer=tokenizer)
-    added = _add_special_tokens(options, pipeline, served)
+    pipeline = training_pipeline(options, registry, tokenizer=tokenizer)
+    added = add_special_tokens(options, pipeline, served)
     if added:
-        # The pipeline was for finding the template; what it encodes with has the new tokens.
+        # The first pipeline served to find the template. The second one encodes with the new tokens.
         tokenizer = from_transformers(served, name=tokenizer.name)
-        pipeline = pipeline_for(options, registry, tokenizer=tokenizer, template=pipeline.template)
+        pipeline = training_pipeline(options, registry, tokenizer=tokenizer, template=pipeline.template)
     splits = read_splits(options, pipeline, say=say)
-    adapter = pipeline.adapter.name if pipeline.adapter else None  # the sets of a mixture have their own
+    adapter = pipeline.adapter.name if pipeline.adapter else None  # each set of a mixture has its own
     say(f"adapter {adapter or 'of each set'}, template {pipeline.template.name}, folder {folder}")
     for line in pipeline.counts.lines(tokens=True):
         say(line)
-    what = "pairs" if splits.pairs else "examples"
-    say(", ".join(f"{name}: {size:,}" for name, size in splits.sizes.items()) + f" {what}")
-    if world.size > 1:
-        say(f"{world.size} processes, {options.distributed}")
+    unit = "pairs" if splits.pairs else "examples"
+    say(", ".join(f"{name}: {size:,}" for name, size in splits.sizes.items()) + f" {unit}")
+    if group.size > 1:
+        say(f"{group.size} processes, {options.distributed}")
     stops = stops_of(pipeline.template, tokenizer)
     served.chat_template = chat_template(pipeline.template, tokenizer.special_tokens)
-    _check_serving(served, pipeline, splits.checked)
+    check_prompts(served, pipeline, splits.serving_samples)
 
-    def build(*, narrow: bool = options.quantize is not None) -> PreTrainedModel:
+    def build(*, quantized: bool = options.quantize is not None) -> PreTrainedModel:
         model = load_model(address, device=device)
-        new_rows = add_token_rows(model, added)
+        new_rows = add_token_embeddings(model, added)
         check_vocabulary(model, tokenizer.vocabulary_size)
-        if narrow:
+        if quantized:
             quantize(model)
         if not options.lora:
             return model
@@ -154,56 +157,58 @@ def _run(
 
     model = build()
     template = pipeline.template.original
-    world.first(lambda: write_recipe(folder, options, adapter=adapter, template=template))
-    samples = world.first(lambda: samples_before(folder, options, splits.asked, model, pipeline, stops))
-    train_items, held_out = splits.train, splits.held_out
-    identity = identity_of(pipeline, train_items)
-    with ExitStack() as shown:
-        reports: list[Callable[[Line], None]] = []
-        if world.is_first:
-            told = options.model_dump(mode="json")
-            reports = [
-                shown.enter_context(Progress()),
-                shown.enter_context(tracking(options.report_to, folder, told, say)),
+    group.run_on_main(lambda: write_recipe(folder, options, adapter=adapter, template=template))
+    samples = group.run_on_main(
+        lambda: answers_before_training(folder, options, splits.prompt_samples, model, pipeline, stops)
+    )
+    examples, held_out = splits.train, splits.held_out
+    fingerprints = data_fingerprints(pipeline, examples)
+    with ExitStack() as reporters:
+        receivers: list[Callable[[MetricsLine], None]] = []
+        if group.is_main:
+            settings = options.model_dump(mode="json")
+            receivers = [
+                reporters.enter_context(Progress()),
+                reporters.enter_context(open_trackers(options.report_to, folder, settings, say)),
             ]
 
-        def report(line: Line) -> None:
-            for each in reports:
-                each(line)
+        def report(line: MetricsLine) -> None:
+            for receive in receivers:
+                receive(line)
 
         result = train(
             model,
-            train_items,
+            examples,
             held_out,
             options,
             folder=folder,
-            identity=identity,
-            world=world,
+            fingerprints=fingerprints,
+            group=group,
             report=report,
             say=say,
             warn=say,
         )
-    trained = _in_one_piece(model, build, options, world)
+    trained = _whole_model(model, build, options, group)
 
     def save_tokenizer(staging: Path) -> None:
         served.save_pretrained(staging)
 
     def finish() -> Run:
-        for sample, item in zip(samples, with_prompt(splits.asked), strict=False):
-            sample.after = answer(trained, pipeline, item.example, stops, options.max_new_tokens)
+        for answered, sample in zip(samples, samples_with_prompt(splits.prompt_samples), strict=False):
+            answered.after = answer(trained, pipeline, sample.example, stops, options.max_new_tokens)
         write_samples(folder, samples)
         save_model(
             trained,
             folder,
             eos_ids=stops.ids,
-            pad_id=_pad_id(tokenizer, stops),
+            pad_id=pad_id(tokenizer, stops),
             stop_strings=stops.strings,
             dtype=final_dtype(options, device),
             extra=save_tokenizer,
         )
-        missing_picture = plot_run(folder / METRICS, folder / PICTURE)
-        if missing_picture:
-            say(missing_picture)
+        no_picture = plot_run(folder / METRICS, folder / PICTURE)
+        if no_picture:
+            say(no_picture)
         run = Run(
             folder=folder,
             steps=result.steps,
@@ -217,94 +222,38 @@ def _run(
             best_step=result.best_step,
             stopped_early=result.stopped_early,
         )
-        _write_summary(folder, run, identity)
+        _write_summary(folder, run, fingerprints)
         return run
 
-    return world.first(finish)
+    return group.run_on_main(finish)
 
 
-def _in_one_piece(
-    model: PreTrainedModel, build: Callable[..., PreTrainedModel], options: FinetuneOptions, world: World
+def _whole_model(
+    model: PreTrainedModel, build: Callable[..., PreTrainedModel], options: FinetuneOptions, group: ProcessGroup
 ) -> PreTrainedModel:
-    """The trained model as the first process can use it alone: where it is divided, built anew with the weights.
+    """The trained model, as the main process can use and save it alone.
 
-    So it is where weights were quantized; it gets those that were trained with, and adapters can be merged into it.
+    A model that was sharded or quantized is built again and gets the trained weights. Quantized weights become the
+    values that training computed with, so that adapters can be merged into them.
     """
-    divided = world.size > 1 and options.distributed == "fsdp"
-    if not divided and options.quantize is None:
+    sharded = group.size > 1 and options.distributed == "fsdp"
+    if not sharded and options.quantize is None:
         return model
-    weights = {name: whole(weight.detach()) for name, weight in trainable(model).items()}
-    if not world.is_first:
+    weights = {name: full_tensor(weight.detach()) for name, weight in trainable_parameters(model).items()}
+    if not group.is_main:
         return model
     if options.quantize is not None:
-        weights |= put_together(model)
-    fresh = build(narrow=False)
+        weights |= dequantized_weights(model)
+    rebuilt = build(quantized=False)
     with torch.no_grad():
-        for name, weight in fresh.named_parameters():
+        for name, weight in rebuilt.named_parameters():
             if name in weights:
                 weight.copy_(weights[name])
-    fresh.train(False)
-    return fresh
+    rebuilt.train(False)
+    return rebuilt
 
 
-def _load_tokenizer(options: FinetuneOptions, registry: Registry, model: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer as transformers loads it, since that is what will serve the model."""
-    if options.tokenizer is None:
-        return load_transformers_tokenizer(model)
-    return load_transformers_tokenizer(resolve_model(options.tokenizer, registry) or options.tokenizer)
-
-
-def _add_special_tokens(options: FinetuneOptions, pipeline: Pipeline, served: PreTrainedTokenizerBase) -> list[int]:
-    """Adds the tokens that the template's authors add; the ids of new ones."""
-    if not options.add_special_tokens:
-        return []
-    tokens = pipeline.template.metadata.special_tokens
-    if not tokens:
-        raise ConfigError(f"--add-special-tokens: template {pipeline.template.name!r} lists no special tokens")
-    known = len(served)
-    served.add_tokens(list(tokens), special_tokens=True)
-    return list(range(known, len(served)))
-
-
-def _check_serving(served: PreTrainedTokenizerBase, pipeline: Pipeline, items: Sequence[Sample]) -> None:
-    """Sees, before anything is trained, that transformers prompts the model with the ids it is trained on."""
-    for item in items:
-        messages = item.example.messages
-        example = item.example
-        if len(messages) < 2 or any(m.tool_calls for m in messages) or example.tools or example.documents:
-            continue
-        if pipeline.template.kind == "chat":
-            if any(message.context for message in messages):
-                continue
-            chat = plain(chat_variables(messages[:-1], example, pipeline.template.takes)["messages"])
-        else:
-            chat = [
-                {"role": m.role, "content": m.content} | ({"context": m.context} if m.context else {})
-                for m in messages[:-1]
-            ]
-        ids = served.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
-        ours = pipeline.prompt_ids(item.example)
-        if tuple(ids) != ours and not _holds_control_text(pipeline, item):
-            raise RunError(
-                f"row {item.rendered.row}: transformers would prompt the model with other ids than it is trained on; "
-                f"found {list(ids)[:20]}, expected {list(ours)[:20]}"
-            )
-
-
-def _holds_control_text(pipeline: Pipeline, item: Sample) -> bool:
-    """Whether the data holds a control token's text, which transformers would take for the token itself."""
-    assert pipeline.tokenizer is not None
-    texts = [field for m in item.example.messages for field in (m.role, m.content, m.context)]
-    return any(token in text for text in texts for token in pipeline.tokenizer.control_tokens)
-
-
-def _pad_id(tokenizer: Tokenizer, stops: Stops) -> int | None:
-    """The tokenizer's own padding token, else the first stop token: labels never depend on it."""
-    pad = tokenizer.special_tokens.pad
-    return tokenizer.id_of(pad) if pad else next(iter(stops.ids), None)
-
-
-def _write_summary(folder: Path, run: Run, identity: Mapping[str, str]) -> None:
+def _write_summary(folder: Path, run: Run, fingerprints: Mapping[str, str]) -> None:
     summary = {
         "templatekit": __version__,
         "torch": torch.__version__,
@@ -315,7 +264,7 @@ def _write_summary(folder: Path, run: Run, identity: Mapping[str, str]) -> None:
         "stopped_early": run.stopped_early,
         "splits": run.splits,
         "counts": run.counts.as_dict(),
-        "sha256": dict(identity),
+        "sha256": dict(fingerprints),
         "seconds": round(run.seconds, 1),
         "cost": run.cost.as_dict(),
     }

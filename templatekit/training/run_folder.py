@@ -1,23 +1,26 @@
-"""The folder of a run: which one it is, and the files in it that are neither model nor checkpoint."""
+"""The run folder: its choice and its lock, and its files besides metrics, checkpoints and the model."""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from templatekit.config.options import FinetuneOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
 from templatekit.training.checkpoint import has_checkpoints
 
 RECIPE = "recipe.yaml"
-"""The resolved options: with them the run can be repeated."""
+"""The resolved options, with which the run can be repeated."""
 TEMPLATE = "template.jinja"
-"""The template's source; `generate` prompts with it."""
-METRICS = "metrics.jsonl"
+"""The template's source, with which `generate` prompts."""
 PICTURE = "loss.png"
 SAMPLES = "samples.json"
 SUMMARY = "run.json"
@@ -25,7 +28,7 @@ SUMMARY = "run.json"
 
 @dataclass(kw_only=True)
 class SampledAnswer:
-    """One held-out prompt with its reference and the model's answers."""
+    """A held-out prompt with its reference answer and the model's answers before and after training."""
 
     prompt: str
     reference: str
@@ -34,7 +37,10 @@ class SampledAnswer:
 
 
 def run_folder(options: FinetuneOptions) -> Path:
-    """The folder of the run, made if need be; new unless the run is resumed. Raises `ConfigError`."""
+    """The folder of the run, created if it does not exist.
+
+    Raises `ConfigError` where a new run would overwrite another, or where there is no run to resume.
+    """
     folder = options.output
     if folder is None:
         if options.resume:
@@ -47,7 +53,7 @@ def run_folder(options: FinetuneOptions) -> Path:
             f"output {str(folder)!r} holds another run; go on with it (--resume) or choose another folder (--output)"
         )
     if options.resume and not has_checkpoints(folder) and not (folder / RECIPE).exists():
-        # A run that was killed before its first checkpoint has a recipe: it begins anew in its own folder.
+        # A run that was killed before its first checkpoint has a recipe; it starts again in its own folder.
         raise ConfigError(
             f"--resume: no run and no checkpoint in {str(folder)!r}; leave --resume out to begin a run there"
         )
@@ -58,8 +64,33 @@ def run_folder(options: FinetuneOptions) -> Path:
     return folder
 
 
+@contextmanager
+def lock_run(folder: Path) -> Iterator[None]:
+    """Lock a run folder until this process ends. Raises `RunError` where another process holds the lock."""
+    if sys.platform == "win32":  # no flock there
+        yield
+        return
+    import fcntl
+
+    try:
+        handle = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise ConfigError(f"output {str(folder)!r} cannot be written: {error.strerror}") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read().strip() or "unknown"
+            raise RunError(f"output {str(folder)!r} is in use by another process (pid {holder})") from None
+        handle.truncate(0)
+        handle.write(f"{os.getpid()}\n")
+        handle.flush()
+        yield
+
+
 def _free_folder(options: FinetuneOptions) -> Path:
-    """`runs/DATASET-TEMPLATE`, with a number where that is taken."""
+    """`runs/DATASET-TEMPLATE`, with a number where that exists."""
     name = f"{Path(options.dataset.split(':')[0]).name.split('.')[0]}-{Path(options.template).stem}"
     folder, number = Path("runs") / name, 1
     while folder.exists():
@@ -69,7 +100,7 @@ def _free_folder(options: FinetuneOptions) -> Path:
 
 
 def write_recipe(folder: Path, options: FinetuneOptions, *, adapter: str | None, template: str) -> None:
-    """Writes the options with what was told by the data filled in, and the template's source."""
+    """Write the options, with the adapter that was detected filled in, and the template's source."""
     resolved = options.model_copy(update={"output": folder, "adapter": adapter, "resume": False})
     text = yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     _write(folder / TEMPLATE, template)
@@ -77,12 +108,12 @@ def write_recipe(folder: Path, options: FinetuneOptions, *, adapter: str | None,
 
 
 def write_samples(folder: Path, samples: list[SampledAnswer]) -> None:
-    """Writes the answers, those before training also before there are any after."""
+    """Write the sample answers; before training those of the untrained model alone."""
     write_json(folder / SAMPLES, [asdict(sample) for sample in samples])
 
 
 def read_samples(folder: Path) -> list[SampledAnswer] | None:
-    """The answers that a run's first start wrote; None where there are none, or none that can be read."""
+    """The sample answers that the first start of a run wrote; None where there is no readable file."""
     try:
         return [SampledAnswer(**sample) for sample in json.loads((folder / SAMPLES).read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError):
@@ -90,12 +121,12 @@ def read_samples(folder: Path) -> list[SampledAnswer] | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON for people to read."""
+    """Write indented JSON."""
     _write(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
 def _write(path: Path, text: str) -> None:
-    """Writes a file that is whole or as it was before, whenever the process is killed."""
+    """Write a file atomically: a killed process leaves the new file or the old one, never half of one."""
     staging = path.with_name(f".{path.name}")
     try:
         staging.write_text(text, encoding="utf-8")

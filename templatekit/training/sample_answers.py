@@ -1,4 +1,4 @@
-"""A model's answers to held-out prompts, before training and after it."""
+"""Sample answers: what the model answers to held-out prompts before training and after it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from templatekit.config.options import FinetuneOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.export.serving import Stops
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.training.generation import generate
@@ -16,40 +16,40 @@ from templatekit.training.run_folder import SampledAnswer, read_samples, write_s
 from templatekit.types import Example, Sample
 
 
-def samples_before(
+def answers_before_training(
     folder: Path,
     options: FinetuneOptions,
-    items: Sequence[Sample],
+    held_out: Sequence[Sample],
     model: PreTrainedModel,
     pipeline: Pipeline,
     stops: Stops,
 ) -> list[SampledAnswer]:
-    """Answers to the first held-out prompts before training; those of the first start where the run is resumed."""
+    """Answer the first held-out prompts before training. A resumed run reads the answers of its first start."""
     if options.resume and (known := read_samples(folder)) is not None:
         return known
-    samples = []
-    for item in islice(with_prompt(items), options.samples):
-        before, last = item.example.messages[-2], item.example.messages[-1]
-        prompt = before.content + (f"\n\n{before.context}" if before.context else "")
-        now = answer(model, pipeline, item.example, stops, options.max_new_tokens)
-        samples.append(SampledAnswer(prompt=prompt, reference=last.content, before=now))
-    write_samples(folder, samples)
-    return samples
+    answers = []
+    for sample in islice(samples_with_prompt(held_out), options.samples):
+        question, reference = sample.example.messages[-2:]
+        prompt = question.content + (f"\n\n{question.context}" if question.context else "")
+        before = answer(model, pipeline, sample.example, stops, options.max_new_tokens)
+        answers.append(SampledAnswer(prompt=prompt, reference=reference.content, before=before))
+    write_samples(folder, answers)
+    return answers
 
 
-def with_prompt(items: Iterable[Sample]) -> Iterator[Sample]:
-    """Those in which something comes before the last answer."""
-    return (item for item in items if len(item.example.messages) > 1)
+def samples_with_prompt(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """The samples that have a message before the last answer."""
+    return (sample for sample in samples if len(sample.example.messages) > 1)
 
 
-def answer(model: PreTrainedModel, pipeline: Pipeline, example: Example, stops: Stops, longest: int) -> str:
-    """What the model answers to the example's prompt, in at most `longest` tokens."""
+def answer(model: PreTrainedModel, pipeline: Pipeline, example: Example, stops: Stops, max_new_tokens: int) -> str:
+    """The model's answer to the prompt of an example."""
     assert pipeline.tokenizer is not None
     found = generate(
         model,
         pipeline.prompt_ids(example),
         decode=pipeline.tokenizer.decode,
-        max_new_tokens=longest,
+        max_new_tokens=max_new_tokens,
         stop_ids=stops.ids,
         stop_strings=stops.strings,
     )

@@ -1,4 +1,7 @@
-"""Which examples a step trains on. The options and the step's number decide it, so a resumed run goes on exactly."""
+"""The sampler: which examples each optimizer step trains on.
+
+Only the options and the index of the step decide it, so a resumed run continues with the right examples.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,16 @@ from functools import lru_cache
 
 import torch
 
-from templatekit.config.options import FinetuneOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError
 
 
 @lru_cache(maxsize=2)
 def epoch_order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
-    """The order of `count` examples in an epoch, counted from 0.
+    """The shuffled indices of `count` examples in an epoch; epochs count from 0.
 
-    It is what torch's `DataLoader(shuffle=True)` gives after `torch.manual_seed(seed)` where nothing else draws from
-    the generator: each epoch draws the workers' base seed, then the sampler's seed, and permutes with that.
+    The order is that of torch's `DataLoader(shuffle=True)` after `torch.manual_seed(seed)`, where nothing else draws
+    from the generator: each epoch draws the workers' base seed, then the sampler's seed, and permutes with the latter.
     """
     generator = torch.Generator().manual_seed(seed)
     draws = [int(torch.empty((), dtype=torch.int64).random_(generator=generator)) for _ in range(2 * (epoch + 1))]
@@ -25,15 +28,15 @@ def epoch_order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepOrder:
-    """The examples of each optimizer step: `batch_size` of them, over as many epochs as one asks for."""
+class BatchSampler:
+    """Gives the indices of the examples of each optimizer step, `batch_size` of them, epoch after epoch."""
 
     count: int
-    """Examples to train on."""
+    """How many examples there are to train on."""
     batch_size: int
     seed: int
     drop_last: bool
-    """Whether an epoch's last batch is left out where it is not full."""
+    """Whether the last batch of an epoch is skipped if it is not full."""
 
     def __post_init__(self) -> None:
         if not self.count:
@@ -46,17 +49,17 @@ class StepOrder:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in one pass over the examples."""
+        """Batches in one epoch."""
         return self.count // self.batch_size if self.drop_last else math.ceil(self.count / self.batch_size)
 
-    def documents(self, step: int) -> list[int]:
-        """The examples of step `step`, counted from 0, as indices."""
+    def indices(self, step: int) -> list[int]:
+        """The indices of the examples of a step; steps count from 0."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         order = epoch_order(self.count, self.seed, epoch)
         return list(order[batch * self.batch_size : (batch + 1) * self.batch_size])
 
 
 def total_steps(options: FinetuneOptions, steps_per_epoch: int) -> int:
-    """The optimizer steps of a run: `epochs` passes, the last perhaps in part, at most `max_steps`."""
+    """The optimizer steps of a run: `epochs` epochs, which may end with a part of one, but at most `max_steps`."""
     steps = max(1, math.ceil(round(options.epochs * steps_per_epoch, 6)))
     return steps if options.max_steps is None else min(steps, options.max_steps)

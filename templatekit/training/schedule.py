@@ -1,4 +1,4 @@
-"""The learning rate of a step, from nothing but its number."""
+"""The learning-rate schedule: warm-up, then constant, linear or cosine."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
 
 
 def learning_rate(step: int, total: int, *, peak: float, schedule: Schedule, warmup: float) -> float:
-    """The rate of step `step` of `total`, counted from 0.
+    """The learning rate of step `step` of `total`; steps count from 0.
 
-    It rises linearly to `peak` over the warm-up and then stays, or falls towards 0. No step has the rate 0: the first
-    is the first of the rise, and 0 would be reached one step after the last.
+    It rises linearly to `peak` during the warm-up, then stays there or falls towards 0. No step has a rate of 0: the
+    rise starts above it, and the fall would reach it one step after the last.
     """
     rise = warmup_steps(warmup, total)
     if step < rise:
@@ -28,7 +28,7 @@ def learning_rate(step: int, total: int, *, peak: float, schedule: Schedule, war
 
 
 def warmup_steps(warmup: float, total: int) -> int:
-    """A warm-up in steps: below 1 it is a fraction of `total`, rounded up; from 1 on a whole number of steps."""
+    """The warm-up in steps: `warmup` below 1 is a fraction of `total`, rounded up; from 1 on it is a count of steps."""
     if warmup < 1:
         return math.ceil(round(warmup * total, 6))
     if warmup != int(warmup):

@@ -1,7 +1,7 @@
-"""Where the numbers of a run go besides `metrics.jsonl`: TensorBoard, trackio, Weights & Biases, MLflow.
+"""Experiment trackers: TensorBoard, trackio, Weights & Biases, MLflow get the metrics that `metrics.jsonl` gets.
 
-Each is asked for by name and has to be installed; none is imported otherwise. They are told the same numbers, under
-`train/` and `eval/`. A tracker that fails while the run goes on is left out with a word: a run does not depend on it.
+A tracker is chosen by name and has to be installed; the others are not imported. Metrics have the prefix `train/` or
+`eval/`. A tracker that fails during a run is dropped with a warning, so that the run goes on.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from templatekit.errors import ConfigError
-from templatekit.training.metrics import Line
+from templatekit.training.metrics import MetricsLine
 
 PROJECT = "templatekit"
 _PACKAGES = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 class Tracker(Protocol):
-    """What is told of a run."""
+    """Receives the metrics of a run."""
 
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Takes the numbers of a step or an evaluation."""
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log the metrics of a step or an evaluation."""
         ...
 
     def close(self) -> None:
-        """Is told that no more will come."""
+        """Finish the run."""
         ...
 
 
 class _TensorBoard:
-    """Event files in the run's folder, under `tensorboard/`."""
+    """Writes event files to `tensorboard/` in the run folder."""
 
     def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
         self._writer = import_module("torch.utils.tensorboard").SummaryWriter(log_dir=str(folder / "tensorboard"))
 
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        for name, value in numbers.items():
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
@@ -48,26 +48,26 @@ class _TensorBoard:
         self._writer.close()
 
 
-class _Run:
-    """What trackio and Weights & Biases have in common: trackio took its calls from there."""
+class _WandbLike:
+    """Weights & Biases, or trackio, which has the same functions."""
 
-    def __init__(self, module: str, **how: Any) -> None:
+    def __init__(self, module: str, **settings: Any) -> None:
         self._module = import_module(module)
-        self._module.init(project=PROJECT, **how)
+        self._module.init(project=PROJECT, **settings)
 
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        self._module.log(dict(numbers), step=step)
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._module.log(dict(metrics), step=step)
 
     def close(self) -> None:
         self._module.finish()
 
 
 def _trackio(folder: Path, options: Mapping[str, Any]) -> Tracker:
-    return _Run("trackio", name=folder.name, config=dict(options), resume="allow")
+    return _WandbLike("trackio", name=folder.name, config=dict(options), resume="allow")
 
 
 def _wandb(folder: Path, options: Mapping[str, Any]) -> Tracker:
-    return _Run("wandb", name=folder.name, config=dict(options), dir=str(folder))
+    return _WandbLike("wandb", name=folder.name, config=dict(options), dir=str(folder))
 
 
 class _MLflow:
@@ -77,14 +77,14 @@ class _MLflow:
         self._mlflow.start_run(run_name=folder.name)
         self._mlflow.log_params(dict(options))
 
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        self._mlflow.log_metrics(dict(numbers), step=step)
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._mlflow.log_metrics(dict(metrics), step=step)
 
     def close(self) -> None:
         self._mlflow.end_run()
 
 
-_MAKERS: Mapping[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
+_TRACKERS: Mapping[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
     "tensorboard": _TensorBoard,
     "trackio": _trackio,
     "wandb": _wandb,
@@ -93,45 +93,45 @@ _MAKERS: Mapping[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
 
 
 def check_installed(names: tuple[str, ...]) -> None:
-    """Raises `ConfigError` for a tracker whose package is not there."""
+    """Raise `ConfigError` for a tracker whose package is not installed."""
     for name in names:
         if find_spec(_PACKAGES[name]) is None:
             raise ConfigError(f"report_to={name!r} needs the package {name}: pip install {name}")
 
 
 @contextmanager
-def tracking(
+def open_trackers(
     names: tuple[str, ...], folder: Path, options: Mapping[str, Any], warn: Callable[[str], None]
-) -> Iterator[Callable[[Line], None]]:
-    """What takes each line of the metrics, and tells it to the trackers of these names."""
+) -> Iterator[Callable[[MetricsLine], None]]:
+    """Open the trackers of these names; yield a function that logs a line of the metrics to all of them."""
     trackers: dict[str, Tracker] = {}
 
     def attempt(name: str, action: Callable[[], None]) -> None:
         try:
             action()
-        except Exception as error:  # a stranger's code, perhaps a network
+        except Exception as error:  # third-party code, which may use a network
             trackers.pop(name, None)
             warn(f"{name} is left out from here on: {type(error).__name__}: {error}")
 
-    def begin(name: str) -> None:
-        trackers[name] = _MAKERS[name](folder, options)
+    def open_one(name: str) -> None:
+        trackers[name] = _TRACKERS[name](folder, options)
 
-    def tell(line: Line) -> None:
-        numbers = _named(line)
-        for name, tracker in list(trackers.items()) if numbers else ():
-            attempt(name, partial(tracker.log, numbers, int(line["step"])))
+    def log(line: MetricsLine) -> None:
+        metrics = _with_prefix(line)
+        for name, tracker in list(trackers.items()) if metrics else ():
+            attempt(name, partial(tracker.log, metrics, int(line["step"])))
 
     for name in names:
-        attempt(name, partial(begin, name))
+        attempt(name, partial(open_one, name))
     try:
-        yield tell
+        yield log
     finally:
         for name, tracker in list(trackers.items()):
             attempt(name, tracker.close)
 
 
-def _named(line: Line) -> dict[str, float]:
-    """A line's numbers as trackers group them; none of the loop's first message, which has no time."""
+def _with_prefix(line: MetricsLine) -> dict[str, float]:
+    """The metrics of a line by prefixed name; none for the loop's first message, which only has the count of steps."""
     if "seconds" not in line:
         return {}
     kind = "eval" if "eval_loss" in line else "train"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from templatekit.training.distributed import World, join_world
+from templatekit.training.distributed import ProcessGroup, join_process_group
 
 
 class Outcome(NamedTuple):
@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
     exitcode: int | None
 
 
-def together(count: int, action: Callable[[World], Any], *, timeout: float = 60.0) -> list[Outcome]:
+def together(count: int, action: Callable[[ProcessGroup], Any], *, timeout: float = 60.0) -> list[Outcome]:
     """Runs `action` in so many processes that know each other; what each returned, or how it failed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -56,7 +56,7 @@ def together(count: int, action: Callable[[World], Any], *, timeout: float = 60.
     return outcomes
 
 
-def _run(action: Callable[[World], Any], rank: int, count: int, port: int, pipe: Connection) -> None:
+def _run(action: Callable[[ProcessGroup], Any], rank: int, count: int, port: int, pipe: Connection) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -69,8 +69,8 @@ def _run(action: Callable[[World], Any], rank: int, count: int, port: int, pipe:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default")
-            with join_world(torch.device("cpu")) as world:
-                value = action(world)
+            with join_process_group(torch.device("cpu")) as group:
+                value = action(group)
         pipe.send((value, None))
     except BaseException as error:
         traceback.print_exc()

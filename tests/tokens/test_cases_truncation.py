@@ -13,9 +13,11 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from templatekit import IGNORE_INDEX, ConfigError, TokenizedExample
-from templatekit.config.options import FinetuneOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.training.collator import collate_padded
-from templatekit.training.step import Computation, train_step
+from templatekit.training.forward_pass import ForwardPass
+from templatekit.training.objective import SupervisedObjective
+from templatekit.training.step import train_step
 
 Eyes = Callable[[str], Eye]
 POLICIES = ("turns", "context", "response")
@@ -164,7 +166,7 @@ def test_ms_swift_a_batch_without_targets_gives_zero_and_no_nan(packing: bool, e
     masked = [replace(e, loss_weights=(0.0,) * len(e)) for e in examples_of(eye, 3, 5)]
     model = model_for(eye)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    numbers = train_step(computation(model, packing=packing), sgd(model), masked, [0, 1], clip_norm=1.0)
+    numbers = train_step(supervised(model, packing=packing), sgd(model), masked, [0, 1], clip_norm=1.0)
     assert (numbers.loss, numbers.grad_norm, numbers.target_tokens) == (0.0, 0.0, 0)
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 
@@ -176,8 +178,8 @@ def examples_of(eye: Eye, *lengths: int, **options: Any) -> list[TokenizedExampl
     return [seen.example for seen in eye.all(rows_of_answers(*lengths), "chatml", **options)]
 
 
-def computation(model: LlamaForCausalLM, **options: Any) -> Computation:
-    return Computation.of(model, FinetuneOptions.parse({"precision": "fp32", **options}))
+def supervised(model: LlamaForCausalLM, **options: Any) -> SupervisedObjective:
+    return SupervisedObjective(ForwardPass.of(model, FinetuneOptions.parse({"precision": "fp32", **options})))
 
 
 def sgd(model: LlamaForCausalLM) -> torch.optim.Optimizer:
@@ -204,7 +206,7 @@ def test_axolotl_litgpt_open_instruct_micro_batches_are_no_mean_of_means(eye_of:
     each = [losses_of(model, example) for example in examples]
     expected = weighted_mean([pair for pairs in each for pair in pairs])
     for options in ({"pack_tokens": 1}, {"pack_tokens": 90}, {"pack_tokens": 4096}, {"packing": False}):
-        step = train_step(computation(model, **options), sgd(model), examples, range(5), clip_norm=None)
+        step = train_step(supervised(model, **options), sgd(model), examples, range(5), clip_norm=None)
         assert step.loss == pytest.approx(expected, rel=1e-5)
     of_means = sum(weighted_mean(pairs) for pairs in each) / len(each)
     assert of_means != pytest.approx(expected, rel=1e-3)
@@ -221,7 +223,7 @@ def test_llamafactory_ms_swift_fractional_weights_are_normalised_over_the_whole_
             replace(example, loss_weights=tuple(weight * by for by in example.loss_weights))
             for example, weight in zip(examples, weights, strict=True)
         ]
-        return train_step(computation(model, **options), sgd(model), scaled, range(3), clip_norm=None).loss
+        return train_step(supervised(model, **options), sgd(model), scaled, range(3), clip_norm=None).loss
 
     assert loss([0.1] * 3) == pytest.approx(loss([1.0] * 3), rel=1e-5)
     each = [losses_of(model, example) for example in examples]
@@ -242,7 +244,7 @@ def test_llamafactory_packed_examples_do_not_see_each_other(eye_of: Eyes) -> Non
     examples = examples_of(eye, 3, 8, 5, 12)
     model = model_for(eye)
     alone = weighted_mean([pair for example in examples for pair in losses_of(model, example)])
-    packed = train_step(computation(model, pack_tokens=4096), sgd(model), examples, range(4), clip_norm=None)
+    packed = train_step(supervised(model, pack_tokens=4096), sgd(model), examples, range(4), clip_norm=None)
     assert packed.computed_tokens <= packed.tokens
     assert packed.loss == pytest.approx(alone, rel=1e-5)
     joined = replace(

@@ -18,11 +18,11 @@ from templatekit.training.checkpoint import (
     Checkpoint,
     check_identity,
     has_checkpoints,
-    lock_run,
     newest_checkpoint,
     restore,
     save_checkpoint,
 )
+from templatekit.training.run_folder import lock_run
 
 FILES = ["manifest.json", "optimizer.safetensors", "random.safetensors", "state.json", "weights.safetensors"]
 IDENTITY = {"learning_rate": 0.1, "data": "abc"}
@@ -137,14 +137,14 @@ def test_a_pickle_in_the_folder_is_never_read(tmp_path: Path, monkeypatch: pytes
     # Even where it stands in a listed file's place and the manifest agrees.
     (folder / "weights.safetensors").write_bytes(pickle.dumps(_Trap()))
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["weights.safetensors"] = checkpoints._fingerprint(folder / "weights.safetensors")
+    manifest["weights.safetensors"] = checkpoints._manifest_entry(folder / "weights.safetensors")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(Exception, match="header"):
         restore(_whole(tmp_path), model, optimizer)
     assert not (tmp_path / "sprung").exists()
 
 
-@pytest.mark.parametrize("call", ["save_file", "sync", "_write_json"])
+@pytest.mark.parametrize("call", ["save_file", "fsync_folder", "_write_json"])
 def test_a_save_that_fails_leaves_the_checkpoint_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from testkit.processes import Outcome, together
 from testkit.tiny_model import tiny_folder
 from transformers import PreTrainedModel
 
-from templatekit.config.options import FinetuneOptions
-from templatekit.training import step as steps
-from templatekit.training.distributed import ALONE, World, whole
+from templatekit.config.finetune_options import FinetuneOptions
+from templatekit.training.distributed import SINGLE_PROCESS, ProcessGroup, full_tensor
+from templatekit.training.forward_pass import ForwardPass
 from templatekit.training.kernels import compiled
 from templatekit.training.loop import train
 from templatekit.training.lora import attach_lora
@@ -64,13 +65,13 @@ def _made(options: FinetuneOptions, make: MakeModel) -> PreTrainedModel:
 
 def _train(
     make: MakeModel, items: Sequence[Any], options: FinetuneOptions, folder: Path, **more: Any
-) -> Callable[[World], dict[str, list[float]]]:
+) -> Callable[[ProcessGroup], dict[str, list[float]]]:
     """An action that trains, and returns all the weights."""
 
-    def action(world: World) -> dict[str, list[float]]:
+    def action(group: ProcessGroup) -> dict[str, list[float]]:
         model = _made(options, make)
-        train(model, items, items[:3], options, folder=folder, world=world, **more)
-        return {name: whole(weight.detach()).flatten().tolist() for name, weight in model.named_parameters()}
+        train(model, items, items[:3], options, folder=folder, group=group, **more)
+        return {name: full_tensor(weight.detach()).flatten().tolist() for name, weight in model.named_parameters()}
 
     return action
 
@@ -135,7 +136,7 @@ def test_two_processes_have_the_losses_of_one(
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
-    expected = _train(tiny_model, items, options, one)(ALONE)
+    expected = _train(tiny_model, items, options, one)(SINGLE_PROCESS)
     weights = _sound(together(2, _train(tiny_model, items, options, two)))
     _assert_same_run(two, one)
     assert weights[0] == weights[1]
@@ -159,7 +160,7 @@ def test_two_processes_with_compiled_layers(
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
-    _train(tiny_model, examples, options, one)(ALONE)
+    _train(tiny_model, examples, options, one)(SINGLE_PROCESS)
     _sound(together(2, _train(tiny_model, examples, options.model_copy(update={"compile": True}), two)))
     _assert_same_run(two, one)
 
@@ -171,7 +172,7 @@ def test_three_processes_with_less_to_do_than_they_are(
     one, three = tmp_path / "one", tmp_path / "three"
     one.mkdir()
     three.mkdir()
-    _train(tiny_model, examples, options, one)(ALONE)
+    _train(tiny_model, examples, options, one)(SINGLE_PROCESS)
     _sound(together(3, _train(tiny_model, examples, options, three)))
     _assert_same_run(three, one)
 
@@ -184,14 +185,14 @@ def test_a_mean_of_means_is_noticed(
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
-    _train(tiny_model, examples, options, one)(ALONE)
-    honest = World.sum
+    _train(tiny_model, examples, options, one)(SINGLE_PROCESS)
+    honest = ProcessGroup.sum
 
-    def own(world: World, values: Sequence[float]) -> list[float]:
-        found = honest(world, values)
+    def own(group: ProcessGroup, values: Sequence[float]) -> list[float]:
+        found = honest(group, values)
         return [2 * value for value in values] if len(values) == 1 and values[0] > 1 else found
 
-    monkeypatch.setattr(World, "sum", own)
+    monkeypatch.setattr(ProcessGroup, "sum", own)
     together(2, _train(tiny_model, examples, options, two))
     with pytest.raises(AssertionError):
         _assert_same_run(two, one)
@@ -208,7 +209,7 @@ def test_a_checkpoint_resumes_on_another_number_of_processes(
     one, moved = tmp_path / "one", tmp_path / "moved"
     one.mkdir()
     moved.mkdir()
-    _train(tiny_model, examples, _options(), one)(ALONE)
+    _train(tiny_model, examples, _options(), one)(SINGLE_PROCESS)
 
     def run(kind: str | None, **more: Any) -> list[Any]:
         options = _options(distributed=kind or "ddp", **more)
@@ -231,12 +232,12 @@ def test_a_checkpoint_resumes_on_another_number_of_processes(
 def test_one_process_is_asked_to_stop_and_all_do(
     tiny_model: MakeModel, examples: list[TokenizedExample], tmp_path: Path
 ) -> None:
-    def action(world: World) -> None:
+    def action(group: ProcessGroup) -> None:
         def stop(line: Any) -> None:
-            if line["step"] == 2 and "loss" in line and not world.is_first:
+            if line["step"] == 2 and "loss" in line and not group.is_main:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        train(tiny_model(), examples, [], _options(save_every=None), folder=tmp_path, world=world, report=stop)
+        train(tiny_model(), examples, [], _options(save_every=None), folder=tmp_path, group=group, report=stop)
 
     for outcome in together(2, action):
         assert outcome.error == "KeyboardInterrupt: stopped and saved after step 2 of 6; --resume goes on from it"
@@ -249,12 +250,12 @@ def test_a_loss_that_is_not_finite_ends_all(
 ) -> None:
     """The process whose pack it is names the rows; the others say that another one does."""
 
-    def action(world: World) -> None:
+    def action(group: ProcessGroup) -> None:
         model = tiny_model()
         with torch.no_grad():
             model.model.embed_tokens.weight[17] = float("inf")
         options = _options(pack_tokens=1, distributed=kind, save_every=None)
-        train(model, examples, [], options, folder=tmp_path, world=world)
+        train(model, examples, [], options, folder=tmp_path, group=group)
 
     errors = [str(outcome.error) for outcome in together(2, action)]
     assert any("the loss is nan; rows" in error for error in errors)
@@ -266,12 +267,12 @@ def test_a_loss_that_is_not_finite_ends_all(
 def test_a_process_that_dies_ends_the_others(
     tiny_model: MakeModel, examples: list[TokenizedExample], tmp_path: Path
 ) -> None:
-    def action(world: World) -> None:
+    def action(group: ProcessGroup) -> None:
         def die(line: Any) -> None:
-            if line["step"] == 2 and "loss" in line and not world.is_first:
+            if line["step"] == 2 and "loss" in line and not group.is_main:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        train(tiny_model(), examples, [], _options(save_every=1), folder=tmp_path, world=world, report=die)
+        train(tiny_model(), examples, [], _options(save_every=1), folder=tmp_path, group=group, report=die)
 
     first, second = together(2, action)
     assert second.exitcode == -signal.SIGKILL
@@ -290,15 +291,15 @@ def test_a_full_disk_ends_all(
     assert "OtherProcessFailed: the first process failed: checkpoint of step 2" in str(second.error)
 
 
-def test_every_pack_is_done_once_and_all_idle_alike(
-    tiny_model: MakeModel, examples: list[TokenizedExample], tmp_path: Path
+def test_every_pack_is_done_once_and_all_have_equally_many(
+    tiny_model: MakeModel, examples: list[TokenizedExample]
 ) -> None:
+    batcher = ForwardPass.of(tiny_model(), _options(pack_tokens=30)).micro_batcher
     for size in (1, 2, 3, 5):
         shares = []
         for rank in range(size):
-            computation = steps.Computation.of(tiny_model(), _options(pack_tokens=30))
-            object.__setattr__(computation, "world", World(rank=rank, size=size))
-            shares.append(list(computation.micro_batches(examples, range(len(examples)))))
+            own = replace(batcher, group=ProcessGroup(rank=rank, size=size))
+            shares.append(list(own.of_examples(examples, range(len(examples)))))
         assert sorted(d for share in shares for part, _ in share for d in part) == list(range(len(examples)))
         assert len({len(share) for share in shares}) == 1
 
@@ -325,9 +326,9 @@ def test_torchrun_and_the_command_line(tmp_path: Path) -> None:
 
 
 def test_what_the_first_process_finds_wrong_is_everyones(tmp_path: Path) -> None:
-    def action(world: World) -> None:
+    def action(group: ProcessGroup) -> None:
         options = FinetuneOptions.parse({"output": tmp_path, "resume": True})
-        world.first(lambda: run_folder(options))
+        group.run_on_main(lambda: run_folder(options))
 
     first, second = together(2, action)
     assert str(first.error).startswith("ConfigError: --resume: no run and no checkpoint in")

@@ -17,16 +17,17 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
 
-from templatekit.config.options import FinetuneOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import RunError
 from templatekit.packing import pack_groups, prefix_tree
 from templatekit.training import dpo
 from templatekit.training.attention import dispatch as attention
 from templatekit.training.collator import PairBatch, collate_pairs
-from templatekit.training.dpo import REFERENCE, JudgedPair, Preferences, judge
+from templatekit.training.dpo import REFERENCE, DPOObjective, ScoredPair, precompute_reference
+from templatekit.training.forward_pass import ForwardPass
 from templatekit.training.loop import train
 from templatekit.training.lora import attach_lora
-from templatekit.training.step import Computation, evaluate, train_step
+from templatekit.training.step import evaluate, train_step
 from templatekit.types import RenderedText, TokenizedExample, TokenizedPair
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -110,20 +111,20 @@ def _plain_loss(
     return torch.stack(losses).mean()
 
 
-def _judged(
+def _scored(
     reference: PreTrainedModel, made: Sequence[TokenizedPair], options: FinetuneOptions, folder: Path
-) -> list[JudgedPair]:
-    objective = Preferences.of(Computation.of(reference, options), options)
+) -> list[ScoredPair]:
+    objective = DPOObjective.of(ForwardPass.of(reference, options), options)
     (folder / REFERENCE).unlink(missing_ok=True)
-    return judge(objective, made, path=folder / REFERENCE, identity={}, warn=pytest.fail)
+    return precompute_reference(objective, made, path=folder / REFERENCE, identity={}, warn=pytest.fail)
 
 
-def _step(model: PreTrainedModel, judged: Sequence[JudgedPair], options: FinetuneOptions) -> tuple[float, list[Tensor]]:
+def _step(model: PreTrainedModel, scored: Sequence[ScoredPair], options: FinetuneOptions) -> tuple[float, list[Tensor]]:
     """Loss and gradients, read off a step of plain descent with rate 1."""
-    objective = Preferences.of(Computation.of(model, options), options)
+    objective = DPOObjective.of(ForwardPass.of(model, options), options)
     before = [weight.detach().clone() for weight in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    numbers = train_step(objective, optimizer, judged, range(len(judged)), clip_norm=None)
+    numbers = train_step(objective, optimizer, scored, range(len(scored)), clip_norm=None)
     return numbers.loss, [old - weight.detach() for old, weight in zip(before, model.parameters(), strict=True)]
 
 
@@ -151,12 +152,12 @@ def test_loss_and_gradients_are_the_definitions(
 ) -> None:
     options = _options(**way, dpo_label_smoothing=smoothing, dpo_logps=logps, dpo_beta=0.3)
     reference = in_fp64(tiny_model(seed=1))
-    judged = _judged(reference, made, options, tmp_path)
+    scored = _scored(reference, made, options, tmp_path)
     expected_model = in_fp64(tiny_model())
     expected = _plain_loss(expected_model, reference, made, options)
     torch.autograd.backward([expected])
     gradients = [weight.grad for weight in expected_model.parameters()]
-    loss, found = _step(in_fp64(tiny_model()), judged, options)
+    loss, found = _step(in_fp64(tiny_model()), scored, options)
     assert loss == pytest.approx(float(expected.detach()), rel=1e-10)
     scale = max(float(gradient.abs().max()) for gradient in gradients if gradient is not None)
     if scale > 1e-6:  # answers that part in nothing have none
@@ -174,9 +175,9 @@ def test_a_mixed_up_pair_is_noticed(
 ) -> None:
     options = _options()
     reference = in_fp64(tiny_model(seed=1))
-    judged = _judged(reference, some_pairs, options, tmp_path)
+    scored = _scored(reference, some_pairs, options, tmp_path)
     expected = float(_plain_loss(in_fp64(tiny_model()), reference, some_pairs, options).detach())
-    assert _step(in_fp64(tiny_model()), judged, options)[0] == pytest.approx(expected, rel=1e-10)
+    assert _step(in_fp64(tiny_model()), scored, options)[0] == pytest.approx(expected, rel=1e-10)
     collate = collate_pairs
 
     def mixed(*args: Any, **kwargs: Any) -> Any:
@@ -188,7 +189,7 @@ def test_a_mixed_up_pair_is_noticed(
         )
 
     monkeypatch.setattr(dpo, "collate_pairs", mixed)
-    assert _step(in_fp64(tiny_model()), judged, options)[0] != pytest.approx(expected, rel=1e-4)
+    assert _step(in_fp64(tiny_model()), scored, options)[0] != pytest.approx(expected, rel=1e-4)
 
 
 @settings(max_examples=15)
@@ -206,9 +207,9 @@ def test_a_prompt_is_computed_once_for_both_answers(
     tiny_model: MakeModel, tmp_path: Path, some_pairs: list[TokenizedPair]
 ) -> None:
     options = _options()
-    judged = _judged(tiny_model(), some_pairs, options, tmp_path)
-    objective = Preferences.of(Computation.of(tiny_model(), options), options)
-    ((_, batch),) = objective.micro_batches(judged, range(8))
+    scored = _scored(tiny_model(), some_pairs, options, tmp_path)
+    objective = DPOObjective.of(ForwardPass.of(tiny_model(), options), options)
+    ((_, batch),) = objective.micro_batches(scored, range(8))
     answers = sum(len(one) - 13 for pair in some_pairs for one in (pair.chosen, pair.rejected))
     assert batch.tokens == 16 * 12 + answers
     assert batch.computed_tokens == 4 * 12 + answers
@@ -259,8 +260,8 @@ def test_in_bf16_too_a_model_that_has_not_moved_has_no_reward(
         of = "eval_" if "eval_loss" in line else ""
         assert line[f"{of}reward_chosen"] == line[f"{of}reward_rejected"] == 0
         assert line[f"{of}loss"] == pytest.approx(math.log(2), abs=1e-8)
-    together = dpo._together
-    monkeypatch.setattr(dpo, "_together", lambda objective, count, steps: together(objective, count, ()))
+    in_order = dpo._scoring_order
+    monkeypatch.setattr(dpo, "_scoring_order", lambda objective, count, steps: in_order(objective, count, ()))
     if options.packing:
         assert any(line.get("reward_chosen") for line in first_epoch(tmp_path / "other packs"))  # the negative control
 
@@ -269,8 +270,8 @@ def test_with_lora_the_reference_is_the_model_without_adapters(
     tiny_model: MakeModel, tmp_path: Path, some_pairs: list[TokenizedPair]
 ) -> None:
     options = _options(lora=True)
-    bare = _judged(tiny_model(), some_pairs, options, tmp_path)
-    adapted = _judged(attach_lora(tiny_model(), rank=2, alpha=4, seed=1), some_pairs, options, tmp_path)
+    bare = _scored(tiny_model(), some_pairs, options, tmp_path)
+    adapted = _scored(attach_lora(tiny_model(), rank=2, alpha=4, seed=1), some_pairs, options, tmp_path)
     for one, other in zip(bare, adapted, strict=True):
         assert one.reference == pytest.approx(other.reference, rel=1e-5)
 
@@ -298,7 +299,7 @@ def test_a_resumed_run_has_the_same_reference_and_losses(
     train(model(), some_pairs, some_pairs[:2], options, folder=whole)
     with pytest.raises(Killed):
         train(model(), some_pairs, some_pairs[:2], options, folder=stopped, report=report)
-    monkeypatch.setattr(dpo, "_reference", lambda *_: pytest.fail("the reference was computed again"))
+    monkeypatch.setattr(dpo, "_score", lambda *_: pytest.fail("the reference was computed again"))
     resumed = options.model_copy(update={"resume": True})
     train(model(), some_pairs, some_pairs[:2], resumed, folder=stopped)
     assert _without_time(stopped) == _without_time(whole)
@@ -331,13 +332,13 @@ def test_a_damaged_reference_is_said_and_made_anew(
     damage: Callable[[Path], object],
     said: str,
 ) -> None:
-    objective = Preferences.of(Computation.of(tiny_model(), _options()), _options())
+    objective = DPOObjective.of(ForwardPass.of(tiny_model(), _options()), _options())
     path = tmp_path / REFERENCE
     warnings: list[str] = []
 
     def again(made: Sequence[TokenizedPair] = some_pairs) -> list[tuple[float, float]]:
-        judged = judge(objective, made, path=path, identity={"model": "m"}, warn=warnings.append)
-        return [pair.reference for pair in judged]
+        scored = precompute_reference(objective, made, path=path, identity={"model": "m"}, warn=warnings.append)
+        return [pair.reference for pair in scored]
 
     expected = again()
     assert again() == expected
@@ -366,12 +367,12 @@ def test_micro_batches_of_any_size_weigh_pairs_alike(
     tiny_model: MakeModel, tmp_path: Path, some_pairs: list[TokenizedPair]
 ) -> None:
     options = _options()
-    judged = _judged(tiny_model(seed=1), some_pairs, options, tmp_path)
+    scored = _scored(tiny_model(seed=1), some_pairs, options, tmp_path)
     losses = []
     for way in WAYS:
         cut = _options(**way)
-        objective = Preferences.of(Computation.of(tiny_model(), cut), cut)
-        losses.append(evaluate(objective, judged).loss)
+        objective = DPOObjective.of(ForwardPass.of(tiny_model(), cut), cut)
+        losses.append(evaluate(objective, scored).loss)
     assert losses == pytest.approx([losses[0]] * len(WAYS), rel=1e-5)
 
 
@@ -404,9 +405,9 @@ def test_trl_has_the_same_loss(
     batch = trainer.data_collator(rows)
     expected = trainer.compute_loss(trainer.model, batch)
     options = _options(dpo_beta=0.3)
-    judged = _judged(reference, some_pairs, options, tmp_path)
-    objective = Preferences.of(Computation.of(tiny_model(), options), options)
-    assert evaluate(objective, judged).loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    scored = _scored(reference, some_pairs, options, tmp_path)
+    objective = DPOObjective.of(ForwardPass.of(tiny_model(), options), options)
+    assert evaluate(objective, scored).loss == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 @pytest.fixture

@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from templatekit.config.options import FinetuneOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError
-from templatekit.training.early_stopping import best_step, is_stuck
+from templatekit.training.early_stopping import best_step, should_stop_early
+from templatekit.training.forward_pass import ForwardPass
 from templatekit.training.loop import train
-from templatekit.training.step import Computation, Evaluation, evaluate
+from templatekit.training.objective import SupervisedObjective
+from templatekit.training.step import EvaluationMetrics, evaluate
 from templatekit.types import TokenizedExample
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -48,8 +50,8 @@ def test_patience_is_what_its_help_says(losses: list[float], patience: int, min_
             without = 0 if loss < best - min_delta else without + 1
             best = loss if loss < best - min_delta else best
         expected = without >= patience
-        assert is_stuck(_lines(seen), patience=patience, min_delta=min_delta) == expected
-    assert not is_stuck(_lines(losses), patience=None, min_delta=min_delta)
+        assert should_stop_early(_lines(seen), patience=patience, min_delta=min_delta) == expected
+    assert not should_stop_early(_lines(losses), patience=None, min_delta=min_delta)
 
 
 def _options(**values: object) -> FinetuneOptions:
@@ -65,10 +67,10 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Has evaluations give the made-up losses; the list says how many there were."""
     count = [0]
 
-    def pretended(objective: Any, items: Any) -> Evaluation:
+    def pretended(objective: Any, items: Any) -> EvaluationMetrics:
         count[0] += 1
         evaluate(objective, items)
-        return Evaluation(loss=LOSSES[(count[0] - 1) % len(LOSSES)], more={})
+        return EvaluationMetrics(loss=LOSSES[(count[0] - 1) % len(LOSSES)], objective_metrics={})
 
     monkeypatch.setattr("templatekit.training.loop.evaluate", pretended)
     return count
@@ -160,8 +162,8 @@ def test_a_resumed_run_keeps_the_best_of_both_halves(
     assert result.best_step is not None
     for one, other in zip(found.parameters(), expected.parameters(), strict=True):
         assert torch.equal(one, other)
-    computation = Computation.of(found, options)
-    assert evaluate(computation, examples[8:]).loss == result.eval_after
+    objective = SupervisedObjective(ForwardPass.of(found, options))
+    assert evaluate(objective, examples[8:]).loss == result.eval_after
 
 
 def test_what_cannot_be_compared_is_refused(

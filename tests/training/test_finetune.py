@@ -20,7 +20,7 @@ import templatekit
 from templatekit.errors import ConfigError, RunError
 from templatekit.export.serving import stops_of
 from templatekit.formats.lookup import find_template
-from templatekit.hooks.registry import create_registry
+from templatekit.hooks.loading import create_registry
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.tokens.load import find_tokenizer
 

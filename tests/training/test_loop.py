@@ -16,11 +16,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from templatekit.config.options import FinetuneOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
 from templatekit.training.loop import TrainResult, train
 from templatekit.training.lora import attach_lora
-from templatekit.training.step import Evaluation, evaluate
+from templatekit.training.step import EvaluationMetrics, evaluate
 from templatekit.types import TokenizedExample
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -290,7 +290,7 @@ def test_a_signal_during_an_evaluation_is_heeded_after_it(
         folder.mkdir()
         calls = iter([0, 2, 4, 6, 8, 9])
 
-        def interrupted(*arguments: Any, at: int = step, calls: Iterator[int] = calls) -> Evaluation:
+        def interrupted(*arguments: Any, at: int = step, calls: Iterator[int] = calls) -> EvaluationMetrics:
             if next(calls) == at:
                 os.kill(os.getpid(), signal.SIGINT)
             return evaluate(*arguments)
@@ -326,11 +326,18 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(
 def test_a_changed_run_is_refused_by_name(
     tiny_model: MakeModel, examples: list[TokenizedExample], tmp_path: Path
 ) -> None:
-    train(tiny_model(), examples, [], _options(), folder=tmp_path, identity={"data": "a", "template": "b"})
+    train(tiny_model(), examples, [], _options(), folder=tmp_path, fingerprints={"data": "a", "template": "b"})
 
     def resume(count: int = 12, data: str = "a", **values: object) -> None:
-        identity = {"data": data, "template": "b"}
-        train(tiny_model(), examples[:count], [], _options(resume=True, **values), folder=tmp_path, identity=identity)
+        fingerprints = {"data": data, "template": "b"}
+        train(
+            tiny_model(),
+            examples[:count],
+            [],
+            _options(resume=True, **values),
+            folder=tmp_path,
+            fingerprints=fingerprints,
+        )
 
     with pytest.raises(ConfigError, match=r"learning_rate was 0.005, is 0.1; give the same options"):
         resume(learning_rate=0.1)

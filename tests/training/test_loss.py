@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GraniteConfig, GraniteForCausalLM, PreTrainedModel
 
-from templatekit.config.options import FinetuneOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.training import loss as losses
 from templatekit.training.collator import collate_padded
-from templatekit.training.loss import TargetLosses, head_of
-from templatekit.training.step import Computation, evaluate, train_step
+from templatekit.training.forward_pass import ForwardPass
+from templatekit.training.loss import ModelWithLoss, detect_head
+from templatekit.training.objective import SupervisedObjective
+from templatekit.training.step import evaluate, train_step
 from templatekit.types import TokenizedExample
 
 CPU = torch.device("cpu")
@@ -40,10 +42,10 @@ def test_the_loss_is_the_weighted_cross_entropy_of_the_next_tokens(
         each = cross_entropy(logits[:-1].float(), torch.tensor(example.input_ids[1:]), reduction="none")
         expected += float((each * torch.tensor(example.loss_weights[1:])).sum())
     batch = collate_padded(examples, range(len(examples)), CPU)
-    head = head_of(model)
+    head = detect_head(model)
     assert head is not None
-    assert weighted_loss(TargetLosses(model, head), batch).item() == pytest.approx(expected, rel=1e-5)
-    assert weighted_loss(TargetLosses(model, None), batch).item() == pytest.approx(expected, rel=1e-5)
+    assert weighted_loss(ModelWithLoss(model, head), batch).item() == pytest.approx(expected, rel=1e-5)
+    assert weighted_loss(ModelWithLoss(model, None), batch).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("at_once", [64, 64 * 7])
@@ -52,12 +54,12 @@ def test_chunks_change_neither_loss_nor_gradient(
 ) -> None:
     model = tiny_model("gemma2")
     batch = collate_padded(examples, range(len(examples)), CPU)
-    whole = weighted_loss(TargetLosses(model, head_of(model)), batch)
+    whole = weighted_loss(ModelWithLoss(model, detect_head(model)), batch)
     torch.autograd.backward([whole])
     expected = _gradients(model)
     model.zero_grad()
-    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
-    chunked = weighted_loss(TargetLosses(model, head_of(model)), batch)
+    monkeypatch.setattr(losses, "LOGITS_PER_CHUNK", at_once)
+    chunked = weighted_loss(ModelWithLoss(model, detect_head(model)), batch)
     torch.autograd.backward([chunked])
     torch.testing.assert_close(chunked, whole)
     torch.testing.assert_close(_gradients(model), expected, rtol=1e-4, atol=1e-5)
@@ -70,18 +72,18 @@ def test_a_head_that_does_more_is_found_out(examples: list[TokenizedExample]) ->
         num_key_value_heads=2, logits_scaling=8.0,
     )  # fmt: skip
     model = GraniteForCausalLM(config)
-    assert head_of(model) is None
-    assert torch.isfinite(weighted_loss(TargetLosses(model, None), collate_padded(examples, [0, 1], CPU)))
+    assert detect_head(model) is None
+    assert torch.isfinite(weighted_loss(ModelWithLoss(model, None), collate_padded(examples, [0, 1], CPU)))
     assert model.training
 
 
 def test_no_targets_give_zero_with_a_graph(tiny_model: MakeModel, make_example: MakeExample) -> None:
     model = tiny_model()
     batch = collate_padded([make_example([1, 2, 3], [0, 0, 0])], [0], CPU)
-    assert batch.weight == 0
-    for head in (head_of(model), None):
+    assert batch.total_weight == 0
+    for head in (detect_head(model), None):
         model.zero_grad()
-        loss = weighted_loss(TargetLosses(model, head), batch)
+        loss = weighted_loss(ModelWithLoss(model, head), batch)
         assert loss.item() == 0
         torch.autograd.backward([loss])
         assert all((gradient == 0).all() for gradient in _gradients(model).values())
@@ -90,20 +92,21 @@ def test_no_targets_give_zero_with_a_graph(tiny_model: MakeModel, make_example: 
 
 def test_bf16_is_for_products_only(tiny_model: MakeModel, examples: list[TokenizedExample]) -> None:
     model = tiny_model()
-    head = head_of(model)
+    head = detect_head(model)
     assert head is not None
     batch = collate_padded(examples, range(len(examples)), CPU)
-    exact = weighted_loss(TargetLosses(model, head), batch)
+    exact = weighted_loss(ModelWithLoss(model, head), batch)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = weighted_loss(TargetLosses(model, head), batch)
+        rounded = weighted_loss(ModelWithLoss(model, head), batch)
         assert head(torch.ones(1, 32)).dtype == torch.float32
     assert rounded.dtype == torch.float32
     assert rounded.item() != exact.item()
     assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
 
 
-def _options(**values: object) -> FinetuneOptions:
-    return FinetuneOptions.parse({"precision": "fp32", "clip_norm": None, **values})
+def _supervised(model: PreTrainedModel, **values: object) -> SupervisedObjective:
+    options = FinetuneOptions.parse({"precision": "fp32", "clip_norm": None, **values})
+    return SupervisedObjective(ForwardPass.of(model, options))
 
 
 class _KeepGradients(torch.optim.SGD):
@@ -119,12 +122,12 @@ def test_any_cut_of_a_step_gives_the_same_gradients(
 ) -> None:
     model = tiny_model()
     found = []
-    for options in (_options(packing=True, pack_tokens=10_000), _options(**values)):
+    for given in ({"packing": True, "pack_tokens": 10_000}, values):
         optimizer = _KeepGradients(model.parameters(), lr=0)
-        documents = list(range(len(examples)))
-        random.Random(1).shuffle(documents)
-        numbers = train_step(Computation.of(model, options), optimizer, examples, documents, clip_norm=None)
-        found.append((numbers, optimizer.gradients))
+        indices = list(range(len(examples)))
+        random.Random(1).shuffle(indices)
+        metrics = train_step(_supervised(model, **given), optimizer, examples, indices, clip_norm=None)
+        found.append((metrics, optimizer.gradients))
     (whole, expected), (cut, gradients) = found
     assert cut.loss == pytest.approx(whole.loss, rel=1e-6)
     assert cut.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
@@ -145,7 +148,13 @@ def test_fractional_weights_count_once_in_a_step(
         mixed.append(replace(example, loss_weights=tuple(weights)))
     model = tiny_model()
     optimizer = _KeepGradients(model.parameters(), lr=0)
-    numbers = train_step(Computation.of(model, _options(**values)), optimizer, mixed, range(len(mixed)), clip_norm=None)
+    metrics = train_step(
+        _supervised(model, **values),
+        optimizer,
+        mixed,
+        range(len(mixed)),
+        clip_norm=None,
+    )
     model.zero_grad()
     total, weight = torch.zeros(()), 0.0
     for example in mixed:
@@ -154,24 +163,24 @@ def test_fractional_weights_count_once_in_a_step(
         total = total + (each * torch.tensor(example.loss_weights[1:])).sum()
         weight += sum(example.loss_weights)
     torch.autograd.backward([total / weight])
-    assert numbers.loss == pytest.approx(total.item() / weight, rel=1e-5)
+    assert metrics.loss == pytest.approx(total.item() / weight, rel=1e-5)
     expected = [parameter.grad for parameter in model.parameters()]
     torch.testing.assert_close(optimizer.gradients, expected, rtol=1e-4, atol=1e-6)
     # The negative control: by the number of targets it would be another step.
-    assert numbers.loss != pytest.approx(total.item() / numbers.target_tokens, rel=1e-2)
+    assert metrics.loss != pytest.approx(total.item() / metrics.target_tokens, rel=1e-2)
 
 
 def test_a_mean_of_means_would_differ(tiny_model: MakeModel, examples: list[TokenizedExample]) -> None:
     """The negative control of the test above: micro-batches of few targets would weigh too much."""
     model = tiny_model()
-    computation = Computation.of(model, _options(pack_tokens=17))
+    objective = _supervised(model, pack_tokens=17)
     optimizer = torch.optim.SGD(model.parameters(), lr=0)
-    whole = train_step(computation, optimizer, examples, range(len(examples)), clip_norm=None).loss
-    parts = [batch for _, batch in computation.micro_batches(examples, range(len(examples)))]
+    whole = train_step(objective, optimizer, examples, range(len(examples)), clip_norm=None).loss
+    parts = [batch for _, batch in objective.micro_batches(examples, range(len(examples)))]
     means = [
-        weighted_loss(TargetLosses(model, computation.head), batch).item() / batch.weight
+        weighted_loss(ModelWithLoss(model, objective.forward_pass.head), batch).item() / batch.total_weight
         for batch in parts
-        if batch.weight
+        if batch.total_weight
     ]
     assert sum(means) / len(means) != pytest.approx(whole, rel=1e-3)
 
@@ -182,12 +191,12 @@ def test_gradients_are_clipped_to_their_norm(
 ) -> None:
     """To a share of the norm that they have; a larger one leaves them, to the last bit, as none does."""
     model = tiny_model()
-    computation, documents = Computation.of(model, _options()), range(len(examples))
+    objective, indices = _supervised(model), range(len(examples))
     optimizer = _KeepGradients(model.parameters(), lr=0)
-    norm = train_step(computation, optimizer, examples, documents, clip_norm=None).grad_norm
+    norm = train_step(objective, optimizer, examples, indices, clip_norm=None).grad_norm
     whole = optimizer.gradients
     clip_norm = None if share is None else share * norm
-    assert train_step(computation, optimizer, examples, documents, clip_norm=clip_norm).grad_norm == norm
+    assert train_step(objective, optimizer, examples, indices, clip_norm=clip_norm).grad_norm == norm
     if share is None or share > 1:
         assert all(map(torch.equal, optimizer.gradients, whole))
     else:
@@ -200,14 +209,14 @@ def test_a_step_without_targets_changes_nothing(tiny_model: MakeModel, make_exam
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.0)
     examples = [make_example([1, 2], [0, 0]), make_example([3], [1])]
-    numbers = train_step(Computation.of(model, _options()), optimizer, examples, [0, 1], clip_norm=1.0)
-    assert (numbers.loss, numbers.grad_norm, numbers.tokens, numbers.target_tokens) == (0, 0, 1, 0)
+    metrics = train_step(_supervised(model), optimizer, examples, [0, 1], clip_norm=1.0)
+    assert (metrics.loss, metrics.grad_norm, metrics.tokens, metrics.target_tokens) == (0, 0, 1, 0)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
 def test_packed_and_padded_evaluation_agree(tiny_model: MakeModel, examples: list[TokenizedExample]) -> None:
     model = tiny_model()
-    packed = evaluate(Computation.of(model, _options(pack_tokens=50)), examples).loss
-    padded = evaluate(Computation.of(model, _options(packing=False, batch_size=5)), examples).loss
+    packed = evaluate(_supervised(model, pack_tokens=50), examples).loss
+    padded = evaluate(_supervised(model, packing=False, batch_size=5), examples).loss
     assert packed == pytest.approx(padded, rel=1e-6)
     assert not model.training

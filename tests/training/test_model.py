@@ -16,20 +16,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from templatekit.config.options import FinetuneOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
-from templatekit.training import save as final
+from templatekit.training import save_model as final
 from templatekit.training.loop import train
 from templatekit.training.lora import attach_lora
 from templatekit.training.model import (
-    add_token_rows,
+    add_token_embeddings,
     check_vocabulary,
-    computes_in_bf16,
     load_model,
     resolve_device,
     unwrap,
+    uses_bf16,
 )
-from templatekit.training.save import final_dtype, save_model
+from templatekit.training.save_model import final_dtype, save_model
 from templatekit.types import TokenizedExample
 
 CPU = torch.device("cpu")
@@ -129,8 +129,8 @@ def test_a_device_that_is_not_here_is_a_config_error(name: str) -> None:
 def test_devices_and_precision() -> None:
     assert resolve_device("cpu") == CPU
     assert resolve_device("auto").type in ("cpu", "cuda", "mps")
-    assert computes_in_bf16("bf16", CPU)
-    assert not computes_in_bf16("fp32", CPU)
+    assert uses_bf16("bf16", CPU)
+    assert not uses_bf16("fp32", CPU)
     assert final_dtype(FinetuneOptions(precision="fp32"), CPU) == torch.float32
     assert final_dtype(FinetuneOptions(precision="bf16"), CPU) == torch.bfloat16
 
@@ -145,7 +145,7 @@ def test_a_vocabulary_larger_than_the_embeddings_is_refused(tiny_model: MakeMode
 def test_new_tokens_begin_as_the_mean_of_the_old(tiny_model: MakeModel, kind: str) -> None:
     model: Any = tiny_model(kind)
     before = [table.weight.detach().clone() for table in (model.get_input_embeddings(), model.get_output_embeddings())]
-    assert add_token_rows(model, range(64, 67)) == (64, 65, 66)
+    assert add_token_embeddings(model, range(64, 67)) == (64, 65, 66)
     check_vocabulary(model, 67)
     for old, table in zip(before, (model.get_input_embeddings(), model.get_output_embeddings()), strict=True):
         assert torch.equal(table.weight[:64], old)
@@ -157,10 +157,10 @@ def test_new_tokens_begin_as_the_mean_of_the_old(tiny_model: MakeModel, kind: st
 def test_rows_kept_in_reserve_are_used_first(tiny_model: MakeModel) -> None:
     model: Any = tiny_model()
     expected = model.get_input_embeddings().weight[:60].mean(dim=0)
-    add_token_rows(model, [60, 61])
+    add_token_embeddings(model, [60, 61])
     assert model.get_input_embeddings().weight.shape[0] == 64
     torch.testing.assert_close(model.get_input_embeddings().weight[61], expected)
-    assert add_token_rows(model, []) == ()
+    assert add_token_embeddings(model, []) == ()
 
 
 def _train(model: PreTrainedModel, examples: list[TokenizedExample], folder: Path, **values: object) -> None:
@@ -198,7 +198,7 @@ def test_a_merged_model_answers_as_the_trained_one_did(
     tiny_model: MakeModel, examples: list[TokenizedExample], tmp_path: Path, kind_of: str, new: tuple[int, ...]
 ) -> None:
     model = tiny_model(kind_of)
-    add_token_rows(model, new)
+    add_token_embeddings(model, new)
     adapted = attach_lora(model, rank=2, alpha=4, seed=1, new_tokens=new)
     _train(adapted, examples, tmp_path)
     expected = _logits(adapted)
@@ -222,7 +222,7 @@ def test_new_rows_are_trained_beside_the_adapters(
 ) -> None:
     for kind in ("llama", "llama-tied"):
         model: Any = tiny_model(kind)
-        add_token_rows(model, [64, 65])
+        add_token_embeddings(model, [64, 65])
         before = model.get_input_embeddings().weight.detach().clone()
         adapted = attach_lora(model, rank=2, alpha=4, seed=1, new_tokens=[64, 65])
         examples = [make_example([1, 64, row, 65], [0, 0, 1, 1], row) for row in range(8)]
@@ -286,7 +286,7 @@ def test_settings_that_transformers_would_not_save_are_left_behind(tiny_model: M
     assert model.generation_config.temperature == 0.9
 
 
-@pytest.mark.parametrize("call", ["sync", "_write"])
+@pytest.mark.parametrize("call", ["fsync_folder", "_write"])
 def test_a_save_that_fails_leaves_no_half_model(
     tiny_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:

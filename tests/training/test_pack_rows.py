@@ -21,11 +21,11 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from templatekit import Registry
-from templatekit.packing import Sequences, pack_examples, packed
+from templatekit.packing import Sequences, pack_examples, pack_stream
 from templatekit.packing.columns import TokenizedColumns
 from templatekit.training.attention.dispatch import isolate
 from templatekit.training.collator import collate_packed
-from templatekit.training.loss import TargetLosses, head_of
+from templatekit.training.loss import ModelWithLoss, detect_head
 from templatekit.types import TokenizedExample
 
 PACK_TOKENS = 40
@@ -50,7 +50,7 @@ def trained(make_example: Make) -> list[TokenizedExample]:
 @pytest.fixture
 def rows(trained: list[TokenizedExample], builtin: Registry, tmp_path: Path) -> list[Row]:
     """Packs of them, as `datasets` reads them from a folder."""
-    packs = packed([Sequences.of(TokenizedColumns.of(trained))], PACK_TOKENS)
+    packs = pack_stream([Sequences.of(TokenizedColumns.of(trained))], PACK_TOKENS)
     exporter: Any = builtin.exporters["datasets"]
     exporter.write_packs(packs, tmp_path)
     found: list[Row] = load_from_disk(str(tmp_path)).to_list()
@@ -118,7 +118,7 @@ def test_a_collator_that_knows_no_lengths_joins_the_examples(model: Any, rows: l
 
 
 def test_our_loop_takes_rows(model: Any, rows: list[Row], make_example: Make, expected: float) -> None:
-    total, targets, head = 0.0, 0.0, head_of(model)
+    total, targets, head = 0.0, 0.0, detect_head(model)
     for row in rows:
         examples, start = [], 0
         for length in row["seq_lengths"]:
@@ -128,7 +128,7 @@ def test_our_loop_takes_rows(model: Any, rows: list[Row], make_example: Make, ex
             start += length
         batch = collate_packed(pack_examples(examples, range(len(examples))), torch.device("cpu"))
         with isolate(model, batch.segments) if batch.segments else nullcontext():
-            total += float(weighted_loss(TargetLosses(model, head), batch).detach())
+            total += float(weighted_loss(ModelWithLoss(model, head), batch).detach())
         targets += sum(example.trained_tokens for example in examples)
     assert total / targets == pytest.approx(expected, rel=1e-12)
 

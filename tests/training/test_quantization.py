@@ -13,14 +13,14 @@ from testkit.tiny_model import tiny_folder
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from templatekit.config.options import FinetuneOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError
+from templatekit.training.forward_pass import ForwardPass
 from templatekit.training.loop import train
 from templatekit.training.lora import attach_lora
 from templatekit.training.optimizer import make_optimizer
-from templatekit.training.quantization import put_together, quantize
+from templatekit.training.quantization import dequantized_weights, quantize
 from templatekit.training.run import finetune
-from templatekit.training.step import Computation
 from templatekit.types import TokenizedExample
 
 pytestmark = [
@@ -117,7 +117,7 @@ def test_four_bits_are_what_is_computed_with() -> None:
     model = _model()
     wide = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     quantize(model)
-    narrow = put_together(model)
+    narrow = dequantized_weights(model)
     assert len(narrow) == 14
     assert model.get_output_embeddings().weight.dtype == torch.float32
     same = _model()
@@ -131,19 +131,19 @@ def test_four_bits_are_what_is_computed_with() -> None:
         expected, found = same(input_ids=ids).logits, model(input_ids=ids).logits
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         assert torch.equal(model(input_ids=ids).logits, found)  # the weights were not laid out anew
-    assert all(torch.equal(weight, narrow[name]) for name, weight in put_together(model).items())
+    assert all(torch.equal(weight, narrow[name]) for name, weight in dequantized_weights(model).items())
 
 
 def test_in_bf16_the_layers_compute_in_bf16(examples: list[TokenizedExample]) -> None:
     model = _made(_options(quantize="4bit"))
-    both = [Computation.of(model, _options(quantize="4bit", precision=name)) for name in ("bf16", "fp32")]
+    both = [ForwardPass.of(model, _options(quantize="4bit", precision=name)) for name in ("bf16", "fp32")]
     seen: list[torch.dtype] = []
     layer = both[0].model.get_submodule("model.layers.0.mlp.down_proj.base_layer")
     layer.register_forward_hook(lambda module, given, result: seen.append(result.dtype))
     losses = []
-    for computation in both:
-        (_, batch) = next(computation.micro_batches(examples, range(len(examples))))
-        with computation.loss(batch) as loss:
+    for forward_pass in both:
+        (_, batch) = next(forward_pass.micro_batcher.of_examples(examples, range(len(examples))))
+        with forward_pass.loss(batch) as loss:
             losses.append(float(loss.detach()))
     assert seen == [torch.bfloat16, torch.float32]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
@@ -154,10 +154,10 @@ def test_packs_share_over_four_bits(examples: list[TokenizedExample], again: boo
     gradients = []
     for values in ({"packing": False}, {"activation_checkpointing": again}):
         model = _made(_options(quantize="4bit"))
-        computation = Computation.of(model, _options(quantize="4bit", **values))
+        forward_pass = ForwardPass.of(model, _options(quantize="4bit", **values))
         model.train(True)
-        for _, batch in computation.micro_batches(examples, range(len(examples))):
-            with computation.loss(batch) as loss:
+        for _, batch in forward_pass.micro_batcher.of_examples(examples, range(len(examples))):
+            with forward_pass.loss(batch) as loss:
                 torch.autograd.backward([loss])
         gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
     plain, packed = gradients

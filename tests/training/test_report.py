@@ -113,9 +113,9 @@ def test_half_a_line_at_the_end_is_left_out(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"step": 5, "lo')
     assert read_metrics(path) == LINES
-    metrics = MetricsFile(tmp_path, until=3)
+    metrics = MetricsFile(tmp_path, up_to_step=3)
     metrics.write({"step": 4, "loss": 9.0})
     metrics.close()
     assert read_metrics(path) == [*LINES[:4], {"step": 4, "loss": 9.0}]
-    MetricsFile(tmp_path, until=0).close()
+    MetricsFile(tmp_path, up_to_step=0).close()
     assert path.read_text() == ""

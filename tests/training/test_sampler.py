@@ -10,10 +10,10 @@ import torch
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 
-from templatekit.config.options import FinetuneOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError
 from templatekit.training.collator import collate_padded
-from templatekit.training.sampler import StepOrder, epoch_order, total_steps
+from templatekit.training.sampler import BatchSampler, epoch_order, total_steps
 from templatekit.training.split import split_rows
 from templatekit.types import RenderedText, TokenizedExample
 
@@ -35,25 +35,25 @@ def test_epochs_leave_torchs_generator_alone() -> None:
 
 
 def test_steps_go_through_each_epoch_once() -> None:
-    order = StepOrder(count=10, batch_size=4, seed=5, drop_last=False)
+    order = BatchSampler(count=10, batch_size=4, seed=5, drop_last=False)
     assert order.steps_per_epoch == 3
     for epoch in range(3):
-        steps = [order.documents(3 * epoch + step) for step in range(3)]
+        steps = [order.indices(3 * epoch + step) for step in range(3)]
         assert [len(step) for step in steps] == [4, 4, 2]
         assert tuple(document for step in steps for document in step) == epoch_order(10, 5, epoch)
 
 
 def test_drop_last_leaves_out_what_fills_no_batch() -> None:
-    order = StepOrder(count=10, batch_size=4, seed=5, drop_last=True)
+    order = BatchSampler(count=10, batch_size=4, seed=5, drop_last=True)
     assert order.steps_per_epoch == 2
-    assert order.documents(2) == list(epoch_order(10, 5, 1)[:4])
+    assert order.indices(2) == list(epoch_order(10, 5, 1)[:4])
 
 
 def test_orders_without_a_step_are_refused() -> None:
     with pytest.raises(ConfigError, match="no examples to train on"):
-        StepOrder(count=0, batch_size=4, seed=0, drop_last=False)
+        BatchSampler(count=0, batch_size=4, seed=0, drop_last=False)
     with pytest.raises(ConfigError, match="batch_size=4 with drop_last leaves no full batch of 3 examples"):
-        StepOrder(count=3, batch_size=4, seed=0, drop_last=True)
+        BatchSampler(count=3, batch_size=4, seed=0, drop_last=True)
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_the_first_epoch_of_chapter_7() -> None:
         ids = (*encoding.ids, end)
         weights = (0.0, *[1.0] * (len(ids) - 1))
         examples.append(TokenizedExample(input_ids=ids, loss_weights=weights, rendered=RenderedText(text="", spans=())))
-    order = StepOrder(count=len(examples), batch_size=8, seed=123, drop_last=True)
+    order = BatchSampler(count=len(examples), batch_size=8, seed=123, drop_last=True)
     batches = [
-        collate_padded(examples, order.documents(step), torch.device("cpu"), pad_id=end)
+        collate_padded(examples, order.indices(step), torch.device("cpu"), pad_id=end)
         for step in range(order.steps_per_epoch)
     ]
     assert len(batches) == 116

@@ -24,7 +24,7 @@ from testkit.tiny_model import tiny_folder
 from tqdm import tqdm
 
 import templatekit
-from templatekit.hooks.registry import create_registry
+from templatekit.hooks.loading import create_registry
 from templatekit.training.run_folder import RECIPE
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from testkit.at_hand import Tokenizers
 
 from templatekit import create_registry
-from templatekit.config.options import FinetuneOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.training.data import read_splits
-from templatekit.training.sample_answers import with_prompt
+from templatekit.training.sample_answers import samples_with_prompt
 from templatekit.training.split import parse_split, split_rows
 
 CHAPTER7 = "train=0.85,test=0.1,validation=rest"
@@ -100,10 +100,10 @@ def test_texts_without_a_prompt_are_not_sampled(tokenizer_of: Tokenizers) -> Non
     pipeline = Pipeline(FinetuneOptions.parse({"template": "text"}), create_registry(), tokenizer=tokenizer_of("bytes"))
     texts = list(pipeline.run(rows))
     assert len(texts) == 2
-    assert list(with_prompt(texts)) == []
+    assert list(samples_with_prompt(texts)) == []
     asked = list(
         Pipeline(pipeline.options, pipeline.registry, tokenizer=pipeline.tokenizer).run(
             [{"prompt": "a", "completion": "b"}]
         )
     )
-    assert list(with_prompt(asked)) == asked
+    assert list(samples_with_prompt(asked)) == asked

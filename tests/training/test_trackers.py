@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from templatekit.config.options import FinetuneOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError
-from templatekit.training.trackers import check_installed, tracking
+from templatekit.training.trackers import check_installed, open_trackers
 
 LINES: list[dict[str, float]] = [
     {"step": 0, "total_steps": 2},
@@ -32,7 +32,7 @@ TOLD = [
 
 
 def _tell(name: str, folder: Path, warn: Callable[[str], None] = pytest.fail) -> None:
-    with tracking((name,), folder, {"seed": 1, "output": None}, warn) as tell:
+    with open_trackers((name,), folder, {"seed": 1, "output": None}, warn) as tell:
         for line in LINES:
             tell(line)
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from testkit.packs import by_blocks, paths_of
 
-from templatekit.training.attention.blocks import BlockLayout, lay_out_blocks, refusal
 from templatekit.training.attention import blocks as block_attention
+from templatekit.training.attention.blocks import BlockLayout, lay_out_blocks, refusal
 from templatekit.types import Segment
 
 CPU = torch.device("cpu")

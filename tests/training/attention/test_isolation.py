@@ -15,7 +15,7 @@ from templatekit.errors import RunError
 from templatekit.packing import pack, pack_examples
 from templatekit.training.attention.dispatch import NAME, isolate, supports_isolation
 from templatekit.training.collator import Batch, collate_packed, collate_padded
-from templatekit.training.loss import TargetLosses, head_of
+from templatekit.training.loss import ModelWithLoss, detect_head
 from templatekit.types import TokenizedExample
 
 CPU = torch.device("cpu")
@@ -26,12 +26,12 @@ Exactly = Callable[[PreTrainedModel], PreTrainedModel]
 def _run(model: PreTrainedModel, batches: Sequence[Batch], *, isolated: bool = True) -> tuple[float, dict[str, Tensor]]:
     """The summed loss of some batches, and its gradients."""
     model.zero_grad()
-    head = head_of(model)
+    head = detect_head(model)
     total = 0.0
     for batch in batches:
         around = isolate(model, batch.segments) if isolated and batch.segments else nullcontext()
         with around:
-            loss = weighted_loss(TargetLosses(model, head), batch)
+            loss = weighted_loss(ModelWithLoss(model, head), batch)
             torch.autograd.backward([loss])
         total += float(loss.detach())
     return total, {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
@@ -80,7 +80,7 @@ def test_without_isolation_examples_see_each_other(
         target_positions=packed.target_positions,
         targets=packed.targets,
         weights=packed.weights,
-        weight=packed.weight,
+        total_weight=packed.total_weight,
         tokens=packed.tokens,
         padded_tokens=packed.padded_tokens,
         target_tokens=packed.target_tokens,

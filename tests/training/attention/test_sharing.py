@@ -17,15 +17,15 @@ from testkit.packs import by_blocks, paths_of
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from templatekit.config.options import FinetuneOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.packing import pack_examples
 from templatekit.training.attention import dispatch as attention
-from templatekit.training.attention.dispatch import isolate
 from templatekit.training.attention import paths as path_attention
 from templatekit.training.attention import tree as tree_attention
+from templatekit.training.attention.dispatch import isolate
 from templatekit.training.collator import Batch, collate_packed
-from templatekit.training.loss import TargetLosses, head_of
-from templatekit.training.step import Computation
+from templatekit.training.forward_pass import ForwardPass
+from templatekit.training.loss import ModelWithLoss, detect_head
 from templatekit.types import RenderedText, Segment, TokenizedExample
 
 CPU = torch.device("cpu")
@@ -69,9 +69,9 @@ def _batch(examples: Sequence[TokenizedExample], *, share: bool) -> Batch:
 def _run(model: PreTrainedModel, batch: Batch) -> tuple[float, dict[str, Tensor]]:
     model.zero_grad()
     assert batch.segments is not None
-    head = head_of(model)
+    head = detect_head(model)
     with isolate(model, batch.segments):
-        loss = weighted_loss(TargetLosses(model, head), batch)
+        loss = weighted_loss(ModelWithLoss(model, head), batch)
         torch.autograd.backward([loss])
     grads = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     return float(loss.detach()), grads
@@ -113,7 +113,7 @@ def model(tiny_model: MakeModel, in_fp64: Exactly, kind: str) -> PreTrainedModel
 def test_sharing_changes_neither_loss_nor_gradients(model: PreTrainedModel, examples: list[TokenizedExample]) -> None:
     shared, plain = _batch(examples, share=True), _batch(examples, share=False)
     assert (shared.tokens, shared.target_tokens) == (plain.tokens, plain.target_tokens)
-    assert shared.weight == plain.weight
+    assert shared.total_weight == plain.total_weight
     assert shared.computed_tokens <= plain.computed_tokens
     assert _difference(_run(model, shared), _run(model, plain)) <= EXACT
 
@@ -247,12 +247,12 @@ def test_any_cut_of_a_step_gives_the_same_loss(
     model = tiny_model()
     expected = _run(model, _batch(examples, share=False))[0]
     options = FinetuneOptions(share=share, pack_tokens=budget, precision="fp32")
-    computation = Computation.of(model, options)
-    batches = list(computation.micro_batches(examples, range(len(examples))))
+    forward_pass = ForwardPass.of(model, options)
+    batches = list(forward_pass.micro_batcher.of_examples(examples, range(len(examples))))
     assert sorted(d for part, _ in batches for d in part) == [d for d, e in enumerate(examples) if len(e) > 1]
     total = 0.0
     for _, batch in batches:
-        with computation.loss(batch) as loss:
+        with forward_pass.loss(batch) as loss:
             total += float(loss.detach())
     assert total == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
@@ -261,7 +261,7 @@ def test_dropout_keeps_examples_apart(tiny_model: MakeModel, trees: list[Tokeniz
     model = tiny_model()
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.1
-    (_, batch) = next(Computation.of(model, FinetuneOptions()).micro_batches(trees, range(len(trees))))
+    (_, batch) = next(ForwardPass.of(model, FinetuneOptions()).micro_batcher.of_examples(trees, range(len(trees))))
     assert batch.computed_tokens == batch.tokens
 
 

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from templatekit.config.options import FinetuneOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError
+from templatekit.training.forward_pass import ForwardPass
 from templatekit.training.kernels import compiled
 from templatekit.training.lora import attach_lora
-from templatekit.training.step import Computation, evaluate, train_step
+from templatekit.training.objective import SupervisedObjective
+from templatekit.training.step import evaluate, train_step
 from templatekit.types import TokenizedExample
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -57,13 +59,13 @@ def _options(**values: Any) -> FinetuneOptions:
 
 def _trained(model: PreTrainedModel, examples: list[TokenizedExample], **values: Any) -> list[float]:
     """Loss, gradient and held-out loss of three steps on other examples each."""
-    computation = Computation.of(model, _options(**values))
+    objective = SupervisedObjective(ForwardPass.of(model, _options(**values)))
     optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.05)
     found = []
     for step in range(3):
         model.train()
-        numbers = train_step(computation, optimizer, examples, range(step, 12, 2), clip_norm=1.0)
-        found += [numbers.loss, numbers.grad_norm, evaluate(computation, examples[: 4 + step]).loss]
+        numbers = train_step(objective, optimizer, examples, range(step, 12, 2), clip_norm=1.0)
+        found += [numbers.loss, numbers.grad_norm, evaluate(objective, examples[: 4 + step]).loss]
     return found
 
 
@@ -104,15 +106,18 @@ def test_layers_that_are_computed_again_keep_little(tiny_model: MakeModel, examp
     kept = [0, 0]
     for again in (False, True):
         model = tiny_model()
-        computation = Computation.of(model, _options(compile=True, activation_checkpointing=again))
+        forward_pass = ForwardPass.of(model, _options(compile=True, activation_checkpointing=again))
         model.train()
 
         def keep(tensor: Tensor, again: bool = again) -> Tensor:
             kept[again] += tensor.numel() * tensor.element_size()
             return tensor
 
-        for _, batch in computation.micro_batches(examples, range(len(examples))):
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), computation.loss(batch) as loss:
+        for _, batch in forward_pass.micro_batcher.of_examples(examples, range(len(examples))):
+            with (
+                torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+                forward_pass.loss(batch) as loss,
+            ):
                 torch.autograd.backward([loss])
     assert 2 * kept[True] < kept[False]
 
@@ -121,21 +126,21 @@ def test_all_sizes_and_layers_are_one_code(
     compiler: _Compiler, tiny_model: MakeModel, examples: list[TokenizedExample]
 ) -> None:
     model = tiny_model()
-    computation = Computation.of(model, _options(compile=True))
+    objective = SupervisedObjective(ForwardPass.of(model, _options(compile=True)))
     before = compiler.graphs
     assert before
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     for count in (1, 2, 5, 12):
         model.train()
-        train_step(computation, optimizer, examples, range(count), clip_norm=1.0)
-        evaluate(computation, examples[:count])
+        train_step(objective, optimizer, examples, range(count), clip_norm=1.0)
+        evaluate(objective, examples[:count])
     assert compiler.graphs == before
 
 
 def test_layers_are_themselves_outside(compiler: _Compiler, tiny_model: MakeModel) -> None:
     model = tiny_model()
-    computation = Computation.of(model, _options(compile=True))
-    assert "in fewer passes: 1 linear layers, 2 compiled layers" in computation.line()
+    forward_pass = ForwardPass.of(model, _options(compile=True))
+    assert "in fewer passes: 1 linear layers, 2 compiled layers" in forward_pass.describe()
     before = compiler.graphs
     model(input_ids=torch.arange(5)[None])
     assert compiler.graphs == before
@@ -147,7 +152,7 @@ def test_what_gives_something_else_is_refused(tiny_model: MakeModel, monkeypatch
     torch.compiler.reset()
     monkeypatch.setattr(compiled, "COMPILER", _Compiler(factor=1.1))
     with pytest.raises(ConfigError, match=r"compile: LlamaForCausalLM gives loss .* without it .*; leave it out"):
-        Computation.of(tiny_model(), _options(compile=True))
+        ForwardPass.of(tiny_model(), _options(compile=True))
 
 
 def test_what_cannot_be_compiled_is_refused(tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,11 +162,11 @@ def test_what_cannot_be_compiled_is_refused(tiny_model: MakeModel, monkeypatch: 
     torch.compiler.reset()
     monkeypatch.setattr(compiled, "COMPILER", none)
     with pytest.raises(ConfigError, match=r"compile: .*no compiler here.*; leave it out"):
-        Computation.of(tiny_model(), _options(compile=True))
+        ForwardPass.of(tiny_model(), _options(compile=True))
 
 
 def test_a_model_without_named_layers_is_refused(tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     monkeypatch.setattr(model, "_no_split_modules", None)
     with pytest.raises(ConfigError, match="compile: LlamaForCausalLM does not name its layers; leave it out"):
-        Computation.of(model, _options(compile=True))
+        ForwardPass.of(model, _options(compile=True))

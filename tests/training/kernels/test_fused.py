@@ -10,39 +10,41 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from templatekit.config.options import FinetuneOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError
 from templatekit.training.attention import dispatch as attention
 from templatekit.training.attention import paths as path_attention
 from templatekit.training.attention import tree as tree_attention
+from templatekit.training.forward_pass import ForwardPass
 from templatekit.training.kernels import elementwise, memory
 from templatekit.training.kernels.elementwise import rms_norm
 from templatekit.training.kernels.fused import Fusion, fuse
 from templatekit.training.lora import attach_lora
 from templatekit.training.model import unwrap
-from templatekit.training.step import Computation, train_step
+from templatekit.training.objective import SupervisedObjective
+from templatekit.training.step import train_step
 from templatekit.types import TokenizedExample
 
 MakeModel = Callable[..., PreTrainedModel]
 Exactly = Callable[[PreTrainedModel], PreTrainedModel]
 
 
-def _step(computation: Computation, examples: Sequence[TokenizedExample]) -> tuple[float, dict[str, Tensor]]:
-    model = computation.model
+def _step(forward_pass: ForwardPass, examples: Sequence[TokenizedExample]) -> tuple[float, dict[str, Tensor]]:
+    model = forward_pass.model
     model.zero_grad()
     total = 0.0
-    for _, batch in computation.micro_batches(examples, range(len(examples))):
-        with computation.loss(batch) as loss:
+    for _, batch in forward_pass.micro_batcher.of_examples(examples, range(len(examples))):
+        with forward_pass.loss(batch) as loss:
             torch.autograd.backward([loss])
         total += float(loss.detach())
     return total, {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-def _computations(model: PreTrainedModel, precision: str = "fp32") -> tuple[Computation, Computation]:
+def _forward_passes(model: PreTrainedModel, precision: str = "fp32") -> tuple[ForwardPass, ForwardPass]:
     """With all that can be taken over, and with nothing."""
-    computation = Computation.of(model, FinetuneOptions.parse({"precision": precision, "pack_tokens": 60}))
-    values = {name: getattr(computation, name) for name in computation.__slots__}
-    return computation, Computation(**{**values, "fusion": Fusion()})
+    forward_pass = ForwardPass.of(model, FinetuneOptions.parse({"precision": precision, "pack_tokens": 60}))
+    values = {name: getattr(forward_pass, name) for name in forward_pass.__slots__}
+    return forward_pass, ForwardPass(**{**values, "fusion": Fusion()})
 
 
 def _distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
@@ -52,7 +54,7 @@ def _distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 
 def test_a_model_in_fp32(tiny_model: MakeModel, kind: str, examples: list[TokenizedExample]) -> None:
-    fused, plain = _computations(tiny_model(kind))
+    fused, plain = _forward_passes(tiny_model(kind))
     loss, gradients = _step(fused, examples)
     expected, plain_gradients = _step(plain, examples)
     assert loss == pytest.approx(expected, rel=1e-6)
@@ -70,8 +72,8 @@ def test_a_model_in_bf16_is_as_near_to_the_truth(
         made = tiny_model(kind)
         return unwrap(attach_lora(made, rank=2, alpha=4, seed=0)) if lora else made
 
-    exact = _step(_computations(model())[1], examples)
-    fused, plain = (_step(computation, examples) for computation in _computations(model(), "bf16"))
+    exact = _step(_forward_passes(model())[1], examples)
+    fused, plain = (_step(forward_pass, examples) for forward_pass in _forward_passes(model(), "bf16"))
     assert fused[0] == pytest.approx(exact[0], rel=2e-2)
     # bf16 is coarse for these models; how coarse the plain computation shows.
     assert _distance(fused[1], exact[1]) < 2 * _distance(plain[1], exact[1]) + 1e-3
@@ -80,7 +82,7 @@ def test_a_model_in_bf16_is_as_near_to_the_truth(
 def test_a_broken_norm_is_noticed(
     tiny_model: MakeModel, examples: list[TokenizedExample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fused, plain = _computations(tiny_model())
+    fused, plain = _forward_passes(tiny_model())
     monkeypatch.setattr(elementwise, "_factor", lambda weight, offset, like: weight * 1.01)
     assert _distance(_step(fused, examples)[1], _step(plain, examples)[1]) > 1e-3
 
@@ -105,7 +107,7 @@ def test_checkpointing_computes_the_same_again(
         model = tiny_model(kind)
         if options.lora:
             attach_lora(model, rank=2, alpha=4, seed=0)
-        computation = Computation.of(model, options)
+        forward_pass = ForwardPass.of(model, options)
         model.train(True)
         kept: list[int] = []
 
@@ -115,24 +117,24 @@ def test_checkpointing_computes_the_same_again(
 
         # What checkpointing keeps in place of tensors is not told to these.
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            found.append((*_step(computation, examples), sum(kept)))
-    (loss, gradients, kept_bytes), (again_loss, again_gradients, fewer_bytes) = found
+            found.append((*_step(forward_pass, examples), sum(kept)))
+    (loss, gradients, cached_bytes), (again_loss, again_gradients, fewer_bytes) = found
     assert again_loss == loss
     assert gradients.keys() == again_gradients.keys()
     assert all(torch.equal(again_gradients[name], gradient) for name, gradient in gradients.items())
-    assert 2 * fewer_bytes < kept_bytes  # it does what it is for
+    assert 2 * fewer_bytes < cached_bytes  # it does what it is for
 
 
 def test_a_model_that_cannot_be_checkpointed_is_named(tiny_model: MakeModel) -> None:
     model = tiny_model()
     model.supports_gradient_checkpointing = False
     with pytest.raises(ConfigError, match="activation_checkpointing: LlamaForCausalLM does not provide for it"):
-        Computation.of(model, FinetuneOptions.parse({"activation_checkpointing": True}))
+        ForwardPass.of(model, FinetuneOptions.parse({"activation_checkpointing": True}))
 
 
 def test_a_line_says_what_a_step_does(tiny_model: MakeModel) -> None:
     def line(**values: object) -> str:
-        return Computation.of(tiny_model(), FinetuneOptions.parse({"precision": "fp32", **values})).line()
+        return ForwardPass.of(tiny_model(), FinetuneOptions.parse({"precision": "fp32", **values})).describe()
 
     assert line() == (
         "step: fp32 products on cpu; packs of up to 2,048 tokens, what examples begin with computed once; "
@@ -220,12 +222,15 @@ def test_trained_weights_are_cast_once_a_step(
     def trained(*, copied: bool = True) -> tuple[list[float], list[Tensor]]:
         torch.manual_seed(0)
         model = tiny_model()
-        computation = Computation.of(model, FinetuneOptions.parse({"precision": "bf16", "pack_tokens": budget}))
-        computation.fusion.takes_gradients = copied
-        computation.fusion.embeddings = []  # which sum up in another order
+        forward_pass = ForwardPass.of(model, FinetuneOptions.parse({"precision": "bf16", "pack_tokens": budget}))
+        forward_pass.fusion.takes_gradients = copied
+        forward_pass.fusion.embeddings = []  # which sum up in another order
         optimizer = torch.optim.SGD(model.parameters())
         documents = range(len(examples))
-        steps = [train_step(computation, optimizer, examples, documents, clip_norm=1.0) for _ in range(3)]
+        steps = [
+            train_step(SupervisedObjective(forward_pass), optimizer, examples, documents, clip_norm=1.0)
+            for _ in range(3)
+        ]
         return [number for step in steps for number in (step.loss, step.grad_norm)], [*model.parameters()]
 
     (numbers, weights), (expected, right) = trained(), trained(copied=False)
@@ -293,7 +298,7 @@ def test_weights_that_are_computed_again_are_those_that_were_kept(
     monkeypatch: pytest.MonkeyPatch,
     way: Any,
 ) -> None:
-    _, plain = _computations(in_fp64(tiny_model()))
+    _, plain = _forward_passes(in_fp64(tiny_model()))
     if way is tree_attention:
         monkeypatch.setattr(attention, "lay_out_paths", lambda segments: None)
     kept = _step(plain, examples)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from templatekit.training.kernels.memory import keep_few_kernels
-from templatekit.training.model import computes_in_bf16
+from templatekit.training.model import uses_bf16
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc, and Linux's counts")
 
@@ -55,7 +55,7 @@ def test_freed_memory_is_not_asked_for_again() -> None:
     assert _printed(FREED, "keep") * 10 < _printed(FREED, "plain")
 
 
-@pytest.mark.skipif(not computes_in_bf16("auto", torch.device("cpu")), reason="oneDNN computes bf16 where CPUs do")
+@pytest.mark.skipif(not uses_bf16("auto", torch.device("cpu")), reason="oneDNN computes bf16 where CPUs do")
 def test_kernels_of_former_shapes_are_forgotten() -> None:
     assert _printed(KERNELS, "few") * 5 < _printed(KERNELS, "plain")
 

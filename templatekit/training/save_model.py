@@ -1,4 +1,4 @@
-"""The trained model as a folder that `transformers` and vLLM load, without PEFT and without us."""
+"""Save the trained model as a folder that transformers and vLLM load, without PEFT or templatekit."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from templatekit.config.options import FinetuneOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import RunError
-from templatekit.training.checkpoint import sync
-from templatekit.training.model import computes_in_bf16, quiet, unwrap
+from templatekit.training.checkpoint import fsync_folder
+from templatekit.training.model import quiet_transformers, unwrap, uses_bf16
 
 ADAPTER = "adapter"
 _STAGING = ".model-in-the-making"
 _LAST = "config.json"
-"""Without it `transformers` loads nothing from a folder, so it comes last."""
+"""transformers loads nothing from a folder without this file, so it is moved there last."""
 
 
 def final_dtype(options: FinetuneOptions, device: torch.device) -> torch.dtype:
-    """The type of saved weights: the one in which training multiplied with them.
+    """The dtype of the saved weights: that of the matrix products in training.
 
-    With bf16 products the fp32 weights were rounded to bf16 for every one of them, and the held-out loss was measured
-    so: the folder holds what was measured, in half the space.
+    bf16 products round the fp32 weights to bf16, and the held-out loss was measured that way. Saving them in bf16 keeps
+    that loss and takes half the space.
     """
-    return torch.bfloat16 if computes_in_bf16(options.precision, device) else torch.float32
+    return torch.bfloat16 if uses_bf16(options.precision, device) else torch.float32
 
 
 def save_model(
@@ -43,11 +43,11 @@ def save_model(
     dtype: torch.dtype,
     extra: Callable[[Path], None] | None = None,
 ) -> None:
-    """Puts the model into `folder`, which may hold other things, in such a way that it is never half there.
+    """Save the model in `folder`, which may hold other files. A killed process never leaves half a model there.
 
-    Adapters are merged into the weights, and saved apart under `adapter/`; the model that was given is merged too, and
-    is not to be trained on. `generation_config.json` says when to stop: at any of `eos_ids`, at `stop_strings`. `extra`
-    writes what belongs beside the weights, such as the tokenizer, into the folder it is given.
+    Adapters are merged into the weights, and also saved separately under `adapter/`. This merges the given model, which
+    must not be trained afterwards. `generation_config.json` says when to stop: at any of `eos_ids`, at `stop_strings`.
+    `extra` gets a folder and writes files that belong beside the weights, such as the tokenizer.
     """
     staging = folder / _STAGING
     try:
@@ -55,14 +55,14 @@ def save_model(
         staging.mkdir(parents=True)
         if model is not unwrap(model):
             adapted: Any = model
-            # "auto" would ask the hub whether the embeddings were resized; trained rows are in the adapter anyway.
+            # "auto" would ask the hub whether the embeddings were resized. Trained rows are in the adapter anyway.
             adapted.save_pretrained(staging / ADAPTER, save_embedding_layers=False)
-            (staging / ADAPTER / "README.md").unlink(missing_ok=True)  # a form that nobody filled in
+            (staging / ADAPTER / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
             model = adapted.merge_and_unload()
         _write(model, staging, eos_ids, pad_id, stop_strings, dtype)
         if extra is not None:
             extra(staging)
-        sync(staging)
+        fsync_folder(staging)
         _move(staging, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
@@ -77,7 +77,7 @@ def _write(
     stop_strings: Sequence[str],
     dtype: torch.dtype,
 ) -> None:
-    """Writes weights and settings; those of the model in memory stay as they are."""
+    """Write weights and settings without changing those of the model in memory."""
     cast_once: dict[tuple[int, torch.Size], Tensor] = {}  # tied weights stay one tensor, and are saved once
     weights = {}
     for name, weight in model.state_dict().items():
@@ -87,25 +87,25 @@ def _write(
     config.architectures = [type(model).__name__]
     config.dtype = dtype
     own = model.generation_config
-    model.generation_config = stops = _when_to_stop(own, stop_strings)
+    model.generation_config = stops = _generation_settings(own, stop_strings)
     for settings in (config, stops):
         settings.eos_token_id = eos_ids[0] if len(eos_ids) == 1 else list(eos_ids) or None
         settings.pad_token_id = pad_id
     try:
-        with quiet():
+        with quiet_transformers():
             model.save_pretrained(staging, state_dict=weights)
-            config.save_pretrained(staging)  # over that of the model in memory, which is fp32
+            config.save_pretrained(staging)  # overwrites that of the model in memory, which says fp32
     finally:
         model.generation_config = own
-    for path in staging.rglob("*.safetensors"):  # which come readable to their owner alone
+    for path in staging.rglob("*.safetensors"):  # transformers makes them readable to their owner alone
         path.chmod((staging / _LAST).stat().st_mode)
 
 
-def _when_to_stop(own: Any, stop_strings: Sequence[str]) -> Any:
-    """The model's own generation settings with our stop strings.
+def _generation_settings(own: Any, stop_strings: Sequence[str]) -> Any:
+    """The model's own generation settings with `stop_strings`.
 
-    Published models have settings that transformers no longer saves, such as a temperature without sampling; those of
-    such a model are left behind.
+    Some published models have settings that transformers refuses to save, such as a temperature without sampling. The
+    settings of such a model are dropped.
     """
     settings = deepcopy(own)
     try:
@@ -113,7 +113,7 @@ def _when_to_stop(own: Any, stop_strings: Sequence[str]) -> Any:
     except ValueError:
         settings = cast("Any", GenerationConfig)(bos_token_id=own.bos_token_id)
     settings.stop_strings = list(stop_strings) or None
-    settings._from_model_config = False  # or they would give way to the model's configuration
+    settings._from_model_config = False  # else transformers would replace them by the model's configuration
     return settings
 
 
@@ -125,4 +125,4 @@ def _move(staging: Path, folder: Path) -> None:
             shutil.rmtree(target)
         path.replace(target)
     staging.rmdir()
-    sync(folder, deep=False)
+    fsync_folder(folder, deep=False)

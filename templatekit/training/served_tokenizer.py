@@ -1,0 +1,77 @@
+"""The tokenizer that is saved with the model, and the check that a server prompts as training did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
+
+from templatekit.config.finetune_options import FinetuneOptions
+from templatekit.errors import ConfigError, RunError
+from templatekit.export.serving import Stops
+from templatekit.formats.variables import chat_variables, untracked
+from templatekit.hooks.registry import Registry
+from templatekit.pipeline.pipeline import Pipeline
+from templatekit.tokens.load import load_transformers_tokenizer, resolve_model
+from templatekit.types import Sample
+
+if TYPE_CHECKING:
+    from templatekit.tokens.tokenizer import Tokenizer
+
+
+def load_served_tokenizer(options: FinetuneOptions, registry: Registry, model: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer as transformers loads it, and as it is saved beside the model."""
+    if options.tokenizer is None:
+        return load_transformers_tokenizer(model)
+    return load_transformers_tokenizer(resolve_model(options.tokenizer, registry) or options.tokenizer)
+
+
+def add_special_tokens(options: FinetuneOptions, pipeline: Pipeline, served: PreTrainedTokenizerBase) -> list[int]:
+    """Add the special tokens that the template lists, if the options ask for it. Returns the ids of the new ones."""
+    if not options.add_special_tokens:
+        return []
+    tokens = pipeline.template.metadata.special_tokens
+    if not tokens:
+        raise ConfigError(f"--add-special-tokens: template {pipeline.template.name!r} lists no special tokens")
+    known = len(served)
+    served.add_tokens(list(tokens), special_tokens=True)
+    return list(range(known, len(served)))
+
+
+def check_prompts(served: PreTrainedTokenizerBase, pipeline: Pipeline, samples: Sequence[Sample]) -> None:
+    """Raise `RunError` where transformers would prompt the model with other ids than it is trained on."""
+    for sample in samples:
+        example, messages = sample.example, sample.example.messages
+        if len(messages) < 2 or any(m.tool_calls for m in messages) or example.tools or example.documents:
+            continue
+        if pipeline.template.kind == "chat":
+            if any(message.context for message in messages):
+                continue
+            chat = untracked(chat_variables(messages[:-1], example, pipeline.template.accepted_forms)["messages"])
+        else:
+            chat = [
+                {"role": m.role, "content": m.content} | ({"context": m.context} if m.context else {})
+                for m in messages[:-1]
+            ]
+        ids = served.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
+        ours = pipeline.prompt_ids(example)
+        if tuple(ids) != ours and not _has_control_text(pipeline, sample):
+            raise RunError(
+                f"row {sample.rendered.row}: transformers would prompt the model with other ids than it is trained on; "
+                f"found {list(ids)[:20]}, expected {list(ours)[:20]}"
+            )
+
+
+def _has_control_text(pipeline: Pipeline, sample: Sample) -> bool:
+    """Whether a message has the text of a control token, which transformers would encode as the token itself."""
+    assert pipeline.tokenizer is not None
+    texts = [field for m in sample.example.messages for field in (m.role, m.content, m.context)]
+    return any(token in text for text in texts for token in pipeline.tokenizer.control_tokens)
+
+
+def pad_id(tokenizer: Tokenizer, stops: Stops) -> int | None:
+    """The tokenizer's own padding token, else the first stop token. Labels never depend on it."""
+    pad = tokenizer.special_tokens.pad
+    return tokenizer.id_of(pad) if pad else next(iter(stops.ids), None)
