@@ -1,4 +1,4 @@
-"""A JSON list read element by element: never more in memory than a chunk and the largest row."""
+"""Reads a JSON list row by row: memory never holds more than one chunk and the largest row."""
 
 from __future__ import annotations
 
@@ -6,120 +6,71 @@ import codecs
 import re
 from collections.abc import Iterator
 from json import JSONDecodeError
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NamedTuple
 
 from templatekit.errors import RecordError, SourceError
 from templatekit.sources.json_decoder import TRAILING_COMMA, Decoded, Decoder, explain, record_error
 from templatekit.types import Record
 
 CHUNK = 1 << 18
+"""Bytes read at a time."""
+
 _WHITESPACE = re.compile(r"[ \t\r\n]*")
 _LONGEST_LITERAL = 16
-"""An error this near to the end of a cut text may come from the cut: `-Infinity`, `\\ud83d\\ude00`, `1.5e-7`."""
+"""An error this close to the end of a cut text may come from the cut: `-Infinity`, `\\ud83d\\ude00`, `1.5e-7`."""
 
 
-def read_array(stream: BinaryIO, address: str, chunk_size: int = CHUNK) -> Iterator[Record | RecordError]:
-    """The records of one JSON list. Behind a syntax error no row can be told apart, so that raises `SourceError`."""
-    window = Window(stream, address, chunk_size)
-    decoder = Decoder()
-    window.skip("[")
-    row = 0
-    more = window.next_char() != "]"
-    while more:
-        try:
-            value, _, needs_check = window.decode(decoder)
-        except JSONDecodeError as error:
-            _fail(window, address, row, error)
-        wrong = record_error(value, needs_check)
-        if wrong is not None:
-            wrong.message = f"line {window.place(window.value_start).line}: {wrong.message}"
-        yield value if wrong is None else wrong.at(address, row)
-        row += 1
-        more = _step(window, address, row)
-    window.skip("]")
-    window.expect_end()
+class FilePosition(NamedTuple):
+    """A line and a column, both counted from 1."""
 
+    line: int
+    column: int
 
-def _step(window: Window, address: str, row: int) -> bool:
-    """Goes from behind one element to the next; False at the end of the list."""
-    char = window.next_char()
-    if char == "]":
-        return False
-    if char != ",":
-        _fail(window, address, row, JSONDecodeError("Expecting ',' or ']'", window.text, window.position))
-    window.skip(",")
-    if window.next_char() == "]":
-        _fail(window, address, row, JSONDecodeError(TRAILING_COMMA, window.text, window.position))
-    return True
-
-
-def _fail(window: Window, address: str, row: int, error: JSONDecodeError) -> NoReturn:
-    place = window.place(error.pos)
-    reason, words = explain(error)
-    if reason == "truncated":
-        words = f"the file {words}; it may have been cut short"
-    raise SourceError(
-        f"{address}: row {row} is broken at line {place.line}, column {place.column}; {words}; in a list no row behind "
-        "that can be read; mend it, or write JSON Lines"
-    ) from None
-
-
-class FilePosition:
-    """A position in a file, counted from 1, for a person to find."""
-
-    def __init__(self, line: int, column: int) -> None:
-        self.line = line
-        self.column = column
-
-    def after(self, text: str, start: int, end: int) -> FilePosition:
-        """The place at `text[end]`, if this is the one at `text[start]`."""
-        lines = text.count("\n", start, end)
+    def advanced(self, text: str, end: int) -> FilePosition:
+        """The position of `text[end]`, if this is the position of `text[0]`."""
+        lines = text.count("\n", 0, end)
         if not lines:
-            return FilePosition(self.line, self.column + end - start)
-        return FilePosition(self.line + lines, end - text.rfind("\n", start, end))
+            return FilePosition(self.line, self.column + end)
+        return FilePosition(self.line + lines, end - text.rfind("\n", 0, end))
 
 
 class Window:
-    """The part of a text in memory: from the value being read to the end of the last chunk."""
+    """The part of a text that is in memory: from the value being read to the end of the last chunk."""
 
     def __init__(self, stream: BinaryIO, address: str, chunk_size: int = CHUNK) -> None:
+        self.address = address
         self.text = ""
-        self.position = 0
+        self.index = 0
+        """Where in `text` reading goes on."""
         self.value_start = 0
-        self._place = FilePosition(1, 1)
+        """Where in `text` the last decoded value begins."""
+        self._text_position = FilePosition(1, 1)
         self._stream = stream
-        self._address = address
         self._chunk_size = chunk_size
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
         self._bytes_read = stream.tell()
         self._ended = False
         self._failure: SourceError | None = None
 
-    def place(self, position: int | None = None) -> FilePosition:
-        """Where in the file a position of `text` lies."""
-        return self._place.after(self.text, 0, self.position if position is None else position)
+    def position(self, index: int) -> FilePosition:
+        """The position in the file of `text[index]`."""
+        return self._text_position.advanced(self.text, index)
 
     def next_char(self) -> str:
-        """Skips white space and answers the character there; "" at the end."""
+        """Skip white space and return the next character, without skipping it; "" at the end."""
         while True:
-            match = _WHITESPACE.match(self.text, self.position)
-            self.position = match.end() if match else self.position
-            if self.position < len(self.text):
-                return self.text[self.position]
+            match = _WHITESPACE.match(self.text, self.index)
+            self.index = match.end() if match else self.index
+            if self.index < len(self.text):
+                return self.text[self.index]
             if not self._grow():
                 return ""
 
-    def skip(self, char: str) -> None:
-        """Steps over `char`, which the caller knows to be next."""
-        found = self.next_char()
-        assert found == char
-        self.position += 1
-
     def decode(self, decoder: Decoder) -> Decoded:
-        """The value at the position, and steps over it; raises `JSONDecodeError` with `text` as its document."""
+        """Return the value at `index` and move past it; raise `JSONDecodeError` with `text` as its document."""
         while True:
             try:
-                decoded = decoder.decode(self.text, self.position)
+                decoded = decoder.decode(self.text, self.index)
             except JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos + _LONGEST_LITERAL >= len(self.text)
                 if self._ended or not cut:
@@ -127,43 +78,43 @@ class Window:
             else:
                 # A number at the very end may go on in the next chunk.
                 if self._ended or decoded.end < len(self.text):
-                    self.value_start, self.position = self.position, decoded.end
+                    self.value_start, self.index = self.index, decoded.end
                     return decoded
             self._grow()
 
     def expect_end(self) -> None:
-        """Raises `SourceError` unless only white space is left."""
+        """Raise `SourceError` unless only white space is left."""
         if self.next_char():
-            place = self.place()
-            found = self.text[self.position : self.position + 24]
+            line, column = self.position(self.index)
+            found = self.text[self.index : self.index + 24]
             raise SourceError(
-                f"{self._address}: more text behind the end of the JSON value, at line {place.line}, column "
-                f"{place.column}; found {found!r}; expected one value, or JSON Lines with a whole object on each line"
+                f"{self.address}: more text after the end of the JSON value, at line {line}, column {column}; found "
+                f"{found!r}; expected one value, or JSON Lines with a whole object on each line"
             )
 
     def read_all(self) -> None:
-        """Takes in the whole rest of the text."""
+        """Read the whole rest of the text into memory."""
         while self._grow():
             pass
 
     def _grow(self) -> bool:
-        """Drops what lies behind and reads on, at least doubling the rest; False at the end of the file."""
+        """Drop the text before `index` and read on, at least doubling the rest; return False at the end of the file."""
         if self._ended:
             return False
-        self._place = self.place()
-        parts = [self.text[self.position :]]
-        self.text, self.position = "", 0
-        wanted = max(self._chunk_size, len(parts[0]))
+        self._text_position = self.position(self.index)
+        chunks = [self.text[self.index :]]
+        self.text, self.index = "", 0
+        wanted = max(self._chunk_size, len(chunks[0]))
         while wanted > 0 and not self._ended and self._failure is None:
-            parts.append(self._decode(self._stream.read(wanted)))
-            wanted -= len(parts[-1])
-        self.text = "".join(parts)
-        grown = len(self.text) > len(parts[0])
-        if self._failure is not None and not grown:  # not sooner, so that all that stands before it has been read
+            chunks.append(self._decode_bytes(self._stream.read(wanted)))
+            wanted -= len(chunks[-1])
+        self.text = "".join(chunks)
+        grown = len(self.text) > len(chunks[0])
+        if self._failure is not None and not grown:  # not sooner, so that the text before it is read first
             raise self._failure
         return grown
 
-    def _decode(self, data: bytes) -> str:
+    def _decode_bytes(self, data: bytes) -> str:
         self._ended = not data
         pending = len(self._utf8.getstate()[0])
         try:
@@ -171,10 +122,57 @@ class Window:
         except UnicodeDecodeError as error:
             offset = self._bytes_read - pending + error.start
             self._failure = SourceError(
-                f"{self._address}: not UTF-8; found byte 0x{error.object[error.start]:02x} at byte {offset} of the "
+                f"{self.address}: not UTF-8; found byte 0x{error.object[error.start]:02x} at byte {offset} of the "
                 "file; expected UTF-8; convert it: iconv -f WINDOWS-1252 -t UTF-8, or whatever its encoding is"
             )
             self._ended = False
             text = error.object[: error.start].decode()
         self._bytes_read += len(data)
         return text
+
+
+def read_array(window: Window) -> Iterator[Record | RecordError]:
+    """The rows of the list that a window starts with.
+
+    Raises `SourceError` for a syntax error: after one, nothing says where the next row begins.
+    """
+    decoder = Decoder()
+    row = 0
+    try:
+        more = _next_row(window, opening="[")
+        while more:
+            value, _, needs_check = window.decode(decoder)
+            error = record_error(value, needs_check)
+            if error is None:
+                yield value
+            else:
+                error.message = f"line {window.position(window.value_start).line}: {error.message}"
+                yield error.at(window.address, row)
+            row += 1
+            more = _next_row(window, opening=",")
+    except JSONDecodeError as wrong:
+        line, column = window.position(wrong.pos)
+        reason, message = explain(wrong)
+        if reason == "truncated":
+            message = f"the file {message}; it may have been cut short"
+        raise SourceError(
+            f"{window.address}: row {row} is broken at line {line}, column {column}; {message}; in a list no row after "
+            "that can be read; correct it, or write JSON Lines"
+        ) from None
+    window.expect_end()
+
+
+def _next_row(window: Window, opening: str) -> bool:
+    """Move past the bracket or comma before a row; at the end of the list, move past it and return False."""
+    found = window.next_char()
+    if found == opening:
+        window.index += 1
+        found = window.next_char()
+        if found != "]":
+            return True
+        if opening == ",":
+            raise JSONDecodeError(TRAILING_COMMA, window.text, window.index)
+    if found != "]":
+        raise JSONDecodeError("Expecting ',' or ']'", window.text, window.index)
+    window.index += 1
+    return False

@@ -1,4 +1,4 @@
-"""JSON Lines: one object a line, in constant memory; a broken line costs that line alone."""
+"""Reads JSON Lines, one object a line, in constant memory; a broken line costs that line alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from templatekit.types import Record
 
 
 def read_lines(stream: BinaryIO, address: str) -> Iterator[Record | RecordError]:
-    """The records of JSON Lines, parted by `\\n` or `\\r\\n` alone. Blank lines are no rows."""
+    """The rows of JSON Lines. Only `\\n` and `\\r\\n` end a line; blank lines are no rows."""
     decoder = Decoder()
     offset = row = 0
     for number, line in enumerate(stream, 1):
@@ -27,10 +27,10 @@ def read_lines(stream: BinaryIO, address: str) -> Iterator[Record | RecordError]
 
 
 def _record(decoder: Decoder, line: bytes, offset: int) -> Record | RecordError:
-    cut = not line.endswith(b"\n")
+    last = not line.endswith(b"\n")
     try:
         text = line.decode().rstrip(WHITESPACE)
-        # Files that were joined carry a byte order mark in their middle.
+        # Concatenated files have a byte order mark in their middle.
         begin = len(text) - len(text.removeprefix("\ufeff").lstrip(WHITESPACE))
         value, end, needs_check = decoder.decode(text, begin)
         if end != len(text):
@@ -41,21 +41,21 @@ def _record(decoder: Decoder, line: bytes, offset: int) -> Record | RecordError:
             return record
         return error
     except UnicodeDecodeError as wrong:
-        if cut and wrong.reason == "unexpected end of data":
-            return _broken_off(cut)
+        if last and wrong.reason == "unexpected end of data":
+            return _truncated(last)
         return RecordError(
             f"not UTF-8; found byte 0x{line[wrong.start]:02x} at byte {offset + wrong.start} of the file; expected "
             "UTF-8; convert the file: iconv -f WINDOWS-1252 -t UTF-8, or whatever its encoding is",
             reason="bad_encoding",
         )
     except JSONDecodeError as wrong:
-        reason, words = explain(wrong)
+        reason, message = explain(wrong)
         if reason == "truncated":
-            return _broken_off(cut)
-        return RecordError(f"not JSON at column {wrong.pos + 1}; {words}", reason=reason)
+            return _truncated(last)
+        return RecordError(f"not JSON at column {wrong.pos + 1}; {message}", reason=reason)
 
 
-def _broken_off(last: bool) -> RecordError:
+def _truncated(last: bool) -> RecordError:
     found = "the end of the file" if last else "the end of the line"
     hint = " (was the file cut short?)" if last else ""
     return RecordError(

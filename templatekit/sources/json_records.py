@@ -1,7 +1,7 @@
-"""Reads JSON files of every shape: a list, JSON Lines, one object, an object that holds a list.
+"""Reads JSON files of every layout: a list, JSON Lines, one object, an object that contains a list.
 
-The content tells which, whatever the file's name ends in. The name decides one thing alone, where the content cannot: a
-file of one line that holds one object with a list of objects inside.
+The layout is detected from the content, whatever the file's extension. The extension decides one case only, where the
+content cannot: a file of one line with one object, which has a list of objects inside.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from templatekit.sources.magic import skip_bom
 from templatekit.types import Record
 
 EXTENSIONS = (".json", ".jsonl", ".ndjson")
-"""Each also with the ending of a compression behind it."""
+"""The extensions of JSON files; that of a compression may follow each."""
 
 _LINES_EXTENSIONS = (".jsonl", ".ndjson")
 _ROWS_KEYS = frozenset({"data", "rows", "records", "examples", "items", "samples", "entries", "train"})
-"""Names under which files keep their rows."""
+"""Keys of the list of rows, in an object that is a whole data set."""
 _FIELD_KEYS = frozenset({"messages", "conversations", "conversation", "chosen", "rejected", "tools", "instances"})
-"""Names under which a single row keeps a list of objects."""
+"""Keys of a list of objects that belongs to a single row."""
 _HEAD_LINES = 20
 _HEAD_BYTES = 1 << 20
 
@@ -35,45 +35,44 @@ class JsonSource(FileSource):
     """JSON and JSON Lines files, plain or compressed."""
 
     name: ClassVar[str] = "json"
-    description: ClassVar[str] = "A JSON or JSON Lines file, plain or compressed, told by its content."
+    description: ClassVar[str] = "A JSON or JSON Lines file, plain or compressed; its layout is detected."
 
     def accepts(self, address: str) -> bool:
-        """Whether it is a file, of any ending, or would be one that ends in `.json`, `.jsonl`, `.ndjson`."""
+        """Whether it is a file of any extension, or a missing one that ends in `.json`, `.jsonl` or `.ndjson`."""
         path = to_path(address)
         return not is_folder(path) and (exists(path) or extension(path) in EXTENSIONS)
 
     def read_stream(self, stream: BinaryIO, address: str) -> Iterator[Record | RecordError]:
-        """The rows, each value exactly as JSON gives it."""
+        """The rows, each value exactly as the JSON has it."""
         yield from read_json(stream, address)
 
 
 def read_json(stream: BinaryIO, address: str, chunk_size: int = CHUNK) -> Iterator[Record | RecordError]:
-    """The rows of a stream that can go back to its beginning.
+    """The rows of a stream that can be rewound to its start.
 
-    `address` names it in errors and, by its ending, settles what content cannot.
+    `address` names it in errors; its extension decides what the content cannot.
     """
     begin = skip_bom(stream, address, "JSON")
     lines = _is_lines(_head(stream))
     stream.seek(begin)
+    stop_rewinding(stream)
     if lines:
-        stop_rewinding(stream)
         yield from read_lines(stream, address)
         return
-    char = Window(stream, address, chunk_size).next_char()
-    stream.seek(begin)
-    stop_rewinding(stream)
-    if char == "[":
-        yield from require_records(read_array(stream, address, chunk_size), address)
-    elif char == "{":
-        yield from _read_object(stream, address, chunk_size)
-    elif char:
-        raise _not_json(stream, address)
+    window = Window(stream, address, chunk_size)
+    first = window.next_char()
+    if first == "[":
+        yield from require_records(read_array(window), address)
+    elif first == "{":
+        yield from _read_object(window)
+    elif first:
+        raise _not_json(window)
     else:
         raise SourceError(f"{address}: no records; found an empty file; expected objects: a list, or one on each line")
 
 
 def _head(stream: BinaryIO) -> list[str]:
-    """The first lines that are not blank: two or more, each cut to a bound but for the first."""
+    """The first lines that are not blank: at least two if there are any, all but the first cut to a bound."""
     lines: list[bytes] = []
     size = 0
     while len(lines) < 2 or (len(lines) < _HEAD_LINES and size < _HEAD_BYTES):
@@ -81,7 +80,7 @@ def _head(stream: BinaryIO) -> list[str]:
         if not line:
             break
         if not lines and not line.endswith(b"\n") and not line.lstrip().startswith(b"["):
-            line += stream.readline()  # a row has to fit into memory, a list in one line does not
+            line += stream.readline()  # a row has to fit into memory, a list on one line does not
         size += len(line)
         if not line.isspace():
             lines.append(line)
@@ -89,11 +88,11 @@ def _head(stream: BinaryIO) -> list[str]:
 
 
 def _is_lines(head: list[str]) -> bool:
-    """Whether a text is JSON Lines rather than one JSON value.
+    """Whether the first lines of a text are JSON Lines rather than one JSON value.
 
-    It is where its first line is a whole value and others follow, or where a later line is a whole object that cannot
-    go on from the lines before it: then a line before it is broken. A list in the first line needs another value in the
-    second: else it is a list with rubbish behind it.
+    They are if the first line is a whole value and others follow. They are also if a later line is a whole object that
+    cannot continue the lines before it: then one of those is broken. If the first line is a list, the second must be a
+    value, too: otherwise the text is a list with something invalid after it.
     """
     if len(head) < 2:
         return False
@@ -101,13 +100,14 @@ def _is_lines(head: list[str]) -> bool:
     try:
         value, end, _ = decoder.decode(head[0])
     except JSONDecodeError:
-        return not head[0].startswith("[") and _continues_anew(decoder, head)
+        return not head[0].startswith("[") and _restarts(decoder, head)
     if isinstance(value, list):
         return _is_whole(decoder, head[1])
     return isinstance(value, (dict, InvalidValue)) or head[0][end:].strip(WHITESPACE) in ("", ",")
 
 
-def _continues_anew(decoder: Decoder, head: list[str]) -> bool:
+def _restarts(decoder: Decoder, head: list[str]) -> bool:
+    """Whether a line is a whole object, and the text breaks at or before its start if it is read as one value."""
     before = head[0] + "\n"
     for line in head[1:]:
         if line.startswith("{") and _is_whole(decoder, line) and _breaks_at(decoder, before + line) <= len(before):
@@ -130,28 +130,27 @@ def _breaks_at(decoder: Decoder, text: str) -> int:
         return error.pos
 
 
-def _read_object(stream: BinaryIO, address: str, chunk_size: int) -> Iterator[Record | RecordError]:
-    """One object: a row of its own, or the holder of a list of rows. It is read as a whole."""
-    window = Window(stream, address, chunk_size)
+def _read_object(window: Window) -> Iterator[Record | RecordError]:
+    """Read one object into memory: either a row, or the container of a list of rows."""
+    address = window.address
     window.read_all()
     window.next_char()
-    first_line = window.place().line
+    first_line = window.position(window.index).line
     try:
         value, _, needs_check = window.decode(Decoder())
     except JSONDecodeError as error:
-        place = window.place(error.pos)
-        words = explain(error).words
-        raise SourceError(f"{address}: not JSON at line {place.line}, column {place.column}; {words}") from None
-    one_line = window.place().line == first_line
+        line, column = window.position(error.pos)
+        raise SourceError(f"{address}: not JSON at line {line}, column {column}; {explain(error).message}") from None
+    one_line = window.position(window.index).line == first_line
     window.expect_end()
     rows = [value]
-    by_name = one_line and extension(to_path(address)) in _LINES_EXTENSIONS
-    if isinstance(value, InvalidValue) and not by_name:  # it may hold any number of rows
+    named_as_lines = one_line and extension(to_path(address)) in _LINES_EXTENSIONS
+    if isinstance(value, InvalidValue) and not named_as_lines:  # it may contain any number of rows
         raise SourceError(f"{address}: not usable; found {value}")
     if isinstance(value, dict):
-        key = _rows_key(value, address, strict=by_name)
+        key = _rows_key(value, address, strict=named_as_lines)
         rows = value[key] if key is not None else rows
-        if not rows or (not value and not by_name):
+        if not rows or (not value and not named_as_lines):
             raise SourceError(f"{address}: no records; found {describe(value)} and no rows in it")
     for row, record in enumerate(rows):
         error_in_row = record_error(record, needs_check)
@@ -159,8 +158,8 @@ def _read_object(stream: BinaryIO, address: str, chunk_size: int) -> Iterator[Re
 
 
 def _rows_key(value: dict[str, Any], address: str, *, strict: bool) -> str | None:
-    """The key under which an object holds the rows; None where the object is a row itself."""
-    keys = [key for key, item in value.items() if _holds_rows(key, item) and (key in _ROWS_KEYS or not strict)]
+    """The key of the list of rows; None if the object is a row itself. `strict` allows only the usual keys."""
+    keys = [key for key, item in value.items() if _has_rows(key, item) and (key in _ROWS_KEYS or not strict)]
     if len(keys) > 1:
         raise SourceError(
             f"{address}: cannot tell the rows; found lists of objects under {', '.join(map(repr, keys))}; expected one "
@@ -170,7 +169,7 @@ def _rows_key(value: dict[str, Any], address: str, *, strict: bool) -> str | Non
     return keys[0] if keys else next(empty, None)
 
 
-def _holds_rows(key: str, item: Any) -> bool:
+def _has_rows(key: str, item: Any) -> bool:
     if not isinstance(item, list) or key in _FIELD_KEYS:
         return False
     objects = [each for each in item if isinstance(each, (dict, InvalidValue))]
@@ -178,11 +177,11 @@ def _holds_rows(key: str, item: Any) -> bool:
     return bool(objects) and not messages
 
 
-def _not_json(stream: BinaryIO, address: str) -> SourceError:
-    start = stream.read(160).decode(errors="replace").strip()
+def _not_json(window: Window) -> SourceError:
+    start = window.text[window.index : window.index + 160].strip()
     whole = _is_whole(Decoder(), start)
     found = f"the lone value {start[:60]}" if whole else f"text that begins {start[:60]!r}"
     return SourceError(
-        f"{address}: no JSON records; found {found}; expected objects: a list, or one on each line; "
-        "other formats are told by their names' endings (.csv, .tsv, .parquet, .arrow)"
+        f"{window.address}: no JSON records; found {found}; expected objects: a list, or one on each line; "
+        "other formats are recognized by their file extensions (.csv, .tsv, .parquet, .arrow)"
     )

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from templatekit.errors import RecordError, SourceError
-from templatekit.sources.json_array import read_array
+from templatekit.sources.json_array import Window, read_array
 from templatekit.sources.json_lines import read_lines
 from templatekit.sources.json_records import read_json
 
@@ -42,7 +42,7 @@ def same(got: list[Any], rows: list[Any]) -> bool:
 def test_a_list_comes_back(rows: list[Any], chunk_size: int, ascii_only: bool, indent: int | str | None) -> None:
     text = json.dumps(rows, ensure_ascii=ascii_only, indent=indent)
     assert same(read(text.encode(), chunk_size=chunk_size), json.loads(text))
-    assert same(list(read_array(io.BytesIO(text.encode()), "x", chunk_size)), rows)
+    assert same(list(read_array(Window(io.BytesIO(text.encode()), "x", chunk_size))), rows)
 
 
 @given(
@@ -94,7 +94,7 @@ def test_a_cut_file_never_passes_for_a_whole_one(rows: list[Any], cut: float, ch
     error = False
     stream = io.BytesIO(data)
     try:
-        for item in read_lines(stream, "x") if lines else read_array(stream, "x", chunk_size) if data else ():
+        for item in read_lines(stream, "x") if lines else read_array(Window(stream, "x", chunk_size)) if data else ():
             got.append(item)
     except SourceError:
         error = True

@@ -124,12 +124,12 @@ def test_only_line_feeds_part_lines(write: Write) -> None:
 # One bad row of JSON Lines: the code, what the message says, and that reading goes on.
 
 BAD_ROWS = {
-    "trailing comma": (b'{"a": 1,}', "trailing_comma", "found a comma with nothing behind it"),
+    "trailing comma": (b'{"a": 1,}', "trailing_comma", "found a comma with nothing after it"),
     "trailing comma in a list": (b'{"a": [1, ]}', "trailing_comma", "comma"),
-    "comma behind the row": (b'{"a": 1},', "trailing_comma", "found a comma behind the value"),
+    "comma after the row": (b'{"a": 1},', "trailing_comma", "found a comma after the value"),
     "broken off": (b'{"a": "tex', "truncated", "found the end of the line in the middle of a value"),
     "broken off in an object": (b'{"a": 1', "truncated", "found the end of the line"),
-    "two values": (b'{"a": 1} {"b": 2}', "invalid_json", "found '{\"b\": 2}' behind the value"),
+    "two values": (b'{"a": 1} {"b": 2}', "invalid_json", "found '{\"b\": 2}' after the value"),
     "Python's quotes": (b"{'a': 1}", "invalid_json", "single quotes"),
     "Python's None": (b'{"a": None}', "invalid_json", "found 'None}'; expected value"),
     "no colon": (b'{"a" 1}', "invalid_json", "found '1}'; expected ':' delimiter"),
@@ -239,14 +239,14 @@ SYNTAX = {
     ),
     "no comma": ('[{"a": 1}\n {"b": 2}]', 1, "row 1 is broken at line 2, column 2; found '{\"b\": 2}]'; expected ','"),
     "cut between": ('[{"a": 1},\n', 1, "row 1 is broken at line 2, column 1; the file breaks off in the middle"),
-    "cut behind a row": ('[{"a": 1}\n', 1, "the file breaks off in the middle; expected its end; it may have been cut"),
+    "cut after a row": ('[{"a": 1}\n', 1, "the file breaks off in the middle; expected its end; it may have been cut"),
     "cut in text": ('[{"a": 1},\n {"b": "x', 1, "row 1 is broken at line 2, column 8; the file breaks off"),
     "cut in an object": ('[{"a": 1},\n {"b": ', 1, "row 1 is broken at line 2, column 8; the file breaks off"),
     "comma in an object": ('[{"a": 1},\n {"b": 2,}]', 1, "row 1 is broken at line 2, column"),
     "raw line break": ('[{"a": 1},\n {"b": "x\ny"}]', 1, "column 10; found a raw line break in a string"),
     "raw tab": ('[{"a": 1},\n {"b": "x\ty"}]', 1, "found a raw tab in a string; expected it as \\t"),
     "deep and never closed": ('[{"a": 1},\n' + "[" * 5000, 1, "row 1 is broken at line 2"),
-    "more behind": ('[{"a": 1}]\n}', 1, "more text behind the end of the JSON value, at line 2, column 1; found '}'"),
+    "more after": ('[{"a": 1}]\n}', 1, "more text after the end of the JSON value, at line 2, column 1; found '}'"),
     "lone comma": ("[,]", 0, "row 0 is broken at line 1, column 2"),
 }
 
@@ -259,7 +259,7 @@ def test_a_broken_list_ends_with_the_place(write: Write, name: str) -> None:
         for item in JsonSource().read(write("x.json", content)):
             got.append(item)
     assert words in str(caught.value)
-    assert len(got) == rows or name == "more behind"
+    assert len(got) == rows or name == "more after"
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_a_broken_list_ends_with_the_place(write: Write, name: str) -> None:
         ('{\n "a": 1,\n}', "not JSON at line "),
         ('{"a": 1', "not JSON at line 1, column 8; breaks off in the middle"),
         ('{"data": [{"a": 1}, {"b": ', "breaks off in the middle"),
-        ('{"a": 1}]', "more text behind the end of the JSON value, at line 1, column 9; found ']'"),
+        ('{"a": 1}]', "more text after the end of the JSON value, at line 1, column 9; found ']'"),
         ('{\n"a": 1\n}\n{\n"a": 2\n}', "at line 4, column 1"),
         ("instruction,output\nx,y\n", "no JSON records; found text that begins 'instruction,output\\nx,y'"),
         ('"instruction","output"\n"x","y"\n', "no JSON records; found text that begins"),
