@@ -82,7 +82,7 @@ class _Environment(NamedTuple):
 
 
 def ray_engine(workers: int | None) -> Engine:
-    """The engine with this many workers, by default one for each core of the cluster; raises `ConfigError` without Ray."""
+    """The engine with this many workers, by default one a core of the cluster; raises `ConfigError` without Ray."""
     if find_spec("ray") is None:
         raise ConfigError("--engine ray needs the package ray; found none; pip install 'templatekit[ray]'")
     return partial(_results, workers)
@@ -163,7 +163,7 @@ def _read(environment: _Environment) -> Iterator[pa.Table]:
 
 
 _worker: tuple[_Environment, Callable[[Chunk], ChunkResult]] | None = None
-"""In a process of the cluster: its worker, and the environment it was created for: a process may serve many commands."""
+"""In a process of the cluster: its worker, and the environment of the worker, as a process may serve many commands."""
 
 
 def _run_chunk(block: pa.Table, environment: _Environment) -> pa.Table:

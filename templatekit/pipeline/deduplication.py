@@ -100,7 +100,7 @@ class NearTextIndex:
         self._signatures: dict[int, rensa.RMinHash] = {}
 
     def add(self, texts: list[str], ids: list[int]) -> list[DuplicateOf | None]:
-        """As `TextIndex` says. Of several earlier texts, the most similar counts; of equally similar ones, the first."""
+        """As `TextIndex` says; of several earlier texts the most similar, of equally similar ones the first."""
         return [self._add(text, id) for text, id in zip(texts, ids, strict=True)]
 
     def store(self, texts: list[str], ids: list[int]) -> None:

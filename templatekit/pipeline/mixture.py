@@ -250,12 +250,12 @@ class Mixture(Pipeline):
                 raise ConfigError(f"{name}: {error}") from error
 
     def _notes(self, passes: Iterable[Passes]) -> dict[str, str]:
-        """What mixing did with the rows of each set, and which adapter was inferred, where there is something to say."""
+        """By set, what mixing did with its rows and which adapter was inferred, where there is something to say."""
         notes = {}
-        for name, pipeline, mixed, of in zip(self.names, self.pipelines, self.options.mix, passes, strict=True):
+        for name, pipeline, mixed, own in zip(self.names, self.pipelines, self.options.mix, passes, strict=True):
             adapter = pipeline.adapter
             told = f"adapter {adapter.name}, told by the records' keys" if adapter and not mixed.adapter else ""
-            if note := "; ".join(filter(None, (_note(of), told))):
+            if note := "; ".join(filter(None, (_note(own), told))):
                 notes[name] = note
         return notes
 

@@ -5,8 +5,8 @@ The methods of `Pipeline` stand in the order in which a record meets them:
 | step | method | reasons to drop the record or a sample of it |
 | --- | --- | --- |
 | read | `open` | unreadable (`invalid_json`, …), excluded by options (`filtered`, `duplicate`, `near_duplicate`) |
-| adapt | `_adapt` | the adapter's (`bad_messages`, …), `no_adapter`, `adapter_failed` |
-| render | `_render` | the template's (`template_refused`, …) |
+| adapt | `_render_record`, by `Reader.examples` | the adapter's (`bad_messages`, …), `no_adapter`, `adapter_failed` |
+| render | `_render_conversation` | the template's (`template_refused`, …) |
 | encode | `_finish` | `nothing_trained` |
 | fit | `_select` | `too_long` |
 | write | `templatekit.pipeline.outputs` | the exporter's: `not_expressible` |
@@ -107,7 +107,7 @@ class Pipeline:
         return LengthLimit(
             options.max_length,
             options.truncation,
-            render=self._render_whole,
+            render=self._render_as_one_text,
             encoder=self.encoder,
             train_on=options.train_on,
         )
@@ -210,7 +210,7 @@ class Pipeline:
         rendered = (
             sample
             for row, record in enumerate(records, first_row)
-            for sample in self._adapt(row_of(record, row), record, source)
+            for sample in self._render_record(row_of(record, row), record, source)
         )
         last_row = None
         for samples, error in chunked(rendered, BATCH_SIZE):
@@ -225,8 +225,11 @@ class Pipeline:
             if error is not None:  # raised by a later record: errors of these samples come first
                 raise error
 
-    def _adapt(self, row: int, record: Record | RecordError, source: str | None) -> list[Sample]:
-        """The rendered samples of a record; none where it is dropped. Raises its `RecordError` to stop the run."""
+    def _render_record(self, row: int, record: Record | RecordError, source: str | None) -> list[Sample]:
+        """Adapt a record and render its conversations; no sample where it is dropped.
+
+        Raises the `RecordError` where it is to stop the run.
+        """
         self.counts.rows_in += 1
         try:
             if isinstance(record, RecordError):
@@ -239,7 +242,7 @@ class Pipeline:
                 conversations += self._conversations(example)
             samples: list[Sample] = []
             for example in conversations:
-                samples += self._render(example, row)
+                samples += self._render_conversation(example, row)
         except RecordError as error:
             error.at(source, row)
             if self.options.on_error == "stop" and not isinstance(error, ExcludedRecord):
@@ -265,7 +268,7 @@ class Pipeline:
     def _count(self, example: Example) -> None:
         self.counts.add_example(example)
 
-    def _render(self, example: Example, row: int) -> tuple[Sample, ...]:
+    def _render_conversation(self, example: Example, row: int) -> tuple[Sample, ...]:
         """The texts that a conversation is trained as: as few as have each trained turn as serving would meet it."""
         example = self.reader.without_placeholders(example)
         base, _, named = parse_train_on(self.options.train_on)
@@ -280,7 +283,7 @@ class Pipeline:
                 self.counts.untrained_turns += sum(index not in found for index in turns)
         return samples
 
-    def _render_whole(self, example: Example, row: int) -> RenderedText:
+    def _render_as_one_text(self, example: Example, row: int) -> RenderedText:
         """One text for all messages of a sample, to shorten it; turns that are not trained are not checked."""
         base, _, named = parse_train_on(self.options.train_on)
         if base == "last" and not named:

@@ -44,8 +44,8 @@ class PreferencePipeline(Pipeline):
     def _count(self, example: Example) -> None:
         self.counts.add_example(example, both_answers=True)
 
-    def _render(self, example: Example, row: int) -> tuple[Sample, ...]:
-        samples = super()._render(example, row)
+    def _render_conversation(self, example: Example, row: int) -> tuple[Sample, ...]:
+        samples = super()._render_conversation(example, row)
         if len(samples) != 1:
             raise RecordError(
                 f"the answer is {len(samples)} texts in template {self.template.name!r}, which renders earlier turns "
@@ -113,7 +113,7 @@ class PreferencePipeline(Pipeline):
         """The sample with its first `common` messages replaced by a shortened prompt."""
         assert self.encoder is not None
         example = replace(sample.example, messages=prompt + sample.example.messages[common:])
-        (found,) = self._render(example, sample.rendered.row)
+        (found,) = self._render_conversation(example, sample.rendered.row)
         rendered = replace(found.rendered, sample=sample.rendered.sample, samples=sample.rendered.samples)
         tokenized = self.encoder.encode(rendered, loss_spans(rendered, self.options.train_on))
         tokenized = replace(tokenized, truncated=self.options.truncation)

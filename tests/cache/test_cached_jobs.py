@@ -1,4 +1,4 @@
-"""What is kept is the same to the last byte, whoever makes it: this process, workers, or one after the other."""
+"""Cached files are equal to the last byte, whether this process makes them, workers do, or one after the other."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from templatekit.pipeline.outputs import ExporterConverter, LengthCounts, keep_b
 from templatekit.pipeline.pipeline import Pipeline
 
 SIZE = 5
-"""Records of a part in these tests."""
+"""Records of a shard in these tests."""
 ENGINES = {"here": None, "in pieces": in_pieces, "read first": read_first, "read there": read_there}
 
 
-class Came(NamedTuple):
-    """All that there is of a run."""
+class RunResult(NamedTuple):
+    """Everything that a run gives."""
 
     samples: list[Any]
     counts: dict[str, Any]
@@ -38,13 +38,13 @@ class Came(NamedTuple):
 
 
 class Place:
-    """Rows, and a folder for what is kept of them."""
+    """A file of rows, and folders for the caches of their samples."""
 
     def __init__(self, folder: Path, registry: Registry, tokenizer: Path) -> None:
         self.rows, self.cache, self._registry, self._tokenizer = folder / "rows.jsonl", folder, registry, tokenizer
         self.said: list[str] = []
 
-    def run(self, engine: Engine | None, cache: str, *, sink: bool = False, **options: Any) -> Came:
+    def run(self, engine: Engine | None, cache: str, *, sink: bool = False, **options: Any) -> RunResult:
         values = {"dataset": self.rows, "tokenizer": self._tokenizer, "template": "qwen3", "cache": bool(cache)}
         values |= {"cache_dir": self.cache / cache, **options}
         pipeline = Pipeline(
@@ -59,12 +59,12 @@ class Place:
         except TemplatekitError as raised:
             error = f"{type(raised).__name__}: {raised}"
         adapter = pipeline.adapter.name if pipeline.adapter else None
-        if error:  # how far ahead of it a batch reaches is nobody's business
-            return Came([], {}, None, LengthCounts(), error)
-        return Came(samples, pipeline.counts.as_dict(), adapter, lengths, error)
+        if error:  # how many samples come before it depends on the chunks
+            return RunResult([], {}, None, LengthCounts(), error)
+        return RunResult(samples, pipeline.counts.as_dict(), adapter, lengths, error)
 
-    def kept(self, cache: str) -> dict[str, bytes]:
-        """Every byte of every part."""
+    def files(self, cache: str) -> dict[str, bytes]:
+        """Every byte of every shard."""
         paths = (self.cache / cache).glob("prepared-*/*/[0-9]*/*")
         return {str(path.relative_to(self.cache / cache)): path.read_bytes() for path in paths}
 
@@ -81,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(folder: Path, builtin: Registry, tokenizer_of: Tokenizers, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A place with rows of these kinds and nothing kept, where chunks have so many records."""
+    """A place with rows of these kinds and an empty cache, where chunks have this many records."""
     monkeypatch.setattr(run, "SHARD_RECORDS", SIZE)
 
     def place(kinds: list[str], chunk: int = 3) -> Place:
@@ -124,17 +124,17 @@ LISTS = st.lists(st.sampled_from([*["plain"] * 4, *KINDS]), min_size=1, max_size
 @example(
     ["long"] * 12, {"on_error": "skip", "max_length": 60, "truncation": "response"}, 2, "in pieces", "here", {1}, False
 )
-def test_whoever_makes_it(
+def test_every_engine_makes_the_same(
     place: Any, kinds: list[str], options: dict[str, Any], chunk: int, first: str, then: str, gone: set[int], sink: bool
 ) -> None:
     at = place(kinds, chunk)
     expected = at.run(None, "one", sink=sink, **options)
     assert at.run(ENGINES[first], "other", sink=sink, **options) == expected
-    assert at.kept("other") == at.kept("one")
-    assert at.kept("one") or "SourceError" in expected.error
+    assert at.files("other") == at.files("one")
+    assert at.files("one") or "SourceError" in expected.error
     at.lose("other", gone)
     assert at.run(ENGINES[then], "other", sink=sink, **options) == expected
-    assert at.kept("other") == at.kept("one")
+    assert at.files("other") == at.files("one")
     uncached = at.run(None, "", sink=sink, **options)
     if not expected.error:  # which of several reasons is the first depends on the chunks
         assert uncached == expected
@@ -147,7 +147,7 @@ def test_whoever_makes_it(
     how=st.sampled_from([{}, {"max_length": 120, "truncation": "error"}]),
     engine=st.sampled_from(list(ENGINES)),
 )
-def test_an_error_is_met_behind_what_was_kept(
+def test_an_error_comes_after_the_shards_that_were_cached(
     place: Any, good: list[int], bad: int, chunk: int, how: dict[str, Any], engine: str
 ) -> None:
     kinds = ["plain"] * 18
@@ -159,29 +159,29 @@ def test_an_error_is_met_behind_what_was_kept(
     one = at.run(None, "one", **how)
     assert f":{bad}" in one.error
     assert at.run(ENGINES[engine], "other", **how) == one
-    assert at.kept("other") == at.kept("one")
-    assert {name.split("/")[2] for name in at.kept("one")} == {f"{number:08}" for number in range(bad // SIZE)}
+    assert at.files("other") == at.files("one")
+    assert {name.split("/")[2] for name in at.files("one")} == {f"{number:08}" for number in range(bad // SIZE)}
 
 
 @pytest.mark.parametrize("engine", [swapped, lost, twice])
 def test_an_engine_that_errs_is_caught(place: Any, engine: Engine) -> None:
     at = place(["plain"] * 12, 2)
     assert at.run(None, "one") != at.run(engine, "other")
-    assert at.kept("one") != at.kept("other")
+    assert at.files("one") != at.files("other")
 
 
 def test_origins_numbered_by_their_chunk_are_caught(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The negative control of what is laid end to end: spans would name the origins of another chunk."""
+    """The negative control of concatenation: spans would refer to the origins of another chunk."""
     at = place(["plain", "plain", "system", "tool", "plain"], 2)
     expected = at.run(None, "one")
     monkeypatch.setattr(tables, "_reindexed", lambda texts, origins, roles: texts)
     at.run(in_pieces, "other")
-    assert at.kept("other") != at.kept("one")
+    assert at.files("other") != at.files("one")
     assert at.run(None, "other") != expected
 
 
-def test_parts_before_a_worker_is_needed_start_none(place: Any) -> None:
-    """A set that is all there is taken, and nobody is set up."""
+def test_cached_shards_start_no_worker(place: Any) -> None:
+    """Where all shards are on disk, no engine is called."""
 
     def none(*given: Any) -> Any:
         raise AssertionError("a worker was set up")
@@ -195,20 +195,20 @@ def test_parts_before_a_worker_is_needed_start_none(place: Any) -> None:
 
 
 @pytest.mark.parametrize("damaged", [0, 2, 3])
-def test_a_damaged_part_behind_missing_ones_is_made_anew(place: Any, damaged: int) -> None:
-    """Workers make what is missing when they begin; what is found to be damaged later is made beside them."""
+def test_a_damaged_shard_after_missing_ones_is_made_anew(place: Any, damaged: int) -> None:
+    """Workers make the shards that are missing when they start; this process makes one that is found damaged later."""
     at = place(["plain", "system", "two turns"] * 6)
     expected = at.run(None, "one")
-    before = at.kept("one")
+    before = at.files("one")
     at.lose("one", {1})
     (path,) = at.cache.glob(f"one/prepared-*/*/*{damaged}/texts.arrow")
     path.write_bytes(path.read_bytes()[:-9] + b"\0" * 9)
     assert at.run(read_first, "one") == expected
-    assert at.kept("one") == before
+    assert at.files("one") == before
     assert sum("is damaged and made anew" in said for said in at.said) == 1
 
 
-def test_what_cannot_be_kept_is_said_once(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_that_cannot_be_cached_are_reported_once(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     at = place(["plain"] * 12, 2)
     expected = at.run(None, "")
 
@@ -223,4 +223,4 @@ def test_what_cannot_be_kept_is_said_once(place: Any, monkeypatch: pytest.Monkey
         assert [said for said in at.said if "not cached" in said] == [
             "cache: records from 5 on are not cached: one holds a date in q6"
         ]
-        assert {name.split("/")[2] for name in at.kept("other")} == {"00000000", "00000002"}
+        assert {name.split("/")[2] for name in at.files("other")} == {"00000000", "00000002"}

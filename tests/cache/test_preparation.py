@@ -1,4 +1,4 @@
-"""What is taken from the disk is what was made, to the last column and count."""
+"""Samples from disk equal those that were made, to the last column and count."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from templatekit.pipeline.pipeline import Pipeline
 from templatekit.types import Example, Message, RenderedText
 
 SMALL = 5
-"""Records of a part in these tests."""
+"""Records of a shard in these tests."""
 
 
 @pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "SHARD_RECORDS", SMALL)
 
 
@@ -49,7 +49,7 @@ def chat(turns: list[str]) -> dict[str, Any]:
 
 
 class Look:
-    """All that came of a run."""
+    """Everything that a run gives."""
 
     def __init__(self, pipeline: Pipeline, batches: Iterator[SampleBatch]) -> None:
         found = list(batches)
@@ -164,7 +164,7 @@ def test_a_whole_set_reads_no_record(bench: Any, monkeypatch: pytest.MonkeyPatch
         at.look()
 
 
-def test_an_error_in_a_row_is_told_behind_what_was_kept(bench: Any) -> None:
+def test_an_error_in_a_row_comes_after_the_cached_shards(bench: Any) -> None:
     rows: list[Any] = [alpaca(n) for n in range(12)]
     rows[7] = {"instruction": "x", "input": "", "output": 3}
     at = bench(rows)
@@ -175,7 +175,7 @@ def test_an_error_in_a_row_is_told_behind_what_was_kept(bench: Any) -> None:
         assert len(at.said) == 2 * taken
 
 
-def test_gathered_trees_are_kept(bench: Any) -> None:
+def test_grouped_trees_are_cached(bench: Any) -> None:
     rows = []
     for tree in range(8):
         for turn in range(4):
@@ -269,7 +269,7 @@ def test_what_a_killed_process_left_is_swept_after_an_hour(bench: Any) -> None:
     assert [path.name for path in entry.glob(".making-*")] == [".making-new"]
 
 
-def test_data_that_change_meanwhile_are_not_kept(bench: Any) -> None:
+def test_data_that_change_during_the_run_are_not_cached(bench: Any) -> None:
     at = bench([alpaca(n) for n in range(12)])
     pipeline = at.pipeline(cache=True)
     said: list[str] = []
@@ -338,7 +338,7 @@ def test_values_that_would_come_back_as_others_are_refused(value: Any) -> None:
         example_to_json(Example(messages=(Message(role="user"),), metadata={"a": value}))
 
 
-def test_prepare_takes_what_render_kept(bench: Any, tokenizer_of: Tokenizers) -> None:
+def test_prepare_takes_what_render_cached(bench: Any, tokenizer_of: Tokenizers) -> None:
     at = bench([alpaca(n) for n in range(12)])
     folder = str(tokenizer_of.folder("nfc"))
     given = {"tokenizer": folder, "cache_dir": at.cache}
@@ -379,7 +379,7 @@ def test_mixtures_are_said_not_to_be_kept(bench: Any) -> None:
     assert not at.cache.exists()
 
 
-def test_counts_of_others_stay_out_of_what_is_kept(bench: Any) -> None:
+def test_counts_of_others_are_not_cached(bench: Any) -> None:
     """What an exporter refuses while a part is made is its own affair: another may take it."""
     at = bench([alpaca(n) for n in range(12)])
     pipeline = at.pipeline(cache=True)
@@ -391,8 +391,8 @@ def test_counts_of_others_stay_out_of_what_is_kept(bench: Any) -> None:
     assert at.look(cache=True).counts["dropped"] == {}
 
 
-def test_every_field_of_a_text_is_kept() -> None:
-    """A field that is new has to be written and read, or be empty in what is kept, as `source` is."""
+def test_every_field_of_a_text_is_cached() -> None:
+    """A new field has to be written and read, or be empty in cached samples, as `source` is."""
     assert {one.name for one in fields(RenderedText)} - {"source"} == {
         *("text", "spans", "target_spans", "message_weights", "roles", "row", "sample", "samples", "history")
     }

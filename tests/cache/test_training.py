@@ -80,8 +80,8 @@ def test_splits_are_the_same(stored: Any, split: str, order: str, train_on: str)
         }
         assert list(found.train) == list(plain.train)
         assert list(found.held_out) == list(plain.held_out)
-        assert list(found.prompt_samples) == list(plain.asked)
-        assert (found.sizes, list(found.serving_samples)) == (plain.sizes, list(plain.checked))
+        assert list(found.prompt_samples) == list(plain.prompt_samples)
+        assert (found.sizes, list(found.serving_samples)) == (plain.sizes, list(plain.serving_samples))
         assert data_fingerprints(mapped, found.train) == data_fingerprints(in_memory, plain.train)
         assert mapped.counts.as_dict() == in_memory.counts.as_dict()
 

@@ -1,4 +1,4 @@
-"""Work in pieces: whatever the pieces, what comes of them is what comes of all the records at once."""
+"""Chunk by chunk, whatever their size and the engine, a run gives the same as all records at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from templatekit.pipeline.outputs import ExporterConverter, LengthCounts, chunks
 SINKS = ("jsonl", "parquet", "arrow", "openai", "sharegpt", "datasets", "axolotl")
 
 
-class Came(NamedTuple):
+class RunResult(NamedTuple):
     """All that a user sees of a run."""
 
     files: dict[str, bytes]
@@ -36,7 +36,7 @@ class Came(NamedTuple):
     error: str
 
 
-def run(engine: Engine | str, options: DataOptions, sink: str, registry: Registry, folder: Path) -> Came:
+def run(engine: Engine | str, options: DataOptions, sink: str, registry: Registry, folder: Path) -> RunResult:
     """A run by an engine, `here` in pieces too, or `at once`."""
     pipeline, exporter, lengths = create_pipeline(options, registry), registry.exporters[sink], LengthCounts()
     if engine == "at once":
@@ -57,7 +57,7 @@ def run(engine: Engine | str, options: DataOptions, sink: str, registry: Registr
     for path in [*output.glob("*"), output] if output.is_dir() else paths:
         path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
     # What was counted before an error is not shown: how far ahead of it a batch reaches is nobody's business.
-    return Came(files, {} if error else pipeline.counts.as_dict(), LengthCounts() if error else lengths, error)
+    return RunResult(files, {} if error else pipeline.counts.as_dict(), LengthCounts() if error else lengths, error)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def compare(folder: Path, builtin: Registry, tokenizer_of: Tokenizers, monkeypat
 
     def compared(
         kinds: list[str], sink: str, size: int, engine: Engine = in_pieces, *, packs: bool = False, **options: Any
-    ) -> list[Came]:
+    ) -> list[RunResult]:
         monkeypatch.setattr("templatekit.pipeline.pipeline.CHUNK_SIZE", size)
         monkeypatch.setattr("templatekit.pipeline.mixture._CHUNK_SIZE", size)
         rows = folder / "rows.jsonl"
