@@ -1,4 +1,4 @@
-"""Texts put together from the ids of their parts, a batch at a time: by recipes, and by the pieces of a text alone."""
+"""Assembles the ids and loss weights of a batch of texts from cached ids: by token layouts and by the word table."""
 
 from __future__ import annotations
 
@@ -11,183 +11,196 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from templatekit.packing.columns import TokenizedColumns
-from templatekit.tokens.fragments import Piece
-from templatekit.tokens.layouts import CORE, Fixed, Recipe, Recipes
-from templatekit.tokens.supervision import Losses
+from templatekit.packing.columns import TokenizedColumns, offsets_from_lengths, range_indices
+from templatekit.tokens.fragments import Fragment
+from templatekit.tokens.supervision import LazyLossSpans
+from templatekit.tokens.token_layouts import SLOT, ConstantIds, TokenLayout, TokenLayouts
 from templatekit.tokens.tokenizer import Tokenizer
-from templatekit.tokens.word_table import Parts, Words
-from templatekit.types import Deferred, LossSpan, RenderedText
+from templatekit.tokens.word_table import WordIds, WordTable
+from templatekit.types import LossSpan, RenderedText, TracedText
 
-MOST = 4096
-"""Recipes that are kept; with more they are made anew."""
+MAX_LAYOUTS = 4096
+"""Token layouts that are cached; with more they are all computed again."""
 
-Text: TypeAlias = tuple[RenderedText, Sequence[LossSpan]]
-
-
-class Row(NamedTuple):
-    """How one text is put together."""
-
-    recipe: Recipe
-    cores: tuple[str, ...]
+EncoderInput: TypeAlias = tuple[RenderedText, Sequence[LossSpan]]
 
 
-class Encoded(NamedTuple):
-    """A batch, as far as it could be put together."""
+class FilledLayout(NamedTuple):
+    """A token layout with the slots of one text."""
+
+    layout: TokenLayout
+    slot_texts: tuple[str, ...]
+
+
+class AssembledBatch(NamedTuple):
+    """A batch, as far as it could be assembled."""
 
     columns: TokenizedColumns
-    others: list[int]
-    """The texts that could not be, which are empty or wrong: text of the data looks like control."""
-    first: list[int]
-    """Texts by recipes that no text was put together by before."""
+    remaining: list[int]
+    """Indices of the texts that could not be assembled, whose columns are empty or wrong.
+
+    Their data contains the text of a control token, or was encoded to the id of one.
+    """
+    first_of_layout: list[int]
+    """Indices of the texts that are the first to use their layout."""
 
 
 class Assembler:
-    """Puts texts together for one tokenizer, which encodes words apart."""
+    """Assembles texts for one tokenizer, which must encode words separately."""
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        pieces: Callable[[RenderedText, Sequence[LossSpan]], list[Piece] | None],
-        control: re.Pattern[str] | None,
+        split: Callable[[RenderedText, Sequence[LossSpan]], list[Fragment] | None],
+        control_text: re.Pattern[str] | None,
     ) -> None:
-        """`pieces` parts a text at its cuts and control tokens, or gives None where text of the data looks like
-        `control`, the pattern of control tokens.
+        """`split` returns the fragments of a text, or None where the data contains `control_text`.
+
+        `control_text` is the pattern of the control tokens' texts.
         """
-        self.words = Words(
+        self.words = WordTable(
             tokenizer.backend(control=True, prefix=False),
             prefixed=tokenizer.backend(control=True, prefix=True),
-            unwanted=tokenizer.control_ids,
+            forbidden_ids=tokenizer.control_ids,
             fingerprint=tokenizer.fingerprint,
         )
-        self.known: dict[Hashable, Recipe | None] = {}
-        """By what texts of one recipe have in common; None where there can be none."""
-        self._fresh: set[Hashable] = set()
-        self._tokenizer, self._pieces, self._control = tokenizer, pieces, control
-        self._recipes = Recipes(tokenizer)
+        self.layouts: dict[Hashable, TokenLayout | None] = {}
+        """The layout of each trace (see `_layout_key`); None where its texts cannot share one."""
+        self._unused: set[Hashable] = set()
+        self._tokenizer, self._split, self._control_text = tokenizer, split, control_text
+        self._token_layouts = TokenLayouts(tokenizer)
 
-    def encode(self, batch: Sequence[Text]) -> Encoded:
-        """The ids and weights of a batch."""
-        if len(self.known) > MOST:
-            self.known, self._fresh, self._recipes = {}, set(), Recipes(self._tokenizer)
-        rows, first = self._rows(batch)
-        numbers, weights, core_numbers = array("q"), array("d"), self.words.begin()
-        ends, core_ends = [0], [0]
-        others, core_rows = [], []
-        for index, row in enumerate(rows):
-            if row is None:
-                others.append(index)
+    def encode(self, batch: Sequence[EncoderInput]) -> AssembledBatch:
+        """The ids and loss weights of a batch."""
+        if len(self.layouts) > MAX_LAYOUTS:
+            self.layouts, self._unused, self._token_layouts = {}, set(), TokenLayouts(self._tokenizer)
+        filled_layouts, first_of_layout = self._filled_layouts(batch)
+        entries, weights, words = array("q"), array("d"), self.words.new_batch()
+        entry_offsets, word_offsets = [0], [0]
+        remaining, slot_owners = [], []
+        for index, filled in enumerate(filled_layouts):
+            if filled is None:
+                remaining.append(index)
             else:
-                numbers += row.recipe.numbers
-                weights += row.recipe.weights
-                for text, prefix in zip(row.cores, row.recipe.prefixes, strict=True):
-                    self.words.add(core_numbers, text, prefix=prefix)
-                    core_ends.append(len(core_numbers))
-                    core_rows.append(index)
-            ends.append(len(numbers))
-        parts = self.words.encode(core_numbers)
-        found = assemble(self._recipes.fixed, numbers, weights, ends, parts, core_ends)
+                entries += filled.layout.entries
+                weights += filled.layout.weights
+                for text, prefix in zip(filled.slot_texts, filled.layout.slot_prefixes, strict=True):
+                    self.words.add_text(words, text, prefix=prefix)
+                    word_offsets.append(len(words))
+                    slot_owners.append(index)
+            entry_offsets.append(len(entries))
+        word_ids = self.words.encode(words)
+        tokens = assemble(self._token_layouts.constant_ids, entries, weights, entry_offsets, word_ids, word_offsets)
         # Nothing predicts the first token, so it has no weight.
-        found.loss_weights[found.offsets[:-1][found.offsets[:-1] < found.offsets[1:]]] = 0.0
+        tokens.loss_weights[tokens.offsets[:-1][tokens.offsets[:-1] < tokens.offsets[1:]]] = 0.0
         columns = TokenizedColumns(
             rendered=[rendered for rendered, _ in batch],
             loss_spans=[spans for _, spans in batch],
             truncated=[None] * len(batch),
-            offsets=found.offsets,
-            input_ids=found.input_ids,
-            loss_weights=found.loss_weights,
+            offsets=tokens.offsets,
+            input_ids=tokens.input_ids,
+            loss_weights=tokens.loss_weights,
         )
-        if parts.strange.any():
-            # A normalizer or the model itself made a control id of text that is not one.
-            strange = np.searchsorted(core_ends, np.flatnonzero(parts.strange), side="right") - 1
-            others = sorted({*others, *(core_rows[core] for core in strange.tolist())})
-        return Encoded(columns, others, first)
+        if word_ids.is_forbidden.any():
+            # A normalizer or the model itself made a control id of text that is no control token.
+            slots = np.searchsorted(word_offsets, np.flatnonzero(word_ids.is_forbidden), side="right") - 1
+            remaining = sorted({*remaining, *(slot_owners[slot] for slot in slots.tolist())})
+        return AssembledBatch(columns, remaining, first_of_layout)
 
-    def _rows(self, batch: Sequence[Text]) -> tuple[list[Row | None], list[int]]:
-        """How each text is put together, None where it cannot be, and those that are the first by their recipes."""
-        rows: list[Row | None] = []
-        first: list[int] = []
+    def _filled_layouts(self, batch: Sequence[EncoderInput]) -> tuple[list[FilledLayout | None], list[int]]:
+        """The filled layout of each text, None where it has none; and the texts that are the first to use a layout."""
+        filled_layouts: list[FilledLayout | None] = []
+        first_of_layout: list[int] = []
         for index, (rendered, spans) in enumerate(batch):
-            filled = rendered.filled
-            key = None if filled is None else _key(filled, rendered, spans)
-            recipe = self.known.get(key)
-            if filled is None or recipe is None:
-                rows.append(None)
+            traced = rendered.traced
+            key = None if traced is None else _layout_key(traced, rendered, spans)
+            layout = self.layouts.get(key)
+            if traced is None or layout is None:
+                filled_layouts.append(None)
                 continue
-            rows.append(Row(recipe, recipe.cores(filled.texts)))
-            if self._fresh and key in self._fresh:
-                self._fresh.remove(key)
-                first.append(index)
-        if self._holds_control(chain.from_iterable(row.cores for row in rows if row is not None)):
-            rows = [None if row is None or self._holds_control(row.cores) else row for row in rows]
-        return [self._alone(*text) if row is None else row for row, text in zip(rows, batch, strict=True)], first
+            filled_layouts.append(FilledLayout(layout, layout.slot_texts(traced.pieces)))
+            if self._unused and key in self._unused:
+                self._unused.remove(key)
+                first_of_layout.append(index)
+        # One search over all texts; only if it finds something, one for each text.
+        all_texts = chain.from_iterable(filled.slot_texts for filled in filled_layouts if filled is not None)
+        if self._contains_control_text(all_texts):
+            filled_layouts = [
+                None if filled is None or self._contains_control_text(filled.slot_texts) else filled
+                for filled in filled_layouts
+            ]
+        return [
+            self._own_layout(*given) if filled is None else filled
+            for filled, given in zip(filled_layouts, batch, strict=True)
+        ], first_of_layout
 
-    def _alone(self, rendered: RenderedText, spans: Sequence[LossSpan]) -> Row | None:
-        """How a text is put together by itself; makes the recipe of its outline, if there is none yet."""
-        pieces = self._pieces(rendered, spans)
-        if pieces is None:
+    def _own_layout(self, rendered: RenderedText, spans: Sequence[LossSpan]) -> FilledLayout | None:
+        """The layout of one text alone; also caches the layout of its trace, if there is none yet."""
+        fragments = self._split(rendered, spans)
+        if fragments is None:
             return None
-        if rendered.filled is not None:
-            self._learn(rendered, rendered.filled, pieces, spans)
-        recipe = self._recipes.of_pieces(pieces, spans)
-        return Row(recipe, recipe.cores(()))
+        if rendered.traced is not None:
+            self._cache_layout(rendered, rendered.traced, fragments, spans)
+        layout = self._token_layouts.of_fragments(fragments, spans)
+        return FilledLayout(layout, layout.slot_texts(()))
 
-    def _learn(
-        self, rendered: RenderedText, filled: Deferred, pieces: Sequence[Piece], spans: Sequence[LossSpan]
+    def _cache_layout(
+        self, rendered: RenderedText, traced: TracedText, fragments: Sequence[Fragment], spans: Sequence[LossSpan]
     ) -> None:
-        """Makes the recipe of an outline by one of its texts, unless text of the data looks like control in it."""
-        key = _key(filled, rendered, spans)
-        variable = (text for text, fixed in zip(filled.texts, filled.outline.fixed, strict=True) if not fixed)
-        if key is not None and key not in self.known and not self._holds_control(variable):
-            self.known[key] = self._recipes.of_outline(filled, pieces, spans)
-            self._fresh.add(key)
+        """Cache the layout of a trace, made from one of its texts, unless a variable contains control text there."""
+        key = _layout_key(traced, rendered, spans)
+        variables = (
+            text for text, constant in zip(traced.pieces, traced.layout.is_constant, strict=True) if not constant
+        )
+        if key is not None and key not in self.layouts and not self._contains_control_text(variables):
+            self.layouts[key] = self._token_layouts.of_traced(traced, fragments, spans)
+            self._unused.add(key)
 
-    def _holds_control(self, texts: Iterable[str]) -> bool:
-        return self._control is not None and self._control.search("\0".join(texts)) is not None
+    def _contains_control_text(self, texts: Iterable[str]) -> bool:
+        return self._control_text is not None and self._control_text.search("\0".join(texts)) is not None
 
 
-def _key(filled: Deferred, rendered: RenderedText, spans: Sequence[LossSpan]) -> Hashable:
-    """Equal for texts that have one recipe; None where that is not known."""
-    if not isinstance(spans, Losses):
+def _layout_key(traced: TracedText, rendered: RenderedText, spans: Sequence[LossSpan]) -> Hashable:
+    """Equal for texts that share a token layout; None where the options behind the loss spans are not known."""
+    if not isinstance(spans, LazyLossSpans):
         return None
-    weights = filled.outline.message_weights
-    return filled.outline, spans.train_on, rendered.message_weights if weights is None else weights
+    weights = traced.layout.message_weights
+    return traced.layout, spans.train_on, rendered.message_weights if weights is None else weights
 
 
-class Assembled(NamedTuple):
-    """Ids and weights of many texts, end to end."""
+class TokenArrays(NamedTuple):
+    """The ids and loss weights of several texts, concatenated."""
 
     input_ids: NDArray[np.int32]
     loss_weights: NDArray[np.float64]
     offsets: NDArray[np.int64]
-    """Shape (texts + 1,): where each text's tokens begin."""
+    """Shape (texts + 1,): text i has the tokens `offsets[i]` to `offsets[i + 1]`."""
 
 
 def assemble(
-    fixed: Fixed,
-    numbers: array[int],
+    constant_ids: ConstantIds,
+    entries: array[int],
     weights: array[float],
-    ends: Sequence[int],
-    cores: Parts,
-    core_ends: Sequence[int],
-) -> Assembled:
-    """Puts texts together: text i has the parts `ends[i]` to `ends[i + 1]`, each a number of `fixed` or `CORE`.
+    entry_offsets: Sequence[int],
+    words: WordIds,
+    word_offsets: Sequence[int],
+) -> TokenArrays:
+    """Concatenate the ids of the entries of token layouts.
 
-    Core j, in order, has the cores' parts `core_ends[j]` to `core_ends[j + 1]`.
+    Text i has the entries `entry_offsets[i]` to `entry_offsets[i + 1]`: indices into `constant_ids`, or `SLOT`. Slot j,
+    counted over all texts, has the words `word_offsets[j]` to `word_offsets[j + 1]`.
     """
-    fixed_ids, fixed_ends = fixed.flat()
-    own_ends = cores.ends[np.array(core_ends, dtype=np.int64)]
-    starts = np.concatenate([fixed_ends[:-1], own_ends[:-1] + len(fixed_ids)])
-    lengths = np.concatenate([np.diff(fixed_ends), np.diff(own_ends)])
-    parts = np.array(numbers, dtype=np.int64)
-    (open_places,) = np.nonzero(parts == CORE)
-    parts[open_places] = len(fixed_ends) - 1 + np.arange(len(open_places))
-    part_lengths = lengths[parts]
-    part_ends = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(part_lengths)])
-    places = np.repeat(starts[parts] - part_ends[:-1], part_lengths)
-    places += np.arange(part_ends[-1])
-    return Assembled(
-        input_ids=np.concatenate([fixed_ids, cores.ids])[places],
-        loss_weights=np.repeat(np.array(weights, dtype=np.float64), part_lengths),
-        offsets=part_ends[np.array(ends, dtype=np.int64)],
+    fixed_ids, fixed_offsets = constant_ids.arrays()
+    slot_offsets = words.offsets[np.array(word_offsets, dtype=np.int64)]
+    # The ids of slots follow those of constants in one array, and slot j has the index `constants + j`.
+    starts = np.concatenate([fixed_offsets[:-1], slot_offsets[:-1] + len(fixed_ids)])
+    lengths = np.concatenate([np.diff(fixed_offsets), np.diff(slot_offsets)])
+    indices = np.array(entries, dtype=np.int64)
+    (slot_positions,) = np.nonzero(indices == SLOT)
+    indices[slot_positions] = len(fixed_offsets) - 1 + np.arange(len(slot_positions))
+    entry_lengths = lengths[indices]
+    return TokenArrays(
+        input_ids=np.concatenate([fixed_ids, words.ids])[range_indices(starts[indices], entry_lengths)],
+        loss_weights=np.repeat(np.array(weights, dtype=np.float64), entry_lengths),
+        offsets=offsets_from_lengths(entry_lengths)[np.array(entry_offsets, dtype=np.int64)],
     )

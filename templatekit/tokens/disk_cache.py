@@ -1,6 +1,6 @@
-"""What takes long to make for a tokenizer, kept with the user's caches: to read it out of a model's file takes seconds.
+"""Caches on disk what takes long to compute for a tokenizer: reading one out of a model's file takes seconds.
 
-Where nothing can be kept (a full disk, a folder that may not be written) it is made each time.
+Where nothing can be written (a full disk, a folder without permission) it is computed each time.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from templatekit.config.folders import cache_folder
+from templatekit.config.cache_folder import cache_folder
 
 _FORMAT = "tokenizers-1"
-_HEAD = 2**26
-"""Bytes at a file's beginning that are compared: the tokenizer lies before the weights, and takes some 10 MB."""
+_COMPARED_BYTES = 2**26
+"""Bytes at the start of a model's file that are hashed; the tokenizer comes before the weights, and has some 10 MB."""
 _READERS = ("transformers", "tokenizers", "gguf")
-_CHECK = 16
-"""Bytes of the digest in front of what is kept as bytes."""
+_DIGEST_SIZE = 16
+"""Bytes of the digest at the start of a file of cached bytes."""
 
 
-class Description(NamedTuple):
-    """What a `Tokenizer` is made of."""
+class TokenizerDescription(NamedTuple):
+    """The arguments of a `Tokenizer`."""
 
     definition: str
     """The text of tokenizer.json."""
@@ -33,26 +33,27 @@ class Description(NamedTuple):
     chat_template: str | None
 
 
-def kept(path: Path, read: Callable[[], Description]) -> Description:
-    """What `read` gives for a model's file, or gave for the same file before.
+def cached_description(path: Path, read: Callable[[], TokenizerDescription]) -> TokenizerDescription:
+    """The result of `read` for a model's file, cached.
 
-    The same is one of equal beginning, size and time of change, read by the same versions of what reads it.
+    A file counts as the same if its first bytes, size and modification time are equal, and so are the versions of the
+    packages that read it.
     """
     try:
-        file = _file(path)
-    except OSError:  # what is wrong with it, reading it says
+        file = _cache_file(path)
+    except OSError:  # `read` raises an error that names the reason
         return read()
     try:
-        found = Description(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # not there, or not what was written
+        found = TokenizerDescription(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # absent or damaged
         found = read()
         with suppress(OSError):
             _write(file, json.dumps(found._asdict()).encode())
     return found
 
 
-def kept_bytes(key: Iterable[str], packages: Iterable[str], make: Callable[[], bytes | None]) -> bytes | None:
-    """What `make` gives, or gave before for an equal key with the same versions of the packages; None is not kept."""
+def cached_bytes(key: Iterable[str], packages: Iterable[str], make: Callable[[], bytes | None]) -> bytes | None:
+    """The result of `make`, cached under a key and the versions of some packages; None is not cached."""
     import xxhash
 
     digest = xxhash.xxh3_128(repr([*key, *map(_version, packages)]).encode())
@@ -61,8 +62,8 @@ def kept_bytes(key: Iterable[str], packages: Iterable[str], make: Callable[[], b
         content = file.read_bytes()
     except OSError:
         content = b""
-    found, check = content[_CHECK:], content[:_CHECK]
-    if check and xxhash.xxh3_128_digest(found) == check:  # else it is not there, or damaged
+    found, check = content[_DIGEST_SIZE:], content[:_DIGEST_SIZE]
+    if check and xxhash.xxh3_128_digest(found) == check:  # else it is absent or damaged
         return found
     made = make()
     if made is not None:
@@ -71,17 +72,17 @@ def kept_bytes(key: Iterable[str], packages: Iterable[str], make: Callable[[], b
     return made
 
 
-def kept_files(folder: Path) -> list[Path]:
-    """The files of all that is kept of tokenizers in a cache's folder."""
+def cached_files(folder: Path) -> list[Path]:
+    """The files in a cache folder that hold cached values of tokenizers."""
     return sorted(folder.glob("tokenizers-*/[!.]*"))
 
 
-def _file(path: Path) -> Path:
+def _cache_file(path: Path) -> Path:
     import xxhash
 
     state = path.stat()
     with path.open("rb") as file:
-        digest = xxhash.xxh3_128(file.read(_HEAD))
+        digest = xxhash.xxh3_128(file.read(_COMPARED_BYTES))
     digest.update(repr([state.st_size, state.st_mtime_ns, *map(_version, _READERS)]).encode())
     return cache_folder() / _FORMAT / f"{digest.hexdigest()}.json"
 
@@ -94,11 +95,11 @@ def _version(package: str) -> str | None:
 
 
 def _write(file: Path, content: bytes) -> None:
-    """Whole or not at all, whoever writes the same at the same time."""
+    """Write the whole file or nothing, even if other processes write the same file at the same time."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    made = file.with_name(f".making-{os.getpid()}-{secrets.token_hex(4)}")
+    temporary = file.with_name(f".making-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        made.write_bytes(content)
-        made.replace(file)
+        temporary.write_bytes(content)
+        temporary.replace(file)
     finally:
-        made.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -1,19 +1,21 @@
-"""From text to ids, by cuts.
+"""Encodes rendered texts to ids, in fragments.
 
-The text is cut at control tokens and where the loss weight changes or a generation boundary lies, and nowhere else.
-So a prompt is encoded as a server encodes it, no token straddles the mask's edge, and each piece has one weight.
+A text is cut where its loss weight changes and at each generation boundary, and split at control tokens; nowhere else.
+So a prompt is encoded as a server encodes it, no token straddles the edge of what is trained, and each fragment has one
+weight.
 
-Control ids come from the template's text alone. A control token's text counts where the template wrote all of it, the
-names of standard roles included (`'<|' + message.role + '|>'`). The exception is text of the assistant's own, which may
-use added tokens that are not flagged special (`<think>`), since reasoning data needs them. Where a piece holds no other
-control text, the tokenizer as it is encodes it; where it does, the piece is parted at the tokens that count, and the
-rest is encoded by a copy without control tokens.
+**Text of the data never becomes a control token.** This is decided here. The encoder *trusts* a control token where the
+template wrote all of its characters. The names of the standard roles count as the template's, so that
+`'<|' + message.role + '|>'` is trusted. There is one exception: an assistant's own text may use added tokens that are
+not flagged special (`<think>`), since reasoning data needs them. A fragment whose control tokens are all trusted is
+encoded by the tokenizer as it is. Any other fragment is split at its trusted control tokens, and the text between them
+is encoded by a variant of the backend that knows no control tokens. There `<|im_end|>` is ordinary text.
 
-With `control_tokens="everywhere"` none of this holds: each piece is what the tokenizer as it is makes of it, and text
-of the data acts as well.
+With `control_tokens="everywhere"` the encoder trusts the data too, and each fragment becomes what the tokenizer makes
+of it.
 
-Where a tokenizer encodes words apart, the ids of a piece are put together from those of its words. Some texts of each
-run are encoded both ways, and a difference is an error.
+Where a tokenizer encodes words separately, the ids of a fragment are assembled from cached ids of its words
+(`templatekit.tokens.assembly`). Some texts of each run are encoded both ways, and a difference is an error.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ import tokenizers
 
 from templatekit.errors import TokenizerError, shorten
 from templatekit.packing.columns import TokenizedColumns
-from templatekit.tokens.assembly import Assembler
-from templatekit.tokens.fragments import Match, Piece, Tokens
+from templatekit.tokens.assembly import Assembler, EncoderInput
+from templatekit.tokens.fragments import ControlMatch, Fragment, FragmentTokens
 from templatekit.tokens.tokenizer import ControlToken, Tokenizer
 from templatekit.types import (
     STANDARD_ROLES,
@@ -42,11 +44,11 @@ from templatekit.types import (
     TokenizedExample,
 )
 
-_CHECKED = 1024
-"""Of so many texts one is encoded as a whole, too, and so is the first by each recipe."""
+_CHECK_INTERVAL = 1024
+"""One text in this many is also encoded without the cache, to check the result; so is the first of every layout."""
 
 _WHITESPACE = re.compile(r"[^\S\x1c-\x1f]*")
-"""What control tokens strip: Unicode's whitespace. Python's holds four control characters more."""
+"""The whitespace that control tokens strip: Unicode's. Python's has four control characters more."""
 
 
 class Encoder:
@@ -60,78 +62,77 @@ class Encoder:
         control_tokens: ControlTokens = "template",
         reuse: bool = True,
     ) -> None:
-        """`reuse` takes equal words' ids from one another, where that is proven to give the same ids."""
+        """With `reuse`, the ids of repeated words are cached, for tokenizers where this provably changes no ids."""
         self.tokenizer = tokenizer
         self.boundary = boundary
         self.control_tokens = control_tokens
         self.reuse = reuse
-        self._encoded = 0
+        self._encoded_texts = 0
 
     def encode(self, rendered: RenderedText, spans: Sequence[LossSpan] = ()) -> TokenizedExample:
-        """One text; see `encode_batch`."""
+        """Encode one text; see `encode_columns`."""
         return self.encode_batch([(rendered, spans)])[0]
 
-    def encode_batch(self, texts: Iterable[tuple[RenderedText, Sequence[LossSpan]]]) -> list[TokenizedExample]:
-        """Each text's ids and loss weights; without loss spans nothing is trained."""
+    def encode_batch(self, texts: Iterable[EncoderInput]) -> list[TokenizedExample]:
+        """Encode several texts; see `encode_columns`."""
         return list(self.encode_columns(texts))
 
-    def encode_columns(self, texts: Iterable[tuple[RenderedText, Sequence[LossSpan]]]) -> TokenizedColumns:
-        """The same as columns."""
+    def encode_columns(self, texts: Iterable[EncoderInput]) -> TokenizedColumns:
+        """The ids and loss weights of texts, each given with its loss spans; without loss spans nothing is trained."""
         batch = [*texts]
         if self._assembler is None:
-            return TokenizedColumns.of(self._encode_whole(batch))
-        columns, others, first = self._assembler.encode(batch)
-        if others:
-            # What words do not tell is encoded piece by piece, and put in its place.
-            places = {index: len(batch) + number for number, index in enumerate(others)}
-            whole = TokenizedColumns.of(self._encode_whole([batch[index] for index in others]))
-            order = [places.get(index, index) for index in range(len(batch))]
-            columns = TokenizedColumns.join([columns, whole]).select(order)
-        for index in {*first, *range(-self._encoded % _CHECKED, len(batch), _CHECKED)}:
+            return TokenizedColumns.of(self._encode_directly(batch))
+        columns, remaining, first_of_layout = self._assembler.encode(batch)
+        if remaining:
+            others = TokenizedColumns.of(self._encode_directly([batch[index] for index in remaining]))
+            positions = {index: len(batch) + position for position, index in enumerate(remaining)}
+            order = [positions.get(index, index) for index in range(len(batch))]
+            columns = TokenizedColumns.join([columns, others]).select(order)
+        for index in {*first_of_layout, *range(-self._encoded_texts % _CHECK_INTERVAL, len(batch), _CHECK_INTERVAL)}:
             self._check(columns[index])
-        self._encoded += len(batch)
+        self._encoded_texts += len(batch)
         return columns
 
     @cached_property
     def _assembler(self) -> Assembler | None:
-        """None where ids cannot be put together from those of words."""
+        """None where the ids of texts cannot be assembled from those of their words."""
         if not self.reuse or self.boundary != "cut" or self.control_tokens != "template":
             return None
-        if not self.tokenizer.encodes_words_apart:
+        if not self.tokenizer.encodes_words_separately:
             return None
-        return Assembler(self.tokenizer, self._plain_pieces, self._pattern)
+        return Assembler(self.tokenizer, self._trusted_fragments, self._control_pattern)
 
-    def _plain_pieces(self, rendered: RenderedText, spans: Sequence[LossSpan]) -> list[Piece] | None:
-        """The pieces, parted at the control tokens; None where text of the data looks like control."""
-        plain: list[Piece] = []
-        for piece in self._pieces(rendered, spans):
-            if piece.id is not None or not piece.control:
+    def _trusted_fragments(self, rendered: RenderedText, spans: Sequence[LossSpan]) -> list[Fragment] | None:
+        """The fragments of a text, split at control tokens; None where the data contains the text of one."""
+        found: list[Fragment] = []
+        for fragment in self._fragments(rendered, spans):
+            if fragment.id is not None or not fragment.control:
                 return None
-            plain += self._parted(piece) if piece.matches else (piece,)
-        return plain
+            found += self._split_at_control_tokens(fragment) if fragment.matches else (fragment,)
+        return found
 
     def _check(self, example: TokenizedExample) -> None:
-        (whole,) = self._encode_whole([(example.rendered, example.loss_spans)])
-        if (whole.input_ids, whole.loss_weights) != (example.input_ids, example.loss_weights):
+        (direct,) = self._encode_directly([(example.rendered, example.loss_spans)])
+        if (direct.input_ids, direct.loss_weights) != (example.input_ids, example.loss_weights):
             raise TokenizerError(
-                f"tokenizer {self.tokenizer.name!r}: found other ids for {shorten(example.rendered.text)} where they "
-                "are put together from its words than for the whole; expected the same, so this is a mistake of "
-                "templatekit's: please report it; to go on: --no-reuse"
+                f"tokenizer {self.tokenizer.name!r}: found other ids for {shorten(example.rendered.text)} when they "
+                "are assembled from those of its words than when the whole text is encoded; expected equal ids: this "
+                "is a bug in templatekit, please report it; to go on: --no-reuse"
             )
 
-    def _encode_whole(self, batch: Sequence[tuple[RenderedText, Sequence[LossSpan]]]) -> list[TokenizedExample]:
-        """Piece by piece, as the tokenizer itself encodes each: all pieces of all texts in one call a variant."""
-        pieces = [list(self._pieces(rendered, spans)) for rendered, spans in batch]
-        encoded = self._run([piece for parts in pieces for piece in parts])
+    def _encode_directly(self, batch: Sequence[EncoderInput]) -> list[TokenizedExample]:
+        """Encode texts without cached ids: all fragments of all texts in one call to each variant of the backend."""
+        fragments = [list(self._fragments(rendered, spans)) for rendered, spans in batch]
+        encoded = self._encode_fragments([fragment for of_text in fragments for fragment in of_text])
         position = 0
         examples = []
-        for (rendered, spans), parts in zip(batch, pieces, strict=True):
-            tokens = list(chain.from_iterable(encoded[position : position + len(parts)]))
-            position += len(parts)
+        for (rendered, spans), of_text in zip(batch, fragments, strict=True):
+            tokens = list(chain.from_iterable(encoded[position : position + len(of_text)]))
+            position += len(of_text)
             examples.append(
                 TokenizedExample(
-                    input_ids=tuple(chain.from_iterable(part.ids for part in tokens)),
-                    loss_weights=_weights(tokens, spans),
+                    input_ids=tuple(chain.from_iterable(run.ids for run in tokens)),
+                    loss_weights=_loss_weights(tokens, spans),
                     rendered=rendered,
                     loss_spans=tuple(spans),
                 )
@@ -139,224 +140,235 @@ class Encoder:
         return examples
 
     def offsets(self, rendered: RenderedText, spans: Sequence[LossSpan] = ()) -> list[tuple[int, int]]:
-        """Where each token of `encode` lies, in characters of the text.
+        """The start and end of each token that `encode` gives, in characters of the text.
 
-        Tokens that share a character overlap; characters that have no token of their own lie between two of them.
+        Tokens that share a character overlap. Characters without a token of their own lie between two tokens.
         """
-        runs = self._run(list(self._pieces(rendered, spans)), offsets=True)
+        encoded = self._encode_fragments(list(self._fragments(rendered, spans)), offsets=True)
         return [
             (tokens.start + start, tokens.start + end)
-            for tokens in chain.from_iterable(runs)
+            for tokens in chain.from_iterable(encoded)
             for start, end in tokens.offsets or ()
         ]
 
-    def _pieces(self, rendered: RenderedText, spans: Sequence[LossSpan]) -> Iterator[Piece]:
+    def _fragments(self, rendered: RenderedText, spans: Sequence[LossSpan]) -> Iterator[Fragment]:
+        """Cut a text where the loss spans start (`boundary="cut"`), and yield the fragments of each piece of it."""
         text = rendered.text
-        counted = deque(self._counted(rendered))
+        trusted = deque(self._trusted_matches(rendered))
         cuts = sorted({0, *(span.start for span in spans)}) if self.boundary == "cut" else [0]
-        behind_control = False
+        after_control = False
         for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True):
-            inside = self._found(text[start:end], start) if self.control_tokens == "everywhere" else []
-            while counted and counted[0].start < end:
-                match = counted.popleft()
-                if match.start >= start and match.end <= end and _stands_alone(match, text, start, end):
-                    inside.append(match)
+            matches = self._all_matches(text[start:end], start) if self.control_tokens == "everywhere" else []
+            while trusted and trusted[0].start < end:
+                match = trusted.popleft()
+                if match.start >= start and match.end <= end and _may_match(match, text, start, end):
+                    matches.append(match)
             if start < end:
-                prefix = self._prefix_at(start, behind_control=behind_control)
-                yield from self._segment(Piece(start, text[start:end], tuple(inside), prefix))
-                behind_control = bool(inside) and end in _behind(inside[-1], text)
+                prefix = self._has_prefix_at(start, after_control=after_control)
+                yield from self._split_if_needed(Fragment(start, text[start:end], tuple(matches), prefix))
+                after_control = bool(matches) and end in _ends(matches[-1], text)
 
-    def _segment(self, piece: Piece) -> Iterator[Piece]:
-        """A piece, parted no more than its control tokens and its dummy prefix ask for."""
-        start, text, matches = piece.start, piece.text, piece.matches
-        if self.control_tokens == "template" and not self._same_controls(piece):
-            yield from self._parted(piece)
+    def _split_if_needed(self, fragment: Fragment) -> Iterator[Fragment]:
+        """Split a fragment only as far as its control tokens and its dummy prefix require."""
+        start, text, matches = fragment.start, fragment.text, fragment.matches
+        if self.control_tokens == "template" and not self._are_all_trusted(fragment):
+            yield from self._split_at_control_tokens(fragment)
             return
-        head = 0
-        if not piece.prefix:
-            # Only what comes before the first control token goes on without a prefix.
-            head = matches[0].start - start if matches else len(text)
-            before = _without_end(text[:head]) if matches and matches[0].token.strips_left else text[:head]
+        length = 0
+        if not fragment.prefix:
+            # Only the text before the first control token continues other text, without a dummy prefix.
+            length = matches[0].start - start if matches else len(text)
+            before = _stripped_end(text[:length]) if matches and matches[0].token.strips_left else text[:length]
             if before:
-                yield Piece(start, before, prefix=False)
-        if head < len(text):
-            yield Piece(start + head, text[head:], matches)
+                yield Fragment(start, before, prefix=False)
+        if length < len(text):
+            yield Fragment(start + length, text[length:], matches)
 
-    def _parted(self, piece: Piece) -> Iterator[Piece]:
-        """Control tokens by id, and what lies between them through the copy that knows none."""
-        position, prefix, strips = piece.start, piece.prefix, False
-        for match in (*piece.matches, None):
-            stop = match.start if match else piece.start + len(piece.text)
-            between = piece.text[position - piece.start : stop - piece.start]
+    def _split_at_control_tokens(self, fragment: Fragment) -> Iterator[Fragment]:
+        """The trusted control tokens of a fragment as ids, and the text between them for the copy that knows none."""
+        position, prefix, strips = fragment.start, fragment.prefix, False
+        for match in (*fragment.matches, None):
+            stop = match.start if match else fragment.start + len(fragment.text)
+            between = fragment.text[position - fragment.start : stop - fragment.start]
             if strips:
-                between = _without_start(between)
+                between = _stripped_start(between)
                 position = stop - len(between)
             if match and match.token.strips_left:
-                between = _without_end(between)
+                between = _stripped_end(between)
             if between:
-                yield Piece(position, between, prefix=prefix, control=False)
+                yield Fragment(position, between, prefix=prefix, control=False)
             if match:
-                yield Piece(match.start, match.token.text, id=match.token.id)
+                yield Fragment(match.start, match.token.text, id=match.token.id)
                 position, strips = match.end, match.token.strips_right
-                prefix = self._prefix_at(position, behind_control=True)
+                prefix = self._has_prefix_at(position, after_control=True)
 
-    def _prefix_at(self, start: int, *, behind_control: bool) -> bool:
-        """Whether the tokenizer, given the whole text, puts its dummy prefix at this place."""
-        return start == 0 or (behind_control and self.tokenizer.prefixes == "each")
-
-    @cached_property
-    def _pattern(self) -> re.Pattern[str] | None:
-        return _any_of(self.tokenizer.control_tokens.values())
+    def _has_prefix_at(self, start: int, *, after_control: bool) -> bool:
+        """Whether the tokenizer, given the whole text, would put its dummy prefix at this position."""
+        return start == 0 or (after_control and self.tokenizer.dummy_prefix == "each")
 
     @cached_property
-    def _open_pattern(self) -> re.Pattern[str] | None:
+    def _control_pattern(self) -> re.Pattern[str] | None:
+        """Finds the text of any control token."""
+        return _pattern_of(self.tokenizer.control_tokens.values())
+
+    @cached_property
+    def _assistant_pattern(self) -> re.Pattern[str] | None:
         """Finds the control tokens that an assistant's own text may use."""
-        return _any_of(token for token in self.tokenizer.control_tokens.values() if not token.special)
+        return _pattern_of(token for token in self.tokenizer.control_tokens.values() if not token.special)
 
-    def _counted(self, rendered: RenderedText) -> list[Match]:
-        """The control tokens that count, whole words or not, leftmost and longest first, as tokenizers find them."""
-        if self.control_tokens == "everywhere" or self._pattern is None or not self._pattern.search(rendered.text):
+    def _trusted_matches(self, rendered: RenderedText) -> list[ControlMatch]:
+        """The control tokens of a text that the encoder trusts, leftmost and longest first, as tokenizers find them.
+
+        Tokens that must be whole words are found inside words too.
+        """
+        pattern = self._control_pattern
+        if self.control_tokens == "everywhere" or pattern is None or not pattern.search(rendered.text):
             return []
         return [
-            Match(match.start(), match.end(), self.tokenizer.control_tokens[match[0]])
-            for start, end, own in _trusted_regions(rendered)
-            if (pattern := self._open_pattern if own else self._pattern) is not None
-            for match in pattern.finditer(rendered.text, start, end)
+            ControlMatch(match.start(), match.end(), self.tokenizer.control_tokens[match[0]])
+            for start, end, by_assistant in _trusted_regions(rendered)
+            if (allowed := self._assistant_pattern if by_assistant else pattern) is not None
+            for match in allowed.finditer(rendered.text, start, end)
         ]
 
-    def _same_controls(self, piece: Piece) -> bool:
-        """Whether the piece holds no control text but the tokens that count."""
-        found = [(match.start, match.end) for match in self._found(piece.text, piece.start)]
-        return found == [(match.start, match.end) for match in piece.matches]
+    def _are_all_trusted(self, fragment: Fragment) -> bool:
+        """Whether a fragment contains no text of control tokens but the trusted ones."""
+        found = [(match.start, match.end) for match in self._all_matches(fragment.text, fragment.start)]
+        return found == [(match.start, match.end) for match in fragment.matches]
 
-    def _found(self, text: str, start: int) -> list[Match]:
-        """Every control token in a text that begins at `start`, whoever wrote it."""
-        tokens, found = self.tokenizer.control_tokens, self._pattern.finditer(text) if self._pattern else ()
-        matches = (Match(match.start(), match.end(), tokens[match[0]]) for match in found)
+    def _all_matches(self, text: str, start: int) -> list[ControlMatch]:
+        """Every control token in a text that starts at offset `start`, trusted or not."""
+        tokens = self.tokenizer.control_tokens
+        found = self._control_pattern.finditer(text) if self._control_pattern else ()
+        matches = (ControlMatch(match.start(), match.end(), tokens[match[0]]) for match in found)
         return [
-            Match(start + match.start, start + match.end, match.token)
+            ControlMatch(start + match.start, start + match.end, match.token)
             for match in matches
-            if _stands_alone(match, text, 0, len(text))
+            if _may_match(match, text, 0, len(text))
         ]
 
-    def _run(self, pieces: Sequence[Piece], *, offsets: bool = False) -> list[list[Tokens]]:
-        """Each piece's tokens, in order: one run of them, or several where the piece had to be parted.
+    def _encode_fragments(self, fragments: Sequence[Fragment], *, offsets: bool = False) -> list[list[FragmentTokens]]:
+        """The tokens of each fragment: one run of them, or several where the fragment had to be split.
 
-        Cut pieces have one weight each, so that few need the characters of their tokens, which cost time.
+        Offsets take time, so they are computed only where they are needed: cut fragments have one weight each.
         """
         offsets = offsets or self.boundary == "joint"
-        results = [[] if piece.id is None else [_known(piece)] for piece in pieces]
+        results = [[] if fragment.id is None else [_tokens_of_id(fragment)] for fragment in fragments]
         groups: dict[tuple[bool, bool], list[int]] = {}
-        for index, piece in enumerate(pieces):
-            if piece.id is None:
-                groups.setdefault((piece.control, piece.prefix), []).append(index)
+        for index, fragment in enumerate(fragments):
+            if fragment.id is None:
+                groups.setdefault((fragment.control, fragment.prefix), []).append(index)
         for (control, prefix), members in groups.items():
-            texts = [pieces[index].text for index in members]
+            texts = [fragments[index].text for index in members]
             encodings = self._encode_texts(texts, control=control, prefix=prefix, offsets=offsets)
             for index, encoding in zip(members, encodings, strict=True):
-                results[index] = self._checked(pieces[index], encoding, offsets=offsets)
+                results[index] = self._checked_tokens(fragments[index], encoding, offsets=offsets)
         return results
 
     def _encode_texts(
         self, texts: Sequence[str], *, control: bool, prefix: bool, offsets: bool
     ) -> list[tokenizers.Encoding]:
         backend = self.tokenizer.backend(control=control, prefix=prefix)
-        placed = offsets or (control and self.tokenizer.matches_loosely)
-        encode = backend.encode_batch if placed else backend.encode_batch_fast
+        needs_offsets = offsets or (control and self.tokenizer.has_ambiguous_control_ids)
+        encode = backend.encode_batch if needs_offsets else backend.encode_batch_fast
         encodings: list[tokenizers.Encoding] = encode(texts, add_special_tokens=False)
         return encodings
 
-    def _checked(self, piece: Piece, encoding: tokenizers.Encoding, *, offsets: bool) -> list[Tokens]:
-        """The piece's tokens, once no control id has come out that should not have."""
-        if self.control_tokens == "everywhere" or self._came_right(piece, encoding):
-            return [Tokens(piece.start, encoding.ids, encoding.offsets if offsets else None)]
-        # A normalizer or the model itself made a control id of text that is not one.
-        parts = list(self._parted(piece) if piece.control else self._split(piece))
-        return [tokens for several in self._run(parts, offsets=offsets) for tokens in several]
+    def _checked_tokens(
+        self, fragment: Fragment, encoding: tokenizers.Encoding, *, offsets: bool
+    ) -> list[FragmentTokens]:
+        """The tokens of a fragment; it is split and encoded again where control ids appear that are not trusted."""
+        if self.control_tokens == "everywhere" or self._has_trusted_ids_only(fragment, encoding):
+            return [FragmentTokens(fragment.start, encoding.ids, encoding.offsets if offsets else None)]
+        # A normalizer or the model itself made a control id of text that is no control token.
+        smaller = self._split_at_control_tokens(fragment) if fragment.control else self._split_control_text(fragment)
+        return [run for runs in self._encode_fragments(list(smaller), offsets=offsets) for run in runs]
 
-    def _came_right(self, piece: Piece, encoding: tokenizers.Encoding) -> bool:
+    def _has_trusted_ids_only(self, fragment: Fragment, encoding: tokenizers.Encoding) -> bool:
+        """Whether the control ids of an encoding are those of the trusted control tokens."""
         control = self.tokenizer.control_ids
-        if not piece.matches and control.isdisjoint(encoding.ids):
+        if not fragment.matches and control.isdisjoint(encoding.ids):
             return True
-        if piece.control and self.tokenizer.matches_loosely:
-            return self._came_in_place(piece, encoding)
-        came = [id for id in encoding.ids if id in control]
-        expected = [match.token.id for match in piece.matches]
-        if not piece.control and self._pattern is not None and self._pattern.search(piece.text):
-            return came == expected
-        # What the vocabulary lacks may come out as the unknown token, which is a control token too.
-        return [id for id in came if id != self.tokenizer.unknown_id] == [
+        if fragment.control and self.tokenizer.has_ambiguous_control_ids:
+            return self._has_trusted_offsets_only(fragment, encoding)
+        found = [id for id in encoding.ids if id in control]
+        expected = [match.token.id for match in fragment.matches]
+        if not fragment.control and self._control_pattern is not None and self._control_pattern.search(fragment.text):
+            return found == expected
+        # Text that the vocabulary lacks may become the unknown token, which is a control token as well.
+        return [id for id in found if id != self.tokenizer.unknown_id] == [
             id for id in expected if id != self.tokenizer.unknown_id
         ]
 
-    def _came_in_place(self, piece: Piece, encoding: tokenizers.Encoding) -> bool:
-        """Whether each control id stands for the characters of the token that counts, and there is no other.
+    def _has_trusted_offsets_only(self, fragment: Fragment, encoding: tokenizers.Encoding) -> bool:
+        """Whether each control id covers the characters of its trusted control token, and there is no other.
 
-        Else the template's own might not be found, for the characters beside it, and text of the data in its stead.
+        Without this the backend might miss the template's own token, because of the characters beside it, and find text
+        of the data instead.
         """
-        placed = zip(encoding.ids, encoding.offsets, strict=True)
-        came = [(id, place) for id, place in placed if id in self.tokenizer.control_ids]
-        return len(came) == len(piece.matches) and all(
-            id == match.token.id and start + piece.start < match.end and match.start < end + piece.start
-            for (id, (start, end)), match in zip(came, piece.matches, strict=True)
+        tokens = zip(encoding.ids, encoding.offsets, strict=True)
+        found = [(id, offsets) for id, offsets in tokens if id in self.tokenizer.control_ids]
+        return len(found) == len(fragment.matches) and all(
+            id == match.token.id and start + fragment.start < match.end and match.start < end + fragment.start
+            for (id, (start, end)), match in zip(found, fragment.matches, strict=True)
         )
 
-    def _split(self, piece: Piece) -> Iterator[Piece]:
-        """The piece in smaller ones, cut behind the first character of control text, else behind every character.
+    def _split_control_text(self, fragment: Fragment) -> Iterator[Fragment]:
+        """Split a fragment after the first character of each control token's text, or else after every character.
 
-        Hardly ever needed: where the model's own vocabulary holds a control token's text (Unigram), or a normalizer
-        makes it.
+        Rarely needed: the model's own vocabulary contains a control token's text (Unigram), or a normalizer makes it.
         """
-        if len(piece.text) == 1:
-            raise TokenizerError(f"tokenizer {self.tokenizer.name!r} makes a control token of {shorten(piece.text)}")
-        found = self._pattern.finditer(piece.text) if self._pattern else ()
-        cuts = sorted({match.start() + 1 for match in found} - {len(piece.text)}) or range(1, len(piece.text))
-        for start, end in pairwise([0, *cuts, len(piece.text)]):
-            yield Piece(piece.start + start, piece.text[start:end], prefix=piece.prefix and not start, control=False)
+        if len(fragment.text) == 1:
+            raise TokenizerError(f"tokenizer {self.tokenizer.name!r} makes a control token of {shorten(fragment.text)}")
+        found = self._control_pattern.finditer(fragment.text) if self._control_pattern else ()
+        cuts = sorted({match.start() + 1 for match in found} - {len(fragment.text)}) or range(1, len(fragment.text))
+        for start, end in pairwise([0, *cuts, len(fragment.text)]):
+            prefix = fragment.prefix and not start
+            yield Fragment(fragment.start + start, fragment.text[start:end], prefix=prefix, control=False)
 
 
-def _behind(match: Match, text: str) -> range:
-    """The places right behind a control token: several where it takes the whitespace that follows."""
+def _ends(match: ControlMatch, text: str) -> range:
+    """The offsets where a control token may end: several where it strips the whitespace after it."""
     whitespace = _WHITESPACE.match(text, match.end) if match.token.strips_right else None
     return range(match.end, (whitespace.end() if whitespace else match.end) + 1)
 
 
-def _known(piece: Piece) -> Tokens:
-    assert piece.id is not None
-    return Tokens(piece.start, (piece.id,), ((0, len(piece.text)),))
+def _tokens_of_id(fragment: Fragment) -> FragmentTokens:
+    assert fragment.id is not None
+    return FragmentTokens(fragment.start, (fragment.id,), ((0, len(fragment.text)),))
 
 
-def _any_of(tokens: Iterable[ControlToken]) -> re.Pattern[str] | None:
+def _pattern_of(tokens: Iterable[ControlToken]) -> re.Pattern[str] | None:
     """Finds any of the tokens, the longest first."""
     ordered = sorted(tokens, key=lambda token: (-len(token.text), token.text))
     return re.compile("|".join(re.escape(token.text) for token in ordered)) if ordered else None
 
 
-def _stands_alone(match: Match, text: str, start: int, end: int) -> bool:
-    """Whether a token that must be a whole word is one in `text[start:end]`, which is encoded alone."""
+def _may_match(match: ControlMatch, text: str, start: int, end: int) -> bool:
+    """False for a token that must be a whole word and is none in `text[start:end]`, which is encoded alone."""
     if not match.token.whole_word:
         return True
-    before = match.start > start and _is_word(text[match.start - 1])
-    return not before and not (match.end < end and _is_word(text[match.end]))
+    before = match.start > start and _is_word_character(text[match.start - 1])
+    return not before and not (match.end < end and _is_word_character(text[match.end]))
 
 
-def _is_word(character: str) -> bool:
-    """As the tokenizers library has it: marks and joiners among them, unlike Python's."""
+def _is_word_character(character: str) -> bool:
+    """As the tokenizers library defines it: unlike Python's, with marks and joiners."""
     kind = unicodedata.category(character)
     return kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or character in ("\u200c", "\u200d")
 
 
-def _without_start(text: str) -> str:
+def _stripped_start(text: str) -> str:
     match = _WHITESPACE.match(text)
     return text[match.end() :] if match else text
 
 
-def _without_end(text: str) -> str:
-    return _without_start(text[::-1])[::-1]
+def _stripped_end(text: str) -> str:
+    return _stripped_start(text[::-1])[::-1]
 
 
 def _trusted_regions(rendered: RenderedText) -> Iterator[tuple[int, int, bool]]:
-    """The longest runs of characters that are the template's, or (True) one field of an assistant's own text."""
+    """The longest regions of characters that the template wrote, or (True) of one field of an assistant's own text."""
     start = end = 0
     for span in rendered.spans:
         origin = span.origin
@@ -373,8 +385,8 @@ def _trusted_regions(rendered: RenderedText) -> Iterator[tuple[int, int, bool]]:
         yield start, end, False
 
 
-def _weights(parts: Sequence[Tokens], spans: Sequence[LossSpan]) -> tuple[float, ...]:
-    """Each token's weight: the largest among its characters. Nothing predicts the first token, so it has none."""
+def _loss_weights(tokens: Sequence[FragmentTokens], spans: Sequence[LossSpan]) -> tuple[float, ...]:
+    """The weight of each token: the largest among its characters. Nothing predicts the first token, so it has none."""
     starts = [span.start for span in spans]
 
     def largest(start: int, end: int) -> float:
@@ -382,9 +394,9 @@ def _weights(parts: Sequence[Tokens], spans: Sequence[LossSpan]) -> tuple[float,
         return max((span.weight for span in spans[max(first, 0) : last + 1]), default=0.0)
 
     weights: list[float] = []
-    for part in parts:
-        if part.offsets is None:
-            weights += [largest(part.start, part.start)] * len(part.ids)
+    for run in tokens:
+        if run.offsets is None:
+            weights += [largest(run.start, run.start)] * len(run.ids)
         else:
-            weights += [largest(part.start + start, part.start + end) for start, end in part.offsets]
+            weights += [largest(run.start + start, run.start + end) for start, end in run.offsets]
     return (0.0, *weights[1:]) if weights else ()

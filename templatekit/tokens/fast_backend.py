@@ -1,10 +1,10 @@
-"""A quicker encoder of parts, where it is proven to give the ids of `tokenizers`: kitoken, if it is installed.
+"""A faster backend than `tokenizers`: kitoken, where it is installed and proven to give the same ids.
 
-`tokenizers` is the reference. kitoken stands in for it on text of ASCII characters alone, with byte-level BPE whose
-pattern is one of those that both were compared on, and after a battery of nasty strings has given equal ids with this
-very tokenizer. Its tables, which take as long to make as some thousand texts to encode, are kept once that is proven.
-Everything else stays with the reference: with GPT-2's pattern the two part on `\\n's` and behind a non-breaking space,
-with SmolLM2's at some control characters. Each 1,024th text of a run is compared as well, by `Encoder`.
+`tokenizers` is the reference. kitoken replaces it only for byte-level BPE with one of the patterns for which the two
+were compared, only for ASCII text, and only after a large set of difficult strings gave equal ids with the tokenizer in
+use. Its tables take as long to build as some thousand texts take to encode, so they are cached once they are proven.
+Everything else is encoded by the reference: with GPT-2's pattern the two differ on `\\n's` and after a non-breaking
+space, with SmolLM2's at some control characters. `Encoder` also compares each 1,024th text of a run.
 """
 
 from __future__ import annotations
@@ -15,42 +15,44 @@ from typing import TypeAlias
 
 import tokenizers
 
-from templatekit.tokens.disk_cache import kept_bytes
-from templatekit.tokens.word_boundaries import is_control, parts_at_seams
+from templatekit.tokens.disk_cache import cached_bytes
+from templatekit.tokens.word_boundaries import is_control_token, splits_at_word_boundaries
 
-Encode: TypeAlias = Callable[[Sequence[str]], list[list[int]]]
-"""The ids of each text."""
+EncodeTexts: TypeAlias = Callable[[Sequence[str]], list[list[int]]]
+"""Returns the ids of each text."""
 
 _LETTERS = ("a", "Z", "the", "Abc", "x" * 40)
-_OTHERS = ("1", "1234", ".", "!?", "'s", "'LL", "_", "/", "{}", "=", "0x", "#")
-_BLANKS = ("", " ", "  ", "    ", "\n", "\n\n", " \n ", "\r\n", "\t", "\t\t")
+_NON_LETTERS = ("1", "1234", ".", "!?", "'s", "'LL", "_", "/", "{}", "=", "0x", "#")
+_WHITESPACE = ("", " ", "  ", "    ", "\n", "\n\n", " \n ", "\r\n", "\t", "\t\t")
 
-_LARGE = 10_000
-"""Entries of a vocabulary whose tables take longer to make than to read."""
+_LARGE_VOCABULARY = 10_000
+"""Size of a vocabulary from which on building the tables takes longer than reading them."""
 
-_PLAIN = bytes([*b"\t\n\r", *range(ord(" "), 0x7F)])
-"""All of ASCII but for control characters that are no newlines and no tabs."""
+_PROVEN_BYTES = bytes([*b"\t\n\r", *range(ord(" "), 0x7F)])
+"""All of ASCII, without the control characters that are neither newlines nor tabs."""
 
 
-def is_alike(text: str) -> bool:
-    """Whether both encoders give the text equal ids, where the battery says so of a tokenizer.
+def is_proven_text(text: str) -> bool:
+    """Whether both backends give equal ids for a text of this kind, once `probe_texts` proves a tokenizer.
 
-    Not where whitespace that is no blank stands before an apostrophe, and not with control characters.
+    False for text with control characters, and where a newline or tab stands before an apostrophe.
     """
-    if not text.isascii() or text.encode().translate(None, _PLAIN):  # several times as fast as a pattern
+    if not text.isascii() or text.encode().translate(None, _PROVEN_BYTES):  # several times as fast as a pattern
         return False
     return "\n'" not in text and "\t'" not in text and "\r'" not in text
 
 
-def battery() -> list[str]:
-    """Such texts, of everything that patterns tell apart, side by side."""
-    kinds = (*_LETTERS, *_OTHERS)
-    pairs = itertools.chain(itertools.product(kinds, _BLANKS, kinds), itertools.product(_BLANKS, kinds, _BLANKS))
-    return [text for text in map("".join, pairs) if is_alike(text)]
+def probe_texts() -> list[str]:
+    """The texts of the proof: every combination of the kinds of characters that patterns distinguish."""
+    visible = (*_LETTERS, *_NON_LETTERS)
+    combinations = itertools.chain(
+        itertools.product(visible, _WHITESPACE, visible), itertools.product(_WHITESPACE, visible, _WHITESPACE)
+    )
+    return [text for text in map("".join, combinations) if is_proven_text(text)]
 
 
-def reference(backend: tokenizers.Tokenizer) -> Encode:
-    """`tokenizers` itself."""
+def reference_encode(backend: tokenizers.Tokenizer) -> EncodeTexts:
+    """A function that encodes texts with `tokenizers`, without special tokens around them."""
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
@@ -58,19 +60,19 @@ def reference(backend: tokenizers.Tokenizer) -> Encode:
     return encode
 
 
-def worth(backend: tokenizers.Tokenizer) -> int:
-    """How many parts the reference encodes in about the time that it takes to load the quicker encoder.
+def break_even_texts(backend: tokenizers.Tokenizer) -> int:
+    """How many words the reference encodes in the time that it takes to load the fast backend.
 
-    That is a tenth of a second for a vocabulary of 50,000.
+    Loading takes a tenth of a second for a vocabulary of 50,000.
     """
     size: int = backend.get_vocab_size()
     return 1_000 + size // 10
 
 
-def quicker(backend: tokenizers.Tokenizer, *, fingerprint: str | None = None) -> Encode | None:
-    """Encodes texts that are alike and hold no control token; None where kitoken is absent or not proven equal.
+def load_fast_backend(backend: tokenizers.Tokenizer, *, fingerprint: str | None = None) -> EncodeTexts | None:
+    """A function that encodes proven texts without control tokens; None where kitoken is absent or not proven equal.
 
-    The tables of a large vocabulary are kept under its tokenizer's `fingerprint`.
+    The tables of a large vocabulary are cached under the tokenizer's `fingerprint`.
     """
     try:
         from kitoken import Kitoken
@@ -78,25 +80,26 @@ def quicker(backend: tokenizers.Tokenizer, *, fingerprint: str | None = None) ->
         return None
     if backend.normalizer is not None and type(backend.normalizer) is not tokenizers.normalizers.NFC:
         return None
-    if not parts_at_seams(backend) or not all(map(is_control, backend.get_added_tokens_decoder().values())):
+    added_tokens = backend.get_added_tokens_decoder().values()
+    if not splits_at_word_boundaries(backend) or not all(map(is_control_token, added_tokens)):
         return None
-    texts = battery()
+    texts = probe_texts()
 
-    def tables() -> bytes | None:
-        bare = tokenizers.Tokenizer(backend.model)  # without added tokens, and with nothing put around a text
+    def build_tables() -> bytes | None:
+        bare = tokenizers.Tokenizer(backend.model)  # without added tokens and post-processor
         bare.normalizer, bare.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
         try:
-            made: bytes = Kitoken.from_tokenizers(bare.to_str().encode()).to_bytes()
-            equal = Kitoken(made).encode_all(texts) == reference(backend)(texts)
-        except Exception:  # it does not read every file that `tokenizers` reads; then there is no quicker way
+            built: bytes = Kitoken.from_tokenizers(bare.to_str().encode()).to_bytes()
+            equal = Kitoken(built).encode_all(texts) == reference_encode(backend)(texts)
+        except Exception:  # kitoken cannot read every file that `tokenizers` reads
             return None
-        return made if equal else None
+        return built if equal else None
 
-    if fingerprint is None or backend.get_vocab_size() < _LARGE:
-        found = tables()
+    if fingerprint is None or backend.get_vocab_size() < _LARGE_VOCABULARY:
+        tables = build_tables()
     else:
-        found = kept_bytes([fingerprint, *texts], ["kitoken", "tokenizers"], tables)
-    if found is None:
+        tables = cached_bytes([fingerprint, *texts], ["kitoken", "tokenizers"], build_tables)
+    if tables is None:
         return None
-    encoder = Kitoken(found)
+    encoder = Kitoken(tables)
     return lambda texts: encoder.encode_all(list(texts))

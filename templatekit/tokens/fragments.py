@@ -1,4 +1,4 @@
-"""What a text is cut into on its way to the encoder."""
+"""The pieces of work of the encoder: fragments of a text, and the tokens that each one becomes."""
 
 from __future__ import annotations
 
@@ -10,39 +10,41 @@ from templatekit.tokens.tokenizer import ControlToken
 from templatekit.types import LossSpan
 
 
-class Match(NamedTuple):
-    """A control token that counts, in characters of the text."""
+class ControlMatch(NamedTuple):
+    """A control token in a text; `start` and `end` are in characters."""
 
     start: int
     end: int
     token: ControlToken
 
 
-class Piece(NamedTuple):
-    """Text for one call to the encoder, or a control token's id that is already known."""
+class Fragment(NamedTuple):
+    """Text that goes to the backend in one call, or a control token whose id is already known."""
 
     start: int
+    """Offset in the text, in characters."""
     text: str
-    matches: tuple[Match, ...] = ()
-    """The control tokens that count in it."""
+    matches: tuple[ControlMatch, ...] = ()
+    """The trusted control tokens in the fragment."""
     prefix: bool = True
-    """Let the tokenizer put its dummy prefix in front."""
+    """Whether the backend may put its dummy prefix before the fragment."""
     control: bool = True
-    """Encode with the control tokens, which are known to be the template's."""
+    """Whether to encode with the backend that knows the control tokens, or with the one that knows none."""
     id: int | None = None
+    """The id of a control token; None for text."""
 
 
-class Tokens(NamedTuple):
-    """What the encoder made of a piece."""
+class FragmentTokens(NamedTuple):
+    """The tokens of a fragment."""
 
     start: int
-    """Where the piece begins, in characters of the text."""
+    """Offset of the fragment in the text, in characters."""
     ids: Sequence[int]
     offsets: Sequence[tuple[int, int]] | None = None
-    """The characters of each token, counted from `start`; None where the piece has one weight throughout."""
+    """The characters of each token, counted from `start`; None where the whole fragment has one weight."""
 
 
 def weight_at(start: int, spans: Sequence[LossSpan]) -> float:
-    """The weight of a piece, which is that of its first character."""
+    """The loss weight of a fragment, which is the weight of its first character."""
     index = bisect_right(spans, start, key=lambda span: span.start) - 1
     return spans[index].weight if index >= 0 else 0.0

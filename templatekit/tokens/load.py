@@ -1,7 +1,8 @@
-"""Finds a tokenizer by folder or by name.
+"""Finds a tokenizer by path or by name.
 
 A folder with `tokenizer.json` is read as it is. Everything else (a `.gguf` file, a hub name, a model without
-`tokenizer.json`) goes through transformers, which is imported only then. What it reads out of a `.gguf` file is kept.
+`tokenizer.json`) goes through transformers, which is imported only then. The tokenizer of a `.gguf` file is cached on
+disk.
 """
 
 from __future__ import annotations
@@ -12,28 +13,28 @@ from typing import TYPE_CHECKING, Any
 
 from templatekit.errors import TokenizerError, nearest
 from templatekit.hooks.registry import Registry
-from templatekit.tokens.disk_cache import Description, kept
-from templatekit.tokens.tokenizer import NAMED, TOKENIZER_FILE, Tokenizer
+from templatekit.tokens.disk_cache import TokenizerDescription, cached_description
+from templatekit.tokens.tokenizer import SPECIAL_TOKEN_KEYS, TOKENIZER_FILE, Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 def find_tokenizer(address: str, registry: Registry) -> Tokenizer:
-    """The tokenizer at a path, of a name that a plugin resolves, or of a hub name. Raises `TokenizerError`."""
+    """The tokenizer at a path, of a name that a plugin resolves, or on the hub. Raises `TokenizerError`."""
     path = resolve_model(address, registry)
     if path is not None:
         folder = path.parent if path.name == TOKENIZER_FILE else path
         if (folder / TOKENIZER_FILE).is_file():
             return Tokenizer.from_folder(folder)
     if path is not None and path.suffix == ".gguf":
-        found = kept(path, lambda: _described(load_transformers_tokenizer(path), address))
+        found = cached_description(path, lambda: _describe(load_transformers_tokenizer(path), address))
         return Tokenizer(found.definition, config=found.config, chat_template=found.chat_template, name=address)
     return from_transformers(load_transformers_tokenizer(path or address), name=address)
 
 
 def resolve_model(address: str, registry: Registry) -> Path | None:
-    """Where a model or tokenizer lies on this machine; None for a name that only a hub can know."""
+    """The path of a model or tokenizer on this machine; None for a name that only the hub may know."""
     path = Path(address).expanduser()
     if path.exists():
         return path
@@ -48,7 +49,7 @@ def resolve_model(address: str, registry: Registry) -> Path | None:
 
 
 def load_transformers_tokenizer(address: str | Path) -> PreTrainedTokenizerBase:
-    """`AutoTokenizer` for a folder, a `.gguf` file or a hub name, with its failures in our words."""
+    """`AutoTokenizer` for a folder, a `.gguf` file or a hub name. Raises `TokenizerError` for whatever fails."""
     from transformers import AutoTokenizer
 
     path = Path(address)
@@ -66,19 +67,19 @@ def load_transformers_tokenizer(address: str | Path) -> PreTrainedTokenizerBase:
 
 
 def from_transformers(tokenizer: PreTrainedTokenizerBase, *, name: str | None = None) -> Tokenizer:
-    """Our view of a transformers tokenizer. Raises `TokenizerError` for one without a fast backend."""
-    found = _described(tokenizer, name)
+    """The same tokenizer as a `Tokenizer`. Raises `TokenizerError` for one without a `tokenizers` backend."""
+    found = _describe(tokenizer, name)
     return Tokenizer(
         found.definition, config=found.config, chat_template=found.chat_template, name=name or tokenizer.name_or_path
     )
 
 
-def _described(tokenizer: PreTrainedTokenizerBase, name: str | None) -> Description:
+def _describe(tokenizer: PreTrainedTokenizerBase, name: str | None) -> TokenizerDescription:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise TokenizerError(f"tokenizer {name!r} has no {TOKENIZER_FILE} form; convert it with transformers first")
-    config = {key: value for key in NAMED if (value := getattr(tokenizer, key, None)) is not None}
+    config = {key: value for key in SPECIAL_TOKEN_KEYS if (value := getattr(tokenizer, key, None)) is not None}
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")
-    return Description(backend.to_str(), config, template)
+    return TokenizerDescription(backend.to_str(), config, template)

@@ -1,4 +1,4 @@
-"""Which characters are trained, and how much: the one place that turns targets into loss weights."""
+"""Decides which characters are trained, and how much: the only place that turns targets into loss weights."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple, overload
 
-from templatekit.config.train_on import TrainedParts, parse_train_on
+from templatekit.config.train_on import TrainOnWeights, parse_train_on
 from templatekit.types import COMPUTED, LossSpan, Origin, RenderedText, TargetSpan, TokenizedExample, TrainOn
 from templatekit.views import View
 
 
-class _Run(NamedTuple):
-    """Characters that lie in one target, or in none."""
+class _TargetedSpan(NamedTuple):
+    """Characters of one origin that lie in one target, or in none."""
 
     start: int
     end: int
     origin: Origin
     target: int | None
-    """Index into the target spans."""
+    """Index into the target spans; None outside of them."""
 
 
-class Losses(Sequence[LossSpan]):
-    """The loss spans of a text, worked out when they are first asked for."""
+class LazyLossSpans(Sequence[LossSpan]):
+    """The loss spans of a text, computed on first access."""
 
     __slots__ = ("_spans", "rendered", "train_on")
 
@@ -30,60 +30,63 @@ class Losses(Sequence[LossSpan]):
         self.rendered, self.train_on = rendered, train_on
         self._spans: tuple[LossSpan, ...] | None = None
 
-    def _found(self) -> tuple[LossSpan, ...]:
+    def _computed(self) -> tuple[LossSpan, ...]:
         if self._spans is None:
             self._spans = loss_spans(self.rendered, self.train_on)
         return self._spans
 
     def __len__(self) -> int:
-        return len(self._found())
+        return len(self._computed())
 
     @overload
     def __getitem__(self, index: int) -> LossSpan: ...
     @overload
     def __getitem__(self, index: slice) -> tuple[LossSpan, ...]: ...
     def __getitem__(self, index: int | slice) -> LossSpan | tuple[LossSpan, ...]:
-        return self._found()[index]
+        return self._computed()[index]
 
     def __iter__(self) -> Iterator[LossSpan]:
-        return iter(self._found())
+        return iter(self._computed())
 
 
 def loss_spans(rendered: RenderedText, train_on: TrainOn) -> tuple[LossSpan, ...]:
-    """The weights over the whole text, gap-free. Neighbours of one weight are parted where a trained turn begins.
+    """The loss weights of the whole text, without gaps. A span starts where the weight changes or a trained turn
+    starts.
 
-    The most specific part of `train_on` that names a text decides on it: the field, the role, the base. What the
-    template writes itself has the base's weight, end markers included. An assistant's text is trained only where a
-    server would generate it, so that the header is not. A message's `weight` multiplies; the base `all` alone looks at
-    no message. A turn that is not trained is history: it is encoded as a server encodes it, without a cut.
+    Several terms of `train_on` may name a text; the most specific one decides: the field, then the role, then the base.
+    Text that the template wrote, end markers included, has the base's weight. An assistant's text is trained only where
+    a server would generate it, so the turn's header is not. A message's `weight` is a factor, except with the base
+    `all`. A turn that is not trained is history: it is encoded as a server encodes it, without a cut at its start.
     """
-    parts = parse_train_on(train_on)
-    turns = _turn_weights(rendered, parts)
-    trained = {index for index, weight in enumerate(turns) if weight or (parts.base == "all" and parts.weight)}
+    options = parse_train_on(train_on)
+    targets = _target_weights(rendered, options)
+    trained = {index for index, weight in enumerate(targets) if weight or (options.base == "all" and options.weight)}
     weighted: list[tuple[int, float]] = []
-    for run in _runs(rendered, by_origin=bool(parts.named) or parts.base == "content"):
-        weight = _named_weight(rendered, run, parts) if parts.named else None
+    for span in _targeted_spans(rendered, by_origin=bool(options.named) or options.base == "content"):
+        weight = _named_weight(rendered, span, options) if options.named else None
         if weight is None:
-            weight = _base_weight(rendered, run, parts, turns)
-        elif weight and run.target is not None:
-            trained.add(run.target)
-        weighted.append((run.start, weight))
+            weight = _base_weight(rendered, span, options, targets)
+        elif weight and span.target is not None:
+            trained.add(span.target)
+        weighted.append((span.start, weight))
     boundaries = {rendered.target_spans[index].start for index in trained}
-    begun: list[tuple[int, float]] = []
+    merged: list[tuple[int, float]] = []
     for start, weight in weighted:
-        if not begun or begun[-1][1] != weight or start in boundaries:
-            begun.append((start, weight))
-    ends = [*(start for start, _ in begun[1:]), len(rendered.text)]
-    return tuple(LossSpan(start=at, end=end, weight=weight) for (at, weight), end in zip(begun, ends, strict=False))
+        if not merged or merged[-1][1] != weight or start in boundaries:
+            merged.append((start, weight))
+    ends = [*(start for start, _ in merged[1:]), len(rendered.text)]
+    return tuple(
+        LossSpan(start=start, end=end, weight=weight) for (start, weight), end in zip(merged, ends, strict=False)
+    )
 
 
 def view_of(shown: RenderedText | TokenizedExample, train_on: TrainOn) -> View:
-    """A text for display, with what `train_on` trains of it where it is not tokenized."""
+    """A text for display. If it is not tokenized, its loss weights are those that `train_on` gives."""
     return shown.view() if isinstance(shown, TokenizedExample) else shown.view(loss_spans(shown, train_on))
 
 
-def _runs(rendered: RenderedText, *, by_origin: bool) -> Iterator[_Run]:
-    """The whole text in order; without `by_origin` no run has one: to work the origins out costs more than the rest."""
+def _targeted_spans(rendered: RenderedText, *, by_origin: bool) -> Iterator[_TargetedSpan]:
+    """The whole text in order. Without `by_origin` no origins are read: that would take longer than the rest."""
     targets = rendered.target_spans
     edges = {0, len(rendered.text), *(edge for t in targets for edge in (t.start, t.marker_start, t.end))}
     if by_origin:
@@ -95,46 +98,50 @@ def _runs(rendered: RenderedText, *, by_origin: bool) -> Iterator[_Run]:
         while target < len(targets) and targets[target].end <= start:
             target += 1
         inside = target < len(targets) and targets[target].start <= start
-        yield _Run(start, end, rendered.spans[span].origin if by_origin else COMPUTED, target if inside else None)
+        yield _TargetedSpan(
+            start, end, rendered.spans[span].origin if by_origin else COMPUTED, target if inside else None
+        )
 
 
-def _turn_weights(rendered: RenderedText, parts: TrainedParts) -> list[float]:
-    """The base's weight of each target."""
+def _target_weights(rendered: RenderedText, options: TrainOnWeights) -> list[float]:
+    """The weight that the base of `train_on` gives to each target."""
     targets = rendered.target_spans
-    weights = (parts.weight * rendered.message_weights[target.message] for target in targets)
-    if parts.base != "last":
+    weights = (options.weight * rendered.message_weights[target.message] for target in targets)
+    if options.base != "last":
         return list(weights)
     last = targets[-1].message if targets else None
     return [weight if target.message == last else 0.0 for weight, target in zip(weights, targets, strict=True)]
 
 
-def _base_weight(rendered: RenderedText, run: _Run, parts: TrainedParts, turns: list[float]) -> float:
-    if parts.base == "all":
-        return parts.weight
-    if run.target is None:
+def _base_weight(
+    rendered: RenderedText, span: _TargetedSpan, options: TrainOnWeights, targets: Sequence[float]
+) -> float:
+    if options.base == "all":
+        return options.weight
+    if span.target is None:
         return 0.0
-    if parts.base == "content" and not _is_own(run, rendered.target_spans[run.target]):
+    if options.base == "content" and not _is_content(span, rendered.target_spans[span.target]):
         return 0.0
-    return turns[run.target]
+    return targets[span.target]
 
 
-def _is_own(run: _Run, target: TargetSpan) -> bool:
-    """Whether it is the message's own text, or computed by the template, or the end marker."""
-    own = run.origin.message == target.message and not run.origin.in_header
-    return own or run.origin.kind == "computed" or run.start >= target.marker_start
+def _is_content(span: _TargetedSpan, target: TargetSpan) -> bool:
+    """Whether a span is the message's own text, or computed by the template, or in the end marker."""
+    own = span.origin.message == target.message and not span.origin.in_header
+    return own or span.origin.kind == "computed" or span.start >= target.marker_start
 
 
-def _named_weight(rendered: RenderedText, run: _Run, parts: TrainedParts) -> float | None:
-    """The weight that a role or a field gives; None where none names the text."""
-    message, field = run.origin.message, run.origin.field
+def _named_weight(rendered: RenderedText, span: _TargetedSpan, options: TrainOnWeights) -> float | None:
+    """The weight that a role or a field of `train_on` gives; None where none of them names the text."""
+    message, field = span.origin.message, span.origin.field
     if field is None:
         return None
     if message is None:
-        return parts.weight_of("", field) if not rendered.history else None
+        return options.weight_of("", field) if not rendered.history else None
     role = rendered.roles[message]
-    # A text of the prompt is trained in the record's first sample that holds it.
-    if run.target is None and (role == "assistant" or message < rendered.history):
+    # Text of a prompt is trained in the first of the record's samples that contains it.
+    if span.target is None and (role == "assistant" or message < rendered.history):
         return None
-    weight = parts.weight_of(role, field)
-    # A prompt alone has no weights.
+    weight = options.weight_of(role, field)
+    # A generation prompt has no message weights.
     return weight and weight * (rendered.message_weights[message] if rendered.message_weights else 1.0)

@@ -1,7 +1,7 @@
-"""A tokenizer as its files describe it: `tokenizer.json` and what lies beside it, read without transformers.
+"""A tokenizer, read from `tokenizer.json` and the files beside it, without transformers.
 
-Besides the tokenizer itself it keeps variants of it: without control tokens, for text that must not become one, and
-without the dummy prefix, for text that goes on where other text ended.
+Its *backend* is a `tokenizers.Tokenizer`. There are variants of the backend: without control tokens, for text that must
+not become one, and without the dummy prefix, for text that continues other text.
 """
 
 from __future__ import annotations
@@ -18,22 +18,24 @@ from typing import Any, Literal
 import tokenizers
 
 from templatekit.errors import TokenizerError, nearest, shorten
-from templatekit.tokens.word_boundaries import encodes_words_apart, is_control
+from templatekit.tokens.word_boundaries import components, encodes_words_separately, is_control_token
 from templatekit.types import SpecialTokens
 
 TOKENIZER_FILE = "tokenizer.json"
-NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
-"""The keys under which a configuration names the tokens that templates may print."""
-_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+SPECIAL_TOKEN_KEYS = ("bos_token", "eos_token", "pad_token", "unk_token")
+"""The keys of tokenizer_config.json that name the special tokens which templates may print."""
+_CONFIG_FILE = "tokenizer_config.json"
+_SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+_CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
-_STATE = ("name", "chat_template", "_backend", "_config", "fingerprint")
-"""Attributes that a tokenizer is made of."""
-_TRIMS = re.compile(r'("trim_offsets"\s*:\s*)true')
+_PICKLED = ("name", "chat_template", "_backend", "_config", "fingerprint")
+"""Attributes that are pickled; all others are computed on demand."""
+_TRIM_OFFSETS = re.compile(r'("trim_offsets"\s*:\s*)true')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlToken:
-    """An added token that is more than text (`is_control`)."""
+    """An added token that is more than text (see `is_control_token`)."""
 
     id: int
     text: str
@@ -41,11 +43,11 @@ class ControlToken:
     strips_left: bool
     strips_right: bool
     whole_word: bool = False
-    """Not found inside a word."""
+    """Whether it is found only where it is a whole word."""
 
 
 class Tokenizer:
-    """Encodes text; knows its control tokens, its chat template and how it marks beginnings and ends."""
+    """The backends that encode text, with the control tokens, the special tokens and the chat template."""
 
     def __init__(
         self, definition: str, *, config: Mapping[str, Any], chat_template: str | None = None, name: str = "tokenizer"
@@ -54,14 +56,14 @@ class Tokenizer:
         self.name = name
         self.chat_template = chat_template
         try:
-            # Offsets are to cover all of a token's characters, blanks included.
-            backend = tokenizers.Tokenizer.from_str(_TRIMS.sub(r"\1false", definition))
+            # Offsets must cover all characters of a token, blanks included.
+            backend = tokenizers.Tokenizer.from_str(_TRIM_OFFSETS.sub(r"\1false", definition))
         except Exception as error:  # the library raises bare Exception
             raise TokenizerError(f"tokenizer {name!r}: {TOKENIZER_FILE} cannot be read: {error}") from None
         backend.no_truncation()
         backend.no_padding()
-        _add_listed(backend, config, name)
-        _check_added(backend, name)
+        _add_configured_tokens(backend, config, name)
+        _check_added_tokens(backend, name)
         self._backend = backend
         self._config = config
         self._variants: dict[tuple[bool, bool], tokenizers.Tokenizer] = {}
@@ -70,8 +72,8 @@ class Tokenizer:
         ).hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: without what is worked out when it is first asked for."""
-        return {**{name: vars(self)[name] for name in _STATE}, "_variants": {}}
+        """Without the attributes that are computed on demand."""
+        return {**{name: vars(self)[name] for name in _PICKLED}, "_variants": {}}
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
@@ -81,8 +83,8 @@ class Tokenizer:
         if not path.is_file():
             found = sorted(entry.name for entry in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
             raise TokenizerError(f"tokenizer {str(folder)!r}: expected a folder with {TOKENIZER_FILE}; found {found}")
-        config = {**_read_json(folder / _BESIDE[1]), **_read_json(folder / _BESIDE[0])}
-        template_file = folder / _BESIDE[2]
+        config = {**_read_json(folder / _SPECIAL_TOKENS_FILE), **_read_json(folder / _CONFIG_FILE)}
+        template_file = folder / _CHAT_TEMPLATE_FILE
         template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template")
         try:
             definition = path.read_text(encoding="utf-8")
@@ -108,7 +110,7 @@ class Tokenizer:
                 whole_word=token.single_word,
             )
             for id, token in self._backend.get_added_tokens_decoder().items()
-            if is_control(token)
+            if is_control_token(token)
         }
 
     @cached_property
@@ -117,10 +119,10 @@ class Tokenizer:
         return frozenset(token.id for token in self.control_tokens.values())
 
     @cached_property
-    def matches_loosely(self) -> bool:
-        """Whether control tokens are found in normalized text, or as whole words of a text that is normalized after.
+    def has_ambiguous_control_ids(self) -> bool:
+        """Whether control tokens are matched against normalized text, or as whole words before the text is normalized.
 
-        Then a text without them may give their ids, and their ids alone do not prove where they came from.
+        Text that contains none of them may then give their ids, so an id does not prove which characters it came from.
         """
         tokens = self._backend.get_added_tokens_decoder().values()
         return self._backend.normalizer is not None and any(
@@ -128,46 +130,46 @@ class Tokenizer:
         )
 
     @cached_property
-    def encodes_words_apart(self) -> bool:
-        """Whether the ids of a text without control tokens are those of its parts, cut at every seam."""
+    def encodes_words_separately(self) -> bool:
+        """Whether the ids of every text without control tokens are those of its words, concatenated."""
         tokens = self._backend.get_added_tokens_decoder().values()
-        if self.matches_loosely or any(token.single_word for token in tokens):
+        if self.has_ambiguous_control_ids or any(token.single_word for token in tokens):
             return False
-        if self.prefixes != "never" and len(tokens) > len(self.control_tokens):
-            return False  # the dummy prefix stands behind added tokens that are text as well
-        return encodes_words_apart(self._backend)
+        if self.dummy_prefix != "never" and len(tokens) > len(self.control_tokens):
+            return False  # the dummy prefix is also put after added tokens that are text
+        return encodes_words_separately(self._backend)
 
     @cached_property
     def unknown_id(self) -> int | None:
-        """The id that text the vocabulary lacks comes out as; None where it marks a beginning or an end as well."""
+        """The id of text that the vocabulary lacks; None where the same token is BOS, EOS or padding."""
         model = self._backend.model
         text = getattr(model, "unk_token", None)
         id = self.id_of(text) if text is not None else None
         if isinstance(model, tokenizers.models.Unigram):
-            id = _state(model)["unk_id"]
+            id = json.loads(model.__getstate__())["unk_id"]
         tokens = self.special_tokens
         return None if id in {self.id_of(text) for text in (tokens.bos, tokens.eos, tokens.pad)} else id
 
     @cached_property
     def special_tokens(self) -> SpecialTokens:
-        """What templates need to know."""
-        bos = self._named("bos_token")
+        """BOS, EOS and the other tokens that templates need to know."""
+        bos = self._special_token("bos_token")
         return SpecialTokens(
             bos=bos,
-            eos=self._named("eos_token"),
-            pad=self._named("pad_token"),
-            unk=self._named("unk_token"),
+            eos=self._special_token("eos_token"),
+            pad=self._special_token("pad_token"),
+            unk=self._special_token("unk_token"),
             special=frozenset(token.text for token in self.control_tokens.values() if token.special),
             adds_bos=bool(bos) and self._backend.encode("a").ids[:1] == [self.id_of(bos)],
         )
 
     @cached_property
-    def prefixes(self) -> Literal["never", "first", "each"]:
-        """Where a dummy space goes before text: SentencePiece puts it at the start, or behind each control token."""
-        parts = [*_parts(_state(self._backend.normalizer)), *_parts(_state(self._backend.pre_tokenizer))]
-        if any(part["type"] == "Prepend" or part.get("add_prefix_space") for part in parts):
+    def dummy_prefix(self) -> Literal["never", "first", "each"]:
+        """Where SentencePiece puts a dummy prefix (a space): at the start of a text, or after each control token."""
+        steps = [*components(self._backend.normalizer), *components(self._backend.pre_tokenizer)]
+        if any(step["type"] == "Prepend" or step.get("add_prefix_space") for step in steps):
             return "each"
-        schemes = {part.get("prepend_scheme", "never") for part in parts if part["type"] == "Metaspace"}
+        schemes = {step.get("prepend_scheme", "never") for step in steps if step["type"] == "Metaspace"}
         return "each" if "always" in schemes else "first" if "first" in schemes else "never"
 
     def id_of(self, token: str) -> int | None:
@@ -176,8 +178,8 @@ class Tokenizer:
         return id
 
     def backend(self, *, control: bool, prefix: bool) -> tokenizers.Tokenizer:
-        """The tokenizer with or without its control tokens, with or without its dummy prefix."""
-        prefix = prefix or self.prefixes == "never"
+        """The backend with or without control tokens, and with or without the dummy prefix."""
+        prefix = prefix or self.dummy_prefix == "never"
         if control and prefix:
             return self._backend
         if (control, prefix) not in self._variants:
@@ -192,10 +194,11 @@ class Tokenizer:
         return self._variants[control, prefix]
 
     def _without_control(self, added: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The added tokens that are text, under the ids they have.
+        """The added tokens that are text, with their ids unchanged.
 
-        Ids that the model lacks are dealt out anew, in order, so that a control token among them keeps its place under
-        characters that no text holds; one that holds them all the same gets a control id, which the encoder notices.
+        The library numbers added tokens that the model's vocabulary lacks in their order. So a control token among them
+        is not removed, but replaced by characters that no text contains. A text that does contain them gets a control
+        id, which the encoder notices.
         """
         for token in added:
             if token["content"] not in self.control_tokens:
@@ -204,11 +207,11 @@ class Tokenizer:
                 yield {**token, "content": f"\ufffe{token['id']}\uffff", "special": True, "normalized": False}
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, control tokens included."""
+        """The text of the ids, control tokens included."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=False)
         return text
 
-    def _named(self, key: str) -> str:
+    def _special_token(self, key: str) -> str:
         value = self._config.get(key)
         text = value.get("content") if isinstance(value, Mapping) else value
         if text is None:
@@ -232,7 +235,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _default_template(value: object) -> str | None:
-    """The chat template; where a tokenizer has several by name, its default."""
+    """The chat template; the default where a tokenizer has several by name."""
     if isinstance(value, list):
         value = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
     if isinstance(value, dict):
@@ -240,12 +243,12 @@ def _default_template(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _add_listed(backend: tokenizers.Tokenizer, config: Mapping[str, Any], name: str) -> None:
-    """Adds and flags the tokens that tokenizer_config.json lists beyond tokenizer.json's, as transformers does."""
+def _add_configured_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any], name: str) -> None:
+    """Add the tokens that only tokenizer_config.json lists, and flag its special ones, as transformers does."""
     known = backend.get_added_tokens_decoder()
     listed = config.get("added_tokens_decoder") or {}
     try:
-        tokens = [(int(key), _added_token(entry)) for key, entry in listed.items()]
+        tokens = [(int(key), _parse_added_token(entry)) for key, entry in listed.items()]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TokenizerError(
             f"tokenizer {name!r}: added_tokens_decoder must map ids to objects with content; found {shorten(listed)} "
@@ -255,13 +258,13 @@ def _add_listed(backend: tokenizers.Tokenizer, config: Mapping[str, Any], name: 
         if id not in known or token.special > known[id].special:
             _add(backend, token)
     special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    for text in _named_special(config):
+    for text in _special_texts(config):
         if text not in special and backend.token_to_id(text) is not None:
             _add(backend, tokenizers.AddedToken(text, special=True, normalized=False))
 
 
-def _check_added(backend: tokenizers.Tokenizer, name: str) -> None:
-    """Refuses a token of which the normalizer leaves nothing: the library then panics, or takes all memory there is."""
+def _check_added_tokens(backend: tokenizers.Tokenizer, name: str) -> None:
+    """Refuse a token that the normalizer turns into nothing: the library would panic, or use all memory."""
     for id, token in backend.get_added_tokens_decoder().items():
         if token.normalized and backend.normalizer and not backend.normalizer.normalize_str(token.content):
             raise TokenizerError(
@@ -270,7 +273,7 @@ def _check_added(backend: tokenizers.Tokenizer, name: str) -> None:
             )
 
 
-def _added_token(entry: Mapping[str, Any]) -> tokenizers.AddedToken:
+def _parse_added_token(entry: Mapping[str, Any]) -> tokenizers.AddedToken:
     flags = {flag: bool(entry.get(flag, False)) for flag in ("lstrip", "rstrip", "single_word", "special")}
     return tokenizers.AddedToken(entry["content"], normalized=bool(entry.get("normalized", True)), **flags)
 
@@ -282,38 +285,26 @@ def _add(backend: tokenizers.Tokenizer, token: tokenizers.AddedToken) -> None:
         backend.add_tokens([token])
 
 
-def _named_special(config: Mapping[str, Any]) -> Iterator[str]:
-    """The texts that a configuration names as special tokens."""
-    more = [config.get("additional_special_tokens"), config.get("extra_special_tokens")]
-    values = [config.get(key) for key in NAMED]
-    for several in more:
-        if isinstance(several, (list, Mapping)):
-            values += several.values() if isinstance(several, Mapping) else several
+def _special_texts(config: Mapping[str, Any]) -> Iterator[str]:
+    """The texts that tokenizer_config.json names as special tokens."""
+    values = [config.get(key) for key in SPECIAL_TOKEN_KEYS]
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        more = config.get(key)
+        if isinstance(more, (list, Mapping)):
+            values += more.values() if isinstance(more, Mapping) else more
     for value in values:
         text = value.get("content") if isinstance(value, Mapping) else value
         if isinstance(text, str) and text:
             yield text
 
 
-def _state(component: Any) -> dict[str, Any]:
-    """A component of tokenizer.json as it stands there, without writing the whole file out; {} for none."""
-    return {} if component is None else dict(json.loads(component.__getstate__()))
-
-
-def _parts(stage: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A normalizer or pre-tokenizer of tokenizer.json as a flat list."""
-    if not stage:
-        return []
-    nested = stage.get("normalizers", stage.get("pretokenizers"))
-    return [dict(stage)] if nested is None else [part for inner in nested for part in _parts(inner)]
-
-
 def _without_prefix(stage: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A normalizer or pre-tokenizer of tokenizer.json without its dummy prefix; None where nothing is left."""
     if stage is None or stage["type"] == "Prepend":
         return None
     for key in ("normalizers", "pretokenizers"):
         if key in stage:
-            return {**stage, key: [part for inner in stage[key] if (part := _without_prefix(inner)) is not None]}
+            return {**stage, key: [step for inner in stage[key] if (step := _without_prefix(inner)) is not None]}
     changed = dict(stage)
     if "add_prefix_space" in changed:
         changed["add_prefix_space"] = False

@@ -1,8 +1,8 @@
-"""The one place that knows what is too long, and how it is made to fit.
+"""Truncation: the only place that decides which samples are too long, and shortens them.
 
-`turns` and `context` shorten the conversation and have the template render what is left, so that headers, BOS and the
-system preamble are those of a conversation that never was longer. `response` keeps the ids that it has and lets the
-answer's end go. No policy cuts a header, a control token or an end marker; what cannot be made to fit is refused.
+`turns` and `context` shorten the conversation and render the rest again, so that headers, BOS and the system preamble
+are those of a conversation that never was longer. `response` keeps the first ids and drops the end of the answer. No
+policy cuts through a header, a control token or an end marker. A sample that cannot be shortened enough is refused.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from templatekit.tokens.supervision import loss_spans
 from templatekit.types import Example, RenderedText, TokenizedExample, TrainOn, Truncation
 
 
-class Fitted(NamedTuple):
-    """A sample that is not too long."""
+class FittedSample(NamedTuple):
+    """A sample that is short enough."""
 
     example: Example
-    """With `turns` and `context` what is left of it; with `response` as it was."""
+    """The shortened conversation with `turns` and `context`; the original one with `response`."""
     tokenized: TokenizedExample
 
 
-class Limit:
-    """The greatest length of a sample, with the policy for longer ones."""
+class LengthLimit:
+    """The maximum length of a sample, with the policy for longer ones."""
 
     def __init__(
         self,
@@ -40,26 +40,26 @@ class Limit:
         encoder: Encoder,
         train_on: TrainOn,
     ) -> None:
-        """`render` gives the text of an example and its row, as the template would without any limit."""
+        """`render` returns the text of an example, given with its row, as the template renders it without a limit."""
         self.max_length = max_length
         self.policy = policy
         self._render = render
         self._encoder = encoder
         self._train_on: TrainOn = train_on
 
-    def fit(self, example: Example, tokenized: TokenizedExample) -> Fitted:
-        """The sample as it is where it is short enough, else shortened; `truncated` tells how.
+    def fit(self, example: Example, tokenized: TokenizedExample) -> FittedSample:
+        """The sample itself if it is short enough, else a shortened one, whose `truncated` names the policy.
 
-        Raises `RecordError` (reason `too_long`) for a sample that the policy does not bring down to the limit.
+        Raises `RecordError` (reason `too_long`) for a sample that the policy cannot shorten to the limit.
         """
         if len(tokenized) <= self.max_length:
-            return Fitted(example, tokenized)
+            return FittedSample(example, tokenized)
         if self.policy == "turns":
             fitted = self._without_old_turns(example, tokenized)
         elif self.policy == "context":
             fitted = self._with_less_context(example, tokenized)
         elif self.policy == "response":
-            fitted = Fitted(example, self._with_less_response(example, tokenized))
+            fitted = FittedSample(example, self._with_less_response(example, tokenized))
         else:
             raise self._too_long(tokenized)
         return fitted._replace(tokenized=replace(fitted.tokenized, truncated=self.policy))
@@ -68,80 +68,87 @@ class Limit:
         found = f"too long; found {len(tokenized)} tokens; expected at most {self.max_length}"
         return RecordError(found + (f"; {but}" if but else ""), reason="too_long")
 
-    def _without_old_turns(self, example: Example, whole: TokenizedExample) -> Fitted:
-        """Drops the fewest of the oldest turns. A turn is a user's message and all that follows up to the next one."""
+    def _without_old_turns(self, example: Example, original: TokenizedExample) -> FittedSample:
+        """Drop as few of the oldest turns as possible. A turn is a user's message and all up to the next one."""
         messages = example.messages
-        head = next((i for i, m in enumerate(messages) if m.role not in ("system", "developer")), len(messages))
-        last = _last_trained(whole)
-        starts = [index for index in range(head + 1, last + 1) if messages[index].role == "user"]
-        tried: dict[int, Fitted] = {}
+        first_turn = next((i for i, m in enumerate(messages) if m.role not in ("system", "developer")), len(messages))
+        last = _last_trained(original)
+        starts = [index for index in range(first_turn + 1, last + 1) if messages[index].role == "user"]
+        tried: dict[int, FittedSample] = {}
         refusals: list[RecordError] = []
 
         def fits(start: int) -> bool:
-            shorter = replace(example, messages=messages[:head] + messages[start:])
+            shorter = replace(example, messages=messages[:first_turn] + messages[start:])
             try:
-                tried[start] = Fitted(shorter, self._encode(shorter, whole, head=head, gone=start - head))
-            except RecordError as error:  # this template cannot express a conversation that begins here
+                tried[start] = FittedSample(
+                    shorter, self._encode(shorter, original, leading=first_turn, dropped=start - first_turn)
+                )
+            except RecordError as error:  # this template cannot render a conversation that starts here
                 refusals.append(error)
                 return False
             tokenized = tried[start].tokenized
-            return self._is_short(tokenized) and _last_trained(tokenized) == last - (start - head)
+            return self._is_short(tokenized) and _last_trained(tokenized) == last - (start - first_turn)
 
-        place = bisect_left(starts, True, key=fits)
-        if place < len(starts):
-            return tried[starts[place]]
+        index = bisect_left(starts, True, key=fits)
+        if index < len(starts):
+            return tried[starts[index]]
         if not starts:
-            raise self._too_long(whole, "it has one turn, which is never cut (--truncation turns)")
-        alone = tried.get(starts[-1])
+            raise self._too_long(original, "it has one turn, which is never cut (--truncation turns)")
+        last_turn = tried.get(starts[-1])
         raise self._too_long(
-            whole, f"its last turn alone has {len(alone.tokenized)}" if alone else f"of fewer turns: {refusals[-1]}"
+            original,
+            f"its last turn alone has {len(last_turn.tokenized)}" if last_turn else f"of fewer turns: {refusals[-1]}",
         )
 
-    def _with_less_context(self, example: Example, whole: TokenizedExample) -> Fitted:
-        """Shortens the contexts from their ends, the oldest first, and leaves at least a character of each.
+    def _with_less_context(self, example: Example, original: TokenizedExample) -> FittedSample:
+        """Cut the ends of the contexts, the oldest message first, and leave at least one character of each.
 
-        A template may word a prompt without a context otherwise, so none is cut to nothing.
+        No context is removed completely, because a template may phrase a prompt without a context differently.
         """
-        fitted = Fitted(example, whole)
+        fitted = FittedSample(example, original)
         for index, message in enumerate(example.messages):
             if _first_character(message.context) < len(message.context):
                 fitted = self._with_shorter_context(fitted, index)
                 if self._is_short(fitted.tokenized):
                     return fitted
-        if fitted.tokenized is whole:
-            raise self._too_long(whole, "it has no context to shorten (--truncation context)")
-        raise self._too_long(whole, f"with a character of its context it still has {len(fitted.tokenized)}")
+        if fitted.tokenized is original:
+            raise self._too_long(original, "it has no context to shorten (--truncation context)")
+        raise self._too_long(original, f"with a character of its context it still has {len(fitted.tokenized)}")
 
-    def _with_shorter_context(self, long: Fitted, index: int) -> Fitted:
-        """With the most of this message's context that leaves the sample short enough, or with a character of it."""
-        message = long.example.messages[index]
-        least = _first_character(message.context)
-        attempts = {len(message.context): long}
+    def _with_shorter_context(self, sample: FittedSample, index: int) -> FittedSample:
+        """Keep as much of this message's context as fits, or one character of it if nothing fits."""
+        message = sample.example.messages[index]
+        shortest = _first_character(message.context)
+        attempts = {len(message.context): sample}
 
-        def at(end: int) -> Fitted:
-            """With so many characters of the context."""
+        def at(end: int) -> FittedSample:
+            """The sample with the first `end` characters of the context."""
             if end not in attempts:
-                messages = list(long.example.messages)
-                messages[index] = replace(message, context=message.context[: _whole(message.context, end)])
-                shorter = replace(long.example, messages=tuple(messages))
-                attempts[end] = Fitted(shorter, self._encode(shorter, long.tokenized))
+                messages = list(sample.example.messages)
+                messages[index] = replace(message, context=message.context[: _character_boundary(message.context, end)])
+                shorter = replace(sample.example, messages=tuple(messages))
+                attempts[end] = FittedSample(shorter, self._encode(shorter, sample.tokenized))
             return attempts[end]
 
         def size(end: int) -> int:
             return len(at(end).tokenized)
 
-        low = least if size(least) <= self.max_length else _farther(message.context, size, least, self.max_length)
-        return at(least if low is None else _longest(message.context, size, low, self.max_length))
+        low = (
+            shortest
+            if size(shortest) <= self.max_length
+            else _later_end(message.context, size, shortest, self.max_length)
+        )
+        return at(shortest if low is None else _longest_end(message.context, size, low, self.max_length))
 
-    def _with_less_response(self, example: Example, whole: TokenizedExample) -> TokenizedExample:
-        """Keeps the longest run of ids that ends in the last trained answer's own text, and at a whole character.
+    def _with_less_response(self, example: Example, original: TokenizedExample) -> TokenizedExample:
+        """Keep as many ids as fit, up to an end within the last trained answer's own text, between two characters.
 
-        What follows the answer goes first: where that is enough, the answer and its end marker stay whole.
+        Text after the answer is dropped first. If that is enough, the answer and its end marker stay whole.
         """
-        rendered = whole.rendered
-        trained = [target for target in rendered.target_spans if _is_trained(whole, target.start, target.end)]
+        rendered = original.rendered
+        trained = [target for target in rendered.target_spans if _is_trained(original, target.start, target.end)]
         if not trained:
-            raise self._too_long(whole, "it has no trained answer to shorten (--truncation response)")
+            raise self._too_long(original, "it has no trained answer to shorten (--truncation response)")
         message = trained[-1].message
         start = next(target.start for target in trained if target.message == message)
         own = [
@@ -151,37 +158,44 @@ class Limit:
             and span.origin.field in ("content", "reasoning")
         ]
         if example.messages[message].tool_calls:
-            own = []  # half a call, or an answer that stops before its call, is none
-        offsets = self._encoder.offsets(rendered, whole.loss_spans)
+            own = []  # half a call is no call, and neither is an answer that stops before its call
+        offsets = self._encoder.offsets(rendered, original.loss_spans)
         for count in range(self.max_length, 0, -1):
             (_, end), (following, _) = offsets[count - 1], offsets[count]
             if end <= start:
                 break
             if end > following:
-                continue  # the next token holds a part of the same character
+                continue  # the next token contains a part of the same character
             if not rendered.text[end:following].isspace():
-                end = following  # what has no token of its own was composed into this one
-            if end == trained[-1].end or (_whole(rendered.text, end) == end and any(a < end <= b for a, b in own)):
-                shorter = _first(whole, count, end)
-                # Nothing predicts the first token: of a text without a prompt it does not count.
+                end = following  # characters without a token of their own were composed into this token
+            if end == trained[-1].end or (
+                _character_boundary(rendered.text, end) == end and any(a < end <= b for a, b in own)
+            ):
+                shorter = _first_tokens(original, count, end)
+                # Nothing predicts the first token, so an answer that is only this token is not trained.
                 if shorter.trained_tokens and _is_trained(shorter, start, end):
                     return shorter
         prompt = sum(1 for _, end in offsets if end <= start)
         if example.messages[message].tool_calls:
-            raise self._too_long(whole, "a tool call is never cut (--truncation response)")
-        raise self._too_long(whole, f"its prompt has {prompt}, and no text of the answer fits behind it")
+            raise self._too_long(original, "a tool call is never cut (--truncation response)")
+        raise self._too_long(original, f"its prompt has {prompt}, and no text of the answer fits after it")
 
-    def _encode(self, example: Example, like: TokenizedExample, *, head: int = 0, gone: int = 0) -> TokenizedExample:
-        """A shortened example anew, `gone` messages fewer behind `head`; no other text is trained than was before."""
-        rendered = self._render(example, like.row)
-        answers = {target.message - gone for target in like.rendered.target_spans}
+    def _encode(
+        self, example: Example, original: TokenizedExample, *, leading: int = 0, dropped: int = 0
+    ) -> TokenizedExample:
+        """Render and encode a shortened example: after `leading` messages it has `dropped` messages fewer.
+
+        Only turns that were trained in the original are trained.
+        """
+        rendered = self._render(example, original.row)
+        answers = {target.message - dropped for target in original.rendered.target_spans}
         targets = tuple(target for target in rendered.target_spans if target.message in answers)
         rendered = replace(
             rendered,
             target_spans=targets,
-            sample=like.rendered.sample,
-            samples=like.rendered.samples,
-            history=max(min(like.rendered.history, head), like.rendered.history - gone),
+            sample=original.rendered.sample,
+            samples=original.rendered.samples,
+            history=max(min(original.rendered.history, leading), original.rendered.history - dropped),
         )
         return self._encoder.encode(rendered, loss_spans(rendered, self._train_on))
 
@@ -190,7 +204,7 @@ class Limit:
 
 
 def _last_trained(tokenized: TokenizedExample) -> int:
-    """The message in which the last trained character stands; the last of all where nothing is trained."""
+    """The index of the message with the last trained character; of the last message where nothing is trained."""
     rendered = tokenized.rendered
     end = max((span.end for span in tokenized.loss_spans if span.weight > 0), default=len(rendered.text))
     messages = (span.origin.message for span in rendered.spans if span.start < end)
@@ -198,18 +212,18 @@ def _last_trained(tokenized: TokenizedExample) -> int:
 
 
 def _is_trained(tokenized: TokenizedExample, start: int, end: int) -> bool:
-    """Whether any of these characters carries loss."""
+    """Whether any of these characters has a loss weight."""
     return any(span.weight > 0 and span.start < end and span.end > start for span in tokenized.loss_spans)
 
 
-def _first(whole: TokenizedExample, count: int, end: int) -> TokenizedExample:
+def _first_tokens(original: TokenizedExample, count: int, end: int) -> TokenizedExample:
     """The first `count` tokens, which are the text up to `end`."""
-    rendered = whole.rendered
+    rendered = original.rendered
     return replace(
-        whole,
-        input_ids=whole.input_ids[:count],
-        loss_weights=whole.loss_weights[:count],
-        loss_spans=tuple(replace(span, end=min(span.end, end)) for span in whole.loss_spans if span.start < end),
+        original,
+        input_ids=original.input_ids[:count],
+        loss_weights=original.loss_weights[:count],
+        loss_spans=tuple(replace(span, end=min(span.end, end)) for span in original.loss_spans if span.start < end),
         rendered=replace(
             rendered,
             text=rendered.text[:end],
@@ -223,8 +237,8 @@ def _first(whole: TokenizedExample, count: int, end: int) -> TokenizedExample:
     )
 
 
-def _longest(text: str, size: Callable[[int], int], low: int, limit: int) -> int:
-    """How many characters of a text keep its size within the limit; `low` of them do, all of them do not."""
+def _longest_end(text: str, size: Callable[[int], int], low: int, limit: int) -> int:
+    """The largest end up to which a text is within the limit; `low` is within it, the whole text is not."""
     high = len(text)
     halve = False
     while high - low > 1:
@@ -232,38 +246,38 @@ def _longest(text: str, size: Callable[[int], int], low: int, limit: int) -> int
         middle = min(max(low + round((high - low) * share), low + 1), high - 1)
         low, high = (middle, high) if size(middle) <= limit else (low, middle)
         halve = not halve
-    while (farther := _farther(text, size, low, limit)) is not None:
+    while (farther := _later_end(text, size, low, limit)) is not None:
         low = farther
     return low
 
 
-def _farther(text: str, size: Callable[[int], int], low: int, limit: int) -> int | None:
-    """An end behind `low`, as far as the word and the blanks there go, up to which a text is within the limit.
+def _later_end(text: str, size: Callable[[int], int], low: int, limit: int) -> int | None:
+    """The last end after `low`, within the same word and the whitespace after it, that is still within the limit.
 
-    A word, or one with a blank behind it, may take fewer tokens than its beginning.
+    A whole word, or a word with the blank after it, may have fewer tokens than its first characters.
     """
-    run = _REST.match(text, low)
+    run = _REST_OF_WORD.match(text, low)
     ends = range(min(run.end(), len(text) - 1), low, -1) if run else ()
     return next((end for end in ends if size(end) <= limit), None)
 
 
-_REST = re.compile(r"\S{0,32}\s{0,32}")
+_REST_OF_WORD = re.compile(r"\S{0,32}\s{0,32}")
 
-_JOINED = re.compile(
+_INSIDE_CHARACTER = re.compile(
     "(?<=\u200d)|(?=[\u200d\u1160-\u11ff\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f])|(?<=\r)(?=\n)"
     "|(?<=[\U0001f1e6-\U0001f1ff])(?=[\U0001f1e6-\U0001f1ff])"
 )
-"""Places within what a reader takes for one character: joined emoji and their skin tones, Korean syllables, flags."""
+"""Positions inside what a reader sees as one character: joined emoji, skin tones, Korean syllables, flags, `\\r\\n`."""
 
 
-def _whole(text: str, end: int) -> int:
-    """The end, or the nearest place before it where no character as a reader sees it is cut."""
-    while 0 < end < len(text) and (unicodedata.category(text[end])[0] == "M" or _JOINED.match(text, end)):
+def _character_boundary(text: str, end: int) -> int:
+    """The end, or the nearest position before it that cuts through no character as a reader sees it."""
+    while 0 < end < len(text) and (unicodedata.category(text[end])[0] == "M" or _INSIDE_CHARACTER.match(text, end)):
         end -= 1
     return end
 
 
 def _first_character(text: str) -> int:
-    """Where the first character that is not blank ends."""
+    """The end of the first character that is not whitespace."""
     blank = len(text) - len(text.lstrip())
-    return next((end for end in range(blank + 1, len(text)) if _whole(text, end) == end), len(text))
+    return next((end for end in range(blank + 1, len(text)) if _character_boundary(text, end) == end), len(text))

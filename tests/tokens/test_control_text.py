@@ -1,4 +1,4 @@
-"""Text that cannot act, wherever it comes from and whatever the tokenizer makes of it; and text that may."""
+"""Control tokens in the data are ordinary text, from whatever field and with whatever tokenizer; and the exceptions."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
 from templatekit import LossSpan, Registry, RenderedText, TemplateFile, Tokenizer, TokenizerError
 from templatekit.formats.template import Template
-from templatekit.testing import CHECKS, Subject, adversarial_text, oracle
-from templatekit.testing import adversarial as texts
-from templatekit.testing.subject import Case
+from templatekit.testing import CHECKS, Subject, adversarial_text, oracle, texts
+from templatekit.testing.checked_record import CheckedRecord
 from templatekit.tokens.encoder import Encoder
 from templatekit.types import TEMPLATE, field_origin
 
@@ -96,18 +95,18 @@ def template_of(prompt: Sequence[Place], answer: Sequence[Place], between: str =
 CONTROL_IDS = CHECKS["control_ids_are_the_templates"]
 
 
-def case_of(template: Template, tokenizer: Tokenizer, registry: Registry, **filled: str) -> Case:
+def case_of(template: Template, tokenizer: Tokenizer, registry: Registry, **filled: str) -> CheckedRecord:
     return made_of(template, tokenizer, registry, "messages", record(**filled))
 
 
 def made_of(
     template: Template, tokenizer: Tokenizer, registry: Registry, adapter: str, made: Any, **options: Any
-) -> Case:
+) -> CheckedRecord:
     parts: dict[str, Any] = {"adapter": registry.adapters[adapter], "template": template}
-    return Subject(**parts, tokenizer=tokenizer, registry=registry, **options).case(made)
+    return CheckedRecord(Subject(**parts, tokenizer=tokenizer, registry=registry, **options), made)
 
 
-def control_ids_of(case: Case, ids: Sequence[int] | None = None) -> list[int]:
+def control_ids_of(case: CheckedRecord, ids: Sequence[int] | None = None) -> list[int]:
     """Of the case's own ids if none are given."""
     return oracle.control_ids(case.subject.tokenizer, case.whole.tokenized.input_ids if ids is None else ids)
 
@@ -116,7 +115,7 @@ def controls(tokenizer: Tokenizer) -> list[str]:
     return [text for text in texts.control_strings(tokenizer) if text in tokenizer.control_tokens]
 
 
-def only_the_end(case: Case) -> None:
+def only_the_end(case: CheckedRecord) -> None:
     """No control id but that of the end marker, which the template prints once."""
     tokenizer = case.subject.tokenizer
     assert control_ids_of(case) == [tokenizer.id_of(tokenizer.special_tokens.eos)]
@@ -140,7 +139,7 @@ def test_23_halves_never_join_across_fields(tokenizer: Tokenizer, builtin: Regis
     filled = data.draw(st.sampled_from(list(halves_in([*prompt, *answer], text, at))), label="filled")
     case = case_of(template_of(prompt, answer), tokenizer, builtin, **filled)
     assert text in case.whole.rendered.text
-    CONTROL_IDS.on(case)
+    CONTROL_IDS.attempt(case)
     only_the_end(case)
 
 
@@ -167,7 +166,7 @@ def test_21_22_control_strings_in_any_place(tokenizer: Tokenizer, builtin: Regis
     if any(holds_open(tokenizer, filled.get(place.name, "")) for place in ANSWERED):
         assume(False)
     case = case_of(template, tokenizer, builtin, **filled)
-    CONTROL_IDS.on(case)
+    CONTROL_IDS.attempt(case)
     only_the_end(case)
 
 
@@ -230,7 +229,7 @@ def test_22_keys_and_values_of_tools(tokenizer_of: Any, builtin: Registry, data:
     template = Template(TemplateFile(name="json", source=AS_JSON), strict=False)
     one, other = (made_of(template, tokenizer, builtin, "messages", made) for made in (neutral, nasty))
     assert control_ids_of(other) == control_ids_of(one)
-    CONTROL_IDS.on(other)
+    CONTROL_IDS.attempt(other)
 
 
 def test_negative_control_of_places(tokenizer_of: Any, builtin: Registry) -> None:
@@ -408,7 +407,7 @@ def test_21_no_disguise_acts_in_joint_encoding(tokenizer: Tokenizer, text: Rende
     assert control_of_odd(tokenizer, example.input_ids) == expected_ids(tokenizer, text)
 
 
-def test_data_does_not_act_in_the_place_of_a_token_that_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_does_not_replace_a_token_that_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A combining mark behind the template's own token hides it from the tokenizer (`>` and U+0338 become one
     character), and `<HALT>` in the same text becomes one: as many control ids as there should be, not where."""
     backend = byte_model()
@@ -419,13 +418,13 @@ def test_data_does_not_act_in_the_place_of_a_token_that_is_not_found(monkeypatch
     ids = Encoder(tokenizer).encode(text).input_ids
     assert ids[0] == halt and ids.count(halt) == 1
     # The negative control: counting alone does not see it.
-    monkeypatch.setattr(tokenizer, "matches_loosely", False)
+    monkeypatch.setattr(tokenizer, "has_ambiguous_control_ids", False)
     counted = Encoder(tokenizer).encode(text).input_ids
     assert counted.count(halt) == 1 and counted[0] != halt
 
 
 def test_a_token_that_its_normalizer_empties_is_refused() -> None:
-    """The library panics on such a tokenizer, or takes all memory there is."""
+    """The library panics on such a tokenizer, or uses all memory."""
     backend = byte_model()
     backend.normalizer = normalizers.Strip()
     with_tokens(backend, [AddedToken("\n", special=False, normalized=False)])
@@ -481,12 +480,12 @@ def test_everywhere_is_what_the_tokenizer_makes_of_it(tokenizer: Tokenizer, buil
     pieces = [cut.rendered.text[span.start : span.end] for span in cut.tokenized.loss_spans]
     parts = [as_the_tokenizer(tokenizer, piece) for piece in pieces]
     weights = [span.weight for span, part in zip(cut.tokenized.loss_spans, parts, strict=True) for _ in part]
-    if tokenizer.prefixes == "never":
+    if tokenizer.dummy_prefix == "never":
         assert list(cut.tokenized.input_ids) == [id for part in parts for id in part]
         assert cut.tokenized.loss_weights[1:] == tuple(weights[1:])
     else:  # a piece that goes on where another ended has no dummy prefix
         assert control_ids_of(case) == [id for part in parts for id in control_ids_of(case, part)]
-    CHECKS["ids_labels_and_weights_agree"].on(case)
+    CHECKS["ids_labels_and_weights_agree"].attempt(case)
 
 
 @given(data=st.data())
@@ -501,7 +500,7 @@ def test_everywhere_changes_nothing_where_no_text_would_act(
         made_of(template, tokenizer, builtin, "alpaca", made, control_tokens=control_tokens).whole
         for control_tokens in ("template", "everywhere")
     )
-    assume(oracle.holds_no_control_but(tokenizer, usual.rendered))
+    assume(oracle.has_only_expected_control_tokens(tokenizer, usual.rendered))
     assert acting.tokenized == usual.tokenized
 
 
@@ -517,9 +516,9 @@ def test_negative_control_of_everywhere(tokenizer_of: Any, builtin: Registry) ->
         )
         found = list(usual.whole.tokenized.input_ids)
         assert found != as_the_tokenizer(tokenizer, usual.whole.rendered.text)
-        CONTROL_IDS.on(usual)
+        CONTROL_IDS.attempt(usual)
         with pytest.raises(AssertionError):
-            CONTROL_IDS.on(acting)
+            CONTROL_IDS.attempt(acting)
 
 
 def test_a_marker_across_a_cut_stays_text(builtin: Registry) -> None:

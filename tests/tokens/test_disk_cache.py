@@ -1,4 +1,4 @@
-"""A tokenizer is read out of a model's file once, and again whenever that could give another."""
+"""A tokenizer is read from a model's file once, and again whenever the result could differ."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from hypothesis import strategies as st
 
 from templatekit import create_registry
 from templatekit.tokens import disk_cache as module
-from templatekit.tokens.disk_cache import Description, kept, kept_bytes, kept_files
+from templatekit.tokens.disk_cache import TokenizerDescription, cached_bytes, cached_description, cached_files
 from templatekit.tokens.load import find_tokenizer, from_transformers, load_transformers_tokenizer, resolve_model
 
 TEXTS = st.text()
 
 
 class Reads:
-    """Counts how often it is asked."""
+    """Counts its calls."""
 
-    def __init__(self, found: Description) -> None:
+    def __init__(self, found: TokenizerDescription) -> None:
         self.found = found
         self.times = 0
 
-    def __call__(self) -> Description:
+    def __call__(self) -> TokenizerDescription:
         self.times += 1
         return self.found
 
@@ -49,19 +49,19 @@ def model(tmp_path: Path) -> Path:
 
 @given(
     found=st.builds(
-        Description,
+        TokenizerDescription,
         TEXTS,
         st.dictionaries(st.sampled_from(["bos_token", "eos_token"]), TEXTS),
         st.none() | TEXTS,
     )
 )
-def test_what_is_kept_is_what_was_read(found: Description, cache: Path, model: Path) -> None:
-    for file in kept_files(cache):
+def test_a_cached_description_is_the_one_that_was_read(found: TokenizerDescription, cache: Path, model: Path) -> None:
+    for file in cached_files(cache):
         file.unlink()
     reads = Reads(found)
-    assert [kept(model, reads) for _ in range(3)] == [found] * 3
+    assert [cached_description(model, reads) for _ in range(3)] == [found] * 3
     assert reads.times == 1
-    assert len(kept_files(cache)) == 1
+    assert len(cached_files(cache)) == 1
 
 
 def newer(model: Path) -> None:
@@ -70,7 +70,7 @@ def newer(model: Path) -> None:
 
 
 def rewritten(model: Path, text: bytes) -> None:
-    """Other bytes at the same time."""
+    """Other bytes with the same modification time."""
     state = model.stat()
     model.write_bytes(text)
     os.utime(model, ns=(state.st_atime_ns, state.st_mtime_ns))
@@ -85,40 +85,40 @@ CHANGES: dict[str, Callable[[Path, pytest.MonkeyPatch], object]] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_another_file_is_read_anew(what: str, cache: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads = Reads(Description("{}", {}, None))
-    kept(model, reads)
+def test_a_changed_file_is_read_again(what: str, cache: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = Reads(TokenizerDescription("{}", {}, None))
+    cached_description(model, reads)
     CHANGES[what](model, monkeypatch)
-    kept(model, reads)
+    cached_description(model, reads)
     assert reads.times == 2
 
 
 def test_the_same_file_elsewhere_is_the_same(cache: Path, model: Path) -> None:
-    reads = Reads(Description("{}", {}, None))
-    kept(model, reads)
-    kept(model.rename(model.with_name("moved.gguf")), reads)
+    reads = Reads(TokenizerDescription("{}", {}, None))
+    cached_description(model, reads)
+    cached_description(model.rename(model.with_name("moved.gguf")), reads)
     assert reads.times == 1
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"definition": "{}"}', '{"definition": "{}", "more": 1}'])
-def test_a_damaged_file_is_made_anew(text: str, cache: Path, model: Path) -> None:
-    reads = Reads(Description("{}", {"eos_token": "</s>"}, None))
-    kept(model, reads)
-    (file,) = kept_files(cache)
+def test_a_damaged_file_is_computed_again(text: str, cache: Path, model: Path) -> None:
+    reads = Reads(TokenizerDescription("{}", {"eos_token": "</s>"}, None))
+    cached_description(model, reads)
+    (file,) = cached_files(cache)
     file.write_text(text)
-    assert kept(model, reads) == kept(model, reads) == reads.found
+    assert cached_description(model, reads) == cached_description(model, reads) == reads.found
     assert reads.times == 2
 
 
-def test_without_a_place_it_is_read_each_time(cache: Path, model: Path) -> None:
+def test_without_a_cache_folder_it_is_read_each_time(cache: Path, model: Path) -> None:
     cache.write_text("a file")
-    reads = Reads(Description("{}", {}, None))
-    assert [kept(model, reads) for _ in range(2)] == [reads.found] * 2
+    reads = Reads(TokenizerDescription("{}", {}, None))
+    assert [cached_description(model, reads) for _ in range(2)] == [reads.found] * 2
     assert reads.times == 2
 
 
 class Makes:
-    """Counts how often it is asked."""
+    """Counts its calls."""
 
     def __init__(self, made: bytes | None) -> None:
         self.made = made
@@ -133,37 +133,37 @@ KEYS = st.lists(TEXTS, max_size=3)
 
 
 @given(made=st.binary(), key=KEYS, other=KEYS)
-def test_bytes_are_kept_by_their_key(made: bytes, key: list[str], other: list[str], cache: Path) -> None:
-    for file in kept_files(cache):
+def test_bytes_are_cached_by_their_key(made: bytes, key: list[str], other: list[str], cache: Path) -> None:
+    for file in cached_files(cache):
         file.unlink()
     makes, others = Makes(made), Makes(b"other")
-    assert [kept_bytes(key, ["tokenizers"], makes) for _ in range(3)] == [made] * 3
+    assert [cached_bytes(key, ["tokenizers"], makes) for _ in range(3)] == [made] * 3
     assert makes.times == 1
-    assert kept_bytes(other, ["tokenizers"], others) == (made if other == key else b"other")
-    assert kept_bytes(key, ["pip"], others) == b"other"  # of another package's version
+    assert cached_bytes(other, ["tokenizers"], others) == (made if other == key else b"other")
+    assert cached_bytes(key, ["pip"], others) == b"other"  # of another package's version
     assert others.times == (1 if other == key else 2)
 
 
 @pytest.mark.parametrize("damage", [b"", b"short", b"\0" * 16, b"\0" * 16 + b"tables", None])
-def test_damaged_bytes_are_made_anew(damage: bytes | None, cache: Path) -> None:
+def test_damaged_bytes_are_computed_again(damage: bytes | None, cache: Path) -> None:
     makes = Makes(b"tables")
-    kept_bytes(["key"], [], makes)
-    (file,) = kept_files(cache)
+    cached_bytes(["key"], [], makes)
+    (file,) = cached_files(cache)
     file.write_bytes(file.read_bytes()[:-1] if damage is None else damage)
-    assert kept_bytes(["key"], [], makes) == kept_bytes(["key"], [], makes) == b"tables"
+    assert cached_bytes(["key"], [], makes) == cached_bytes(["key"], [], makes) == b"tables"
     assert makes.times == 2
 
 
-def test_what_cannot_be_made_is_not_kept(cache: Path) -> None:
+def test_none_is_not_cached(cache: Path) -> None:
     makes = Makes(None)
-    assert [kept_bytes(["key"], [], makes) for _ in range(2)] == [None, None]
-    assert (makes.times, kept_files(cache)) == (2, [])
+    assert [cached_bytes(["key"], [], makes) for _ in range(2)] == [None, None]
+    assert (makes.times, cached_files(cache)) == (2, [])
 
 
-def test_without_a_place_bytes_are_made_each_time(cache: Path) -> None:
+def test_without_a_cache_folder_bytes_are_computed_each_time(cache: Path) -> None:
     cache.write_text("a file")
     makes = Makes(b"tables")
-    assert [kept_bytes(["key"], [], makes) for _ in range(2)] == [b"tables"] * 2
+    assert [cached_bytes(["key"], [], makes) for _ in range(2)] == [b"tables"] * 2
     assert makes.times == 2
 
 

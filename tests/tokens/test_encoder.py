@@ -1,4 +1,4 @@
-"""The encoder by hand-made texts: cuts, control tokens of every flag, and what no vocabulary holds."""
+"""The encoder with hand-made texts: cuts, control tokens with every flag, and text that the vocabulary lacks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ END = AddedToken("<end>", special=True)
 THINK = AddedToken("<think>", special=False)
 
 
-def test_control_counts_where_the_template_wrote_all_of_it() -> None:
+def test_control_tokens_are_trusted_where_the_template_wrote_all_of_it() -> None:
     tokenizer = byte_tokenizer(END, THINK)
     whole = rendered(
         ("<end>", TEMPLATE),
@@ -93,8 +93,8 @@ def test_whole_words(before: str, behind: str, found: bool) -> None:
 
 
 @pytest.mark.parametrize("white", [" ", "\n \t", "\u00a0\u3000", "\x1c", "\x1f ", " \x1d "])
-def test_tokens_that_take_whitespace(white: str) -> None:
-    """As the tokenizer itself does, also where the text is parted because of a control string in the data."""
+def test_tokens_that_strip_whitespace(white: str) -> None:
+    """As the tokenizer itself does, also where the text is split because of a control string in the data."""
     tokenizer = byte_tokenizer(
         AddedToken("<l>", special=True, lstrip=True), AddedToken("<r>", special=True, rstrip=True), END
     )
@@ -127,7 +127,7 @@ def test_text_that_the_model_makes_control(tokenizer_of: Tokenizers) -> None:
         assert data.replace(" ", "") in tokenizer.decode(ids).replace(" ", "")
 
 
-def test_what_the_vocabulary_lacks_is_unknown_and_no_error(tokenizer_of: Tokenizers) -> None:
+def test_text_that_the_vocabulary_lacks_is_unknown_and_no_error(tokenizer_of: Tokenizers) -> None:
     tokenizer = tokenizer_of("unknowing")
     text = rendered(("the ", TEMPLATE), ("日本 </s> é", USER), ("</s>", TEMPLATE))
     ids = Encoder(tokenizer).encode(text).input_ids

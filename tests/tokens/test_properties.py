@@ -19,6 +19,7 @@ from templatekit import RecordError, Registry, TemplateFile, Tokenizer
 from templatekit.formats.lookup import find_template
 from templatekit.formats.template import Template
 from templatekit.testing import CHECKS, Subject, adversarial_text, oracle
+from templatekit.testing.checked_record import CheckedRecord
 
 Draw = st.DataObject
 
@@ -62,16 +63,16 @@ def test_25_joint_encoding_is_plain_encoding(tokenizer: Tokenizer, builtin: Regi
     """Joint encoding cuts nowhere, and keeps control tokens apart all the same."""
     subject = subject_of(data.draw(st.sampled_from(ONE_TURN + CHAT)), tokenizer, builtin, boundary="joint")
     text = adversarial_text(tokenizer, subject.template)
-    case = subject.case({key: data.draw(text, label=key) for key in ("instruction", "input", "output")})
+    case = CheckedRecord(subject, {key: data.draw(text, label=key) for key in ("instruction", "input", "output")})
     sample = case.whole
     text_of_it = sample.rendered.text
-    if oracle.holds_no_control_but(tokenizer, sample.rendered):
+    if oracle.has_only_expected_control_tokens(tokenizer, sample.rendered):
         backend = tokenizer.backend(control=True, prefix=True)
         assert list(sample.tokenized.input_ids) == backend.encode(text_of_it, add_special_tokens=False).ids
-    CHECKS["control_ids_are_the_templates"].on(case)
-    CHECKS["ids_labels_and_weights_agree"].on(case)
+    CHECKS["control_ids_are_the_templates"].attempt(case)
+    CHECKS["ids_labels_and_weights_agree"].attempt(case)
     if oracle.is_lossless(tokenizer, text_of_it):
-        expected = oracle.decoded(tokenizer, sample.rendered, len(text_of_it), ())
+        expected = oracle.expected_decoding(tokenizer, sample.rendered, len(text_of_it), ())
         assert tokenizer.decode(sample.tokenized.input_ids) == expected
 
 
@@ -79,11 +80,11 @@ def test_negative_control_of_joint_encoding(tokenizer_of: Any, builtin: Registry
     """It merges across the edge: what a server feeds is no longer how the ids begin."""
     record = {"instruction": "x", "input": "", "output": "\n\n\n It is red."}
     for boundary, checks in (("cut", ()), ("joint", ("prompt_ids_are_prefix", "trained_ids_are_the_responses"))):
-        case = subject_of("alpaca-lora", tokenizer_of("nfc"), builtin, boundary=boundary).case(record)
+        case = CheckedRecord(subject_of("alpaca-lora", tokenizer_of("nfc"), builtin, boundary=boundary), record)
         failed = set()
         for name in ("prompt_ids_are_prefix", "trained_ids_are_the_responses", "control_ids_are_the_templates"):
             try:
-                CHECKS[name].on(case)
+                CHECKS[name].attempt(case)
             except AssertionError:
                 failed.add(name)
         assert failed == set(checks)
@@ -97,9 +98,9 @@ def test_23_halves_in_adjacent_fields(tokenizer_of: Any, builtin: Registry) -> N
     for text in tokenizer.control_tokens:
         for at in range(1, len(text)):
             record = {"instruction": f"a{text[:at]}", "input": f"{text[at:]}b", "output": "end|>c"}
-            case = subject.case(record)
-            CHECKS["control_ids_are_the_templates"].on(case)
-            CHECKS["ids_decode_to_the_text"].on(case)
+            case = CheckedRecord(subject, record)
+            CHECKS["control_ids_are_the_templates"].attempt(case)
+            CHECKS["ids_decode_to_the_text"].attempt(case)
             ids = case.whole.tokenized.input_ids
             assert oracle.control_ids(tokenizer, ids) == [tokenizer.id_of("<|im_end|>")]
 
@@ -113,9 +114,9 @@ def test_29_unknown_roles_are_text_or_refused(tokenizer_of: Any, builtin: Regist
             with pytest.raises(RecordError, match=r"refuses: .*; found <\|im_end\|>"):
                 Subject(template=find_template(name, builtin), registry=builtin, **parts).run(record)
             continue
-        case = Subject(template=find_template(name, builtin), registry=builtin, **parts).case(record)
-        CHECKS["control_ids_are_the_templates"].on(case)
-        CHECKS["ids_decode_to_the_text"].on(case)
+        case = CheckedRecord(Subject(template=find_template(name, builtin), registry=builtin, **parts), record)
+        CHECKS["control_ids_are_the_templates"].attempt(case)
+        CHECKS["ids_decode_to_the_text"].attempt(case)
     for name in ONE_TURN:
         subject = Subject(template=find_template(name, builtin), registry=builtin, **parts)
         with pytest.raises(RecordError, match=r"found <\|im_end\|>, assistant"):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from testkit.look import Eye
 
 from templatekit import ConfigError, DataOptions, LossSpan, RenderedText, Span
-from templatekit.config.train_on import TrainedParts, parse_train_on
+from templatekit.config.train_on import TrainOnWeights, parse_train_on
 from templatekit.tokens.supervision import loss_spans
 from templatekit.types import COMPUTED, TEMPLATE, TargetSpan, field_origin
 
@@ -227,18 +227,18 @@ def test_the_definition_notices_a_wrong_weight() -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("response", TrainedParts("response", 1, {})),
-        ("last=0.5", TrainedParts("last", 0.5, {})),
-        ("response=1, context=0.1", TrainedParts("response", 1, {("*", "context"): 0.1})),
-        ("user=.2,content", TrainedParts("content", 1, {("user", "*"): 0.2})),
-        ("tools,tool=0", TrainedParts("response", 1, {("*", "tools"): 1, ("tool", "*"): 0})),
-        ("tool_calls=1e-1", TrainedParts("response", 1, {("*", "tool_calls"): 0.1})),
-        ("user.*", TrainedParts("response", 1, {("user", "*"): 1})),
-        ("*.content=2,*.name=0", TrainedParts("response", 1, {("*", "content"): 2, ("*", "name"): 0})),
-        ("ipython.*=1,a.b.content=2", TrainedParts("response", 1, {("ipython", "*"): 1, ("a.b", "content"): 2})),
+        ("response", TrainOnWeights("response", 1, {})),
+        ("last=0.5", TrainOnWeights("last", 0.5, {})),
+        ("response=1, context=0.1", TrainOnWeights("response", 1, {("*", "context"): 0.1})),
+        ("user=.2,content", TrainOnWeights("content", 1, {("user", "*"): 0.2})),
+        ("tools,tool=0", TrainOnWeights("response", 1, {("*", "tools"): 1, ("tool", "*"): 0})),
+        ("tool_calls=1e-1", TrainOnWeights("response", 1, {("*", "tool_calls"): 0.1})),
+        ("user.*", TrainOnWeights("response", 1, {("user", "*"): 1})),
+        ("*.content=2,*.name=0", TrainOnWeights("response", 1, {("*", "content"): 2, ("*", "name"): 0})),
+        ("ipython.*=1,a.b.content=2", TrainOnWeights("response", 1, {("ipython", "*"): 1, ("a.b", "content"): 2})),
     ],
 )  # fmt: skip
-def test_forms(text: str, parts: TrainedParts) -> None:
+def test_forms(text: str, parts: TrainOnWeights) -> None:
     assert parse_train_on(text) == parts
     assert DataOptions.parse({"train_on": text}).train_on == text
 
@@ -261,7 +261,7 @@ def test_forms(text: str, parts: TrainedParts) -> None:
         ("response=nan", "the weight of 'response' is 'nan'; expected a number of at least 0"),
         ("user=inf", "the weight of 'user' is 'inf'; expected a number of at least 0"),
         ("user=1=2", "the weight of 'user' is '1=2'; expected a number of at least 0"),
-        ("=1", "a part has no name; expected part=weight, parted by commas: response=1,context=0.1"),
+        ("=1", "a part has no name; expected part=weight, separated by commas: response=1,context=0.1"),
         ("", "a part has no name; "),
         ("response,,user", "a part has no name; "),
         ("response,response=2", "'response' twice"),

@@ -1,4 +1,4 @@
-"""A tokenizer as its files describe it: what transformers would load, and every error by name."""
+"""A tokenizer from its files: equal to the one that transformers loads, and every error is named."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_from_transformers_is_from_folder(tokenizer_of: Tokenizers) -> None:
         assert one.special_tokens.eos == other.special_tokens.eos
         assert one.special_tokens.adds_bos == other.special_tokens.adds_bos
         assert one.control_tokens == other.control_tokens
-        assert one.prefixes == other.prefixes
+        assert one.dummy_prefix == other.dummy_prefix
         assert one.chat_template == other.chat_template
         if name in ("llama3", "qwen3"):
             continue  # large, and nothing in them differs from the tiny ones
@@ -123,7 +123,7 @@ def test_what_counts_as_control(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "prefixes", "adds_bos"),
+    ("name", "dummy_prefix", "adds_bos"),
     [
         ("gpt2", "never", False),
         ("llama2", "each", True),
@@ -138,9 +138,9 @@ def test_what_counts_as_control(make: Make) -> None:
         ("unknowing", "never", False),
     ],
 )
-def test_prefixes_and_bos(name: str, prefixes: str, adds_bos: bool, tokenizer_of: Tokenizers) -> None:
+def test_prefixes_and_bos(name: str, dummy_prefix: str, adds_bos: bool, tokenizer_of: Tokenizers) -> None:
     tokenizer = tokenizer_of(name)
-    assert tokenizer.prefixes == prefixes
+    assert tokenizer.dummy_prefix == dummy_prefix
     assert tokenizer.special_tokens.adds_bos == adds_bos
 
 
@@ -156,7 +156,7 @@ def test_a_byte_level_dummy_prefix(stage: Any, tmp_path: Path) -> None:
     tokenizer.pre_tokenizer = stage
     tokenizer.add_special_tokens(["<x>"])
     ours = Tokenizer(tokenizer.to_str(), config={})
-    assert ours.prefixes == "each"
+    assert ours.dummy_prefix == "each"
     ids = ours.backend(control=True, prefix=False).encode("ab").ids
     assert ours.backend(control=True, prefix=True).encode("ab").ids == [ALPHABET["Ġ"], *ids]
 
@@ -248,7 +248,7 @@ def test_a_tokenizer_without_a_fast_backend() -> None:
 
 
 def test_truncation_and_padding_in_the_file_are_left_out(tmp_path: Path) -> None:
-    """Saved settings of an earlier use would cut texts in silence."""
+    """Settings saved from an earlier use would cut texts silently."""
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab=ALPHABET, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.enable_truncation(3)

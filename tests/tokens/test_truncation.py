@@ -38,7 +38,7 @@ from templatekit.formats.template import Template
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.testing import adversarial_text, oracle, plain_text
 from templatekit.testing.check_execution import labels_agree
-from templatekit.testing.subject import CheckedSample
+from templatekit.testing.checked_record import CheckedSample
 from templatekit.tokens import truncation
 from templatekit.tokens.encoder import Encoder
 from templatekit.tokens.supervision import loss_spans
@@ -91,7 +91,7 @@ def shortened_30(subject: Through, adapter: str, record: Record, short: Sample, 
     if found.truncated is None:
         assert found == whole.tokenized
         return
-    case = replace(whole, prepared=short)
+    case = replace(whole, sample=short)
     labels_agree(case)
     if policy == "response":
         response_30(whole, case)
@@ -119,10 +119,10 @@ def response_30(whole: CheckedSample, short: CheckedSample) -> None:
     assert short.rendered.spans[-1].end == short.tokenized.loss_spans[-1].end == len(text)
     assert short.tokenized.loss_spans[-1].weight > 0
     assert not unicodedata.combining(before.text[len(text)]) if len(text) < target.marker_start else True
-    assert short.prepared.example == whole.prepared.example
+    assert short.sample.example == whole.sample.example
     tokenizer = short.subject.tokenizer
     if oracle.is_lossless(tokenizer, text):
-        assert tokenizer.decode(ids) == oracle.decoded(tokenizer, short.rendered, len(text), short.cuts)
+        assert tokenizer.decode(ids) == oracle.expected_decoding(tokenizer, short.rendered, len(text), short.cuts)
 
 
 def rendered_anew_30(subject: Through, short: CheckedSample) -> None:
@@ -131,7 +131,7 @@ def rendered_anew_30(subject: Through, short: CheckedSample) -> None:
         {"role": m.role, "content": m.content, "context": m.context}
         if m.context
         else {"role": m.role, "content": m.content}
-        for m in short.prepared.example.messages
+        for m in short.sample.example.messages
     ]
     if any("context" in message for message in left):
         user, assistant = left
@@ -148,13 +148,13 @@ def rendered_anew_30(subject: Through, short: CheckedSample) -> None:
 
 def left_over_30(policy: str, whole: CheckedSample, short: CheckedSample) -> None:
     """The oldest turns are gone, or the end of the context, and nothing else."""
-    before, after = whole.prepared.example.messages, short.prepared.example.messages
+    before, after = whole.sample.example.messages, short.sample.example.messages
     if policy == "turns":
         head = list(itertools.takewhile(lambda m: m.role == "system", before))
         assert list(after[: len(head)]) == head
-        kept = after[len(head) :]
-        assert kept == before[len(before) - len(kept) :]
-        assert kept[0].role == "user" and kept[-1].role == "assistant"
+        cached_description = after[len(head) :]
+        assert cached_description == before[len(before) - len(cached_description) :]
+        assert cached_description[0].role == "user" and cached_description[-1].role == "assistant"
         assert len(after) < len(before)
     else:
         assert [replace(m, context="") for m in after] == [replace(m, context="") for m in before]
@@ -415,7 +415,7 @@ def test_several_contexts_are_shortened_the_oldest_first(plain_of: Of) -> None:
     whole = encoded(example)
     for limit in range(len(whole) - 1, 0, -1):
         options = DataOptions.parse({"max_length": limit, "truncation": "context"})
-        bound = pipeline.limit_of(options)
+        bound = pipeline.length_limit(options)
         assert bound is not None
         try:
             fitted = bound.fit(example, whole)
@@ -751,7 +751,7 @@ def test_a_search_that_stops_early_is_noticed(plain_of: Of, monkeypatch: pytest.
     record = {"instruction": "Say it.", "input": "the capital of France", "output": "b"}
     limit = len(subject.case("alpaca", record).tokenized) - 3
     best, _ = shorten(subject, "alpaca", record, limit, "context")
-    longest = truncation._longest
+    longest = truncation._longest_end
     monkeypatch.setattr(truncation, "_longest", lambda *a: longest(*a) - 1)
     worse, _ = shorten(subject, "alpaca", record, limit, "context")
     assert best is not None and worse is not None
