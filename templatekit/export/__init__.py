@@ -1,4 +1,4 @@
-"""Where prepared examples go: files of rows, and the form of a template that servers read."""
+"""Exporters of prepared examples (files of rows, folders for other trainers), and templates in the forms of servers."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 from templatekit.export.folders import AxolotlFolder, DatasetFolder
 from templatekit.export.rows import ArrowRows, JsonLines, ParquetRows
-from templatekit.hooks.exporters import Sink
+from templatekit.hooks.exporters import BaseExporter
 from templatekit.hooks.specs import hookimpl
 
 
 @hookimpl
-def templatekit_exporters() -> Iterable[Sink]:
-    """Files of rows, and folders that other trainers read. Layouts of conversations are offered by their adapters."""
+def templatekit_exporters() -> Iterable[BaseExporter]:
+    """Files of rows, and folders that other trainers read. Adapters offer the layouts of conversations."""
     return [JsonLines(), ParquetRows(), ArrowRows(), DatasetFolder(), AxolotlFolder()]

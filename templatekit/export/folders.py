@@ -1,4 +1,4 @@
-"""Folders that other trainers train on as they are."""
+"""Exporters that write folders which other trainers read directly."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ if TYPE_CHECKING:
     from templatekit.packing import Packs
     from templatekit.packing.columns import TokenizedColumns
 
-_BATCH = 1024
-_ROWS = "train.jsonl"
+_BATCH_ROWS = 1024
+_ROWS_FILE = "train.jsonl"
 
 
 class _TokenFolder(FolderExporter):
-    """Ids and labels: what is trained stands in the labels alone."""
+    """A folder of ids and labels, which cannot express loss weights other than 0 and 1."""
 
     def admit(self, sample: Sample) -> TokenizedExample:
-        """The tokenized example; a weight beside 0 and 1 is a `RecordError`, no tokenizer a `ConfigError`."""
+        """The tokenized example, or a `ConfigError` without one; a `RecordError` for a weight other than 0 and 1."""
         tokenized = sample.tokenized
         if tokenized is None:
             raise ConfigError(f"format {self.name!r} holds token ids; found no tokenizer; expected --tokenizer too")
-        between = next((weight for weight in tokenized.loss_weights if weight not in (0, 1)), None)
-        if between is not None:
+        other = next((weight for weight in tokenized.loss_weights if weight not in (0, 1)), None)
+        if other is not None:
             raise RecordError(
-                f"format {self.name!r} has no place for a loss weight of {between:g}: labels are trained or not",
+                f"format {self.name!r} has no place for a loss weight of {other:g}: labels are trained or not",
                 reason=NOT_EXPRESSIBLE,
             )
         return tokenized
 
     def admits_all(self, columns: TokenizedColumns) -> bool:
-        """Where every weight is 0 or 1."""
+        """Whether every weight is 0 or 1."""
         return not columns.is_weighted
 
 
 class DatasetFolder(_TokenFolder):
-    """What `datasets.load_from_disk` loads: `input_ids`, `labels`, `attention_mask`.
+    """A folder for `datasets.load_from_disk`, with the columns `input_ids`, `labels`, `attention_mask`.
 
-    Of packs `input_ids`, `labels`, `position_ids`, `seq_lengths`.
+    Packs have `input_ids`, `labels`, `position_ids`, `seq_lengths`.
     """
 
     name = "datasets"
@@ -53,7 +53,7 @@ class DatasetFolder(_TokenFolder):
     takes_packs = True
 
     def write_folder(self, items: Iterable[TokenizedExample], folder: Path) -> int:
-        """In record batches, so that memory stays flat."""
+        """Write record batches, so that memory use does not grow with the data."""
         import pyarrow as pa
 
         ids = pa.list_(pa.int32())
@@ -61,12 +61,12 @@ class DatasetFolder(_TokenFolder):
         return self._save(_batches(items, schema), schema, folder)
 
     def write_packs(self, packs: Iterable[Packs], folder: Path) -> int:
-        """In a record batch for each window of packs."""
+        """Write a record batch for each window of packs."""
         import pyarrow as pa
 
         from templatekit.packing import pack_arrays
 
-        batches = (pa.record_batch(pack_arrays(some)).drop_columns("loss_weights") for some in packs)
+        batches = (pa.record_batch(pack_arrays(window)).drop_columns("loss_weights") for window in packs)
         first = next(batches)
         return self._save(chain([first], batches), first.schema, folder)
 
@@ -74,7 +74,7 @@ class DatasetFolder(_TokenFolder):
         import datasets
         import pyarrow as pa
 
-        rows = folder / "rows" / "rows.arrow"  # datasets writes nothing into the folder that it reads
+        rows = folder / "rows" / "rows.arrow"  # datasets refuses to save into the folder that it reads
         rows.parent.mkdir()
         with pa.ipc.new_stream(str(rows), schema) as writer:
             for batch in batches:
@@ -93,22 +93,22 @@ class DatasetFolder(_TokenFolder):
 
 
 class AxolotlFolder(_TokenFolder):
-    """axolotl's pre-tokenized layout: JSON Lines of ids, labels and attention mask, and the lines of its config."""
+    """axolotl's pre-tokenized layout: JSON Lines of ids, labels and attention mask, and the lines for its config."""
 
     name = "axolotl"
     description = "a folder for axolotl: pre-tokenized rows, and a config that names them"
 
     def write_folder(self, items: Iterable[TokenizedExample], folder: Path) -> int:
-        """A line for each example."""
+        """Write a line for each example."""
         import json
 
         count = 0
-        with (folder / _ROWS).open("w", encoding="utf-8") as file:
+        with (folder / _ROWS_FILE).open("w", encoding="utf-8") as file:
             for item in items:
                 file.write(json.dumps(_columns(item)) + "\n")
                 count += 1
         (folder / "axolotl.yaml").write_text(
-            f"# Beside the model and its options. No type: the rows are tokenized.\ndatasets:\n  - path: {_ROWS}\n"
+            f"# Beside the model and its options. No type: the rows are tokenized.\ndatasets:\n  - path: {_ROWS_FILE}\n"
             "    ds_type: json\n    type:\n",
             encoding="utf-8",
         )
@@ -127,6 +127,6 @@ def _batches(items: Iterable[TokenizedExample], schema: pa.Schema) -> Iterator[p
     import pyarrow as pa
 
     items = iter(items)
-    while chunk := list(islice(items, _BATCH)):
+    while chunk := list(islice(items, _BATCH_ROWS)):
         rows: list[dict[str, Any]] = [_columns(item) for item in chunk]
         yield pa.RecordBatch.from_pylist(rows, schema=schema)

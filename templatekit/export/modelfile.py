@@ -1,10 +1,10 @@
-"""A template as an Ollama Modelfile: its prompts as a Go template, with what stops an answer.
+"""Exports a template as an Ollama Modelfile: its prompts as a Go template, and the texts that stop an answer.
 
-Jinja cannot be translated to Go in general. Instead the template is *asked*: it renders every short order of system,
-user and assistant messages, and the origins of the characters tell which text stands between two messages. Where that
-text depends on the two roles alone, as in nearly every format, it goes into `{{ range .Messages }}`; where it does
-not, the template is refused. Orders that the template refuses make Ollama fail too, rather than answer a prompt that
-was never trained.
+Jinja cannot be translated to Go in general. Instead the template renders every short sequence of system, user and
+assistant messages, and the origins of the characters show which text it writes between two messages. If that text
+depends only on the roles of the two messages, as in nearly every format, it goes into `{{ range .Messages }}`. If not,
+the template is refused. Where the template refuses a sequence of roles, the Go template makes Ollama fail too, rather
+than answer a prompt that was never trained.
 """
 
 from __future__ import annotations
@@ -21,42 +21,43 @@ from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.types import NO_TOKENIZER, Example, Message, SpecialTokens
 
 ROLES = ("system", "user", "assistant")
-_LONGEST = 5
-"""Messages in the longest order that is tried: long enough for a second question behind a system message."""
+_MAX_MESSAGES = 5
+"""Messages in the longest sequence that is rendered: enough for a second question after a system message."""
 _START, _END = "", "end"
 _CONTENT = "Zürich, {0}?\n\n  Two lines; it's {0}."
-_UNTIDY: Mapping[str, tuple[str, str]] = {
+_UNSUPPORTED: Mapping[str, tuple[str, str]] = {
     "a question is printed as it is; the template trims it": ("user", " text\n"),
     "an answer is printed as it is; the template trims it": ("assistant", "\n text "),
     "reasoning in earlier answers stays; the template drops it": ("assistant", "<think>\nHm.\n</think>\n\nYes."),
     "an empty system message has its header; the template leaves it out": ("system", ""),
 }
-"""What Ollama's Go templates cannot do with a text, and a message that shows whether the template does it."""
+"""What Ollama's Go templates cannot do with a text, each with a message that shows whether the template does it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoTemplate:
-    """What a template writes around messages, by role."""
+    """The texts that a template writes around messages, by role."""
 
     first: Mapping[str, str]
-    """At the very start, where a conversation begins with this role."""
+    """The text at the very start of a conversation whose first message has this role."""
     before: Mapping[str, str]
+    """The text before a message."""
     after: Mapping[str, str]
-    """Behind a message, unless it is an answer that the model is to go on with."""
+    """The text after a message, unless the message is an answer that the model has to continue."""
     prompt: str
-    """Behind the last message: what has the model answer."""
+    """The text after the last message, which makes the model answer."""
     follows: Mapping[str, frozenset[str]]
-    """By role, the roles that may come right before it, "" being the start; by "end", those that may be the last."""
+    """For each role, the roles that may come before it ("" is the start). For "end", those that may be last."""
     notes: tuple[str, ...] = ()
-    """What it does otherwise than the template."""
+    """How the Go template differs from the template."""
 
     def text(self, messages: Sequence[Message]) -> str:
-        """The prompt of a conversation that does not end in an answer."""
+        """The prompt of a conversation that does not end with an answer."""
         pieces = [f"{self.before[m.role]}{m.content}{self.after[m.role]}" for m in messages]
         return "".join([self.first[messages[0].role], *pieces, self.prompt])
 
     def source(self) -> str:
-        """In Go's `text/template` language, as Ollama runs it."""
+        """The template in Go's `text/template` language, for Ollama."""
         guarded = any(self._refused(role) for role in self.before)
         lines = ['{{- $before := "" }}'] if guarded else []
         lines += ["{{- range $i, $_ := .Messages }}", "{{- $last := eq (len (slice $.Messages $i)) 1 }}"]
@@ -92,34 +93,36 @@ class GoTemplate:
         return guard
 
     def _refused(self, role: str) -> list[str]:
-        """The roles that may not come right before this one; Ollama joins messages of one role in a row."""
+        """The roles that may not come directly before this one; Ollama joins consecutive messages of one role."""
         return [other for other in (_START, *self.before) if other not in (*self.follows[role], role)]
 
 
 def _refuse(why: str) -> str:
-    """Go templates have no way to raise: this call fails, and Ollama's error shows its first twenty characters."""
+    """A call that fails, since Go templates cannot raise; Ollama's error shows its first twenty characters."""
     return f'{{{{ slice "{why}" 1 0 }}}}'
 
 
 def go_template(template: Template, tokens: SpecialTokens = NO_TOKENIZER) -> GoTemplate:
-    """What the template writes around messages. Raises `TemplateError` where that is more than their roles tell."""
+    """The texts that a template writes around messages. Raises `TemplateError` if more than their roles decides."""
     if "strftime_now" in template.source:
         raise _inexpressible(template, "it prints the date")
     if not tokens.known and template.multi_turn and "eos_token" in template.variables:
         raise _inexpressible(template, "it prints the tokenizer's eos_token, and no tokenizer is given (--tokenizer)")
     gaps, refused = _gaps(template, tokens)
-    found = _factored(template, gaps)
+    found = _split_gaps(template, gaps)
     for roles in refused:
         if all(pair in gaps for pair in zip((_START, *roles), (*roles, _END), strict=True)):
-            raise _inexpressible(template, f"it refuses the order {', '.join(roles)}, though each pair of it is taken")
-    notes = [note for note, (role, text) in _UNTIDY.items() if not _agrees(template, tokens, found, role, text)]
+            raise _inexpressible(
+                template, f"it refuses the sequence {', '.join(roles)}, though it accepts each pair of it"
+            )
+    notes = [note for note, (role, text) in _UNSUPPORTED.items() if not _matches(template, tokens, found, role, text)]
     if "tools" in template.variables:
         notes.append("tools are left out")
     return replace(found, notes=tuple(notes))
 
 
 def modelfile(template: Template, tokenizer: Tokenizer | None = None) -> str:
-    """The text of a Modelfile. Without a tokenizer only the template's own stop texts are known."""
+    """The text of a Modelfile. Without a tokenizer it has only the template's own stop texts."""
     go = go_template(template, tokenizer.special_tokens if tokenizer else NO_TOKENIZER)
     stops = list(template.metadata.stop)
     if tokenizer is not None:
@@ -140,7 +143,7 @@ def modelfile(template: Template, tokenizer: Tokenizer | None = None) -> str:
 def _inexpressible(template: Template, why: str) -> TemplateError:
     return TemplateError(
         f"template {template.name!r} cannot be written as a Modelfile: {why}; "
-        "servers of chat templates take it as it is (--format chat_template)"
+        "servers that read chat templates use it as it is (--format chat_template)"
     )
 
 
@@ -148,31 +151,31 @@ _Gaps = dict[tuple[str, str], str]
 
 
 def _gaps(template: Template, tokens: SpecialTokens) -> tuple[_Gaps, list[tuple[str, ...]]]:
-    """The text between each two roles that the template prints next to each other, and the orders that it refuses."""
+    """The text between every two adjacent roles, and the sequences of roles that the template refuses."""
     gaps: _Gaps = {}
     refused = []
-    for roles in _orders():
+    for roles in _role_sequences():
         try:
             texts = _texts_between(template, tokens, _messages(roles))
         except RecordError:
             refused.append(roles)
             continue
-        for before, behind, text in zip((_START, *roles), (*roles, _END), texts, strict=True):
-            if gaps.setdefault((before, behind), text) != text:
-                place = f"before {behind}" if behind in ROLES else "at the end"
+        for before, after, text in zip((_START, *roles), (*roles, _END), texts, strict=True):
+            if gaps.setdefault((before, after), text) != text:
+                position = f"before {after}" if after in ROLES else "at the end"
                 raise _inexpressible(
                     template,
-                    f"what stands {place} behind {before or 'nothing'} depends on other turns; found {shorten(text)} "
-                    f"and {shorten(gaps[before, behind])}",
+                    f"the text {position} after {before or 'nothing'} depends on other turns; found {shorten(text)} "
+                    f"and {shorten(gaps[before, after])}",
                 )
     if not gaps:
-        raise _inexpressible(template, "it takes no order of system, user and assistant messages")
+        raise _inexpressible(template, "it accepts no sequence of system, user and assistant messages")
     return gaps, refused
 
 
-def _orders() -> Iterator[tuple[str, ...]]:
-    """Every short order of roles that asks for an answer; Ollama joins messages of one role in a row."""
-    for length in range(1, _LONGEST + 1):
+def _role_sequences() -> Iterator[tuple[str, ...]]:
+    """Every short sequence of roles that asks for an answer, none twice in a row, since Ollama joins such messages."""
+    for length in range(1, _MAX_MESSAGES + 1):
         for roles in product(ROLES, repeat=length):
             if roles[-1] != "assistant" and all(one != other for one, other in pairwise(roles)):
                 yield roles
@@ -183,7 +186,7 @@ def _messages(roles: Iterable[str]) -> tuple[Message, ...]:
 
 
 def _texts_between(template: Template, tokens: SpecialTokens, messages: tuple[Message, ...]) -> list[str]:
-    """What the template writes before, between and behind the messages, without the BOS that Ollama puts itself."""
+    """The texts before, between and after the messages, without the BOS that Ollama adds itself."""
     rendered = template.prompt(Example(messages=messages), tokens)
     texts, position = [], 0
     contents = [span for span in rendered.spans if span.origin.field == "content"]
@@ -202,13 +205,13 @@ def _texts_between(template: Template, tokens: SpecialTokens, messages: tuple[Me
     return [*texts, rendered.text[position:]]
 
 
-def _factored(template: Template, gaps: _Gaps) -> GoTemplate:
-    """The text between two messages, parted into what belongs to the one and to the other.
+def _split_gaps(template: Template, gaps: _Gaps) -> GoTemplate:
+    """Split the text between two messages into a part that belongs to the first one and a part of the second one.
 
-    `len(after[a]) + len(before[b])` is the length of the text between a and b. That leaves one length open for all
-    roles that hang together; what stands before a message is then taken as long as it can be.
+    `len(after[a]) + len(before[b])` is the length of the text between a and b. This leaves one length undetermined for
+    each set of connected roles; the text before a message is then made as long as possible.
     """
-    longest = {place: _common_end(text for (_, other), text in gaps.items() if other == place) for _, place in gaps}
+    longest = {role: _common_end(text for (_, other), text in gaps.items() if other == role) for _, role in gaps}
     after: dict[str, int] = {}
     before: dict[str, int] = {}
     inner = {pair: len(text) for pair, text in gaps.items() if pair[0] != _START}
@@ -217,25 +220,25 @@ def _factored(template: Template, gaps: _Gaps) -> GoTemplate:
             continue
         joined_after = {role: 0}
         joined_before: dict[str, int] = {}
-        for _ in inner:  # as often as it may take to reach every pair
+        for _ in inner:  # enough rounds to reach every pair
             for (one, other), length in inner.items():
                 if one in joined_after:
                     joined_before.setdefault(other, length - joined_after[one])
                 elif other in joined_before:
                     joined_after[one] = length - joined_before[other]
-        spare = min(len(longest[place]) - length for place, length in joined_before.items())
-        before |= {place: length + spare for place, length in joined_before.items()}
-        after |= {place: length - spare for place, length in joined_after.items()}
-    own = {place: text[len(text) - before.get(place, len(text)) :] for place, text in longest.items()}
+        spare = min(len(longest[other]) - length for other, length in joined_before.items())
+        before |= {other: length + spare for other, length in joined_before.items()}
+        after |= {other: length - spare for other, length in joined_after.items()}
+    own = {role: text[len(text) - before.get(role, len(text)) :] for role, text in longest.items()}
     behind = {one: text.removesuffix(own[other]) for (one, other), text in gaps.items() if one != _START}
     for (one, other), text in gaps.items():
         if min(*before.values(), *after.values(), 0) < 0 or (one != _START and text != behind[one] + own[other]):
             raise _inexpressible(
-                template, f"what stands between {one} and {other} belongs to both at once; found {shorten(text)}"
+                template, f"the text between {one} and {other} cannot be divided between the two; found {shorten(text)}"
             )
     roles = [role for role in ROLES if role in own]
     return GoTemplate(
-        first={place: text.removesuffix(own[place]) for (one, place), text in gaps.items() if one == _START},
+        first={role: text.removesuffix(own[role]) for (one, role), text in gaps.items() if one == _START},
         before={role: own[role] for role in roles},
         after={role: behind.get(role, "") for role in roles},
         prompt=own[_END],
@@ -244,11 +247,11 @@ def _factored(template: Template, gaps: _Gaps) -> GoTemplate:
 
 
 def _common_end(texts: Iterable[str]) -> str:
-    return commonprefix([text[::-1] for text in texts])[::-1]  # noqa: RUF071  (characters are what is meant)
+    return commonprefix([text[::-1] for text in texts])[::-1]  # noqa: RUF071  (it compares characters, as is meant here)
 
 
-def _agrees(template: Template, tokens: SpecialTokens, found: GoTemplate, role: str, content: str) -> bool:
-    """Whether the template prints a message with this content as it is. What it refuses, it need not agree on."""
+def _matches(template: Template, tokens: SpecialTokens, found: GoTemplate, role: str, content: str) -> bool:
+    """Whether the Go template gives the same prompt for a message with this content, or the template refuses it."""
     if role not in found.before:
         return True
     roles = {"system": ("system", "user"), "user": ("user",), "assistant": ("user", "assistant", "user")}[role]
@@ -261,8 +264,10 @@ def _agrees(template: Template, tokens: SpecialTokens, found: GoTemplate, role: 
 
 
 def _literal(text: str, *, raw_end: bool = False) -> str:
-    """Text in a Go template. Whitespace that the next line's `{{-` would take stands in quotes, and so does what Go or
-    the Modelfile would read as its own."""
+    """Text in a Go template.
+
+    In quotes are whitespace that the next line's `{{-` would remove, and text that Go or the Modelfile would interpret.
+    """
     if "{{" in text or '"""' in text or not all(char == "\n" or char.isprintable() for char in text):
         return f'{{{{ "{"".join(map(_escaped, text))}" }}}}'
     kept = text if raw_end else text.rstrip()
@@ -279,7 +284,7 @@ def _escaped(char: str) -> str:
 
 
 def _quoted(stop: str, template: Template) -> str:
-    """A parameter's value. A Modelfile knows no escapes, and leaves out what cannot be printed."""
+    """The value of a parameter. A Modelfile has no escapes, and drops characters that are not printable."""
     quote = '"""' if '"' in stop or "\n" in stop else '"'
     if '"""' in stop or stop.endswith('"') or not all(char == "\n" or char.isprintable() for char in stop):
         raise _inexpressible(template, f"no Modelfile can hold its stop text {stop!r}")

@@ -1,4 +1,4 @@
-"""Packs as rows: what trainers read of them, and which examples they are."""
+"""Packs as rows of a file: the values that trainers read, and which samples each pack has."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def pack_batch(packs: Packs) -> pa.RecordBatch:
-    """What `pack_arrays` gives, and which examples they are: `rows`, `samples`, `sources` where there are several."""
+def pack_record_batch(packs: Packs) -> pa.RecordBatch:
+    """`pack_arrays` and the samples of each pack: `rows`, `samples`, and `sources` if there are several."""
     import pyarrow as pa
 
-    sequences, edges = packs.sequences, packs.edges.astype(np.int32)
+    sequences, offsets = packs.sequences, packs.sequence_offsets.astype(np.int32)
     arrays = pack_arrays(packs) | {
-        "rows": list_array(edges, sequences.rows),
-        "samples": list_array(edges, sequences.samples),
+        "rows": list_array(offsets, sequences.rows),
+        "samples": list_array(offsets, sequences.samples),
     }
     if any(sequences.sources):
-        arrays["sources"] = list_array(edges, pa.array(sequences.sources))
+        arrays["sources"] = list_array(offsets, pa.array(sequences.sources))
     return pa.record_batch(arrays)
 
 
 def pack_rows(packs: Packs) -> Iterator[dict[str, Any]]:
-    """Pack by pack as plain values, without what says nothing: weights of 0 and 1, first samples."""
+    """Each pack as plain values. Left out: weights if all are 0 or 1, samples if all are the first of their record."""
     sequences = packs.sequences
     labels, positions, lengths = packs.labels, packs.position_ids, sequences.lengths
     for (start, end), (first, last) in zip(
-        pairwise(packs.offsets.tolist()), pairwise(packs.edges.tolist()), strict=True
+        pairwise(packs.offsets.tolist()), pairwise(packs.sequence_offsets.tolist()), strict=True
     ):
         weights, samples = sequences.loss_weights[start:end], sequences.samples[first:last]
         row = {

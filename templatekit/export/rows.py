@@ -1,4 +1,4 @@
-"""Files with one row an example: `row`, `text`, `input_ids`, `labels`, `spans`."""
+"""Exporters that write one row for each example: `row`, `text`, `input_ids`, `labels`, `spans`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from templatekit.export.packs import pack_batch, pack_rows
+from templatekit.export.packs import pack_record_batch, pack_rows
 from templatekit.hooks.exporters import Exporter
 from templatekit.types import RenderedText, TokenizedExample
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from templatekit.packing import Packs
     from templatekit.packing.columns import TokenizedColumns
 
-_BATCH = 1024
+_BATCH_ROWS = 1024
 """Rows of a record batch or of a row group."""
-_FEW_VALUES = ["source", "sample", "spans.list.element.origin", "loss_weights.list.element", "truncated"]
-"""Columns of a parquet file that hold the same few values."""
+_DICTIONARY_COLUMNS = ["source", "sample", "spans.list.element.origin", "loss_weights.list.element", "truncated"]
+"""Columns of a parquet file that have few different values, and are stored with a dictionary of them."""
 
 
 def to_row(example: RenderedText | TokenizedExample) -> dict[str, Any]:
     """One example as plain values.
 
-    `source` is there only where the run has several sets, `sample` only where the record gave several,
-    `loss_weights` only where one is neither 0 nor 1, `truncated` only where the example was shortened.
+    Some keys are there only if they say something: `source` if the run has several, `sample` if the record gave several
+    samples, `loss_weights` if one is neither 0 nor 1, `truncated` if the example was shortened.
     """
     rendered = example.rendered if isinstance(example, TokenizedExample) else example
     row: dict[str, Any] = {"row": rendered.row}
@@ -58,7 +58,7 @@ class JsonLines(Exporter):
     takes_packs = True
 
     def write(self, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> int:
-        """Text stays readable: only what JSON must escape is escaped."""
+        """Write a line for each example, which escapes only the characters that JSON must escape."""
         count = 0
         for example in examples:
             file.write(_line(example))
@@ -66,19 +66,19 @@ class JsonLines(Exporter):
         return count
 
     def convert(self, columns: TokenizedColumns) -> tuple[int, bytes]:
-        """The number of lines, and the lines."""
+        """The count of lines, and the lines."""
         return len(columns), b"".join(map(_line, columns))
 
-    def write_converted(self, parts: Iterable[tuple[int, bytes]], file: BinaryIO) -> int:
-        """Lines as they come."""
+    def write_converted(self, chunks: Iterable[tuple[int, bytes]], file: BinaryIO) -> int:
+        """Write the lines unchanged."""
         count = 0
-        for lines, text in parts:
+        for lines, text in chunks:
             file.write(text)
             count += lines
         return count
 
     def write_packs(self, packs: Iterable[Packs], file: BinaryIO) -> int:
-        """A line for each; `loss_weights` and `samples` as of examples, where there is something to say."""
+        """Write a line for each pack; `loss_weights` and `samples` are left out where they say nothing."""
         count = 0
         for some in packs:
             for row in pack_rows(some):
@@ -92,29 +92,29 @@ def _line(example: RenderedText | TokenizedExample) -> bytes:
 
 
 class ArrowExporter(Exporter):
-    """Rows in columns, by whatever writes Arrow record batches to a file."""
+    """Writes Arrow record batches; subclasses say to what kind of file."""
 
     takes_packs = True
 
     @abstractmethod
     def open_writer(self, file: BinaryIO, schema: pa.Schema) -> AbstractContextManager[Any]:
-        """What takes record batches of this schema by `write_batch`, and ends the file when it is left."""
+        """A writer with a method `write_batch` for record batches of this schema, which completes the file on exit."""
 
     def write(self, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> int:
-        """In batches of `_BATCH` rows, so that memory stays flat."""
+        """Write batches of `_BATCH_ROWS` rows, so that memory use does not grow with the data."""
         return self._write(_batches(examples), file)
 
     def convert(self, columns: TokenizedColumns) -> pa.RecordBatch:
-        """The rows in columns."""
+        """The rows as a record batch."""
         return _record_batch(columns)
 
-    def write_converted(self, parts: Iterable[pa.RecordBatch], file: BinaryIO) -> int:
-        """In the same batches."""
-        return self._write(_evened(parts), file)
+    def write_converted(self, chunks: Iterable[pa.RecordBatch], file: BinaryIO) -> int:
+        """Write the same batches as `write`, however the rows are divided into chunks."""
+        return self._write(_rebatched(chunks), file)
 
     def write_packs(self, packs: Iterable[Packs], file: BinaryIO) -> int:
-        """In a batch for each window of packs."""
-        return self._write(map(pack_batch, packs), file)
+        """Write a batch for each window of packs."""
+        return self._write(map(pack_record_batch, packs), file)
 
     def _write(self, batches: Iterator[pa.RecordBatch], file: BinaryIO) -> int:
         first = next(batches)
@@ -127,19 +127,19 @@ class ArrowExporter(Exporter):
 
 
 class ParquetRows(ArrowExporter):
-    """A parquet file; a batch is a row group."""
+    """A parquet file, in which each batch is a row group."""
 
     name = "parquet"
     description = "parquet, for pandas, polars, DuckDB and datasets"
     suffixes = (".parquet",)
 
     def open_writer(self, file: BinaryIO, schema: pa.Schema) -> AbstractContextManager[Any]:
-        """pyarrow's."""
+        """The writer of pyarrow."""
         import pyarrow.parquet
 
-        # zstd takes as long as the default, snappy with a dictionary for each column, and a quarter less room.
+        # zstd is as fast as the default, snappy with a dictionary for each column, and the file is a quarter smaller.
         writer: AbstractContextManager[Any] = pyarrow.parquet.ParquetWriter(
-            file, schema, compression="zstd", use_dictionary=_FEW_VALUES
+            file, schema, compression="zstd", use_dictionary=_DICTIONARY_COLUMNS
         )
         return writer
 
@@ -152,7 +152,7 @@ class ArrowRows(ArrowExporter):
     suffixes = (".arrow", ".feather")
 
     def open_writer(self, file: BinaryIO, schema: pa.Schema) -> AbstractContextManager[Any]:
-        """pyarrow's."""
+        """The writer of pyarrow."""
         import pyarrow as pa
 
         writer: AbstractContextManager[Any] = pa.ipc.new_file(file, schema)
@@ -160,17 +160,17 @@ class ArrowRows(ArrowExporter):
 
 
 def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa.RecordBatch]:
-    """Batches of one schema: a file has one. There is `sample`, and with ids `loss_weights` and `truncated`.
+    """The examples in batches that all have the same columns, optional or not, because a file has one schema.
 
-    At least one, so that a file without examples has columns too.
+    There is at least one batch, so that a file without examples has columns too.
     """
     import pyarrow as pa
 
     from templatekit.packing.columns import TokenizedColumns
 
     source = iter(examples)
-    first = list(islice(source, _BATCH))
-    for chunk in chain([first], iter(lambda: list(islice(source, _BATCH)), [])):
+    first = list(islice(source, _BATCH_ROWS))
+    for chunk in chain([first], iter(lambda: list(islice(source, _BATCH_ROWS)), [])):
         tokenized = [example for example in chunk if isinstance(example, TokenizedExample)]
         if tokenized:
             yield _record_batch(TokenizedColumns.of(tokenized))
@@ -178,21 +178,21 @@ def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa
             yield pa.record_batch(_text_arrays([example for example in chunk if isinstance(example, RenderedText)]))
 
 
-def _evened(parts: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches as `_batches` has them."""
+def _rebatched(chunks: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of the size that `_batches` gives."""
     import pyarrow as pa
 
     from templatekit.packing.columns import TokenizedColumns
 
     waiting: list[pa.RecordBatch] = []
     empty = True
-    for part in parts:
-        waiting.append(part)
-        if sum(batch.num_rows for batch in waiting) >= _BATCH:
+    for chunk in chunks:
+        waiting.append(chunk)
+        if sum(batch.num_rows for batch in waiting) >= _BATCH_ROWS:
             rows = pa.concat_batches(waiting)
-            end = rows.num_rows // _BATCH * _BATCH
-            for start in range(0, end, _BATCH):
-                yield rows.slice(start, _BATCH)
+            end = rows.num_rows // _BATCH_ROWS * _BATCH_ROWS
+            for start in range(0, end, _BATCH_ROWS):
+                yield rows.slice(start, _BATCH_ROWS)
             waiting = [rows.slice(end)] if end < rows.num_rows else []
             empty = False
     if waiting:
@@ -211,20 +211,21 @@ def _record_batch(columns: TokenizedColumns) -> pa.RecordBatch:
 
 
 def _text_arrays(texts: Sequence[RenderedText]) -> dict[str, pa.Array]:
-    """What there is of an example without ids: `row`, `source` where there are several, `sample`, `text`, `spans`."""
+    """The columns that need no ids: `row`, `source` if there are several, `sample`, `text`, `spans`."""
     import pyarrow as pa
 
-    from templatekit.export.spans import span_lists
+    from templatekit.export.span_column import span_column
 
     return {
         "row": pa.array([rendered.row for rendered in texts], type=pa.int64()),
         **({"source": pa.array([rendered.source for rendered in texts])} if texts and texts[0].source else {}),
         "sample": pa.array([rendered.sample for rendered in texts], type=pa.int32()),
         "text": pa.array(map(_text, texts), type=pa.large_string()),
-        "spans": span_lists(texts),
+        "spans": span_column(texts),
     }
 
 
 def _text(rendered: RenderedText) -> str:
-    filled = rendered.filled
-    return rendered.text if filled is None else "".join(filled.texts)  # which nobody else may need
+    traced = rendered.traced
+    # `rendered.text` would be computed and stored, though nothing else may need it.
+    return rendered.text if traced is None else "".join(traced.pieces)

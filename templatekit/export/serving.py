@@ -1,4 +1,4 @@
-"""A template as servers read it: a Hugging Face chat template, and what stops an answer."""
+"""Exports a template for servers: as a Hugging Face chat template, with the tokens and texts that stop an answer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from templatekit.formats.template import Template
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.types import Example, Message, SpecialTokens
 
-# Puts one turn's messages into the variables of an instruction format. What the format has no place for is refused:
-# a server must not lose a client's text in silence either.
+# Sets the variables of an instruction format from the messages of one turn. Text that the format has no place for is
+# refused, because a server must not drop a client's text silently either.
 _ONE_TURN = """\
 {%- set turn = namespace(system='', instruction=none, context='', response='', roles='') -%}
 {%- for message in messages -%}
@@ -31,17 +31,17 @@ _NAMES = {"system": "system message", "context": "context"}
 
 
 class Stops(NamedTuple):
-    """What ends an answer when generating."""
+    """The tokens and texts at which a server stops generating."""
 
     ids: tuple[int, ...]
     strings: tuple[str, ...]
 
 
 def chat_template(template: Template, tokens: SpecialTokens) -> str:
-    """The template as transformers and vLLM take it, giving the same text.
+    """The template as a chat template for transformers and vLLM, which gives the same text.
 
-    Chat templates are taken as they are. An instruction format gets a head that reads its fields from `messages`; an
-    input goes under the user message's `context`. Where the tokenizer puts BOS before plain text, the head does.
+    Chat templates are not changed. An instruction format gets a head that reads its fields from `messages`, with the
+    input in the user message's `context`. If the tokenizer puts BOS before plain text, so does the head.
     """
     if template.kind == "chat":
         return template.source
@@ -54,17 +54,18 @@ def chat_template(template: Template, tokens: SpecialTokens) -> str:
     parts.append("{%- set instruction = turn.instruction -%}\n")
     if tokens.adds_bos and "bos_token" not in template.variables:
         parts.append("{{- bos_token -}}\n")
-    # `+` keeps a newline that the format may begin with.
+    # `+` keeps a newline at the start of the format.
     parts.append("{%- set response = turn.response +%}")
     return "".join(parts) + template.source
 
 
 def stops_of(template: Template, tokenizer: Tokenizer) -> Stops:
-    """The tokens and texts at which an answer of this template ends: its end marker, its stop texts, and EOS."""
+    """The stops of a template: the tokens and texts of its end marker, its stop texts, and EOS."""
     special = tokenizer.special_tokens
     probe = Example(messages=(Message(role="user", content="a"), Message(role="assistant", content="b")))
     rendered = template.render(probe, special)
-    # None where a template's own `{% generation %}` blocks leave the answer out. Of several tokens the last ends it.
+    # There are no markers if the template's own `{% generation %}` blocks leave the answer out. Of several tokens in a
+    # marker, the last one ends the answer.
     markers = [rendered.text[target.marker_start : target.end].rstrip() for target in rendered.target_spans]
     special_texts = [text for text, token in tokenizer.control_tokens.items() if token.special]
     texts = [text for text in special_texts if any(marker.endswith(text) for marker in markers)]

@@ -18,7 +18,7 @@ from testkit.published import ORIGINALS, source_of
 from templatekit import Example, Message, RecordError, Registry, Template, TemplateError, TemplateFile, Tokenizer
 from templatekit.export.modelfile import go_template, modelfile
 from templatekit.formats.lookup import find_template
-from templatekit.testing import adversarial as texts
+from templatekit.testing import texts
 from templatekit.types import SpecialTokens
 
 TOKENS = SpecialTokens(bos="<s>", eos="</s>", special=frozenset({"<s>", "</s>"}))
@@ -136,7 +136,7 @@ SOURCES = {
     "the date": ("{{ strftime_now('%d') }}{% for m in messages %}" + TURN + "{% endfor %}", "it prints the date"),
     "another turn": (
         "{% for m in messages %}{{ loop.index }}" + TURN + "{% endfor %}",
-        "what stands before system behind user depends on other turns; found '</>3<system>' and '</>2<system>'",
+        "the text before system after user depends on other turns; found '</>3<system>' and '</>2<system>'",
     ),
     "the last turn": (
         "{% for m in messages %}{{ '!' if loop.last }}" + TURN + "{% endfor %}",
@@ -147,13 +147,13 @@ SOURCES = {
     "backwards": ("{% for m in messages | reverse %}" + TURN + "{% endfor %}", "each message once, in their order"),
     "nothing": (
         "{% for m in messages %}{{ raise_exception('no') }}{{ m.content }}{% endfor %}",
-        "it takes no order of system, user and assistant messages",
+        "it accepts no sequence of system, user and assistant messages",
     ),
     "a count": (
         "{% if messages | length > 3 %}{{ raise_exception('long') }}{% endif %}{% for m in messages %}"
         + TURN
         + "{% endfor %}",
-        "it refuses the order system, user, system, user, though each pair of it is taken",
+        "it refuses the sequence system, user, system, user, though it accepts each pair of it",
     ),
 }
 

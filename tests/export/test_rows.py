@@ -1,4 +1,4 @@
-"""Files of rows, as the exporters write them: whole, of one schema, however many rows there are."""
+"""Files of rows from the exporters: complete, and of one schema for any number of rows."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from testkit.outlined import ANSWER, USER, Filled, outline
+from testkit.traced_texts import ANSWER, USER, TracedText, layout
 
 from templatekit import Exporter, Registry, RenderedText, TokenizedExample, render
-from templatekit.export import spans
+from templatekit.export import span_column as span_column_module
 from templatekit.export.rows import to_row
-from templatekit.export.spans import span_lists
+from templatekit.export.span_column import span_column
 from templatekit.types import COMPUTED, TEMPLATE
 
 
 def table(exporter: Exporter, examples: Sequence[RenderedText | TokenizedExample]) -> list[dict[str, Any]]:
-    """What a file holds, read back."""
+    """The rows of a file, read back."""
     file = io.BytesIO()
     assert exporter.write(iter(examples), file) == len(examples)
     data = file.getvalue()
@@ -49,27 +49,27 @@ def chat(count: int, *, weighted: int | None = None) -> list[dict[str, Any]]:
 
 
 @st.composite
-def filled(draw: st.DrawFn) -> Filled:
-    """Texts of a few outlines, of any number of pieces."""
+def traced_texts(draw: st.DrawFn) -> TracedText:
+    """Traced texts of any number of pieces."""
     texts = st.sampled_from(["a", "été", "\n"])
     pieces = st.tuples(st.none() | texts, st.sampled_from([TEMPLATE, USER, COMPUTED]))
-    given = outline(*draw(st.lists(pieces, max_size=4)), (None, ANSWER))
-    return Filled(given, tuple(draw(texts) for text, _ in given.pieces if text is None))
+    given = layout(*draw(st.lists(pieces, max_size=4)), (None, ANSWER))
+    return TracedText(given, tuple(draw(texts) for text, _ in given.pieces if text is None))
 
 
-@given(several=st.lists(st.tuples(filled(), st.booleans()), max_size=4), again=st.integers(1, 2))
-def test_spans_worked_out_all_at_once(several: list[tuple[Filled, bool]], again: int) -> None:
-    texts = [one.deferred() if by_plan else one.whole() for one, by_plan in several * again]
-    expected = [to_row(one.whole())["spans"] for one, _ in several * again]
-    assert span_lists(texts).to_pylist() == expected
+@given(several=st.lists(st.tuples(traced_texts(), st.booleans()), max_size=4), again=st.integers(1, 2))
+def test_spans_of_many_texts_at_once(several: list[tuple[TracedText, bool]], again: int) -> None:
+    texts = [one.lazy() if from_trace else one.eager() for one, from_trace in several * again]
+    expected = [to_row(one.eager())["spans"] for one, _ in several * again]
+    assert span_column(texts).to_pylist() == expected
 
 
 def test_negative_control_neighbours_of_one_origin_are_one_span(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = Filled(outline(("a", TEMPLATE), ("b", TEMPLATE), (None, ANSWER)), ("c",))
-    assert span_lists([text.deferred()]).to_pylist() == [to_row(text.whole())["spans"]]
-    apart = partial(spans._runs, joined=False)
-    monkeypatch.setattr(spans, "_runs", lambda origins, names, joined: apart(origins, names))
-    assert span_lists([text.deferred()]).to_pylist() != [to_row(text.whole())["spans"]]
+    text = TracedText(layout(("a", TEMPLATE), ("b", TEMPLATE), (None, ANSWER)), ("c",))
+    assert span_column([text.lazy()]).to_pylist() == [to_row(text.eager())["spans"]]
+    separate = partial(span_column_module._piece_spans, merged=False)
+    monkeypatch.setattr(span_column_module, "_piece_spans", lambda origins, names, merged: separate(origins, names))
+    assert span_column([text.lazy()]).to_pylist() != [to_row(text.eager())["spans"]]
 
 
 @pytest.fixture(params=["jsonl", "parquet", "arrow"])
