@@ -1,20 +1,22 @@
-"""Examples laid end to end without padding, each whole; what several begin with may be there once."""
+"""Packs: whole examples one after another without padding, with the prefixes that several of them share stored once.
 
-from templatekit.packing.layout import Document, pack_examples, unpack
-from templatekit.packing.plain import pack
-from templatekit.packing.stream import Packs, Sequences, pack_arrays, packed
-from templatekit.packing.tree import pack_groups, pack_sharing, prefix_tree
+`columns` holds tokenized examples as arrays. `bin_packing` and `tree` decide which examples go into one pack, without
+and with shared prefixes. `packed_batch` builds the arrays that training reads, `stream` the packs that are written to
+files.
+"""
+
+from templatekit.packing.bin_packing import pack
+from templatekit.packing.packed_batch import pack_examples
+from templatekit.packing.stream import Packs, Sequences, pack_arrays, pack_stream
+from templatekit.packing.tree import pack_groups, prefix_tree
 
 __all__ = [
-    "Document",
     "Packs",
     "Sequences",
     "pack",
     "pack_arrays",
     "pack_examples",
     "pack_groups",
-    "pack_sharing",
-    "packed",
+    "pack_stream",
     "prefix_tree",
-    "unpack",
 ]

@@ -1,6 +1,6 @@
-"""Many tokenized examples as columns: what is there once a token lies in arrays, and examples are made on demand.
+"""Tokenized examples as columns: ids and weights are in arrays, and single examples are made on demand.
 
-Arrow takes the arrays as they are.
+Arrow uses the arrays without copying them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TokenizedColumns:
-    """Tokenized examples, their tokens end to end."""
+    """Tokenized examples, with their tokens concatenated."""
 
     rendered: Sequence[RenderedText]
     loss_spans: Sequence[Sequence[LossSpan]]
-    """Of each example; those that nobody has asked for may be worked out on demand."""
+    """The loss spans of each example, which may be computed on demand."""
     truncated: Sequence[Truncation | None]
     offsets: NDArray[np.int64]
     """Shape (examples + 1,): example i has the tokens `offsets[i]` to `offsets[i + 1]`."""
@@ -35,14 +35,14 @@ class TokenizedColumns:
 
     @classmethod
     def of(cls, examples: Sequence[TokenizedExample]) -> TokenizedColumns:
-        """The columns of examples that are there."""
+        """The columns of these examples."""
         lengths = np.fromiter(map(len, examples), dtype=np.int64, count=len(examples))
         total = int(lengths.sum())
         return cls(
             rendered=[example.rendered for example in examples],
             loss_spans=[example.loss_spans for example in examples],
             truncated=[example.truncated for example in examples],
-            offsets=ends_of(lengths),
+            offsets=offsets_from_lengths(lengths),
             input_ids=np.fromiter((id for e in examples for id in e.input_ids), dtype=np.int32, count=total),
             loss_weights=np.fromiter((w for e in examples for w in e.loss_weights), dtype=np.float64, count=total),
         )
@@ -66,12 +66,12 @@ class TokenizedColumns:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Shape (examples,): tokens of each example."""
+        """Shape (examples,): the number of tokens of each example."""
         return np.diff(self.offsets)
 
     @property
     def trained_tokens(self) -> NDArray[np.int64]:
-        """Shape (examples,): how many tokens of each example carry loss."""
+        """Shape (examples,): the number of tokens of each example that have a loss weight."""
         counts = np.concatenate([[0], np.cumsum(self.loss_weights != 0)])
         return np.diff(counts[self.offsets])
 
@@ -82,30 +82,30 @@ class TokenizedColumns:
 
     @property
     def is_weighted(self) -> bool:
-        """Whether any weight is neither 0 nor 1, so that labels do not say all."""
+        """Whether any weight is neither 0 nor 1, so that labels do not express all of them."""
         return bool(np.any((self.loss_weights != 0) & (self.loss_weights != 1)))
 
-    def select(self, keep: Sequence[int]) -> TokenizedColumns:
+    def select(self, indices: Sequence[int]) -> TokenizedColumns:
         """The examples with these indices, in this order."""
-        lengths = self.lengths[list(keep)]
-        tokens = places_of(self.offsets[:-1][list(keep)], lengths)
+        lengths = self.lengths[list(indices)]
+        tokens = range_indices(self.offsets[:-1][list(indices)], lengths)
         return TokenizedColumns(
-            rendered=[self.rendered[index] for index in keep],
-            loss_spans=[self.loss_spans[index] for index in keep],
-            truncated=[self.truncated[index] for index in keep],
-            offsets=ends_of(lengths),
+            rendered=[self.rendered[index] for index in indices],
+            loss_spans=[self.loss_spans[index] for index in indices],
+            truncated=[self.truncated[index] for index in indices],
+            offsets=offsets_from_lengths(lengths),
             input_ids=self.input_ids[tokens],
             loss_weights=self.loss_weights[tokens],
         )
 
     @staticmethod
     def join(several: Sequence[TokenizedColumns]) -> TokenizedColumns:
-        """One after another; of nothing, columns without examples."""
+        """Concatenate columns; without any, the result has no examples."""
         lengths = np.concatenate([np.zeros(1, dtype=np.int64), *(columns.lengths for columns in several)])
         return TokenizedColumns(
-            rendered=[one for columns in several for one in columns.rendered],
-            loss_spans=[one for columns in several for one in columns.loss_spans],
-            truncated=[one for columns in several for one in columns.truncated],
+            rendered=[text for columns in several for text in columns.rendered],
+            loss_spans=[spans for columns in several for spans in columns.loss_spans],
+            truncated=[policy for columns in several for policy in columns.truncated],
             offsets=np.cumsum(lengths),
             input_ids=np.concatenate([np.zeros(0, np.int32), *(columns.input_ids for columns in several)]),
             loss_weights=np.concatenate([np.zeros(0, np.float64), *(columns.loss_weights for columns in several)]),
@@ -113,23 +113,23 @@ class TokenizedColumns:
 
 
 def labels_of(input_ids: NDArray[np.int32], loss_weights: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Ids where a weight is not 0, else `IGNORE_INDEX`."""
+    """The ids as labels: each where its weight is not 0, else `IGNORE_INDEX`."""
     return np.where(loss_weights != 0, input_ids, np.int32(IGNORE_INDEX))
 
 
-def ends_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Shape (runs + 1,): where runs of these lengths begin, laid end to end, and where the last ends."""
+def offsets_from_lengths(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Shape (ranges + 1,): where concatenated ranges of these lengths start, and where the last one ends."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 
 
-def places_of(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The indices of runs that begin at `starts`, end to end: run i has `lengths[i]` of them."""
+def range_indices(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The indices of several ranges, concatenated: range i has the indices `starts[i]` to `starts[i] + lengths[i]`."""
     ends = np.cumsum(lengths)
     return np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
 
 
 def token_arrays(columns: TokenizedColumns) -> dict[str, pa.ListArray]:
-    """`input_ids`, `labels` (int32) and `loss_weights` (float32) as Arrow lists, one an example."""
+    """`input_ids`, `labels` (int32) and `loss_weights` (float32) as Arrow lists, one list for each example."""
     offsets = columns.offsets.astype(np.int32)
     return {
         "input_ids": list_array(offsets, columns.input_ids),
@@ -139,7 +139,7 @@ def token_arrays(columns: TokenizedColumns) -> dict[str, pa.ListArray]:
 
 
 def list_array(offsets: NDArray[np.int32], values: NDArray[Any] | pa.Array) -> pa.ListArray:
-    """Lists from values end to end: list i holds the values `offsets[i]` to `offsets[i + 1]`."""
+    """An array of lists over concatenated values: list i has the values `offsets[i]` to `offsets[i + 1]`."""
     import pyarrow as pa
 
     return pa.ListArray.from_arrays(pa.array(offsets), values if isinstance(values, pa.Array) else pa.array(values))

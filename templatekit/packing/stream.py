@@ -1,4 +1,4 @@
-"""Packs out of a stream of examples, as columns: a window of them is packed at a time, so that memory stays flat."""
+"""Packs a stream of examples, one window of them at a time, so that memory use does not grow with the data."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from templatekit.packing.columns import TokenizedColumns, ends_of, labels_of, list_array, places_of
-from templatekit.packing.plain import pack
+from templatekit.packing.bin_packing import pack
+from templatekit.packing.columns import TokenizedColumns, labels_of, list_array, offsets_from_lengths, range_indices
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-WINDOW = 2**20
-"""Tokens that are packed together, some 20 MB of them."""
-FEWEST = 16
-"""Packs' worth of tokens that are so in any case: of a window's packs one or two are not full."""
+WINDOW_TOKENS = 2**20
+"""Tokens of a window, about 20 MB."""
+MIN_WINDOW_PACKS = 16
+"""A window has at least this many packs' worth of tokens, because one or two packs of each window are not full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sequences:
-    """Ids and weights end to end, and which examples they are: all that packing needs of them."""
+    """Tokenized examples as packing needs them: concatenated ids and weights, and which sample each one is."""
 
     offsets: NDArray[np.int64]
     """Shape (sequences + 1,): sequence i has the tokens `offsets[i]` to `offsets[i + 1]`."""
     input_ids: NDArray[np.int32]
     """Shape (tokens,)."""
     loss_weights: NDArray[np.float64]
-    """Shape (tokens,); 0 for the first token of each sequence, so that nothing is predicted across two."""
+    """Shape (tokens,); 0 for the first token of each sequence, so that no prediction crosses two sequences."""
     rows: NDArray[np.int64]
-    """Shape (sequences,): the record that each came from."""
+    """Shape (sequences,): the row of each sequence's record."""
     samples: NDArray[np.int32]
-    """Shape (sequences,): which of the record's samples it is."""
+    """Shape (sequences,): the index of each sequence among the samples of its record."""
     sources: Sequence[str]
-    """Shape (sequences,): the set of the record; "" where there is one."""
+    """Shape (sequences,): the name of the record's source; "" where there is only one source."""
 
     @classmethod
     def of(cls, columns: TokenizedColumns) -> Sequences:
-        """What packing needs of tokenized examples."""
+        """The sequences of tokenized examples."""
         count = len(columns)
         return cls(
             offsets=columns.offsets,
@@ -56,24 +56,24 @@ class Sequences:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Shape (sequences,): tokens of each."""
+        """Shape (sequences,): the number of tokens of each sequence."""
         return np.diff(self.offsets)
 
-    def take(self, keep: NDArray[np.int64]) -> Sequences:
-        """Those with these indices, in this order."""
-        lengths = self.lengths[keep]
-        tokens = places_of(self.offsets[keep], lengths)
+    def select(self, indices: NDArray[np.int64]) -> Sequences:
+        """The sequences with these indices, in this order."""
+        lengths = self.lengths[indices]
+        tokens = range_indices(self.offsets[indices], lengths)
         return Sequences(
-            offsets=ends_of(lengths),
+            offsets=offsets_from_lengths(lengths),
             input_ids=self.input_ids[tokens],
             loss_weights=self.loss_weights[tokens],
-            rows=self.rows[keep],
-            samples=self.samples[keep],
-            sources=[self.sources[index] for index in keep.tolist()],
+            rows=self.rows[indices],
+            samples=self.samples[indices],
+            sources=[self.sources[index] for index in indices.tolist()],
         )
 
     def slice(self, start: int, end: int) -> Sequences:
-        """Those from `start` on, up to `end` or the last."""
+        """The sequences from `start` to `end`, or to the last one if there are fewer."""
         end = min(end, len(self))
         first, last = self.offsets[start], self.offsets[end]
         return Sequences(
@@ -87,9 +87,9 @@ class Sequences:
 
     @staticmethod
     def join(several: Sequence[Sequences]) -> Sequences:
-        """One after the other."""
+        """Concatenate sequences."""
         return Sequences(
-            offsets=ends_of(np.concatenate([np.zeros(0, np.int64), *(one.lengths for one in several)])),
+            offsets=offsets_from_lengths(np.concatenate([np.zeros(0, np.int64), *(one.lengths for one in several)])),
             input_ids=np.concatenate([np.zeros(0, np.int32), *(one.input_ids for one in several)]),
             loss_weights=np.concatenate([np.zeros(0, np.float64), *(one.loss_weights for one in several)]),
             rows=np.concatenate([np.zeros(0, np.int64), *(one.rows for one in several)]),
@@ -100,36 +100,37 @@ class Sequences:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Packs:
-    """Packs of whole sequences, without padding: what stands in a pack is the concatenation of its sequences."""
+    """Packs of whole sequences, without padding: a pack is the concatenation of its sequences."""
 
     sequences: Sequences
-    """In the order of the packs."""
-    edges: NDArray[np.int64]
-    """Shape (packs + 1,): pack p holds the sequences `edges[p]` to `edges[p + 1]`."""
+    """All sequences, in the order of the packs."""
+    sequence_offsets: NDArray[np.int64]
+    """Shape (packs + 1,): pack p has the sequences `sequence_offsets[p]` to `sequence_offsets[p + 1]`."""
 
     def __len__(self) -> int:
-        return len(self.edges) - 1
+        return len(self.sequence_offsets) - 1
 
     @property
     def offsets(self) -> NDArray[np.int64]:
         """Shape (packs + 1,): pack p has the tokens `offsets[p]` to `offsets[p + 1]`."""
-        return self.sequences.offsets[self.edges]
+        return self.sequences.offsets[self.sequence_offsets]
 
     @property
     def labels(self) -> NDArray[np.int32]:
-        """Shape (tokens,): as those of examples; never trained where a sequence begins."""
+        """Shape (tokens,): the labels of the sequences; the first token of a sequence is never trained."""
         return labels_of(self.sequences.input_ids, self.sequences.loss_weights)
 
     @property
     def position_ids(self) -> NDArray[np.int32]:
-        """Shape (tokens,): from 0 on in each sequence."""
-        return places_of(np.zeros(len(self.sequences), np.int64), self.sequences.lengths).astype(np.int32)
+        """Shape (tokens,): positions, which start at 0 in each sequence."""
+        return range_indices(np.zeros(len(self.sequences), np.int64), self.sequences.lengths).astype(np.int32)
 
 
 def pack_arrays(packs: Packs) -> dict[str, pa.Array]:
-    """Arrow lists, one a pack: `input_ids`, `labels`, `position_ids`, `seq_lengths` (int32), `loss_weights` (float32).
+    """Arrow lists, one list for each pack.
 
-    The names are those of transformers' models, and of TRL's collator. There is no `attention_mask`: beside one of ones
+    They are `input_ids`, `labels`, `position_ids`, `seq_lengths` (int32) and `loss_weights` (float32). The names are
+    those of transformers' models and of TRL's collator. There is no `attention_mask`: with one, even if it is all ones,
     transformers lets attention cross examples, whatever the positions are.
     """
     offsets = packs.offsets.astype(np.int32)
@@ -138,32 +139,33 @@ def pack_arrays(packs: Packs) -> dict[str, pa.Array]:
         "labels": list_array(offsets, packs.labels),
         "position_ids": list_array(offsets, packs.position_ids),
         "loss_weights": list_array(offsets, packs.sequences.loss_weights.astype(np.float32)),
-        "seq_lengths": list_array(packs.edges.astype(np.int32), packs.sequences.lengths.astype(np.int32)),
+        "seq_lengths": list_array(packs.sequence_offsets.astype(np.int32), packs.sequences.lengths.astype(np.int32)),
     }
 
 
-def packed(parts: Iterable[Sequences], pack_tokens: int, *, window: int | None = None) -> Iterator[Packs]:
-    """All sequences, each in one pack of at most `pack_tokens` tokens.
+def pack_stream(chunks: Iterable[Sequences], pack_tokens: int, *, window: int | None = None) -> Iterator[Packs]:
+    """Yield packs of at most `pack_tokens` tokens, in which every sequence is once, whole.
 
-    So many are packed at a time as hold `window` tokens, by default `WINDOW` or `FEWEST` packs' worth: longest first,
-    into the first pack with room, as in training. Packs come in the order of their first sequences, and sequences in
-    theirs within each. Only the sequences and their order decide, not the parts they come in. At least one `Packs`
-    comes, which may hold none.
+    A window of `window` tokens is packed at a time, by default `WINDOW_TOKENS` or `MIN_WINDOW_PACKS` packs' worth,
+    whichever is more. As in training, sequences go longest first into the first pack with room. Packs are in the order
+    of their first sequences, and the sequences of a pack in their own order. The result depends only on the sequences
+    and their order, not on how they are divided into chunks. There is at least one `Packs`, which may be empty.
+
     Raises `ValueError` for a sequence that is longer than a pack.
     """
     waiting: list[Sequences] = []
-    room = full = max(WINDOW, FEWEST * pack_tokens) if window is None else window
+    room = full = max(WINDOW_TOKENS, MIN_WINDOW_PACKS * pack_tokens) if window is None else window
     empty = True
-    for part in parts:
-        while len(part):
-            count = int(np.searchsorted(part.offsets, room))  # the sequence that fills the window is its last
-            waiting.append(part.slice(0, count))
+    for chunk in chunks:
+        while len(chunk):
+            count = int(np.searchsorted(chunk.offsets, room))  # the sequence that fills the window is its last
+            waiting.append(chunk.slice(0, count))
             room -= int(waiting[-1].offsets[-1])
             if room > 0:
                 break
             yield _packs(Sequences.join(waiting), pack_tokens)
             waiting, room, empty = [], full, False
-            part = part.slice(count, len(part))
+            chunk = chunk.slice(count, len(chunk))
     if waiting or empty:
         yield _packs(Sequences.join(waiting), pack_tokens)
 
@@ -175,4 +177,4 @@ def _packs(sequences: Sequences, pack_tokens: int) -> Packs:
     found = sorted(pack(lengths.tolist(), pack_tokens))
     order = np.fromiter((index for items in found for index in items), dtype=np.int64)
     sizes = np.fromiter(map(len, found), dtype=np.int64)
-    return Packs(sequences=sequences.take(order), edges=ends_of(sizes))
+    return Packs(sequences=sequences.select(order), sequence_offsets=offsets_from_lengths(sizes))

@@ -1,8 +1,8 @@
-"""Prefix trees: what several examples begin with is laid into a pack once.
+"""Prefix trees: tokens that several examples start with are stored in a pack once.
 
-In a causal model the hidden states of a common beginning are the same for all that begin with it, and its gradient is
-the sum of theirs. A template's preamble, a system prompt, the earlier turns of a conversation, the prompt of a
-chosen/rejected pair are therefore computed once a pack, and loss and gradients stay what they were.
+In a causal model the hidden states of a common prefix are the same for all examples that start with it, and its
+gradient is the sum of theirs. So a template's preamble, a system prompt, the earlier turns of a conversation or the
+prompt of a chosen/rejected pair are computed once a pack, and loss and gradients do not change.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from itertools import pairwise
 from typing import NamedTuple
 
 MIN_SHARED = 8
-"""The shortest run of tokens worth sharing: each shared run is a piece of attention of its own."""
+"""The smallest number of tokens worth sharing, because attention is computed separately for each shared run."""
 
 
 class Node(NamedTuple):
-    """A run of tokens that one or several items hold at the same place, behind the same tokens."""
+    """A run of tokens that one or more items contain at the same position, after the same tokens."""
 
     item: int
     """One of those items: the run is `items[item][start:end]`."""
@@ -28,33 +28,16 @@ class Node(NamedTuple):
     """The items that end with this node."""
 
 
-def sort_by_prefix(items: Sequence[Sequence[int]]) -> list[int]:
-    """The indices of the items, those with a long common beginning next to each other."""
-    return sorted(range(len(items)), key=lambda index: (items[index], index))
-
-
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two items begin with alike."""
-    length = min(len(one), len(other))
-    if one[:length] == other[:length]:
-        return length
-    low, high = 0, length  # one[:low] is equal, one[:high] is not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle)
-    return low
-
-
 def prefix_tree(items: Sequence[Sequence[int]], *, min_shared: int = MIN_SHARED) -> list[Node]:
-    """The items' prefix tree in the order of a walk: a node stands before all that follows on it.
+    """The prefix tree of the items, depth first: a node comes before all nodes below it.
 
-    A run shared by several items becomes a node of its own where it holds `min_shared` tokens or more, or where the
-    items are equal. Every item ends with one node; an item without tokens is in none.
+    A run that several items share becomes a node of its own if it has at least `min_shared` tokens, or if the items are
+    equal. Every item ends with one node; an item without tokens is in none.
     """
-    order = [index for index in sort_by_prefix(items) if items[index]]
-    shared = [common_prefix(items[one], items[other]) for one, other in pairwise(order)]
+    order = [index for index in _sorted_by_prefix(items) if items[index]]
+    shared = [_common_prefix(items[one], items[other]) for one, other in pairwise(order)]
     nodes: list[Node] = []
-    # Runs of the order that agree on their first `depth` tokens, which `parent` ends with. The last is the next.
+    # An entry is a range of `order` whose items agree on their first `depth` tokens, and the node of the last of them.
     stack: list[tuple[int, int, int, int | None]] = [(0, len(order), 0, None)] if order else []
     while stack:
         low, high, depth, parent = stack.pop()
@@ -70,44 +53,37 @@ def prefix_tree(items: Sequence[Sequence[int]], *, min_shared: int = MIN_SHARED)
                 low += 1
             nodes.append(Node(first, depth, common, parent, tuple(ending)))
             depth, parent = common, len(nodes) - 1
-        groups = _parted(shared, low, high, common)
-        stack += [(start, end, depth, parent) for start, end in reversed(groups)]
+        ranges = _split(shared, low, high, common)
+        stack += [(start, end, depth, parent) for start, end in reversed(ranges)]
     return nodes
 
 
-def _parted(shared: Sequence[int], low: int, high: int, common: int) -> list[tuple[int, int]]:
-    """The runs of `low` to `high` whose neighbours share more than `common` tokens."""
+def _split(shared: Sequence[int], low: int, high: int, common: int) -> list[tuple[int, int]]:
+    """Split `low` to `high` into ranges whose neighbours share more than `common` tokens."""
     if low == high:
         return []
     cuts = [index + 1 for index in range(low, high - 1) if shared[index] == common]
     return list(zip([low, *cuts], [*cuts, high], strict=True))
 
 
-def pack_sharing(items: Sequence[Sequence[int]], budget: int, *, min_shared: int = MIN_SHARED) -> list[list[int]]:
-    """Puts items into packs whose prefix trees hold at most `budget` tokens, those that share most together.
+def pack_groups(groups: Sequence[Sequence[Sequence[int]]], budget: int) -> list[list[int]]:
+    """Put groups of items into packs whose prefix trees have at most `budget` tokens; groups that share most go
+    together.
 
-    An item longer than the budget gets a pack alone; an item without tokens is in none. Equal input gives equal packs.
-    """
-    return pack_groups([(item,) for item in items], budget, min_shared=min_shared)
-
-
-def pack_groups(
-    groups: Sequence[Sequence[Sequence[int]]], budget: int, *, min_shared: int = MIN_SHARED
-) -> list[list[int]]:
-    """As `pack_sharing`, for items that stay together, such as the two answers of a pair: indices of groups.
-
-    A group without tokens is in no pack.
+    The items of a group stay together, such as the two answers of a pair. Returns the indices of each pack's groups.
+    Equal input gives equal packs. A group larger than the budget gets a pack of its own; a group without tokens is in
+    no pack.
     """
     packs: list[list[int]] = []
     room = 0
     before: Sequence[int] = ()
-    for index in sort_by_prefix([group[0] for group in groups]):
+    for index in _sorted_by_prefix([group[0] for group in groups]):
         group = groups[index]
         if not any(group):
             continue
-        # A common beginning is shared but for less than `min_shared` tokens at its end.
-        own = sum(len(item) - _saved(group[0], item, min_shared) for item in group[1:])
-        cost = own + len(group[0]) - _saved(before, group[0], min_shared)
+        # A common prefix is shared, except for fewer than `MIN_SHARED` tokens at its end.
+        own = sum(len(item) - _saved_tokens(group[0], item) for item in group[1:])
+        cost = own + len(group[0]) - _saved_tokens(before, group[0])
         if not packs or cost > room:
             packs.append([])
             room, cost = budget, own + len(group[0])
@@ -117,6 +93,23 @@ def pack_groups(
     return packs
 
 
-def _saved(before: Sequence[int], item: Sequence[int], min_shared: int) -> int:
-    """How many tokens of an item its neighbour holds already, at least."""
-    return max(0, common_prefix(before, item) - min_shared + 1)
+def _sorted_by_prefix(items: Sequence[Sequence[int]]) -> list[int]:
+    """The indices of the items, ordered so that items with a long common prefix are neighbours."""
+    return sorted(range(len(items)), key=lambda index: (items[index], index))
+
+
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """The length of the longest common prefix of two items."""
+    length = min(len(one), len(other))
+    if one[:length] == other[:length]:
+        return length
+    low, high = 0, length  # one[:low] is equal, one[:high] is not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle)
+    return low
+
+
+def _saved_tokens(before: Sequence[int], item: Sequence[int]) -> int:
+    """A lower bound of how many tokens of an item the item before it already has in the pack."""
+    return max(0, _common_prefix(before, item) - MIN_SHARED + 1)

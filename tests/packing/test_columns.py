@@ -1,4 +1,4 @@
-"""Examples as columns are the examples: one by one, in files, and in what is counted."""
+"""Columns equal their examples: one by one, in files, and in the counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from testkit.at_hand import Tokenizers
 
 from templatekit import Exporter, Registry, RenderedText, TokenizedExample
-from templatekit.config.options import DataOptions
+from templatekit.config.data_options import DataOptions
 from templatekit.errors import TemplatekitError
 from templatekit.export.rows import to_row
 from templatekit.packing.columns import TokenizedColumns, token_arrays
@@ -81,7 +81,7 @@ def pipeline_of(builtin: Registry, tokenizers: Tokenizers, **options: Any) -> Pi
 
 
 def one_by_one(pipeline: Pipeline, rows: Sequence[Any]) -> list[Sample]:
-    """The plain way: each record by itself, a stage behind the other."""
+    """The samples of each record, prepared alone."""
     found: list[Sample] = []
     for row, record in enumerate(rows):
         try:
@@ -108,7 +108,7 @@ def test_batches_are_what_the_records_are_one_by_one(
     assert batched.counts.dropped or batched.counts.truncated or "max_length" not in options
 
 
-def test_an_error_comes_behind_what_was_before_it(builtin: Registry, tokenizer_of: Tokenizers) -> None:
+def test_samples_before_an_error_are_passed_on(builtin: Registry, tokenizer_of: Tokenizers) -> None:
     pipeline = pipeline_of(builtin, tokenizer_of, max_length=110, truncation="error")
     seen = []
     with pytest.raises(TemplatekitError, match=r"s:4: too long.*; to drop: --truncation drop"):

@@ -1,20 +1,21 @@
-"""Packs hold every example once, whole, and give it back, whether they share what examples begin with or not."""
+"""Packs contain every example once, whole, and can be unpacked, with and without shared prefixes."""
 
 from __future__ import annotations
 
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from templatekit.packing import Document, pack, pack_examples, pack_sharing, prefix_tree, unpack
+from templatekit.packing import pack, pack_examples, pack_groups, prefix_tree
 from templatekit.packing.tree import Node
-from templatekit.types import RenderedText, TokenizedExample
+from templatekit.types import PackedBatch, RenderedText, TokenizedExample
 
 LENGTHS = st.lists(st.integers(0, 40), max_size=40)
 
@@ -25,6 +26,44 @@ def _example(tokens: list[tuple[int, float]]) -> TokenizedExample:
         loss_weights=tuple(weight for _, weight in tokens),
         rendered=RenderedText(text="", spans=()),
     )
+
+
+class Document(NamedTuple):
+    """An example, as far as a pack still knows it."""
+
+    document: int
+    input_ids: tuple[int, ...]
+    """Without the last token if that token is not trained: a pack does not store it."""
+    loss_weights: tuple[float, ...]
+    """0 for the first token, which nothing predicts."""
+
+
+def unpacked(batch: PackedBatch) -> list[Document]:
+    """The examples of a pack, as far as it still holds them: the inverse of `pack_examples`."""
+    documents = []
+    for last in batch.segments:
+        path, parent = [last], last.parent
+        while parent is not None:
+            path.insert(0, batch.segments[parent])
+            parent = path[0].parent
+        indices = [index for segment in path for index in range(segment.start, segment.end)]
+        for document in last.documents:
+            own = batch.target_documents == document
+            ids = np.empty(len(indices) + 1, dtype=np.int64)
+            ids[:-1] = batch.input_ids[indices]
+            weights = np.zeros(len(indices) + 1, dtype=np.float32)
+            # Positions restart with every example, and a target is the token after its position.
+            predicted = batch.position_ids[batch.target_positions[own]] + 1
+            ids[predicted] = batch.targets[own]
+            weights[predicted] = batch.weights[own]
+            known = len(indices) + int(weights[-1] > 0)
+            documents.append(Document(document, tuple(ids[:known].tolist()), tuple(weights[:known].tolist())))
+    return documents
+
+
+def packs_of(items: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+    """Packs of items that share prefixes, each a group of its own."""
+    return pack_groups([(item,) for item in items], budget)
 
 
 WEIGHTS = st.sampled_from([0.0, 0.0, 0.25, 1.0, 2.0])
@@ -70,7 +109,7 @@ def test_unpacking_gives_back_what_was_packed(examples: list[TokenizedExample], 
         if len(example) > 1:
             weights = (0.0, *example.loss_weights[1:known])
             expected.append(Document(document, example.input_ids[:known], weights))
-    assert sorted(unpack(batch)) == expected
+    assert sorted(unpacked(batch)) == expected
 
 
 @given(examples=EXAMPLES)
@@ -116,7 +155,7 @@ def test_a_shared_pack_is_a_walk_over_a_tree(examples: list[TokenizedExample]) -
 
 
 @given(examples=ALIKE, min_shared=st.integers(1, 9))
-def test_what_is_long_enough_is_shared(examples: list[TokenizedExample], min_shared: int) -> None:
+def test_prefixes_that_are_long_enough_are_shared(examples: list[TokenizedExample], min_shared: int) -> None:
     items = [example.input_ids for example in examples]
     nodes = prefix_tree(items, min_shared=min_shared)
     paths: list[tuple[int, tuple[int, ...]]] = []
@@ -146,18 +185,18 @@ def _chain(nodes: list[Node], item: int) -> Iterator[int]:
 @given(examples=EXAMPLES, budget=st.integers(1, 60))
 def test_sharing_packs_hold_every_item_under_the_budget(examples: list[TokenizedExample], budget: int) -> None:
     items = [example.input_ids for example in examples]
-    packs = pack_sharing(items, budget)
+    packs = packs_of(items, budget)
     assert sorted(item for pack in packs for item in pack) == list(range(len(items)))
     for members in packs:
         size = sum(node.end - node.start for node in prefix_tree([items[item] for item in members]))
         assert len(members) == 1 or size <= budget
-    assert pack_sharing(items, budget) == packs
+    assert packs_of(items, budget) == packs
 
 
 def test_examples_that_share_come_together() -> None:
     items = [(prefix,) * 20 + (row,) for row in range(3) for prefix in (1, 2)]
-    assert pack_sharing(items, 40) == [[0, 2, 4], [1, 3, 5]]
-    assert [len(pack) for pack in pack_sharing(items, 1000)] == [6]
+    assert packs_of(items, 40) == [[0, 2, 4], [1, 3, 5]]
+    assert [len(pack) for pack in packs_of(items, 1000)] == [6]
 
 
 def test_a_pack_names_the_documents_it_was_asked_for() -> None:
@@ -173,7 +212,7 @@ def test_nothing_gives_an_empty_pack() -> None:
     assert batch.segments == ()
     assert batch.input_ids.dtype == batch.targets.dtype == np.int64
     assert len(batch.input_ids) == len(batch.targets) == len(batch.weights) == 0
-    assert unpack(batch) == []
+    assert unpacked(batch) == []
 
 
 def test_packing_does_not_import_torch() -> None:

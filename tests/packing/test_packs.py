@@ -1,4 +1,4 @@
-"""Packs on their way to a file: every example whole, in one pack, under the budget, and nothing else."""
+"""Packs of a stream: every example is in one pack, whole, within the budget, and nothing else is."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from templatekit import Registry
-from templatekit.packing import Packs, Sequences, packed
+from templatekit.packing import Packs, Sequences, pack_stream
+from templatekit.packing.bin_packing import pack
 from templatekit.packing.columns import TokenizedColumns
-from templatekit.packing.plain import pack
 from templatekit.types import RenderedText, TokenizedExample
 
 NUMBERS = st.lists(st.integers(1, 20), max_size=30)
@@ -44,7 +44,7 @@ def sequences(lengths: Iterable[int], *, sources: Iterable[str] = (), weight: fl
     return Sequences.of(TokenizedColumns.of(examples))
 
 
-def parted(whole: Sequences, cuts: Iterable[int]) -> list[Sequences]:
+def chunks_of(whole: Sequences, cuts: Iterable[int]) -> list[Sequences]:
     edges = sorted({0, len(whole), *(min(cut, len(whole)) for cut in cuts)})
     return [whole.slice(start, end) for start, end in pairwise(edges)]
 
@@ -53,7 +53,7 @@ def rows_of(packs: Iterable[Packs]) -> list[dict[str, list[Any]]]:
     """Pack by pack, by hand: the sequences of each, one after the other."""
     found = []
     for some in packs:
-        for first, last in zip(some.edges[:-1], some.edges[1:], strict=True):
+        for first, last in zip(some.sequence_offsets[:-1], some.sequence_offsets[1:], strict=True):
             start, end = some.sequences.offsets[first], some.sequences.offsets[last]
             found.append(
                 {
@@ -69,7 +69,7 @@ def rows_of(packs: Iterable[Packs]) -> list[dict[str, list[Any]]]:
 
 
 def check(whole: Sequences, rows: list[dict[str, list[Any]]], pack_tokens: int) -> None:
-    """What every set of packs has to keep."""
+    """Assert what holds for every set of packs."""
     expected = {
         (int(whole.rows[at]), int(whole.samples[at])): (
             whole.input_ids[whole.offsets[at] : whole.offsets[at + 1]].tolist(),
@@ -104,27 +104,29 @@ def check(whole: Sequences, rows: list[dict[str, list[Any]]], pack_tokens: int) 
 )
 def test_packs_hold_every_sequence_whole(lengths: list[int], cuts: list[int], room: int, window: int) -> None:
     whole = sequences(lengths)
-    found = list(packed(parted(whole, cuts), FEWEST + room, window=FEWEST * window))
+    found = list(pack_stream(chunks_of(whole, cuts), FEWEST + room, window=FEWEST * window))
     check(whole, rows_of(found), FEWEST + room)
     assert found
 
 
 @given(lengths=NUMBERS, cuts=st.lists(st.integers(0, 30), max_size=5), window=st.integers(1, 4))
-def test_the_parts_they_come_in_decide_nothing(lengths: list[int], cuts: list[int], window: int) -> None:
+def test_the_division_into_chunks_decides_nothing(lengths: list[int], cuts: list[int], window: int) -> None:
     """So the packs are the same for any number of workers."""
     whole = sequences(lengths)
-    apart, together = (packed(parts, 32, window=32 * window) for parts in (parted(whole, cuts), [whole]))
+    apart, together = (pack_stream(chunks, 32, window=32 * window) for chunks in (chunks_of(whole, cuts), [whole]))
     assert rows_of(apart) == rows_of(together)
 
 
-def test_packing_part_by_part_would_be_noticed() -> None:
-    parts = parted(sequences([10, 12, 10, 8]), [2])
-    assert rows_of(some for part in parts for some in packed([part], FEWEST)) != rows_of(packed(parts, FEWEST))
+def test_negative_control_packing_each_chunk_alone() -> None:
+    chunks = chunks_of(sequences([10, 12, 10, 8]), [2])
+    assert rows_of(some for chunk in chunks for some in pack_stream([chunk], FEWEST)) != rows_of(
+        pack_stream(chunks, FEWEST)
+    )
 
 
 @given(lengths=NUMBERS)
 def test_within_a_window_packs_are_those_of_training(lengths: list[int]) -> None:
-    (one,) = packed([sequences(lengths)], FEWEST)
+    (one,) = pack_stream([sequences(lengths)], FEWEST)
     expected = sorted(pack(lengths, FEWEST))
     assert [[2 * r + s for r, s in zip(row["rows"], row["samples"], strict=True)] for row in rows_of([one])] == expected
 
@@ -142,21 +144,21 @@ def test_windows_are_bounded(lengths: list[int]) -> None:
             yield whole.slice(at, at + 1)
 
     given = 0
-    for some in packed(one_by_one(), FEWEST, window=2 * FEWEST):
+    for some in pack_stream(one_by_one(), FEWEST, window=2 * FEWEST):
         given += int(some.offsets[-1])
         assert asked == given
         assert int(some.offsets[-1]) < 2 * FEWEST + max([*lengths, 0])
 
 
-def test_a_sequence_that_no_pack_holds_is_an_error() -> None:
+def test_a_sequence_longer_than_a_pack_is_an_error() -> None:
     with pytest.raises(ValueError, match="a sequence of 21 tokens; expected at most pack_tokens=20"):
-        list(packed([sequences([3, 21])], 20))
+        list(pack_stream([sequences([3, 21])], 20))
 
 
 def test_full_packs_are_full() -> None:
     draw = np.random.default_rng(0)
     whole = sequences(draw.lognormal(4.6, 0.8, 2000).astype(int).clip(1, 2048).tolist())
-    found = rows_of(packed([whole], 2048))
+    found = rows_of(pack_stream([whole], 2048))
     assert sum(len(row["input_ids"]) for row in found) / (2048 * len(found)) > 0.98
 
 
@@ -194,7 +196,7 @@ def _swapped(rows: list[dict[str, list[Any]]]) -> None:
 @pytest.mark.parametrize("broken", [_twice, _lost, _crossed, _boundary, _merged, _lengths, _swapped])
 def test_the_check_notices(broken: Callable[[list[dict[str, list[Any]]]], None]) -> None:
     whole = sequences([10, 9, 8, 7, 6])
-    rows = rows_of(packed([whole], FEWEST))
+    rows = rows_of(pack_stream([whole], FEWEST))
     check(whole, rows, FEWEST)
     broken(rows)
     with pytest.raises(AssertionError):
@@ -226,7 +228,7 @@ def read(registry: Registry, format: str, packs: list[Packs], folder: Path) -> l
 def test_files_give_packs_back(format: str, lengths: list[int], builtin: Registry, tmp_path: Path) -> None:
     if format == "datasets" and not lengths:
         pytest.skip("datasets loads no folder without rows, whoever saved it")
-    packs = list(packed([sequences(lengths)], FEWEST, window=FEWEST))
+    packs = list(pack_stream([sequences(lengths)], FEWEST, window=FEWEST))
     read_back = read(builtin, format, packs, tmp_path)
     trainers = ("input_ids", "labels", "position_ids", "seq_lengths")
     for row, expected in zip(read_back, rows_of(packs), strict=True):
@@ -246,7 +248,7 @@ def test_files_give_packs_back(format: str, lengths: list[int], builtin: Registr
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet", "arrow"])
 def test_weights_and_sources_are_kept(format: str, builtin: Registry, tmp_path: Path) -> None:
-    packs = list(packed([sequences([6, 7, 8], sources=["a", "b", "a"], weight=0.25)], FEWEST))
+    packs = list(pack_stream([sequences([6, 7, 8], sources=["a", "b", "a"], weight=0.25)], FEWEST))
     read_back = read(builtin, format, packs, tmp_path)
     assert [row["sources"] for row in read_back] == [["a"], ["b", "a"]]
     for row in read_back:
@@ -256,6 +258,6 @@ def test_weights_and_sources_are_kept(format: str, builtin: Registry, tmp_path: 
 def test_sequences_begin_untrained() -> None:
     """What pipelines give never predicts a first token; if it did, it would be trained across two examples."""
     whole = sequences([4, 4])
-    assert all(row["labels"][0] == row["labels"][4] == -100 for row in rows_of(packed([whole], FEWEST)))
+    assert all(row["labels"][0] == row["labels"][4] == -100 for row in rows_of(pack_stream([whole], FEWEST)))
     wrong = replace(whole, loss_weights=np.ones(8))
-    assert rows_of(packed([wrong], FEWEST))[0]["labels"][4] != -100
+    assert rows_of(pack_stream([wrong], FEWEST))[0]["labels"][4] != -100
