@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from templatekit.errors import PluginError, RecordError
+from templatekit.formats.environment import PRINTED_NONE
 from templatekit.testing.checked_record import NoSampleError, SkipInput
 from templatekit.testing.failure import Failure
 from templatekit.testing.search import SearchResult, search, smallest_failing_input
@@ -200,7 +201,7 @@ def _broken_promise(error: Exception) -> str:
     message = str(error)
     if isinstance(error, RecordError) and error.reason == "prompt_is_no_prefix":
         return "prompt_is_prefix"
-    if "prints None" in message:
+    if PRINTED_NONE in message:
         return "prints_no_none"
     if "leaves open what ends an answer" in message:
         return "end_marker_is_trained_once"

@@ -34,7 +34,7 @@ def ids_decode_to_the_text(checked: CheckedRecord) -> str | None:
 
 @check(9, given=checked_records)
 def texts_stand_unchanged(checked: CheckedRecord) -> None:
-    """Each text of the record stands in the rendered text as it is, where its origin says."""
+    """Each text of the record is in the rendered text unchanged, where its origin says."""
     for sample in checked.samples:
         for index, message in enumerate(sample.example.messages):
             for field in ("content", "context"):
@@ -147,10 +147,10 @@ def declared_keys_are_read(subject: Subject) -> None:
         record = {**subject.shape.records[0], key: PROBE_TEXT}
         holds(
             PROBE_TEXT in texts_read(subject.adapter, record),
-            f"the adapter names the key {key!r} and does not read it: its text is lost, and nobody is told",
-            expected=f"{PROBE_TEXT!r} in the example that comes of {record}",
-            hint="take it from `keys`, so that it is reported; or keep it as metadata; or, if it is read in records of "
-            "another kind, give such a record in `example_records`",
+            f"the adapter names the key {key!r} but does not read it: its text is lost without a message",
+            expected=f"{PROBE_TEXT!r} in the example read from {record}",
+            hint="remove it from `keys`, so that it is reported; or store it as metadata; or, if it is read in another "
+            "kind of record, add such a record to `example_records`",
         )
 
 
@@ -160,4 +160,4 @@ def unknown_keys_are_reported(subject: Subject) -> None:
     pipeline = subject.new_pipeline()
     first = subject.shape.records[0]
     list(pipeline.run([first, {**first, "a key of nobody": "x"}]))
-    equal(pipeline.counts.unread_keys, {"a key of nobody": 1}, "what is reported of a key that nobody reads")
+    equal(pipeline.counts.unread_keys, {"a key of nobody": 1}, "the report about a key that the adapter does not read")

@@ -144,7 +144,7 @@ def labels_agree(sample: CheckedSample) -> None:
 
 @check(5, 6, given=record_lists)
 def a_batch_is_its_single_records(records: RecordList) -> str | None:
-    """Records give the same samples together, as a list or as a stream, as each gives alone."""
+    """Records give the same samples together, in a list or a stream, as each of them alone."""
     if not records.with_samples:
         return "no record came through"
     alone = [[_result(sample.sample) for sample in checked.samples] for checked in records.with_samples]
@@ -153,7 +153,7 @@ def a_batch_is_its_single_records(records: RecordList) -> str | None:
         together: list[list[Any]] = [[] for _ in given]
         for sample in records.subject.new_pipeline().run(source):
             together[sample.rendered.row].append(_result(sample))
-        equal(together, expected, "a record gives something else among others than alone")
+        equal(together, expected, "a record gives other samples together with others than alone")
     return None
 
 

@@ -23,10 +23,12 @@ def the_response_alone_is_trained(checked: CheckedRecord) -> None:
         equal(
             [text[start:end] for start, end in oracle.merged(trained)],
             [text[start:end] for start, end in oracle.merged(expected_ranges(sample))],
-            f"what is trained (train_on={sample.train_on})",
+            f"the trained text (train_on={sample.train_on})",
             sample,
         )
-        equal(oracle.merged(trained), oracle.merged(expected_ranges(sample)), "where the trained text stands", sample)
+        equal(
+            oracle.merged(trained), oracle.merged(expected_ranges(sample)), "the position of the trained text", sample
+        )
 
 
 def expected_ranges(sample: CheckedSample) -> list[tuple[int, int]]:

@@ -40,16 +40,16 @@ MUTANTS: list[Mutant] = []
 
 
 def mutant(check: str) -> Callable[[Callable[[], Subject]], Callable[[], Subject]]:
-    """Takes a subject into `MUTANTS`."""
+    """Decorator that adds the subject to `MUTANTS`."""
 
-    def taken(make: Callable[[], Subject]) -> Callable[[], Subject]:
+    def add(make: Callable[[], Subject]) -> Callable[[], Subject]:
         MUTANTS.append(Mutant(check, make.__name__, make))
         return make
 
-    return taken
+    return add
 
 
-# Right ones, of which the mutants are made.
+# Correct formats, from which the mutants are made.
 
 QA = "Q: {{ instruction }}\n{% if context %}{{ context }}\n{% endif %}A: {{ response }}{{ eos_token }}"
 CHAT = """\
@@ -66,7 +66,7 @@ stop: ["<|im_end|>"]
 
 
 class Faq(Adapter):
-    """Right: reads a question, perhaps with details, and an answer; writes them, too."""
+    """A correct adapter: reads and writes a question, optional details, and an answer."""
 
     name = "faq"
     keys: ClassVar[tuple[str, ...]] = ("question", "details", "answer")
@@ -101,21 +101,23 @@ def only_adapter(adapter: Adapter) -> Subject:
 Encoded = Callable[[TokenizedExample], TokenizedExample]
 
 
-class Bent(Subject):
-    """A right format in a pipeline that was tampered with."""
+class ChangedPipeline(Subject):
+    """A correct format in a pipeline that is changed."""
 
-    def __init__(self, bend: Callable[[Pipeline], object], *, source: str = CHAT, tokenizer: str = "bytes") -> None:
-        super().__init__(template=template(source, "bent"), tokenizer=tiny_tokenizer(tokenizer))
-        self.bend = bend
+    def __init__(
+        self, change_pipeline: Callable[[Pipeline], object], *, source: str = CHAT, tokenizer: str = "bytes"
+    ) -> None:
+        super().__init__(template=template(source, "changed"), tokenizer=tiny_tokenizer(tokenizer))
+        self.change_pipeline = change_pipeline
 
     def new_pipeline(self, **options: Any) -> Pipeline:
         pipeline = super().new_pipeline(**options)
-        self.bend(pipeline)
+        self.change_pipeline(pipeline)
         return pipeline
 
 
 class WrongEncoder(Encoder):
-    """Changes what the right encoder gives."""
+    """Changes the results of the correct encoder."""
 
     def __init__(self, right: Encoder, change: Encoded) -> None:
         super().__init__(right.tokenizer, boundary=right.boundary)
@@ -127,7 +129,7 @@ class WrongEncoder(Encoder):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Given(TokenizedColumns):
-    """Columns that give these very examples, whatever they are."""
+    """Columns that return the given examples, even invalid ones."""
 
     examples: Sequence[TokenizedExample]
 
@@ -143,18 +145,18 @@ def given(examples: Sequence[TokenizedExample]) -> TokenizedColumns:
     return Given(**{field.name: getattr(columns, field.name) for field in fields(columns)}, examples=examples)
 
 
-def encoding(change: Encoded, *, source: str = CHAT, tokenizer: str = "bytes") -> Subject:
-    """A subject whose encoder's results are changed."""
+def with_encoder(change: Encoded, *, source: str = CHAT, tokenizer: str = "bytes") -> Subject:
+    """A subject whose encoder returns changed examples."""
 
-    def bend(pipeline: Pipeline) -> None:
+    def change_pipeline(pipeline: Pipeline) -> None:
         assert pipeline.encoder is not None
         pipeline.encoder = WrongEncoder(pipeline.encoder, change)
 
-    return Bent(bend, source=source, tokenizer=tokenizer)
+    return ChangedPipeline(change_pipeline, source=source, tokenizer=tokenizer)
 
 
-def naive(tokenizer: str, *, source: str = CHAT) -> Subject:
-    """The whole text in one go, control strings of the data included, as most projects encode it."""
+def whole_text_encoding(tokenizer: str, *, source: str = CHAT) -> Subject:
+    """Encodes the whole text in one call, with the control strings of the data, as most projects do."""
     backend = tiny_tokenizer(tokenizer).backend(control=True, prefix=True)
 
     def change(right: TokenizedExample) -> TokenizedExample:
@@ -163,12 +165,12 @@ def naive(tokenizer: str, *, source: str = CHAT) -> Subject:
         weights = [next((weight for start, weight in reversed(starts) if start <= at), 0.0) for at, _ in whole.offsets]
         return replace(right, input_ids=tuple(whole.ids), loss_weights=tuple(weights))
 
-    return encoding(change, source=source, tokenizer=tokenizer)
+    return with_encoder(change, source=source, tokenizer=tokenizer)
 
 
-def weighing(change: Callable[[tuple[float, ...]], Sequence[float]], *, source: str = CHAT) -> Subject:
-    """A subject whose weights are changed."""
-    return encoding(lambda right: replace(right, loss_weights=tuple(change(right.loss_weights))), source=source)
+def with_weights(change: Callable[[tuple[float, ...]], Sequence[float]], *, source: str = CHAT) -> Subject:
+    """A subject whose encoder returns changed loss weights."""
+    return with_encoder(lambda right: replace(right, loss_weights=tuple(change(right.loss_weights))), source=source)
 
 
 # 1 to 7.
@@ -278,11 +280,11 @@ def fills_metadata_when_writing() -> Subject:
 
 @mutant("ids_labels_and_weights_agree")
 def ids_beyond_the_vocabulary() -> Subject:
-    return encoding(lambda right: replace(right, input_ids=(*right.input_ids[:-1], 10**6)))
+    return with_encoder(lambda right: replace(right, input_ids=(*right.input_ids[:-1], 10**6)))
 
 
 class Shifted(TokenizedExample):
-    """Labels that are shifted twice: here, and by the trainer."""
+    """Labels that are already shifted, so that the trainer shifts them a second time."""
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -299,7 +301,7 @@ def labels_shifted_already() -> Subject:
             loss_spans=right.loss_spans,
         )
 
-    return encoding(change)
+    return with_encoder(change)
 
 
 @mutant("a_batch_is_its_single_records")
@@ -318,10 +320,10 @@ def pads_to_the_longest() -> Subject:
             ]
             return TokenizedColumns.of(padded)
 
-    def bend(pipeline: Pipeline) -> None:
+    def change_pipeline(pipeline: Pipeline) -> None:
         pipeline.encoder = Padding(tiny_tokenizer("bytes"))
 
-    return Bent(bend)
+    return ChangedPipeline(change_pipeline)
 
 
 @mutant("the_cost_grows_with_the_text")
@@ -351,7 +353,7 @@ def drops_an_id() -> Subject:
     def change(right: TokenizedExample) -> TokenizedExample:
         return replace(right, input_ids=right.input_ids[1:], loss_weights=right.loss_weights[1:])
 
-    return encoding(change)
+    return with_encoder(change)
 
 
 @mutant("texts_stand_unchanged")
@@ -438,7 +440,7 @@ def claims_every_key() -> Subject:
 
 
 class Retargeted(Template):
-    """Moves the ends of what is trained."""
+    """Moves the ends of the trained text."""
 
     start = end = 0
 
@@ -457,13 +459,13 @@ class Retargeted(Template):
 
 
 class Greedy(Retargeted):
-    """Trains what stands behind the end marker, too."""
+    """Also trains the text after the end marker."""
 
     end = 1
 
 
 class Headed(Retargeted):
-    """Trains the header that a server feeds."""
+    """Trains the header, which belongs to the prompt."""
 
     start = -1
 
@@ -480,12 +482,12 @@ def trains_the_header() -> Subject:
 
 @mutant("trained_ids_are_the_responses")
 def weights_one_id_too_early() -> Subject:
-    return weighing(lambda weights: (*weights[1:], 0.0))
+    return with_weights(lambda weights: (*weights[1:], 0.0))
 
 
 @mutant("trained_ids_are_the_responses")
 def encodes_across_the_edge() -> Subject:
-    return naive("nfc", source=QA)
+    return whole_text_encoding("nfc", source=QA)
 
 
 @mutant("prompt_is_prefix")
@@ -494,7 +496,7 @@ def another_generation_prompt() -> Subject:
 
 
 class Prompting(Template):
-    """Feeds one blank more."""
+    """Adds a blank to the prompt."""
 
     def prompt(self, *args: Any, **more: Any) -> RenderedText:
         right = super().prompt(*args, **more)
@@ -509,17 +511,17 @@ def a_blank_behind_the_prompt() -> Subject:
 
 @mutant("prompt_ids_are_prefix")
 def prompt_merges_with_the_answer() -> Subject:
-    return naive("bytes", source=QA)
+    return whole_text_encoding("bytes", source=QA)
 
 
 @mutant("labels_begin_behind_the_prompt")
 def the_first_answered_id_is_not_trained() -> Subject:
-    return weighing(lambda weights: (0.0, *weights[:-1]))
+    return with_weights(lambda weights: (0.0, *weights[:-1]))
 
 
 @mutant("labels_begin_behind_the_prompt")
 def everything_is_trained() -> Subject:
-    return weighing(lambda weights: (0.0, *[1.0] * (len(weights) - 1)))
+    return with_weights(lambda weights: (0.0, *[1.0] * (len(weights) - 1)))
 
 
 @mutant("end_marker_is_trained_once")
@@ -529,7 +531,7 @@ def nothing_ends_an_answer() -> Subject:
 
 @mutant("end_marker_is_trained_once")
 def the_end_is_padding() -> Subject:
-    """The EOS is taken for padding and left out of the loss: the model never stops."""
+    """Treats EOS as padding and leaves it out of the loss, so that the model never stops."""
 
     def change(right: TokenizedExample) -> TokenizedExample:
         spans = []
@@ -539,7 +541,7 @@ def the_end_is_padding() -> Subject:
             spans += [replace(span, end=cut), replace(span, start=cut, weight=0.0)]
         return replace(right, loss_spans=tuple(spans))
 
-    return encoding(change)
+    return with_encoder(change)
 
 
 @mutant("end_marker_is_trained_once")
@@ -567,22 +569,22 @@ def writes_bos_twice() -> Subject:
 
 @mutant("control_ids_are_the_templates")
 def takes_control_strings_of_the_data() -> Subject:
-    return naive("bytes")
+    return whole_text_encoding("bytes")
 
 
 @mutant("texts_change_no_control_id")
 def takes_control_strings_of_the_data_in_a_format_of_one_turn() -> Subject:
-    return naive("nfc", source=QA)
+    return whole_text_encoding("nfc", source=QA)
 
 
 @mutant("halves_never_join")
 def joins_neighbouring_texts() -> Subject:
-    return naive("bytes", source="{{ instruction }}{{ context }}:{{ response }}{{ eos_token }}")
+    return whole_text_encoding("bytes", source="{{ instruction }}{{ context }}:{{ response }}{{ eos_token }}")
 
 
 @mutant("markers_change_no_label")
 def finds_the_answer_by_its_marker() -> Subject:
-    """As many projects do: the loss begins behind the first response header."""
+    """The loss starts after the first response header, as in many projects."""
 
     def change(right: TokenizedExample) -> TokenizedExample:
         text = right.rendered.text
@@ -593,7 +595,7 @@ def finds_the_answer_by_its_marker() -> Subject:
             at += len(tiny_tokenizer("bytes").decode([id]))
         return replace(right, loss_weights=tuple(weights))
 
-    return encoding(change, source=QA)
+    return with_encoder(change, source=QA)
 
 
 # 25 to 30.
@@ -607,7 +609,7 @@ def encodes_letter_by_letter() -> Subject:
         ids = [id for letter in right.rendered.text for id in backend.encode(letter).ids]
         return replace(right, input_ids=tuple(ids), loss_weights=(0.0, *[1.0] * (len(ids) - 1)))
 
-    return encoding(change)
+    return with_encoder(change)
 
 
 @mutant("servers_feed_the_same_ids")
@@ -640,7 +642,7 @@ def skips_tools_behind_a_number() -> Subject:
 
 
 class Cutting(Pipeline):
-    """Cuts ids off the end, labels or no labels."""
+    """Removes ids from the end, whether or not any label is left."""
 
     def run(self, records: Any = None, **more: Any) -> Iterator[Sample]:
         length, self.limit = self.options.max_length, None
@@ -669,4 +671,4 @@ RIGHT: Mapping[str, Callable[[], Subject]] = {
     "adapter": lambda: only_adapter(Faq()),
     "both": lambda: Subject(adapter=Faq(), template=template(QA), tokenizer=tiny_tokenizer("bytes")),
 }
-"""What the mutants were made of: every check that says something about it holds."""
+"""The correct formats: every check that applies to them holds."""

@@ -1,6 +1,6 @@
 """Every bundled adapter and template keeps every promise, with every tokenizer at hand.
 
-`HYPOTHESIS_PROFILE=long` tries some 20,000 inputs of each kind; how many it were is said at the end of the run.
+`HYPOTHESIS_PROFILE=long` tries some 20,000 inputs of each kind; the end of the run shows how many.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from templatekit.testing import CHECKS, TINY, Subject, run_checks, tiny_tokenize
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 AT_MOST = 20_000 if LONG else 400
-"""About so many inputs of each kind in all, so that the suite takes no longer with every format that is added."""
+"""The approximate number of inputs of each kind for all formats together, so that more formats take no more time."""
 IDLE = {
     "template llama3": {"agrees_with_plain_encoding"},  # its empty line straddles the boundary with most tokenizers
     "adapter text": {  # nothing is asked, so that nothing is fed
@@ -35,7 +35,7 @@ IDLE = {
         "markers_change_no_label",
     },
 }
-"""Checks that have nothing to say about a format."""
+"""Checks for which no input of a format shows anything."""
 
 
 def bundled(builtin: Registry) -> list[tuple[str, str]]:
@@ -53,7 +53,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def at_hand(tokenizer_of: Tokenizers) -> list[Tokenizer]:
-    """The tiny tokenizers, and the real ones where they are present."""
+    """The tiny tokenizers, and the real ones that are present."""
     found = [tiny_tokenizer(name) for name in TINY]
     for name in REAL_TOKENIZERS:
         try:
@@ -66,7 +66,7 @@ def at_hand(tokenizer_of: Tokenizers) -> list[Tokenizer]:
 def test_every_promise_is_kept(
     part: tuple[str, str], at_hand: list[Tokenizer], builtin: Registry, request: pytest.FixtureRequest
 ) -> None:
-    """And, where enough is tried to tell, no check is idle but those of which that is known."""
+    """In the long profile, which tries enough inputs, also every check but those in `IDLE` is tried."""
     kind, name = part
     adapter: Adapter | None = builtin.adapters[name] if kind == "adapter" else None
     template: Template | None = find_template(name, builtin) if kind == "template" else None
@@ -90,11 +90,11 @@ def test_every_promise_is_kept(
                 tried[outcome.check.name] += outcome.tried
     request.config.stash[GENERATED] = request.config.stash.get(GENERATED, 0) + generated
     idle = {check for check, times in tried.items() if not times}
-    assert not LONG or idle <= IDLE.get(subject.name, set()), "a check that never looks"
+    assert not LONG or idle <= IDLE.get(subject.name, set()), "a check that is never tried"
 
 
 def test_special_tokens_of_its_own(builtin: Registry) -> None:
-    """With the special tokens that a template lists, in a tokenizer that lacked them."""
+    """A template is also checked with a tokenizer to which its special tokens were added."""
     from templatekit.testing import subjects_of
 
     for name in builtin.templates:

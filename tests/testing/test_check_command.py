@@ -1,4 +1,4 @@
-"""`templatekit check` as a plugin's author runs it: what it says, its exit codes, its JSON, its seed."""
+"""`templatekit check` as the author of a plugin runs it: output, exit codes, JSON and seed."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_wrong_template(folder: Path, templatekit: Templatekit) -> None:
     ]
 
 
-def test_what_is_declared_is_no_failure(folder: Path, templatekit: Templatekit) -> None:
+def test_declared_behaviour_is_no_failure(folder: Path, templatekit: Templatekit) -> None:
     comment = "{#- templatekit\ncapabilities: {strips_content: true}\n#}\n"
     (folder / "wrong.jinja").write_text(comment + WRONG, encoding="utf-8")
     result = templatekit("check", "wrong.jinja", *FEW)
@@ -86,7 +86,7 @@ def test_what_is_declared_is_no_failure(folder: Path, templatekit: Templatekit) 
     assert "declares strips_content: true;" in result.out
 
 
-def test_what_is_expected_is_no_failure_and_what_does_not_come_is_one(
+def test_an_expected_failure_is_accepted_and_its_absence_reported(
     folder: Path,
     templatekit: Templatekit,
 ) -> None:
@@ -99,7 +99,7 @@ def test_what_is_expected_is_no_failure_and_what_does_not_come_is_one(
     assert "though a failure was expected (trims by design): take that back" in result.out
 
 
-def test_a_plugins_file_with_what_it_prints(folder: Path, templatekit: Templatekit) -> None:
+def test_output_of_a_plugin_file_goes_to_stderr(folder: Path, templatekit: Templatekit) -> None:
     result = templatekit("check", "faq.py", *FEW, "--json")
     assert result.code == 1
     assert set(result.err.split()) == {"reading"}
@@ -116,7 +116,7 @@ def test_a_plugins_file_with_what_it_prints(folder: Path, templatekit: Templatek
     assert failure["record"].keys() <= {"question", "answer"}
 
 
-def test_the_same_seed_says_the_same(folder: Path, templatekit: Templatekit) -> None:
+def test_the_same_seed_gives_the_same_output(folder: Path, templatekit: Templatekit) -> None:
     one, other = (templatekit("check", "wrong.jinja", *FEW, "--json", env={"PYTHONHASHSEED": seed}) for seed in "12")
     assert one.out == other.out
     assert json.loads(one.out)["seed"] == 0
@@ -131,7 +131,7 @@ def test_a_tokenizer_given(folder: Path, templatekit: Templatekit, tokenizer_of:
 
 
 def test_names(templatekit: Templatekit) -> None:
-    """A name may be an adapter and a template at once; a plugin's is all that it offers."""
+    """A name may mean an adapter and a template; the name of a plugin means all that it offers."""
     for name, expected in (
         ("dolly", ["adapter dolly", "template dolly"]),
         ("prompt_completion", ["adapter prompt-completion"]),
@@ -140,7 +140,7 @@ def test_names(templatekit: Templatekit) -> None:
         assert [checked["name"] for checked in json.loads(result.out)["checked"]] == expected
 
 
-def test_the_time_budget_ends_it(folder: Path, templatekit: Templatekit) -> None:
+def test_the_time_budget_ends_the_run(folder: Path, templatekit: Templatekit) -> None:
     result = templatekit("check", "right.jinja", "--examples", "100000", "--time-budget", "3")
     assert result.code == 0
     assert "no time was left" not in result.out  # every check is tried once at least

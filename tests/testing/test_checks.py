@@ -1,4 +1,4 @@
-"""The kit's own parts: strategies that reach what they promise, checks one by one, the decorator for pytest."""
+"""The conformance kit itself: its strategies, calling single checks, and the pytest decorator."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_records_of_every_bundled_adapter_are_read(builtin: Registry, data: st.D
     assert all(isinstance(example, Example) for example in adapter.to_examples(record))
 
 
-def test_records_come_from_keys_where_nothing_is_written() -> None:
+def test_records_of_an_adapter_that_does_not_write_come_from_its_keys() -> None:
     class Reads(Adapter):
         name = "reads"
         keys = ("q", "hint", "a")
@@ -103,7 +103,7 @@ def test_records_come_from_keys_where_nothing_is_written() -> None:
     assert find(found, lambda record: "hint" not in record) == {"q": "x", "a": "x"}
 
 
-def test_records_come_from_examples_where_the_shape_is_deeper() -> None:
+def test_records_of_nested_shape_come_from_examples() -> None:
     class Nested(Adapter):
         name = "nested"
         keys = required = ("data",)
@@ -125,8 +125,8 @@ class Picky(Adapter):
         return Example(messages=(Message(role="user", content=record["data"]["deep"]),))
 
 
-def test_an_adapter_of_which_no_record_is_known() -> None:
-    """One failure that says what to do, and no check that passes without having looked."""
+def test_an_adapter_without_a_known_record() -> None:
+    """There is one failure that says what to do, and no check passes without being tried."""
     with pytest.raises(PluginError, match=r"no record of its shape is known.*give some in example_records"):
         records_for(Picky())
     outcomes = {outcome.check.name: outcome for outcome in run_checks(only_adapter(Picky()))}
@@ -134,7 +134,7 @@ def test_an_adapter_of_which_no_record_is_known() -> None:
     assert {outcome.status for outcome in outcomes.values()} == {"not tried"}
 
 
-def test_checks_one_by_one() -> None:
+def test_calling_single_checks() -> None:
     CHECKS["prompt_is_prefix"](only_template(QA), examples=20)
     wrong = only_template(QA.replace("{{ instruction }}", "{{ instruction | lower }}"))
     with pytest.raises(AssertionError, match=r"promise:  Each text of the record(.|\n)*found:    \"[a-z ]+\""):
@@ -166,7 +166,7 @@ def test_one_failing_input_is_enough_even_if_it_never_fails_again() -> None:
     assert "KeyError" in str(outcome.failure)
 
 
-def test_unknown_names_are_told() -> None:
+def test_unknown_names_are_errors() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'prompt_is_prefix'"):
         run_checks(only_template(QA), ["prompt_is_prefx"])
     with pytest.raises(UnknownNameError, match="check named 'x'"):
@@ -240,7 +240,7 @@ def test_the_decorator_for_pytest(tmp_path: Path) -> None:
     assert run.returncode == 1
 
 
-def test_a_plugin_given_as_it_is() -> None:
+def test_a_plugin_given_as_an_object() -> None:
     class Module:
         @hookimpl
         def templatekit_adapters(self) -> list[Any]:
@@ -253,7 +253,7 @@ def test_a_plugin_given_as_it_is() -> None:
 
 
 def test_only_the_command_imports_the_kit() -> None:
-    """hypothesis is needed by nobody else."""
+    """No other module needs hypothesis."""
     package = Path(__file__).parents[2] / "templatekit"
     others = [path for path in package.rglob("*.py") if path.parent.name != "testing"]
     trees = {path.name: ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for path in others}

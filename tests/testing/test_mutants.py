@@ -1,4 +1,4 @@
-"""Every check catches the wrong formats that it is there for, and lets the right ones pass."""
+"""Every check fails on the wrong formats that it must catch, and passes on correct ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from templatekit.testing import CHECKS, run_checks
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 OWN, OTHERS = (300, 60) if LONG else (60, 2)
-"""Inputs for a mutant's own check, which ends at the first failure, and for all the others."""
+"""Number of inputs for the check that must catch a mutant, which ends at the first failure, and for all others."""
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -27,7 +27,7 @@ def test_every_check_has_a_mutant_and_a_right_format() -> None:
 
 
 def test_the_whole_matrix(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each mutant is caught by its own check; the others' verdicts are counted."""
+    """Each mutant is caught by its own check; the results of the other checks are counted."""
     caught: dict[str, set[str]] = {}
     cells = 0
     for mutant in MUTANTS:

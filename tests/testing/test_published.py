@@ -1,8 +1,8 @@
-"""What published chat templates break: docs/published.md says it, and this finds it.
+"""docs/published.md lists the promises that published chat templates break; these tests find the same.
 
-Every template is checked as it is, on the first tiny tokenizer with whatever looks like a control token of its own. By
-default few inputs are tried, and nothing may be found that the page does not say; `HYPOTHESIS_PROFILE=long` tries as
-many as were tried for the page, and finds everything that it says. `--update-golden` writes the names anew.
+Every template is checked unchanged, on the first tiny tokenizer with the control tokens of the template added. By
+default few inputs are tried, and nothing may be found that is not on the page. `HYPOTHESIS_PROFILE=long` tries as many
+inputs as were tried for the page, and must find all that is on it. `--update-golden` rewrites the names.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "published.md"
 _NAMES = re.compile(r"(?<=^Broken by )`.*?(?=\.$)", re.MULTILINE | re.DOTALL)
 _NONE = re.compile(r"(?<=break none: )`.*?(?=\.$)", re.MULTILINE | re.DOTALL)
 MANY, FEW = 30, 4
-"""Inputs a check."""
+"""Number of inputs for each check."""
 
 
 def broken_by(name: str, tokenizer_of: Tokenizers, registry: Registry, *, examples: int, clock: bool) -> set[str]:
-    """The checks that a template fails; those of time only where asked for, since other work on a machine disturbs."""
+    """The checks that a template fails. Time is checked only with `clock`, because other work disturbs it."""
     chat = published(name, tokenizer_of)
     if name in OWN:
         tokenizer = tokenizer_of(name.removesuffix("-own"))
@@ -42,8 +42,8 @@ def broken_by(name: str, tokenizer_of: Tokenizers, registry: Registry, *, exampl
     return {outcome.check.name for outcome in outcomes if outcome.status == "failed"}
 
 
-def said(text: str) -> dict[str, list[str]]:
-    """What the page says: the templates that break each check."""
+def listed_templates(text: str) -> dict[str, list[str]]:
+    """The templates that break each check, according to the page."""
     parts = re.split(r"^## `(\w+)`$", text, flags=re.MULTILINE)
     found = {}
     for check, section in zip(parts[1::2], parts[2::2], strict=True):
@@ -54,7 +54,7 @@ def said(text: str) -> dict[str, list[str]]:
 
 
 ENDS = {"gemma4_v5": "<turn|>", "diffusion_gemma": "<turn|>", "glm4moe": "<|user|>"}
-"""The end marker that the page has users name."""
+"""The end marker that the page tells users to name."""
 
 
 @pytest.mark.parametrize("name", sorted(set(ENDS) & set(ORIGINALS)))
@@ -76,7 +76,7 @@ def test_an_answer_ends_as_the_page_says(name: str) -> None:
 def test_the_page_says_what_a_template_breaks(name: str, tokenizer_of: Tokenizers, builtin: Registry) -> None:
     long = os.environ.get("HYPOTHESIS_PROFILE") == "long"
     found = broken_by(name, tokenizer_of, builtin, examples=MANY if long else FEW, clock=long)
-    expected = {check for check, names in said(PAGE.read_text(encoding="utf-8")).items() if name in names}
+    expected = {check for check, names in listed_templates(PAGE.read_text(encoding="utf-8")).items() if name in names}
     assert found <= expected
     if long:
         assert found == expected
@@ -91,10 +91,10 @@ def test_the_page_names_every_template(tokenizer_of: Tokenizers, builtin: Regist
         for name in [*ORIGINALS, *OWN]:
             for check in broken_by(name, tokenizer_of, builtin, examples=MANY, clock=True):
                 broken[check].append(name)
-        assert set(broken) == set(said(text)), "the page explains each check that is broken, and no other"
+        assert set(broken) == set(listed_templates(text)), "the page explains each check that is broken, and no other"
         text = rewritten(text, broken)
         PAGE.write_text(text, encoding="utf-8")
-    listed = {name for names in said(text).values() for name in names}
+    listed = {name for names in listed_templates(text).values() for name in names}
     none = _NONE.search(text)
     assert none is not None
     kept = set(re.findall(r"`([^`]+)`", none[0]))
@@ -103,7 +103,7 @@ def test_the_page_names_every_template(tokenizer_of: Tokenizers, builtin: Regist
 
 
 def rewritten(text: str, broken: dict[str, list[str]]) -> str:
-    """The page with these names."""
+    """The page with other names of templates."""
     parts = re.split(r"^(## `\w+`)$", text, flags=re.MULTILINE)
     for place in range(1, len(parts), 2):
         names = broken[parts[place][4:-1]]

@@ -1,4 +1,4 @@
-"""docs/testing.md lists the checks and capabilities as the code has them; `--update-golden` writes them anew."""
+"""docs/testing.md lists the checks and capabilities that the code has; `--update-golden` rewrites the tables."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_page_lists_what_there_is(table: Callable[[], str], update_golden: b
     if update_golden:
         PAGE.write_text(block.sub(lambda _: table() + "\n", text), encoding="utf-8")
     elif block.findall(text) != [table() + "\n"]:
-        pytest.fail(f"{PAGE.name} is not what the code says; make test ARGS='--update-golden tests/testing'")
+        pytest.fail(f"{PAGE.name} differs from the code; make test ARGS='--update-golden tests/testing'")
 
 
 def test_every_promise_is_a_sentence() -> None:
