@@ -29,12 +29,12 @@ class ArrowSource(FileSource):
     description: ClassVar[str] = "A Parquet, Arrow or Feather file."
 
     def accepts(self, address: str) -> bool:
-        """Whether the name ends as such files' names do."""
+        """Whether the file extension is one of Parquet's or Arrow's."""
         path = to_path(address)
         return path.suffix.lower() in EXTENSIONS and not is_folder(path)
 
     def read_stream(self, stream: BinaryIO, address: str) -> Iterator[Record | RecordError]:
-        """The rows. Text stays text; numbers, times and bytes come as Python's own objects."""
+        """The rows. Text stays text; numbers, times and bytes become Python objects."""
         yield from require_records(_rows(stream, address), address)
 
 
@@ -57,12 +57,12 @@ def _rows(file: BinaryIO, address: str) -> Iterator[Record | RecordError]:
                 raise
             raise SourceError(
                 f"{address}: damaged or unsupported {extension(Path(address))[1:]} file, at row {row}; "
-                f"found {shorten(str(error), 200)}; write it anew"
+                f"found {shorten(str(error), 200)}; write it again"
             ) from error
 
 
 def _open(file: BinaryIO, address: str, stack: ExitStack) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """The file's columns, and its rows in batches; its first bytes tell what it is."""
+    """The file's schema, and its rows in batches. The first bytes decide the format."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -84,7 +84,7 @@ def _open(file: BinaryIO, address: str, stack: ExitStack) -> tuple[pa.Schema, It
 
 
 def _mapped(file: BinaryIO) -> pa.Buffer | BinaryIO:
-    """A local file's bytes as mapped memory: a batch may be as large as the file, and only what is read is loaded."""
+    """A local file as mapped memory: a batch may be as large as the file, and only what is read is loaded."""
     import pyarrow as pa
 
     if not isinstance(file, io.BufferedReader) or not isinstance(file.raw, io.FileIO):

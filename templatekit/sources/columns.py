@@ -1,4 +1,4 @@
-"""Renames a record's columns: `{"instruction": "question"}` gives the field `instruction` what `question` held."""
+"""Renames columns of a record: `{"instruction": "question"}` moves the value of `question` to `instruction`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from templatekit.types import Record
 
 
 def parse_columns(text: str) -> dict[str, str]:
-    """The mapping that `FIELD=COLUMN,FIELD=COLUMN` writes; raises `ConfigError` for anything else."""
+    """Parse `FIELD=COLUMN,FIELD=COLUMN` into a mapping; raise `ConfigError` for anything else."""
     columns: dict[str, str] = {}
     for part in text.split(",") if text.strip() else ():
         field, equals, column = (piece.strip() for piece in part.partition("="))
         if not (field and equals and column):
             raise ConfigError(
-                f"columns: found {part!r}; expected FIELD=COLUMN, parted by commas, such as response=answer"
+                f"columns: found {part!r}; expected FIELD=COLUMN, separated by commas, such as response=answer"
             )
         if field in columns:
             raise ConfigError(f"columns: field {field!r} twice, as {columns[field]!r} and {column!r}; keep one")
@@ -25,11 +25,11 @@ def parse_columns(text: str) -> dict[str, str]:
 
 
 def map_columns(record: Record, columns: Mapping[str, str]) -> Record:
-    """The record with its columns under their fields' names; the record itself stays as it is.
+    """A record with the columns under the names of their fields; `record` itself does not change.
 
-    A column is moved. A dotted path (`answer.text`, `instances.0.input`) reaches into objects and lists and copies,
-    since what it reaches into stays; a column whose own name has dots in it comes first. Raises `RecordError` for a
-    column that the record lacks, and for a field that would overwrite another column.
+    A column is moved. A dotted path (`answer.text`, `instances.0.input`) reaches into objects and lists, and its value
+    is copied, since the outer column remains. A column whose own name contains dots takes precedence. Raises
+    `RecordError` for a column that the record lacks, and for a field that would overwrite another column.
     """
     if not columns:
         return record
@@ -51,16 +51,16 @@ def _value(record: Record, column: str) -> Any:
     if column in record:
         return record[column]
     value: Any = record
-    way: list[str] = []
+    path: list[str] = []
     for part in column.split("."):
         keys = _keys(value)
         if part not in keys:
-            inside = f" in {'.'.join(way)!r}" if way else ""
+            inside = f" in {'.'.join(path)!r}" if path else ""
             hint = f"{inside}; {nearest(part, keys)}" if keys else f"; found {type(value).__name__}{inside}"
-            wanted = ".".join([*way, part])
+            wanted = ".".join([*path, part])
             raise RecordError(f"no column {wanted!r}{hint}", field=column, reason="missing_column")
         value = value[int(part)] if isinstance(value, list) else value[part]
-        way.append(part)
+        path.append(part)
     return value
 
 

@@ -1,4 +1,4 @@
-"""Reads CSV and TSV: a header, then a row a record, every value the text that stands there."""
+"""Reads CSV and TSV files with a header; every value is text, exactly as it is in the file."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from templatekit.sources.magic import skip_bom
 from templatekit.types import Record
 
 EXTENSIONS = (".csv", ".tsv")
-"""Each also with the ending of a compression behind it."""
+"""The extensions of CSV files; that of a compression may follow each."""
 
 _LONGEST_CELL = 1 << 28
-"""Characters. The module's own bound is 131,072; a quote that is never closed must not fill the memory all the same."""
+"""In characters. The csv module's default is 131,072; some bound is needed, since a quote may never be closed."""
 
 
 class CsvSource(FileSource):
-    """CSV (RFC 4180) and TSV files with a header. No types are guessed: numbers and dates stay text."""
+    """CSV (RFC 4180) and TSV files with a header. Types are not inferred: numbers and dates stay text."""
 
     name: ClassVar[str] = "csv"
     description: ClassVar[str] = "A CSV or TSV file with a header, plain or compressed; every value is text."
 
     def accepts(self, address: str) -> bool:
-        """Whether the name ends as such files' names do."""
+        """Whether the file extension is `.csv` or `.tsv`, before that of a compression."""
         path = to_path(address)
         return extension(path) in EXTENSIONS and not is_folder(path)
 
     def read_stream(self, stream: BinaryIO, address: str) -> Iterator[Record | RecordError]:
-        """The rows by the header's names; blank lines are no rows."""
+        """The rows, with the header's names as keys; blank lines are no rows."""
         skip_bom(stream, address, "CSV")
         stop_rewinding(stream)
         text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
@@ -44,14 +44,14 @@ class CsvSource(FileSource):
                 _rows(text, address, "\t" if extension(Path(address)) == ".tsv" else ","), address
             )
         finally:
-            text.detach()  # who opened the stream closes it
+            text.detach()  # whoever opened the stream closes it
 
 
 def _rows(text: io.TextIOWrapper, address: str, delimiter: str) -> Iterator[Record | RecordError]:
     first = text.readline()
     while first and not first.strip():
         first = text.readline()
-    if delimiter == "," and "," not in first:  # as spreadsheets write it where the comma is for decimals
+    if delimiter == "," and "," not in first:  # as spreadsheets write where the comma is the decimal mark
         delimiter = next((other for other in (";", "\t") if other in first), ",")
     csv.field_size_limit(_LONGEST_CELL)
     # Not a generator with `yield from text`: closing that would close the file as well.
@@ -110,7 +110,7 @@ def _record(cells: list[str], header: list[str]) -> Record | RecordError:
 
 
 def _is_text(value: str) -> bool:
-    """Whether no byte in it failed to decode: such bytes come as lone surrogates."""
+    """Whether every byte was UTF-8; the others were decoded to lone surrogates."""
     try:
         value.encode()
     except UnicodeEncodeError:

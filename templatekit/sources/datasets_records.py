@@ -1,4 +1,4 @@
-"""Reads what the `datasets` library keeps: folders made by `save_to_disk`, and data sets on the Hugging Face hub."""
+"""Reads data sets of the `datasets` library: folders made by `save_to_disk`, and data sets on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class SavedSource(Source):
     description: ClassVar[str] = "A folder made by datasets' save_to_disk; FOLDER:SPLIT where it has several splits."
 
     def accepts(self, address: str) -> bool:
-        """Whether the folder has the files that `save_to_disk` leaves."""
+        """Whether the folder has the files that `save_to_disk` writes."""
         return is_saved(_folder_and_split(address)[0])
 
     def files(self, address: str) -> list[Path]:
-        """All that `save_to_disk` left in the folder, in the order of their names."""
+        """All files in the folder, sorted by name."""
         folder, _ = _folder_and_split(address)
         return sorted(path for path in folder.rglob("*") if path.is_file())
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
-        """The rows, memory-mapped, in no other format than Python's, whatever format was set when they were saved."""
+        """The rows, memory-mapped, as Python values, whatever format was set when they were saved."""
         import datasets
 
         folder, split = _folder_and_split(address)
@@ -51,18 +51,18 @@ class SavedSource(Source):
 class HubSource(Source):
     """A data set on the Hugging Face hub, as `ORGANISATION/NAME` or `ORGANISATION/NAME:SPLIT`.
 
-    `datasets` reads these, and guesses the types of what its publisher kept as JSON or CSV.
+    `datasets` reads these, and infers the types of data published as JSON or CSV.
     """
 
     name: ClassVar[str] = "hub"
     description: ClassVar[str] = "A data set on the Hugging Face hub, streamed: ORGANISATION/NAME or …:SPLIT."
 
     def accepts(self, address: str) -> bool:
-        """Whether it looks like a hub name, and not like a path into a folder that exists here."""
+        """Whether it looks like a hub name, and its first part is no folder here."""
         return bool(_HUB_NAME.fullmatch(address)) and not exists(Path(address.partition("/")[0]))
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
-        """The rows, streamed: nothing but what is read is fetched."""
+        """The rows, streamed: only the rows that are read are downloaded."""
         name, _, split = address.partition(":")
         _check_reachable(address)
         import datasets
@@ -106,7 +106,7 @@ def _rows(dataset: Any, address: str) -> Iterator[Record]:
         for batch in dataset.with_format(None).iter(batch_size=_BATCH_ROWS):
             for values in zip(*batch.values(), strict=True):
                 yield dict(zip(batch, values, strict=True))
-    except Exception as error:  # whatever pyarrow and the columns' decoders raise
+    except Exception as error:  # pyarrow and the columns' decoders each have their own
         raise _damaged(address, error) from error
 
 
@@ -120,7 +120,7 @@ def _streamed(dataset: Any, address: str) -> Iterator[Record]:
 def _damaged(address: str, error: Exception) -> SourceError:
     return SourceError(
         f"{address}: damaged or empty folder; found {type(error).__name__}: {shorten(str(error), 200)}; expected what "
-        "save_to_disk wrote; save it anew"
+        "save_to_disk wrote; save it again"
     )
 
 
@@ -132,7 +132,7 @@ def _unreachable(address: str, error: Exception) -> SourceError:
 
 
 def _check_reachable(address: str) -> None:
-    """Tries the hub's door once: its client knocks for 23 seconds before it gives up."""
+    """Try to connect to the hub once: its client retries for 23 seconds before it gives up."""
     import socket
     import urllib.parse
     import urllib.request

@@ -1,4 +1,4 @@
-"""Opens local files: regular ones only, decompressed where their first bytes say so, with errors that help."""
+"""Opens local files: only regular files, decompressed if their first bytes say so, with helpful errors."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from templatekit.sources.compression import SUFFIXES, decompressed
 from templatekit.types import Record
 
 T = TypeVar("T")
-_MANY = 8
+_NAMES_LISTED = 8
 
 
 def to_path(address: str) -> Path:
-    """The address as a path, with `~` expanded where that user exists."""
+    """The address as a path, with `~` expanded if that user exists."""
     try:
         return Path(address).expanduser()
     except RuntimeError:
@@ -28,7 +28,7 @@ def to_path(address: str) -> Path:
 
 
 def exists(path: Path) -> bool:
-    """Whether something lies at `path`; False too for what no path can be."""
+    """Whether `path` exists; False as well for text that cannot be a path."""
     try:
         path.stat()
     except (OSError, ValueError):
@@ -37,34 +37,31 @@ def exists(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder lies at `path`; False too for what no path can be."""
+    """Whether `path` is a folder; False as well for text that cannot be a path."""
     return exists(path) and path.is_dir()
 
 
 def extension(path: PurePath) -> str:
-    """The last suffix in lower case, leaving out that of a compression behind it."""
+    """The last suffix in lower case, without that of a compression: `.jsonl` for `x.JSONL.gz`."""
     name = PurePath(path.name.lower())
     return (name.with_suffix("") if name.suffix in SUFFIXES else name).suffix
 
 
 def find_file(address: str) -> Path:
-    """The regular file at `address`.
-
-    Anything else is a `SourceError`: reading a pipe or a device might never end.
-    """
+    """The regular file at `address`; raises `SourceError` for anything else: a pipe or a device might never end."""
     path = to_path(address)
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
         raise read_error(address, error) from None
     if not stat.S_ISREG(mode):
-        raise SourceError(f"{address}: not a regular file; found {_kind(mode)}; save its data to a file and name that")
+        raise SourceError(f"{address}: not a regular file; found {_type(mode)}; save its data to a file and name that")
     return path
 
 
 @contextmanager
 def open_file(address: str) -> Iterator[BinaryIO]:
-    """The bytes of a file, decompressed; what goes wrong while they are read becomes a `SourceError`."""
+    """The decompressed bytes of a file; an error while they are read becomes a `SourceError`."""
     path = find_file(address)
     try:
         with path.open("rb") as file, decompressed(file, address) as stream:
@@ -74,7 +71,7 @@ def open_file(address: str) -> Iterator[BinaryIO]:
 
 
 class FileSource(Source):
-    """A source of one kind of file, whose rows can be read from a stream as well."""
+    """A source of one file format, whose rows can be read from a stream as well."""
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
         """The rows of the file at `address`."""
@@ -87,11 +84,11 @@ class FileSource(Source):
 
     @abstractmethod
     def read_stream(self, stream: BinaryIO, address: str) -> Iterator[Record | RecordError]:
-        """The rows of a stream, which can go back to its beginning until it is settled; `address` names it."""
+        """The rows of a stream that can be rewound until `stop_rewinding`; `address` names it in errors."""
 
 
 def read_error(address: str, error: Exception) -> SourceError:
-    """Why nothing can be read at `address`, as an error to raise."""
+    """The error that says why `address` cannot be read."""
     path = to_path(address)
     if isinstance(error, PermissionError):
         return SourceError(f"{address}: no permission to read it; allow it (chmod), or copy the file")
@@ -103,7 +100,7 @@ def read_error(address: str, error: Exception) -> SourceError:
 
 
 def suggest_paths(address: str) -> str:
-    """A hint for a misspelt path: the nearest names in its folder, or the first ones."""
+    """A hint for a misspelt path: the closest names in its folder, or the first ones."""
     folder, name = to_path(address).parent, to_path(address).name
     if not is_folder(folder):
         return f"its folder {str(folder)!r} does not exist"
@@ -114,12 +111,12 @@ def suggest_paths(address: str) -> str:
     close = get_close_matches(name, names, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(repr(str(folder / match)) for match in close)}?"
-    more = f" and {len(names) - _MANY} more" if len(names) > _MANY else ""
-    return f"folder {str(folder)!r} holds {', '.join(names[:_MANY]) or 'nothing'}{more}"
+    more = f" and {len(names) - _NAMES_LISTED} more" if len(names) > _NAMES_LISTED else ""
+    return f"folder {str(folder)!r} holds {', '.join(names[:_NAMES_LISTED]) or 'nothing'}{more}"
 
 
 def require_records(items: Iterator[T], address: str) -> Iterator[T]:
-    """The same items; none at all is a `SourceError`."""
+    """The same items; raises `SourceError` if there are none."""
     empty = True
     for item in items:
         empty = False
@@ -128,12 +125,12 @@ def require_records(items: Iterator[T], address: str) -> Iterator[T]:
         raise SourceError(f"{address}: no records; found an empty data set; expected at least one row")
 
 
-def _kind(mode: int) -> str:
-    kinds = {
+def _type(mode: int) -> str:
+    types = {
         stat.S_IFDIR: "a folder",
         stat.S_IFIFO: "a pipe (FIFO)",
         stat.S_IFSOCK: "a socket",
         stat.S_IFCHR: "a device",
         stat.S_IFBLK: "a device",
     }
-    return kinds.get(stat.S_IFMT(mode), "something else")
+    return types.get(stat.S_IFMT(mode), "something else")

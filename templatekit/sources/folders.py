@@ -1,4 +1,4 @@
-"""Reads several data files as one set: those of a folder, or those that a pattern names; each by its kind's reader."""
+"""Reads several data files of one format as one data set: the files of a folder, or those that match a pattern."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ READERS: dict[str, type[FileSource]] = {
     **dict.fromkeys(arrow_records.EXTENSIONS, arrow_records.ArrowSource),
     **dict.fromkeys(csv_records.EXTENSIONS, csv_records.CsvSource),
 }
-"""Who reads files of each ending. JSON's reader reads those without one, too."""
+"""The reader of each file extension. The reader of JSON reads files without an extension, too."""
 
 _PATTERN = re.compile(r"[*?\[]")
 
 
 class FolderSource(Source):
-    """A folder whose data files are all of one kind; other files, hidden ones and subfolders are left alone."""
+    """A folder whose data files are all of one format; other files, hidden files and subfolders are ignored."""
 
     name: ClassVar[str] = "folder"
     description: ClassVar[str] = "A folder of JSON, CSV, Parquet or Arrow files, read in the order of their names."
 
     def accepts(self, address: str) -> bool:
-        """Whether it is a folder, and not one that `save_to_disk` made."""
+        """Whether it is a folder that `save_to_disk` did not make."""
         path = to_path(address)
         return is_folder(path) and not is_saved(path)
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
-        """The rows of one file after the other. An error names the file that its row is in, and its number there."""
+        """The rows of each file in turn. An error names the file of its row, and the row's index there."""
         yield from _read_all(address, self.files(address))
 
     def files(self, address: str) -> list[Path]:
-        """The data files, in the order of their names."""
+        """The data files, sorted by name."""
         folder = to_path(address)
         try:
             entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "_")))
@@ -57,45 +57,46 @@ class FolderSource(Source):
 
 
 class GlobSource(Source):
-    """The files that a pattern names, all of one kind: `data/*.jsonl.gz`, or `data/**/*.parquet` with subfolders."""
+    """The files that match a pattern, all of one format: `data/*.jsonl.gz`, or `data/**/*.parquet` with subfolders."""
 
     name: ClassVar[str] = "glob"
     description: ClassVar[str] = "A quoted pattern of files, as 'data/*.jsonl.gz', read in the order of their names."
 
     def accepts(self, address: str) -> bool:
-        """Whether it has `*`, `?` or `[` in it, and is not the name of a file."""
+        """Whether it contains `*`, `?` or `[`, and is not the name of a file."""
         return is_glob(address) and "\0" not in address and not exists(to_path(address))
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
-        """The rows of one file after the other. An error names the file that its row is in, and its number there."""
+        """The rows of each file in turn. An error names the file of its row, and the row's index there."""
         yield from _read_all(address, self.files(address))
 
     def files(self, address: str) -> list[Path]:
-        """The files that have such a name now, in the order of their names."""
+        """The files that match the pattern now, sorted by name."""
         import glob
 
         try:
             found = sorted(glob.glob(str(to_path(address)), recursive=True))  # noqa: PTH207 - Path.glob takes no root
         except (OSError, re.error) as error:
-            raise SourceError(f"{address}: no pattern of files: {error}") from None
+            raise SourceError(f"{address}: not a valid pattern of files: {error}") from None
         files = [path for path in map(Path, found) if not is_folder(path)]
         if not files:
-            raise SourceError(f"{address}: no file has such a name; {_before_pattern(address)}")
+            raise SourceError(f"{address}: no file matches; {_suggest_files(address)}")
         return files
 
 
 def is_glob(address: str) -> bool:
-    """Whether an address has anything in it that stands for several names."""
+    """Whether an address contains a wildcard."""
     return _PATTERN.search(address) is not None
 
 
 def common_reader(address: str, files: Sequence[PurePath]) -> FileSource:
-    """The reader of all the files; raises `SourceError` where they are of several kinds."""
+    """The one reader of all files; raises `SourceError` if they have several formats."""
     kinds = {READERS.get(extension(file), json_records.JsonSource) for file in files}
     if len(kinds) != 1:
         names = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(map(extension, files)).items()))
         raise SourceError(
-            f"{address}: several kinds of data files; found {names}; expected one kind; name one file, or part them"
+            f"{address}: several formats of data files; found {names}; expected one; name one file, or use a "
+            "folder for each format"
         )
     return kinds.pop()()
 
@@ -106,7 +107,8 @@ def _read_all(address: str, files: Sequence[Path]) -> Iterator[Record | RecordEr
         yield from reader.read(str(file))
 
 
-def _before_pattern(address: str) -> str:
+def _suggest_files(address: str) -> str:
+    """A hint for a pattern without matches: the names in the folder that precedes its first wildcard."""
     parts: Iterable[str] = to_path(address).parts
     fixed: list[str] = []
     for part in parts:

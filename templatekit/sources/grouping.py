@@ -1,4 +1,4 @@
-"""Brings together records that make one example, such as the messages of a tree, one a row."""
+"""Groups the records that make one example, such as the messages of a tree with one message a row."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from templatekit.types import Record
 
 
 class RecordGroup(dict[str, Any]):
-    """Records in a row as one: `{"records": [...]}`."""
+    """Consecutive records as one record: `{"records": [...]}`."""
 
     row: int
-    """Its number, where it does not come in its turn."""
+    """The row number, set by `shuffle.with_row` only."""
 
 
 def group_records(
     records: Iterable[Record | RecordError], group: Callable[[Record], Hashable]
 ) -> Iterator[Record | RecordError]:
-    """The records, those in a row with one value of `group` as one; None is a record by itself.
+    """The records, with consecutive records of equal `group` joined; None leaves a record by itself.
 
-    One group is held at a time. A row that cannot be read does not part a group: it comes before it.
+    Only one group is in memory. A `RecordError` does not split a group: it is yielded before the group.
     """
-    pieces: list[Record] = []
+    members: list[Record] = []
     shared: Hashable = None
     for record in records:
         if isinstance(record, RecordError):
             yield record
             continue
         value = group(record)
-        if pieces and value != shared:
-            yield RecordGroup(records=pieces)
-            pieces = []
+        if members and value != shared:
+            yield RecordGroup(records=members)
+            members = []
         if value is None:
             yield record
         else:
-            pieces.append(record)
+            members.append(record)
         shared = value
-    if pieces:
-        yield RecordGroup(records=pieces)
+    if members:
+        yield RecordGroup(records=members)
 
 
 def columns_of(record: Record) -> Record:
-    """The record, or of a gathered one the columns of all its records, each with its first value."""
+    """The record itself; for a group, the columns of all its records, each with its first value."""
     if not isinstance(record, RecordGroup):
         return record
-    return {key: value for piece in reversed(record["records"]) for key, value in piece.items()}
+    return {key: value for member in reversed(record["records"]) for key, value in member.items()}

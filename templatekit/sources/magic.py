@@ -1,4 +1,4 @@
-"""Sees by its first bytes that a stream is text in UTF-8, and names what it is instead."""
+"""Detects by its first bytes that a stream is not UTF-8 text, and names its actual format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FOREIGN = (
 
 
 def skip_bom(stream: BinaryIO, address: str, expected: str) -> int:
-    """Where the text begins, behind a byte order mark, with the stream there; raises `SourceError` for other files."""
+    """Skip a byte order mark and return the offset after it; raise `SourceError` for a file that is not UTF-8 text."""
     start = stream.read(8)
     for magic, what, todo in _FOREIGN:
         if start.startswith(magic):

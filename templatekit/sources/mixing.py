@@ -1,24 +1,27 @@
-"""In which order rows are drawn from several sets: the draws of `datasets.interleave_datasets`, for any iterables."""
+"""Interleaves several data sets, in the same order as `datasets.interleave_datasets`, for any iterables."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
 Strategy: TypeAlias = Literal["concat", "once", "first_exhausted", "all_exhausted"]
-"""`concat`: one set after the other. The others draw by weight: `once` until every row has come, a set that has no more
-being left out; `first_exhausted` until one set has no more; `all_exhausted` until every set has been gone through, the
-shorter ones beginning anew."""
+"""How data sets are mixed. `concat`: one after the other. The other strategies draw by weight.
+
+`once`: each row once; a set that is exhausted is skipped. `first_exhausted`: until one set is exhausted.
+`all_exhausted`: until every set has been read to its end; a shorter one starts again.
+"""
 
 _DRAWS = 1000
-"""Random numbers made at once; as many as `datasets` makes, so that the order is the same."""
+"""Count of random numbers drawn in one call; the same as in `datasets`, so that the order is the same."""
 
 
 class DrawnItem(NamedTuple, Generic[T]):
-    """An item, and the number of the set it is from."""
+    """An item, and the index of its data set."""
 
     set_index: int
     item: T
@@ -26,18 +29,19 @@ class DrawnItem(NamedTuple, Generic[T]):
 
 @dataclass(kw_only=True)
 class Passes:
-    """What became of a set: how often it was gone through, and whether rows of it were left."""
+    """How often a data set was read, and whether rows of it remain."""
 
     complete: int = 0
+    """Count of passes that read every item."""
     partial: int = 0
-    """Items of the pass that was not ended."""
+    """Count of items that were read in the last, incomplete pass."""
     unfinished: bool = False
-    """Whether the set had more to give when the mixture ended."""
+    """Whether the set was never read to its end."""
 
 
 @dataclass(kw_only=True)
 class Mix(Generic[T]):
-    """Sets to draw from; each call of an `opener` begins its set anew."""
+    """Data sets to draw from; each call of an `opener` starts its set again."""
 
     openers: Sequence[Callable[[], Iterable[T]]]
     weights: Sequence[float]
@@ -48,7 +52,7 @@ class Mix(Generic[T]):
     def __iter__(self) -> Iterator[DrawnItem[T]]:
         self.passes = [Passes() for _ in self.openers]
         streams = [_Stream(opener) for opener in self.openers]
-        order = self._one_by_one(streams) if self.strategy == "concat" else self._by_weight(streams)
+        order = self._in_sequence(streams) if self.strategy == "concat" else self._by_weight(streams)
         for index in order:
             item = streams[index].take()
             self.passes[index].partial += 1
@@ -59,7 +63,7 @@ class Mix(Generic[T]):
         for passes, stream in zip(self.passes, streams, strict=True):
             passes.unfinished = not passes.complete and stream.more
 
-    def _one_by_one(self, streams: Sequence[_Stream[T]]) -> Iterator[int]:
+    def _in_sequence(self, streams: Sequence[_Stream[T]]) -> Iterator[int]:
         for index, stream in enumerate(streams):
             while stream.more:
                 yield index
@@ -75,30 +79,30 @@ class Mix(Generic[T]):
             if not streams[index].more:
                 if not self.passes[index].complete:
                     continue  # an empty set
-                streams[index].begin()
+                streams[index].restart()
             yield index
             ended[index] |= not streams[index].more
 
     def _draws(self) -> Iterator[int]:
         import numpy as np
 
-        draw = np.random.default_rng(self.seed)
+        rng = np.random.default_rng(self.seed)
         total = sum(self.weights)
         shares = [weight / total for weight in self.weights]
         while True:
-            yield from draw.choice(len(shares), size=_DRAWS, p=shares).tolist()
+            yield from rng.choice(len(shares), size=_DRAWS, p=shares).tolist()
 
 
 class _Stream(Generic[T]):
-    """A set's items, one of them looked at ahead."""
+    """The items of a data set, with a look-ahead of one."""
 
     def __init__(self, opener: Callable[[], Iterable[T]]) -> None:
         self._opener = opener
-        self.begin()
+        self.restart()
 
-    def begin(self) -> None:
+    def restart(self) -> None:
         self._items = iter(self._opener())
-        self._next = list(_first(self._items))
+        self._next = list(islice(self._items, 1))
 
     @property
     def more(self) -> bool:
@@ -106,11 +110,5 @@ class _Stream(Generic[T]):
 
     def take(self) -> T:
         item = self._next[0]
-        self._next = list(_first(self._items))
+        self._next = list(islice(self._items, 1))
         return item
-
-
-def _first(items: Iterator[T]) -> Iterator[T]:
-    for item in items:
-        yield item
-        return

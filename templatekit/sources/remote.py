@@ -1,4 +1,4 @@
-"""Reads what lies behind a URL, through fsspec: `s3://bucket/rows.jsonl.gz`, `https://…`, `memory://…`."""
+"""Reads the data at a URL, through fsspec: `s3://bucket/rows.jsonl.gz`, `https://…`, `memory://…`."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class RemoteSource(Source):
-    """A file, a folder or a pattern of files anywhere that fsspec reaches.
+    """A file, a folder or a pattern of files on any file system of fsspec.
 
-    The protocols beyond its own (`s3`, `gs`, `https`, …) need their packages: fsspec names them.
+    Most protocols (`s3`, `gs`, `https`, …) need a package of their own, which fsspec names.
     """
 
     name: ClassVar[str] = "remote"
     description: ClassVar[str] = "A URL that fsspec reads: s3://…, gs://…, https://…; a file, a folder or a pattern."
 
     def accepts(self, address: str) -> bool:
-        """Whether it begins as a URL does."""
+        """Whether it begins with a protocol, like `s3://`."""
         return _URL.match(address) is not None
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
-        """The rows, streamed. An error names the file that its row is in, and its number there."""
+        """The rows, streamed. An error names the file of its row, and the row's index there."""
         filesystem, path = _filesystem(address)
         with _errors_translated(address):
             files = _files(filesystem, path, address)
@@ -66,11 +66,11 @@ def _filesystem(address: str) -> tuple[Any, str]:
 
 
 def _files(filesystem: Any, path: str, address: str) -> list[str]:
-    # In a web address ? and [ are part of a name.
+    # In a web address, `?` and `[` are part of a name.
     if is_glob(path) and not ("://" in path and "*" not in path):
         found = [name for name in sorted(filesystem.glob(path)) if not filesystem.isdir(name)]
         if not found:
-            raise SourceError(f"{address}: no file has such a name there")
+            raise SourceError(f"{address}: no file there matches")
         return found
     if "://" in path or not filesystem.isdir(path):
         return [path]
@@ -87,20 +87,20 @@ def _files(filesystem: Any, path: str, address: str) -> list[str]:
 
 
 def _name(path: str) -> PurePosixPath:
-    """The path, without what a web address may have behind it."""
+    """The path, without the query of a web address."""
     return PurePosixPath(path.partition("?")[0] if "://" in path else path)
 
 
 @contextmanager
 def _open(filesystem: Any, path: str) -> Iterator[BinaryIO]:
     with filesystem.open(path, "rb") as file:
-        # A server that gives no parts of a file gives it from front to back.
+        # A server that cannot send a part of a file sends all of it, from start to end.
         yield cast("BinaryIO", file) if file.seekable() else make_rewindable(file)
 
 
 @contextmanager
 def _errors_translated(address: str) -> Iterator[None]:
-    """What a file system's client raises becomes a `SourceError`."""
+    """Turn any error of a file system's client into a `SourceError`."""
     try:
         yield
     except SourceError:

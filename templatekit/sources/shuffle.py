@@ -1,4 +1,4 @@
-"""Gives records in another order, which a seed decides, holding no more of them than a buffer does."""
+"""Shuffles records by a seed, with at most one buffer of them in memory."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ T = TypeVar("T")
 
 
 class NumberedRecord(dict[str, Any]):
-    """A record that knows its row number, since it does not come in its turn."""
+    """A record with its row number, since it is not at that index any more."""
 
     row: int
 
 
 def with_row(record: Record | RecordError, row: int) -> Record | RecordError:
-    """The record, knowing its row; an error knows it too, if it did not know a better one."""
+    """The record with its row number; an error keeps the number that it has."""
     if isinstance(record, RecordError):
         return record.at(None, row)
-    if isinstance(record, RecordGroup):  # its own kind of record says how its columns are read
+    if isinstance(record, RecordGroup):  # `columns_of` must still recognize it
         record.row = row
         return record
-    known = NumberedRecord(record)
-    known.row = row
-    return known
+    numbered = NumberedRecord(record)
+    numbered.row = row
+    return numbered
 
 
 def row_of(record: Record | RecordError, default: int) -> int:
-    """The row that a record knows, or the one of its turn."""
+    """The row number that a record carries, or else `default`."""
     return getattr(record, "row", default) if isinstance(record, (NumberedRecord, RecordGroup)) else default
 
 
 def shuffled(items: Iterable[T], *, seed: int, buffer: int) -> Iterator[T]:
     """The items in an order that `seed` decides: each is drawn from the `buffer` oldest that are left.
 
-    An order of all is as likely as any other where the buffer holds them all.
+    If the buffer holds all items, every order is equally likely.
     """
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     held: list[T] = []
     for item in items:
         if len(held) < buffer:
             held.append(item)
             continue
-        index = draw.randrange(buffer)
+        index = rng.randrange(buffer)
         yield held[index]
         held[index] = item
-    draw.shuffle(held)
+    rng.shuffle(held)
     yield from held

@@ -1,4 +1,4 @@
-"""The instruction sets that ship with the package, so that everything runs without a file or a network."""
+"""The data sets that ship with the package, so that everything runs without a file or a network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILES = {"starter": "alpaca.json", "starter-dolly": "dolly.jsonl"}
 
 
 class StarterSource(Source):
-    """`starter` and `starter-dolly`. A file or folder of such a name is reached as `./starter`."""
+    """`starter` and `starter-dolly`. A file or folder with that name is `./starter`."""
 
     name: ClassVar[str] = "starter"
     description: ClassVar[str] = "The bundled sets: starter (Alpaca's columns), starter-dolly (Dolly's)."
@@ -26,7 +26,7 @@ class StarterSource(Source):
         return address in FILES
 
     def files(self, address: str) -> list[Path] | None:
-        """The one file; None where the package lies in no folder, as in an archive."""
+        """The one file; None if the package is not in a folder but in an archive."""
         file = resources.files("templatekit.sources") / "starter" / FILES[address]
         return [file] if isinstance(file, Path) else None
 
@@ -37,4 +37,4 @@ class StarterSource(Source):
             with file.open("rb") as stream:
                 yield from read_json(cast("BinaryIO", stream), address)
         except OSError as error:
-            raise SourceError(f"{address}: the installed package lacks {file}; install templatekit anew") from error
+            raise SourceError(f"{address}: the installed package lacks {file}; install templatekit again") from error

@@ -1,4 +1,4 @@
-"""Reads JSON from standard input, plain or compressed, as it comes."""
+"""Reads JSON from standard input, plain or compressed, as it arrives."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ ADDRESS = "-"
 
 
 class StdinSource(Source):
-    """`-`. What has no name has no ending: it is JSON, in any of its shapes."""
+    """`-`. Standard input has no file extension: it is read as JSON, in any layout."""
 
     name: ClassVar[str] = "stdin"
     description: ClassVar[str] = "Standard input, as `-`: JSON or JSON Lines, plain or compressed."
 
     def accepts(self, address: str) -> bool:
-        """Whether it is `-`; a file of that name is reached as `./-`."""
+        """Whether it is `-`; a file with that name is `./-`."""
         return address == ADDRESS
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
-        """The rows, as they come; what was read is gone, so a second reading is an error."""
+        """The rows, as they arrive. They can be read once: a second reading is an error."""
         stream = None if sys.stdin is None else sys.stdin.buffer
         if stream is None or stream.closed:
             raise SourceError(f"{address}: standard input is closed; expected records: … | templatekit … --dataset -")
@@ -35,17 +35,17 @@ class StdinSource(Source):
                 f"{address}: standard input is a terminal; expected records: zcat rows.jsonl.gz | templatekit … "
                 "--dataset -"
             )
-        with decompressed(make_rewindable(_Once(stream)), address) as text:
+        with decompressed(make_rewindable(_Unclosed(stream)), address) as text:
             yield from read_json(text, address)
 
 
-class _Once:
-    """Standard input, which is not closed with what reads it."""
+class _Unclosed:
+    """Standard input, without `close`, so that its readers cannot close it."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def read(self, size: int) -> bytes:
-        # read1 gives what is there: the first rows of a slow pipe need not wait for the last.
+        # read1 returns the bytes that have arrived: the first rows of a slow pipe need not wait for the last.
         data: bytes = self._stream.read1(size)
         return data

@@ -179,7 +179,7 @@ def test_any_options_are_accepted_or_refused_by_name(values: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ("instruction", "columns: found 'instruction'; expected FIELD=COLUMN, parted by commas"),
+        ("instruction", "columns: found 'instruction'; expected FIELD=COLUMN, separated by commas"),
         ("instruction=", "columns: found 'instruction='; expected FIELD=COLUMN"),
         ("instruction=a,instruction=b", "columns: field 'instruction' twice"),
         ("instruction=question", None),

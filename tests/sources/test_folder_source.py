@@ -32,7 +32,7 @@ def test_kinds_are_not_mixed(write: Write, tmp_path: Path) -> None:
     write("a.json", "[]")
     write("b.jsonl", "")
     write("c.parquet", "")
-    with pytest.raises(SourceError, match=r"found 1 \.json, 1 \.jsonl, 1 \.parquet; expected one kind"):
+    with pytest.raises(SourceError, match=r"found 1 \.json, 1 \.jsonl, 1 \.parquet; expected one; name one file"):
         list(FolderSource().read(str(tmp_path)))
 
 
