@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, settings
 sys.path.insert(0, str(Path(__file__).parent))  # for `testkit`: importlib mode leaves sys.path alone
 from testkit.at_hand import ALL_TOKENIZERS, GENERATED, SHARED, Tokenizers
 from testkit.command_line import InProcess, Templatekit
-from testkit.foreign import EXACT
 from testkit.look import Eye
+from testkit.untrusted import EXACT
 
 from templatekit import Registry, Tokenizer, create_registry
-from templatekit.formats.sandbox import untrusted as foreign
+from templatekit.formats.sandbox import untrusted
 from templatekit.formats.sandbox.worker import Worker
 from templatekit.testing import TINY
 
@@ -127,7 +127,7 @@ def worker() -> Iterator[Worker]:
     """Renders the templates that need a process of their own, within narrow limits."""
     worker = Worker(EXACT)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(foreign, "WORKER", worker)
+        patch.setattr(untrusted, "WORKER", worker)
         yield worker
     worker.stop()
 

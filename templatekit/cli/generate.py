@@ -9,7 +9,7 @@ import click
 
 from templatekit.cli.options import PLUGIN_DIR, load_registry
 from templatekit.errors import ConfigError
-from templatekit.formats.lookup import OWN_TEMPLATE, find_template
+from templatekit.formats.lookup import TOKENIZER_TEMPLATE, find_template
 from templatekit.types import Example, Message
 
 
@@ -57,7 +57,7 @@ def generate(
     tokenizer = from_transformers(load_transformers_tokenizer(address), name=model)
     own = Path(address) / "template.jinja"
     chosen = find_template(
-        template or (str(own) if own.is_file() else OWN_TEMPLATE),
+        template or (str(own) if own.is_file() else TOKENIZER_TEMPLATE),
         registry,
         chat_template=tokenizer.chat_template,
         kwargs=parse_kwargs(chat_template_kwargs or ""),

@@ -1,4 +1,12 @@
-"""Record → example → text: adapters, templates, and the provenance of every character."""
+"""Renders an example, or the prompt a server feeds, by a template, with the origin of every character.
+
+`lookup` finds a template by name or path, and `sandbox.untrusted` reads template files. A `Template` checks its source
+(`source`, `metadata`, `kwargs`), makes the variables for an example (`variables`, `accepted_forms`) and renders them in
+a Jinja environment that tracks the origin of text (`environment`, `provenance`). Then `targets` decides the generation
+boundary of a turn, `end_markers` decides its end marker, `turns` decides which turns are trained in which text, and
+`completeness` refuses an example if the text lacks one of its fields. `sandbox` limits the cost of untrusted templates.
+`tracing` compiles templates for speed.
+"""
 
 from templatekit.formats.sandbox.untrusted import load_template
 from templatekit.formats.template import Template

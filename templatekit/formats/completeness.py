@@ -1,4 +1,4 @@
-"""Nothing of an example is lost in silence: what says something in a field that a template never prints is refused."""
+"""Refuses an example if the template prints nothing of a field that holds data, so that no field is lost silently."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from templatekit.formats.accepted_forms import check_role
 from templatekit.types import Example, Span
 
 _OPTIONAL = {"reasoning": {"reasoning_content", "thinking"}, "name": {"name"}}
-"""Fields that a template may leave out of some turns, with the names under which it may know them."""
+"""The fields that a template may leave out of some turns, with the names by which templates read them."""
 
 
 def check_complete(
     example: Example, spans: Sequence[Span], *, name: str, mentions: Collection[str], render: Callable[[Example], str]
 ) -> None:
-    """Raises `RecordError` for the first field that has no place in a text of these origins.
+    """Raise `RecordError` for the first field of an example that is missing from a text with these spans.
 
-    `name` is the template's, `mentions` are the names in it. `render` gives the text of another example: where some
-    text is computed (from several fields, or from a clock) any field may stand there, so that it is changed to see.
+    `name` is the template's; `mentions` are the attributes and texts in its source. `render` returns the text of
+    another example. It is needed if the text has computed spans, made from several fields or from the clock: any field
+    may be printed there, so the check changes the field and compares the texts.
     """
     printed = {(span.origin.message, span.origin.field) for span in spans}
-    for number, message in enumerate(example.messages):
-        check_role(message.role, number, mentions, printed=(number, "role") in printed, name=name)
-    computed = any(span.origin.kind == "computed" for span in spans)
-    for index, field in _unprinted(example, printed, mentions):
-        if computed and _shows(example, index, field, render):
+    for turn, message in enumerate(example.messages):
+        check_role(message.role, turn, mentions, printed=(turn, "role") in printed, name=name)
+    has_computed = any(span.origin.kind == "computed" for span in spans)
+    for index, field in _unprinted_fields(example, printed, mentions):
+        if has_computed and _changes_text(example, index, field, render):
             continue
         if index is None:
-            raise no_place(name, field)
-        raise no_place(name, f"messages[{index}].{field}", f" of the {example.messages[index].role} message")
+            raise no_place_error(name, field)
+        raise no_place_error(name, f"messages[{index}].{field}", f" of the {example.messages[index].role} message")
 
 
-def no_place(name: str, field: str, whose: str = "") -> RecordError:
+def no_place_error(name: str, field: str, whose: str = "") -> RecordError:
     """The error for a field that the template of this name does not print."""
     return RecordError(
         f"template {name!r} has no place for this text{whose}; choose a template that has, or leave it out",
@@ -43,10 +44,10 @@ def no_place(name: str, field: str, whose: str = "") -> RecordError:
     )
 
 
-def _unprinted(
+def _unprinted_fields(
     example: Example, printed: Collection[tuple[int | None, str | None]], mentions: Collection[str]
 ) -> Iterator[tuple[int | None, str]]:
-    """The fields that say something and are no origin of any text."""
+    """The fields that hold data but are the origin of no span, with the index of their message, if any."""
     for field in ("tools", "documents"):
         if getattr(example, field) and (None, field) not in printed:
             yield None, field
@@ -56,13 +57,13 @@ def _unprinted(
             if (index, field) not in printed and (value.strip() if isinstance(value, str) else value):
                 yield index, field
         for field, names in _OPTIONAL.items():
-            # A template may leave these out of some turns (Qwen 3 drops old reasoning), but must know them.
+            # A template may leave these out of some turns, as Qwen 3 drops old reasoning, but must mention them.
             if (index, field) not in printed and getattr(message, field) and names.isdisjoint(mentions):
                 yield index, field
 
 
-def _shows(example: Example, index: int | None, field: str, render: Callable[[Example], str]) -> bool:
-    """Whether the text is another one with other characters in a field, or without what is no text."""
+def _changes_text(example: Example, index: int | None, field: str, render: Callable[[Example], str]) -> bool:
+    """Whether the text changes with other characters in a text field, or without any other field."""
     changes: dict[str, Any] = {field: ()}
     if index is not None:
         message = example.messages[index]
@@ -76,4 +77,4 @@ def _shows(example: Example, index: int | None, field: str, render: Callable[[Ex
     try:
         return render(replace(example, **changes)) != render(example)
     except (RecordError, TemplateError):
-        return True  # so it is looked at
+        return True  # the template refuses the change, so it reads the field

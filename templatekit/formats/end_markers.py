@@ -1,19 +1,20 @@
-"""The end marker: what the template writes behind an answer at which a server stops.
+"""Decides where the end marker of an answer ends: the text that the template writes after it and a server stops at.
 
-What stands behind a turn's last own character when the turn is the last of the conversation is its *closing*: the
-template's own text, up to the first character from elsewhere. The marker is its beginning, and ends behind
+The *closing* of the last turn of a conversation is the literal directly after the turn's own last character, up to the
+first character of another origin. The end marker is a prefix of the closing. It ends after
 
-1. the first stop text: one that the template's metadata names (`stop`), or the option `end_marker`;
-2. else its special token, where it holds exactly one;
-3. else, where it holds several, the last of those that the template writes whatever follows: they stand there as well
-   when a user's turn follows, with the same text before them. `<|end|>` of Phi-3's `<|end|>\\n<|endoftext|>`, since a
-   next turn takes the place of the second; all of `<tool_call_end><end_of_sentence>`, where it does not. A special
-   token with which the whole text begins, alone or among others, opens turns: it and what comes behind it end none.
+1. the first stop text in the closing, if there is one: a text that the template's metadata (`stop`) or the option
+   `end_marker` names;
+2. else the special token in the closing, if there is exactly one;
+3. else, if there are several, the last special token that the template also writes, after the same characters, before
+   a user's turn. In Phi-3's `<|end|>\\n<|endoftext|>` that is `<|end|>`, since the next turn replaces the second token.
+   In `<tool_call_end><end_of_sentence>`, where it does not, it is the second. A special token at the very start of the
+   whole text, alone or with others, opens turns: neither it nor anything after it is part of an end marker.
 
-A closing that leaves it open, such as none at all, is an error that asks for the text, unless the metadata or the
-option says `none`: an answer may then end without a marker.
+Any other closing, such as an empty one, is an error that asks for the text, unless the metadata or the option says
+`none`: an answer may then end without a marker.
 
-Special tokens are those of the tokenizer, taken as it takes them: from the left, the longest first, and whole.
+Special tokens are the tokenizer's, matched as it does: from left to right, the longest first, never overlapping.
 """
 
 from __future__ import annotations
@@ -23,10 +24,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
+from typing import NamedTuple
 
 from templatekit.errors import TemplateError, shorten
 from templatekit.formats.metadata import TemplateMetadata
 from templatekit.types import SpecialTokens
+
+
+class _Match(NamedTuple):
+    """A stop text or special token in a closing."""
+
+    start: int
+    end: int
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,48 +44,54 @@ class EndMarkers:
     """The texts that may end an assistant's turn."""
 
     pattern: re.Pattern[str] | None
-    """Stop texts and special tokens."""
+    """Matches any stop text or special token; None if there are none."""
     stops: frozenset[str]
     required: bool
+    """Whether an answer must end with a marker."""
 
     @classmethod
     def of(cls, metadata: TemplateMetadata, tokens: SpecialTokens) -> EndMarkers:
-        """The stop texts of the template and the special tokens of the tokenizer."""
+        """The stop texts of a template and the special tokens of a tokenizer."""
         stops = frozenset(metadata.stop) - {""}
         texts = tokens.special.union(stops, [tokens.eos]) - {""}
         return cls(_any_of(texts), stops, required=metadata.end_marker == "required" and tokens.known)
 
-    def length(self, closing: str, *, opening: str, followed: Callable[[], str | None], name: str) -> int:
-        """How much of a closing is the end marker.
+    def marker_length(
+        self, closing: str, *, opening: str, closing_before_user: Callable[[], str | None], name: str
+    ) -> int:
+        """The length of the end marker at the start of a closing.
 
-        `opening` is the template's text before the conversation's first character. `followed` gives what stands there
-        in place of the closing when a user's turn follows; None where the template takes none.
+        `opening` is the literal before the conversation's first character. `closing_before_user` returns the closing
+        that the template writes before a user's turn, or None if no such turn can follow. `name` is the template's.
         """
-        found = self._found(closing)
-        stop = next((end for _, end, text in found if text in self.stops), None)
+        matches = self._matches(closing)
+        stop = next((match for match in matches if match.text in self.stops), None)
         if stop is not None:
-            return stop
-        if len(found) > 1:
-            opens = self._openers(opening)
-            other = followed() or ""
-            there = self._found(other)
-            found = [*takewhile(lambda one: one[2] not in opens, found)]
-            found = [one for one in found if one in there and other.startswith(closing[: one[0]])]
-        if found:
-            return found[-1][1]
+            return stop.end
+        if len(matches) > 1:
+            openers = self._openers(opening)
+            other_closing = closing_before_user() or ""
+            other_matches = self._matches(other_closing)
+            matches = [
+                match
+                for match in takewhile(lambda match: match.text not in openers, matches)
+                if match in other_matches and other_closing.startswith(closing[: match.start])
+            ]
+        if matches:
+            return matches[-1].end
         if not self.required:
             return 0
         expected = " or ".join(map(repr, sorted(self.stops))) or "a special token or a stop text"
         raise TemplateError(
-            f"template {name!r} leaves open what ends an answer; found {shorten(closing)} behind it; expected "
-            f"{expected}; name a text that stands there (--end-marker TEXT), or say that an answer may end without "
-            "one (--end-marker none); where models are to learn to stop and nothing stands there, write "
-            "{{ eos_token }} behind the answer in a template of yours, or name the text in its leading comment "
+            f"template {name!r} leaves open what ends an answer; found {shorten(closing)} after it; expected "
+            f"{expected}; name the text that ends it (--end-marker TEXT), or say that an answer may end without "
+            "one (--end-marker none); if nothing ends it and models are to learn to stop, write {{ eos_token }} "
+            "after the answer in a template of your own, or name the text in its leading comment "
             '(stop: ["..."], or end_marker: none)'
         )
 
     def _openers(self, opening: str) -> set[str]:
-        """The special tokens with which a text begins."""
+        """The special tokens at the start of a text, one directly after the other."""
         openers: set[str] = set()
         position = 0
         while self.pattern and (match := self.pattern.match(opening, position)):
@@ -83,9 +99,9 @@ class EndMarkers:
             position = match.end()
         return openers
 
-    def _found(self, text: str) -> list[tuple[int, int, str]]:
+    def _matches(self, text: str) -> list[_Match]:
         matches = self.pattern.finditer(text) if self.pattern else ()
-        return [(match.start(), match.end(), match[0]) for match in matches]
+        return [_Match(match.start(), match.end(), match[0]) for match in matches]
 
 
 @lru_cache(maxsize=64)

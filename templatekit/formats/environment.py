@@ -1,8 +1,8 @@
-"""The Jinja environments templates run in: as transformers builds them, once plain and once with provenance.
+"""The Jinja environments in which templates run: the one that transformers builds, plain and with provenance tracking.
 
-Both are `ImmutableSandboxedEnvironment`s with `trim_blocks`, `lstrip_blocks`, loop controls, `{% generation %}`,
-`tojson`, `raise_exception` and `strftime_now`. The traced one differs in where text is joined and in how constants
-reach the generated code, and in nothing else, so both give the same text.
+Both are an `ImmutableSandboxedEnvironment` with `trim_blocks`, `lstrip_blocks`, loop controls, `{% generation %}`,
+`tojson`, `raise_exception` and `strftime_now`. The provenance environment differs only in how text is concatenated and
+in how constants get into the generated code, so both give the same text.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Namespace
 
 from templatekit.formats.provenance import (
-    Traced,
-    TracedDict,
-    attribute,
+    TrackedDict,
+    TrackedText,
     concat,
-    keeps_provenance,
+    inherit_origin,
     literal,
     mark_generation,
+    with_provenance,
 )
 
 PRINTED_NONE = "the template prints None"
 
 
 class TemplateRefusal(jinja2.TemplateError):
-    """`raise_exception` in a template: the template's own words about what it does not take."""
+    """The error of `raise_exception` in a template: the template says in its own words why it refuses the input."""
 
 
-class _Generation(Extension):
+class _GenerationExtension(Extension):
     """The `{% generation %}` block of Hugging Face chat templates."""
 
     tags = {"generation"}  # noqa: RUF012  (Jinja's own declaration is a plain set)
@@ -54,11 +54,11 @@ class _Generation(Extension):
     def _text(self, caller: Macro) -> str:
         text: str = caller()
         environment = self.environment
-        return environment.mark_generation(text) if isinstance(environment, TracingEnvironment) else text
+        return environment.mark_generation(text) if isinstance(environment, ProvenanceEnvironment) else text
 
 
 class _Namespace(Namespace):
-    """`namespace()` without underscore names, as transformers restricts it; it prints nothing of what it holds."""
+    """`namespace()` without underscore names, as transformers restricts it; its repr shows none of its values."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, rest = args[0], args[1:]
@@ -79,20 +79,20 @@ def _refuse_underscore(name: object) -> None:
         raise SecurityError(f"a template may not store {name!r} on a namespace")
 
 
-def _public(kind: type, *besides: str) -> frozenset[str]:
-    return frozenset(name for name in dir(kind) if not name.startswith("_")) - {*besides}
+def _public_attributes(kind: type, *excluded: str) -> frozenset[str]:
+    return frozenset(name for name in dir(kind) if not name.startswith("_")) - {*excluded}
 
 
-_OF_TEXTS = _public(str, "format", "format_map")
-_OF_LOOPS = _public(LoopContext)
-_OF_MAPPINGS = frozenset(dir(TracedDict))
+_SAFE_TEXT_ATTRIBUTES = _public_attributes(str, "format", "format_map")
+_SAFE_LOOP_ATTRIBUTES = _public_attributes(LoopContext)
+_MAPPING_ATTRIBUTES = frozenset(dir(TrackedDict))
 
 
 class PlainEnvironment(ImmutableSandboxedEnvironment):
     """The sandbox that transformers renders chat templates in."""
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension])
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationExtension, LoopControlExtension])
         self.finalize = _refuse_none
         self.filters["tojson"] = _tojson
         self.globals["raise_exception"] = _raise_exception
@@ -101,51 +101,54 @@ class PlainEnvironment(ImmutableSandboxedEnvironment):
         del self.globals["lipsum"]  # random text
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """As the sandbox, which asks much of every value; what needs no asking is given at once."""
+        """Return the attribute as the sandbox does, but skip its slow checks for names known to be safe."""
         kind = type(obj)
-        if kind is TracedDict or kind is dict:
-            if attribute not in _OF_MAPPINGS and attribute in obj:
+        if kind is TrackedDict or kind is dict:
+            if attribute not in _MAPPING_ATTRIBUTES and attribute in obj:
                 return obj[attribute]
-        elif attribute in (_OF_LOOPS if kind is LoopContext else _OF_TEXTS if kind is Traced or kind is str else ()):
+        elif kind is LoopContext:
+            if attribute in _SAFE_LOOP_ATTRIBUTES:
+                return getattr(obj, attribute)
+        elif (kind is TrackedText or kind is str) and attribute in _SAFE_TEXT_ATTRIBUTES:
             return getattr(obj, attribute)
         return super().getattr(obj, attribute)
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
-        """Refuses at once; Jinja's own prints nothing, until it is asked for more."""
+        """Raise at once; Jinja returns an undefined value, which raises only when it is used further."""
         raise SecurityError(f"access to attribute {attribute!r} of {type(obj).__name__!r} object is unsafe.")
 
     def _load_template(self, name: object, globals: object) -> Any:
         raise SecurityError(f"a template is one file, and may not load {name!r}")
 
 
-class TracingCodeGenerator(CodeGenerator):
-    """Generates code whose constants are traced literals, made once a template."""
+class ProvenanceCodeGenerator(CodeGenerator):
+    """Generates code whose constants are tracked literals, made once per template."""
 
-    environment: TracingEnvironment
+    environment: ProvenanceEnvironment
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._literals: dict[str, str] = {}
 
-    def _name_of(self, text: str) -> str:
+    def _literal_name(self, text: str) -> str:
         return self._literals.setdefault(text, f"literal_{len(self._literals)}")
 
     def visit_Template(self, node: nodes.Template, frame: Frame | None = None) -> None:
         super().visit_Template(node, frame)
-        # Functions look globals up when called, so the literals may stand behind them.
+        # Functions look globals up when they are called, so the literals may be defined after them.
         for text, name in self._literals.items():
             self.writeline(f"{name} = environment.literal({text!r})")
 
     def _output_const_repr(self, group: Iterable[Any]) -> str:
-        return self._name_of("".join(group))
+        return self._literal_name("".join(group))
 
     def visit_Const(self, node: nodes.Const, frame: Frame) -> None:
         self._write_constant(node.as_const(frame.eval_ctx))
 
     def _write_constant(self, value: Any) -> None:
-        """A constant, with the texts in it traced: Jinja folds `{'user': '<|user|>'}[message.role]` to a mapping."""
+        """Write a constant whose texts are literals: Jinja folds the mapping in `{'a': 'b'}[role]` to a constant."""
         if isinstance(value, str):
-            self.write(self._name_of(value))
+            self.write(self._literal_name(value))
         elif isinstance(value, dict):
             self.write("{")
             for key, item in value.items():
@@ -164,43 +167,43 @@ class TracingCodeGenerator(CodeGenerator):
             self.write(repr(value))
 
     def visit_TemplateData(self, node: nodes.TemplateData, frame: Frame) -> None:
-        self.write(self._name_of(str(node.as_const(frame.eval_ctx))))
+        self.write(self._literal_name(str(node.as_const(frame.eval_ctx))))
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         self.write("environment.concat_operands((")
         for operand in node.nodes:
-            if isinstance(operand, nodes.Const):  # a number that the template wrote is its text as well
-                self.write(self._name_of(str(operand.value)))
+            if isinstance(operand, nodes.Const):  # a number that the template wrote is a literal too
+                self.write(self._literal_name(str(operand.value)))
             else:
                 self.visit(operand, frame)
             self.write(", ")
         self.write("))")
 
 
-class _TracingFormatter(SandboxedFormatter):
-    """`str.format` whose pieces keep their origins."""
+class _ProvenanceFormatter(SandboxedFormatter):
+    """`str.format` whose parts keep their origins."""
 
     def vformat(self, format_string: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        pieces: list[str] = []
-        automatic = 0
+        parts: list[str] = []
+        next_index = 0
         for text, name, spec, conversion in self.parse(format_string):
-            pieces.append(attribute(text, [format_string]))
+            parts.append(inherit_origin(text, [format_string]))
             if name is None:
                 continue
             if not name or name[0] in ".[":
-                name, automatic = f"{automatic}{name}", automatic + 1
+                name, next_index = f"{next_index}{name}", next_index + 1
             value, _ = self.get_field(name, args, kwargs)
             value = self.convert_field(value, conversion)
-            how = self.vformat(spec or "", args, kwargs)
-            asis = isinstance(value, Traced) and not how
-            pieces.append(value if asis else attribute(self.format_field(value, how), [value]))
-        return concat(pieces)
+            formatting = self.vformat(spec or "", args, kwargs)
+            unchanged = isinstance(value, TrackedText) and not formatting
+            parts.append(value if unchanged else inherit_origin(self.format_field(value, formatting), [value]))
+        return concat(parts)
 
 
-class TracingEnvironment(PlainEnvironment):
-    """The same sandbox over traced values."""
+class ProvenanceEnvironment(PlainEnvironment):
+    """The same sandbox over tracked values."""
 
-    code_generator_class = TracingCodeGenerator
+    code_generator_class = ProvenanceCodeGenerator
     concat = staticmethod(concat)
     literal = staticmethod(literal)
     mark_generation = staticmethod(mark_generation)
@@ -208,38 +211,38 @@ class TracingEnvironment(PlainEnvironment):
     def __init__(self) -> None:
         super().__init__()
         for name, function in list(self.filters.items()):
-            self.filters[name] = keeps_provenance(function)
-        self.filters["join"] = keeps_provenance(_join)
+            self.filters[name] = with_provenance(function)
+        self.filters["join"] = with_provenance(_join)
 
-    def concat_operands(self, operands: Iterable[Any]) -> Traced:
+    def concat_operands(self, operands: Iterable[Any]) -> TrackedText:
         """The `~` operator."""
         return concat([str(operand) for operand in operands])
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """The sandbox's own `str.format`, with provenance where the format is traced."""
+        """The sandbox's `str.format`, with provenance if the format string is tracked."""
         wrapper = super().wrap_str_format(value)
         text = getattr(value, "__self__", None)
-        if wrapper is None or not isinstance(text, Traced):
+        if wrapper is None or not isinstance(text, TrackedText):
             return wrapper
-        formatter = _TracingFormatter(self)
+        formatter = _ProvenanceFormatter(self)
 
-        def traced_format(*args: Any, **kwargs: Any) -> str:
+        def tracked_format(*args: Any, **kwargs: Any) -> str:
             return formatter.vformat(text, args, kwargs)
 
-        def traced_format_map(mapping: Mapping[str, Any], /) -> str:
+        def tracked_format_map(mapping: Mapping[str, Any], /) -> str:
             return formatter.vformat(text, (), mapping)
 
-        format = traced_format_map if value.__name__ == "format_map" else traced_format
-        vars(format)["__self__"] = text  # where `call` looks for what the text was made from
+        format = tracked_format_map if value.__name__ == "format_map" else tracked_format
+        vars(format)["__self__"] = text  # where `call` finds the format string
         return format
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Calls from a template; what they return as text is laid to what went in."""
+        """Call a function for a template; a text that it returns gets the origin of what went in."""
         result = super().call(__context, __obj, *args, **kwargs)
-        # A macro's text is rendered, and knows its origins; any other call's is made from what went in.
+        # A macro returns rendered text, which has its origins. Any other call makes its text from what went in.
         if isinstance(result, str) and not isinstance(__obj, Macro):
             owner = getattr(__obj, "__self__", None)
-            return attribute(result, [owner, *args, *kwargs.values()])
+            return inherit_origin(result, [owner, *args, *kwargs.values()])
         return result
 
 
@@ -247,8 +250,8 @@ class TracingEnvironment(PlainEnvironment):
 def _join(context: nodes.EvalContext, value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
     if attribute is not None:
         value = map(make_attrgetter(context.environment, attribute), value)
-    # A separator that is not traced (a number, the empty default) stays of computed origin.
-    return (d if isinstance(d, Traced) else Traced(str(d))).join([str(item) for item in value])
+    # An untracked separator (a number, the empty default) has the origin `COMPUTED`.
+    return (d if isinstance(d, TrackedText) else TrackedText(str(d))).join([str(item) for item in value])
 
 
 def _refuse_none(value: Any) -> Any:
@@ -271,8 +274,8 @@ def _raise_exception(message: object) -> None:
     raise TemplateRefusal(str(message))
 
 
-def clock(now: datetime) -> Callable[[str], str]:
-    """`strftime_now` at one instant: all texts of one rendering must agree."""
+def fixed_clock(now: datetime) -> Callable[[str], str]:
+    """`strftime_now` for one instant, so that all texts of one rendering show the same time."""
 
     def strftime_now(format: str) -> str:
         return now.strftime(format)
@@ -286,11 +289,11 @@ def _strftime_now(format: str) -> str:
 
 @cache
 def plain_environment() -> PlainEnvironment:
-    """The environment of the self-check, and of the rules that need a parsed template."""
+    """The environment of the self-check, and of whatever parses a template."""
     return PlainEnvironment()
 
 
 @cache
-def tracing_environment() -> TracingEnvironment:
-    """The environment of every rendering that is used."""
-    return TracingEnvironment()
+def provenance_environment() -> ProvenanceEnvironment:
+    """The environment of trusted templates."""
+    return ProvenanceEnvironment()

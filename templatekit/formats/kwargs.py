@@ -1,7 +1,8 @@
-"""Chat-template kwargs: values for the variables that a template reads beyond messages and tools.
+"""Chat-template kwargs: values for the variables that a template reads in addition to messages and tools.
 
-They are written into the template as defaults, `{% set enable_thinking = enable_thinking | default(false) %}`: so they
-are text of the template, as a server that is given this template prints them, and a server's own values go before them.
+They are written into the template as defaults: `{% set enable_thinking = enable_thinking | default(false) %}`. So they
+are literals of the template, a server that is given this template prints the same, and values that the server sets
+itself override them.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ from templatekit.errors import ConfigError, nearest, shorten
 from templatekit.formats.environment import plain_environment
 from templatekit.formats.source import CHAT_VARIABLES, COMMON_VARIABLES, INSTRUCTION_VARIABLES, parse
 
-_NEXT = re.compile(r",(?=\s*\w+\s*=)")
-"""A comma that parts two kwargs: a value may have commas of its own."""
+_SEPARATOR = re.compile(r",(?=\s*\w+\s*=)")
+"""A comma between two kwargs; commas inside a value do not match."""
 _LEADING_COMMENT = re.compile(r"\A\{#.*?(?P<sign>[-+]?)#\}", re.DOTALL)
-_GIVEN = frozenset((*CHAT_VARIABLES, *INSTRUCTION_VARIABLES, *COMMON_VARIABLES))
+_ALWAYS_GIVEN = frozenset((*CHAT_VARIABLES, *INSTRUCTION_VARIABLES, *COMMON_VARIABLES))
 
 
 def parse_kwargs(text: str) -> dict[str, Any]:
-    """The kwargs that `NAME=VALUE,NAME=VALUE` writes, values being YAML scalars; raises `ConfigError`.
+    """Parse `NAME=VALUE,NAME=VALUE`, whose values are YAML; raise `ConfigError` for anything else.
 
-    What YAML would take for a date, a time or an octal number stays text.
+    A value that YAML reads as a date, a time or an octal number stays text.
     """
     kwargs: dict[str, Any] = {}
-    for part in _NEXT.split(text) if text.strip() else ():
-        name, equals, value = (piece.strip() for piece in part.partition("="))
+    for kwarg in _SEPARATOR.split(text) if text.strip() else ():
+        name, equals, value = (text.strip() for text in kwarg.partition("="))
         if not (name and equals and value):
             raise ConfigError(
-                f"chat_template_kwargs: found {part!r}; expected NAME=VALUE, parted by commas, such as "
+                f"chat_template_kwargs: found {kwarg!r}; expected NAME=VALUE, separated by commas, such as "
                 "enable_thinking=false"
             )
         if name in kwargs:
@@ -56,18 +57,18 @@ def _value(name: str, text: str) -> Any:
 
 
 def read_kwargs(source: str, name: str) -> frozenset[str]:
-    """The variables that a template reads beyond those it is always given."""
+    """The variables that a template reads in addition to those it is always given."""
     tree, undeclared = parse(source, name)
     first: dict[str, str] = {}
     for variable in _in_order(tree):
         first.setdefault(variable.name, variable.ctx)
     read = {variable for variable, context in first.items() if context == "load"}
-    # Jinja alone counts names as read from outside that the template sets, but only in some branches.
-    return (undeclared & read) - _GIVEN - set(plain_environment().globals)
+    # Jinja also reports names that the template itself sets in some branches, so both conditions must hold.
+    return (undeclared & read) - _ALWAYS_GIVEN - set(plain_environment().globals)
 
 
 def _in_order(node: nodes.Node) -> Iterator[nodes.Name]:
-    """The names of a template in the order in which they are read and set."""
+    """The names of a template in the order in which it reads and sets them."""
     if isinstance(node, nodes.Name):
         yield node
     children = list(node.iter_child_nodes())
@@ -80,13 +81,13 @@ def _in_order(node: nodes.Node) -> Iterator[nodes.Name]:
 
 
 def with_defaults(source: str, kwargs: Mapping[str, Any], name: str) -> str:
-    """The template with the kwargs as defaults in front, byte for byte the same otherwise; a leading comment stays.
+    """The source with the kwargs as defaults at its start, after a leading comment, and otherwise unchanged.
 
     Raises `ConfigError` for a kwarg that the template does not read.
     """
     known = read_kwargs(source, name)
     for kwarg in kwargs:
-        if kwarg in _GIVEN:
+        if kwarg in _ALWAYS_GIVEN:
             raise ConfigError(f"chat_template_kwargs: {kwarg!r} comes from the data or the tokenizer; leave it out")
         if kwarg not in known:
             reads = nearest(kwarg, known) if known else "it reads none beyond what every template is given"
@@ -94,14 +95,14 @@ def with_defaults(source: str, kwargs: Mapping[str, Any], name: str) -> str:
     sets = "".join(f"{{% set {kwarg} = {kwarg} | default({_literal(value)}) +%}}" for kwarg, value in kwargs.items())
     comment = _LEADING_COMMENT.match(source)
     if comment is not None:
-        # What the comment did to the whitespace behind it, the last block does.
+        # The last block treats the whitespace after it as the comment did.
         return comment[0] + sets.removesuffix("+%}") + comment["sign"] + "%}" + source[comment.end() :]
-    # Jinja takes this newline, and sees the template begin on a line of its own: it strips spaces before a block there.
+    # Jinja removes this newline, so the template still starts on a new line, where spaces before a block are stripped.
     return (sets.removesuffix("+%}") + "%}\n" if source[:1].isspace() else sets) + source
 
 
 def _literal(value: Any) -> str:
-    """A JSON-like value as Jinja writes it, free of braces and percent signs in texts."""
+    """A JSON-like value as a Jinja expression, without braces, percent signs or `#` in its texts."""
     if isinstance(value, str):
         return re.sub("[{}%#]", lambda match: f"\\x{ord(match[0]):02x}", ascii(value))
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Finds the template, the end marker and the adapter that a user names, or tells the adapter by the records' keys."""
+"""Finds the template and the adapter that a user names, checks an end marker, or detects the adapter from the keys."""
 
 from __future__ import annotations
 
@@ -8,30 +8,33 @@ from pathlib import Path
 from typing import Any
 
 from templatekit.errors import ConfigError, RecordError, TemplateError
-from templatekit.formats.sandbox.untrusted import ForeignTemplate, load_template
+from templatekit.formats.sandbox.untrusted import UntrustedTemplate, load_template
 from templatekit.formats.template import Template
 from templatekit.hooks.contracts import Adapter, TemplateFile
 from templatekit.hooks.registry import Registry
 from templatekit.types import SpecialTokens
 
-OWN_TEMPLATE = "tokenizer"
-"""The name under which a tokenizer's own chat template is asked for."""
+TOKENIZER_TEMPLATE = "tokenizer"
+"""The template name that means the tokenizer's own chat template."""
 
 
 def find_template(
     address: str, registry: Registry, *, chat_template: str | None = None, kwargs: Mapping[str, Any] | None = None
 ) -> Template:
-    """A template by name, by path, or, as `tokenizer`, the chat template given. A name goes before an equal path.
+    """The template of this name or path, or `chat_template` for the name `tokenizer`.
 
-    `kwargs` are values for variables that the template reads beyond those it is always given.
+    A name takes precedence over an equal path. `kwargs` are values for the variables that the template reads in
+    addition to those it is always given.
     """
-    if address == OWN_TEMPLATE:
+    if address == TOKENIZER_TEMPLATE:
         if chat_template is None:
             raise TemplateError(
                 "template 'tokenizer' is the tokenizer's own chat template; this tokenizer has none; "
                 f"choose one of {', '.join(sorted(registry.templates))}, or a .jinja file"
             )
-        return ForeignTemplate(TemplateFile(name=OWN_TEMPLATE, source=chat_template), strict=False, kwargs=kwargs)
+        return UntrustedTemplate(
+            TemplateFile(name=TOKENIZER_TEMPLATE, source=chat_template), strict=False, kwargs=kwargs
+        )
     if address.endswith((".jinja", ".jinja2", ".j2")) or (address not in registry.templates and _is_file(address)):
         return load_template(address, kwargs=kwargs)
     return Template(registry.templates[address], kwargs=kwargs)
@@ -40,18 +43,22 @@ def find_template(
 def _is_file(address: str) -> bool:
     try:
         return Path(address).is_file()
-    except OSError:  # longer than a path may be
+    except OSError:  # the text is too long for a path
         return False
 
 
 def check_end_marker(marker: str, template: Template, tokens: SpecialTokens) -> None:
-    """Raises `ConfigError` for a text that can end no answer, since neither template nor tokenizer have it."""
+    """Raise `ConfigError` for a text that can end no answer, because neither the template nor the tokenizer has it."""
     special = {tokens.eos, *tokens.special}
-    # By words: a template may write a line break as it is, or as `\\n`.
+    # Compared by words, because a template may write a line break directly or as `\\n`.
     if marker in special or all(word in template.source for word in marker.split()):
         return
-    close = get_close_matches(marker, sorted(special), n=3)
-    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "expected what it writes behind an answer"
+    close_matches = get_close_matches(marker, sorted(special), n=3)
+    hint = (
+        f"did you mean {' or '.join(map(repr, close_matches))}?"
+        if close_matches
+        else "expected a text that it writes after an answer"
+    )
     raise ConfigError(
         f"end_marker={marker!r}: template {template.name!r} does not write it, and it is no special token; "
         f"{hint} (`none`: an answer may end without one)"
@@ -59,9 +66,9 @@ def check_end_marker(marker: str, template: Template, tokens: SpecialTokens) -> 
 
 
 def choose_adapter(keys: Set[str], registry: Registry) -> Adapter:
-    """The adapter whose shape records with these keys have.
+    """The adapter that reads records with these keys.
 
-    Where several match, the one that reads the most of the keys; a tie is an error that names them.
+    If several match, it is the one that reads the most keys; a tie is an error that names them.
     """
     matching = {name: adapter for name, adapter in registry.adapters.items() if adapter.matches(keys)}
     if not matching:
@@ -71,7 +78,7 @@ def choose_adapter(keys: Set[str], registry: Registry) -> Adapter:
         found = ", ".join(sorted(map(str, keys))) or "(none)"
         raise RecordError(
             f"no adapter reads records of this shape; found keys {found}; known shapes: {shapes}; "
-            f"{_misspelt(keys, registry) or 'map the keys (--columns instruction=…,response=…)'}, "
+            f"{_misspelling_hint(keys, registry) or 'map the keys (--columns instruction=…,response=…)'}, "
             "or name an adapter (--adapter)",
             reason="no_adapter",
         )
@@ -86,12 +93,12 @@ def choose_adapter(keys: Set[str], registry: Registry) -> Adapter:
     return matching[best[0]]
 
 
-def _misspelt(keys: Set[str], registry: Registry) -> str:
-    """What would map misspelt keys to an adapter's, where a few near misses are all that is wrong; else ""."""
+def _misspelling_hint(keys: Set[str], registry: Registry) -> str:
+    """The option that maps misspelt keys to an adapter's, if each missing key has a close match; else ""."""
     for adapter in registry.adapters.values():
         missing = [key for key in adapter.required if key not in keys]
-        near = {key: get_close_matches(key, map(str, keys - set(adapter.keys)), n=1) for key in missing}
-        if missing and all(near.values()):
-            columns = ",".join(f"{key}={matches[0]}" for key, matches in near.items())
+        close_matches = {key: get_close_matches(key, map(str, keys - set(adapter.keys)), n=1) for key in missing}
+        if missing and all(close_matches.values()):
+            columns = ",".join(f"{key}={matches[0]}" for key, matches in close_matches.items())
             return f"is {adapter.name!r} meant? then --columns {columns}"
     return ""

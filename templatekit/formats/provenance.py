@@ -1,10 +1,10 @@
-"""Text that knows where each of its characters came from.
+"""Provenance tracking: text that knows the origin of each of its characters.
 
-`Traced` is a `str` that carries runs of (length, origin). A template that is rendered over traced values gives traced
-text: slicing, splitting, stripping, joining, replacing and concatenation keep the runs. What no run can explain (a
-number, JSON of a structure, a changed case that changes lengths) is laid to the one field it was made from, or to
-`COMPUTED` where it was made from several. Nothing is ever laid to the template unless the template wrote it: that is
-what makes it safe to let template text alone become control tokens.
+`TrackedText` is a `str` that carries runs of (length, origin). A template that is rendered over tracked values returns
+tracked text: slicing, splitting, stripping, joining, replacing and concatenation keep the runs. Some text is computed:
+a number, JSON of a structure, a change of case that changes the length. It gets the origin of the one field that it was
+made from, or `COMPUTED` if it was made from several. Text has the origin `TEMPLATE` only if the template wrote it, so
+it is safe to let template text alone become control tokens.
 """
 
 from __future__ import annotations
@@ -25,60 +25,60 @@ from templatekit.types import COMPUTED, TEMPLATE, Origin, Span
 Runs: TypeAlias = tuple[tuple[int, Origin], ...]
 
 _NUMBER = Origin(kind="computed", field="number")
-"""Stands for a number among the things a text was made from: with one field beside it the text is that field's
-(`content | indent(4)`), with template text alone it is not the template's, since the number may be data."""
+"""The origin of a number that a text was made from. A text made from a number and one field is the field's, as in
+`content | indent(4)`. A text made from a number and template text is not the template's: the number may be data."""
 
 _CONVERSION = re.compile(r"%(?:\((?P<key>[^()]*)\))?(?P<how>[-#0 +]*\d*(?:\.\d*)?[hlL]?)(?P<type>[^*])", re.DOTALL)
-"""A conversion of `%` formatting, but for widths and precisions that are arguments."""
+"""A conversion of `%` formatting, except those whose width or precision is an argument."""
 
 
-class Traced(str):
+class TrackedText(str):
     """A string with the origin of every character.
 
-    Methods that return text are overridden where they can keep the runs. All others return a plain `str`, which the
-    environment then lays to the fields that went in.
+    The methods that return text and can keep the runs are overridden. The others return a plain `str`, to which the
+    environment then gives the origin of the values that it was made from.
     """
 
     __slots__ = ("_ends", "_runs")
     _runs: Runs
     _ends: list[int]
-    """Where each run ends; set by the first cut that needs it."""
+    """The end of each run; set by the first slice that needs it."""
 
-    def __new__(cls, text: str = "", runs: Runs | None = None) -> Traced:
+    def __new__(cls, text: str = "", runs: Runs | None = None) -> TrackedText:
         self = super().__new__(cls, text)
         self._runs = ((len(self), COMPUTED),) if runs is None and text else runs or ()
         return self
 
     def __str__(self) -> str:
-        # `str(x)` in generated template code must keep the runs.
+        # The code that Jinja generates calls `str(x)`, which must keep the runs.
         return self
 
     def _plain(self) -> str:
         """The same characters without runs."""
         return str.__getitem__(self, slice(None))
 
-    def _cut(self, start: int, stop: int) -> Traced:
+    def _cut(self, start: int, stop: int) -> TrackedText:
         """The characters [start, stop), 0 <= start <= stop <= len."""
         text = str.__getitem__(self, slice(start, stop))
         runs = self._runs
         if len(runs) == 1:
-            return Traced(text, ((len(text), runs[0][1]),) if text else ())
+            return TrackedText(text, ((len(text), runs[0][1]),) if text else ())
         if not text:
-            return Traced()
+            return TrackedText()
         try:
             ends = self._ends
         except AttributeError:
             ends = self._ends = list(accumulate(length for length, _ in runs))
         first, last = bisect_right(ends, start), bisect_left(ends, stop)
         if first == last:
-            return Traced(text, ((len(text), runs[first][1]),))
+            return TrackedText(text, ((len(text), runs[first][1]),))
         head = (ends[first] - start, runs[first][1])
         tail = (stop - ends[last - 1], runs[last][1])
-        return Traced(text, (head, *runs[first + 1 : last], tail))
+        return TrackedText(text, (head, *runs[first + 1 : last], tail))
 
-    def _same_length(self, text: str) -> str:
-        """`text` with this string's runs; plain where the lengths differ."""
-        return Traced(text, self._runs) if len(text) == len(self) else text
+    def _with_own_runs(self, text: str) -> str:
+        """`text` with this string's runs; without runs if the lengths differ."""
+        return TrackedText(text, self._runs) if len(text) == len(self) else text
 
     def __getitem__(self, key: SupportsIndex | slice) -> str:
         if not isinstance(key, slice):
@@ -101,38 +101,38 @@ class Traced(str):
 
     def __mul__(self, times: SupportsIndex) -> str:
         text = str.__mul__(self, times)
-        return Traced(text, self._runs * (len(text) // len(self))) if text else Traced()
+        return TrackedText(text, self._runs * (len(text) // len(self))) if text else TrackedText()
 
     __rmul__ = __mul__
 
     def __mod__(self, values: Any) -> str:
         text = str.__mod__(self, values)
-        pieces = self._formatted(values)
-        # Widths given as arguments are left alone: the whole text is then laid to what went in.
-        return concat(pieces) if pieces and "".join(pieces) == text else attribute(text, (self, values))
+        parts = self._formatted_parts(values)
+        # If a width is an argument, the parts do not give the text, and all of it gets the origin of what went in.
+        return concat(parts) if parts and "".join(parts) == text else inherit_origin(text, (self, values))
 
-    def _formatted(self, values: Any) -> list[str]:
-        """The pieces of `self % values`: this string's own, and each value's."""
-        given = iter(values if isinstance(values, tuple) else (values,))
-        pieces: list[str] = []
+    def _formatted_parts(self, values: Any) -> list[str]:
+        """The parts of `self % values`: the literals of this string, and each formatted value."""
+        remaining = iter(values if isinstance(values, tuple) else (values,))
+        parts: list[str] = []
         position = 0
         for match in _CONVERSION.finditer(self):
-            pieces.append(self._cut(position, match.start()))
+            parts.append(self._cut(position, match.start()))
             position = match.end()
             if match["type"] == "%":
-                pieces.append(self._cut(position - 1, position))
+                parts.append(self._cut(position - 1, position))
                 continue
-            value = values[match["key"]] if match["key"] is not None else next(given, None)
-            if isinstance(value, Traced) and match["type"] == "s" and not match["how"]:
-                pieces.append(value)
+            value = values[match["key"]] if match["key"] is not None else next(remaining, None)
+            if isinstance(value, TrackedText) and match["type"] == "s" and not match["how"]:
+                parts.append(value)
             else:
-                pieces.append(attribute(f"%{match['how']}{match['type']}" % (value,), (value,)))
-        return [*pieces, self._cut(position, len(self))]
+                parts.append(inherit_origin(f"%{match['how']}{match['type']}" % (value,), (value,)))
+        return [*parts, self._cut(position, len(self))]
 
-    def join(self, pieces: Iterable[str]) -> str:
+    def join(self, parts: Iterable[str]) -> str:
         joined: list[str] = []
-        for piece in pieces:
-            joined += (self, piece) if joined else (piece,)
+        for part in parts:
+            joined += (self, part) if joined else (part,)
         return concat(joined)
 
     def strip(self, chars: str | None = None) -> str:
@@ -152,157 +152,158 @@ class Traced(str):
         return self._cut(0, len(self) - len(suffix)) if suffix and self.endswith(suffix) else self
 
     def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
-        pieces, position = [], 0
-        for piece in str.split(self, sep, maxsplit):
-            # Between the pieces lies the separator, or whitespace alone: the next occurrence is the piece itself.
-            start = position if sep is not None else self.find(piece, position)
-            pieces.append(self._cut(start, start + len(piece)))
-            position = start + len(piece) + (len(sep) if sep is not None else 0)
-        return cast("list[str]", pieces)
+        parts, position = [], 0
+        for part in str.split(self, sep, maxsplit):
+            # Parts are separated by `sep`, or by whitespace only, so the next occurrence is the part itself.
+            start = position if sep is not None else self.find(part, position)
+            parts.append(self._cut(start, start + len(part)))
+            position = start + len(part) + (len(sep) if sep is not None else 0)
+        return cast("list[str]", parts)
 
     def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
-        pieces, position = [], len(self)
-        for piece in reversed(str.rsplit(self, sep, maxsplit)):
-            start = position - len(piece) if sep is not None else self.rfind(piece, 0, position)
-            pieces.append(self._cut(start, start + len(piece)))
+        parts, position = [], len(self)
+        for part in reversed(str.rsplit(self, sep, maxsplit)):
+            start = position - len(part) if sep is not None else self.rfind(part, 0, position)
+            parts.append(self._cut(start, start + len(part)))
             position = start - (len(sep) if sep is not None else 0)
-        return cast("list[str]", pieces[::-1])
+        return cast("list[str]", parts[::-1])
 
     def splitlines(self, keepends: bool = False) -> list[str]:
         lines, position = [], 0
         whole = str.splitlines(self, keepends=True)
-        for line, kept in zip(whole, str.splitlines(self, keepends=keepends), strict=True):
-            lines.append(self._cut(position, position + len(kept)))
-            position += len(line)
+        for with_end, line in zip(whole, str.splitlines(self, keepends=keepends), strict=True):
+            lines.append(self._cut(position, position + len(line)))
+            position += len(with_end)
         return cast("list[str]", lines)
 
     def partition(self, sep: str) -> tuple[str, str, str]:
-        return self._parted(self.find(sep), sep, before=False)
+        return self._partition_at(self.find(sep), sep, before=False)
 
     def rpartition(self, sep: str) -> tuple[str, str, str]:
-        return self._parted(self.rfind(sep), sep, before=True)
+        return self._partition_at(self.rfind(sep), sep, before=True)
 
-    def _parted(self, index: int, sep: str, *, before: bool) -> tuple[str, str, str]:
+    def _partition_at(self, index: int, sep: str, *, before: bool) -> tuple[str, str, str]:
         if not sep:
             raise ValueError("empty separator")
         if index < 0:
-            return (Traced(), Traced(), self) if before else (self, Traced(), Traced())
+            return (TrackedText(), TrackedText(), self) if before else (self, TrackedText(), TrackedText())
         end = index + len(sep)
         return self._cut(0, index), self._cut(index, end), self._cut(end, len(self))
 
     def replace(self, old: str, new: str, count: SupportsIndex = -1) -> str:
         limit = count.__index__()
-        pieces: list[str] = []
+        parts: list[str] = []
         position = 0
         if not old:
-            # `new` goes before every character, and behind the last.
-            places = len(self) + 1 if limit < 0 else min(limit, len(self) + 1)
-            for position in range(places):
-                pieces += (new, self._cut(position, position + 1))
-            return concat([*pieces, self._cut(places, len(self))]) if places else self
+            # `new` goes before every character, and after the last.
+            insertions = len(self) + 1 if limit < 0 else min(limit, len(self) + 1)
+            for position in range(insertions):
+                parts += (new, self._cut(position, position + 1))
+            return concat([*parts, self._cut(insertions, len(self))]) if insertions else self
         while limit != 0 and (found := self.find(old, position)) >= 0:
-            pieces += (self._cut(position, found), new)
+            parts += (self._cut(position, found), new)
             position = found + len(old)
             limit -= 1
-        return concat([*pieces, self._cut(position, len(self))]) if pieces else self
+        return concat([*parts, self._cut(position, len(self))]) if parts else self
 
     def lower(self) -> str:
-        return self._same_length(str.lower(self))
+        return self._with_own_runs(str.lower(self))
 
     def upper(self) -> str:
-        return self._same_length(str.upper(self))
+        return self._with_own_runs(str.upper(self))
 
     def title(self) -> str:
-        return self._same_length(str.title(self))
+        return self._with_own_runs(str.title(self))
 
     def capitalize(self) -> str:
-        return self._same_length(str.capitalize(self))
+        return self._with_own_runs(str.capitalize(self))
 
     def swapcase(self) -> str:
-        return self._same_length(str.swapcase(self))
+        return self._with_own_runs(str.swapcase(self))
 
 
-class TracedDict(dict[Any, Any]):
-    """A mapping from the data, with the field it came from: the origin of what is made from the whole of it."""
+class TrackedDict(dict[Any, Any]):
+    """A mapping from the data, with the field it came from: the origin of text made from the whole mapping."""
 
     __slots__ = ("_origin",)
     _origin: Origin
 
 
-class TracedList(list[Any]):
+class TrackedList(list[Any]):
     """A list from the data, with the field it came from."""
 
     __slots__ = ("_origin",)
     _origin: Origin
 
 
-def literal(text: str) -> Traced:
+def literal(text: str) -> TrackedText:
     """Text that the template wrote."""
-    return Traced(text, ((len(text), TEMPLATE),) if text else ())
+    return TrackedText(text, ((len(text), TEMPLATE),) if text else ())
 
 
 def plain_text(text: str) -> str:
-    """The same characters in a `str` without runs."""
-    if isinstance(text, Traced):
+    """The same characters as a `str` without runs."""
+    if isinstance(text, TrackedText):
         return text._plain()
     return text if type(text) is str else str.__getitem__(text, slice(None))
 
 
-def traced(value: Any, origin: Origin) -> Any:
-    """A copy of JSON-like data in which every text, key, list and mapping knows its origin."""
+def track(value: Any, origin: Origin) -> Any:
+    """A copy of JSON-like data in which every text, key, list and mapping has this origin."""
     if isinstance(value, str):
-        return Traced(value, ((len(value), origin),) if value else ())
+        return TrackedText(value, ((len(value), origin),) if value else ())
     if isinstance(value, Mapping):
-        mapping = TracedDict((traced(key, origin), traced(item, origin)) for key, item in value.items())
+        mapping = TrackedDict((track(key, origin), track(item, origin)) for key, item in value.items())
         mapping._origin = origin
         return mapping
     if isinstance(value, (list, tuple)):
-        items = TracedList(traced(item, origin) for item in value)
+        items = TrackedList(track(item, origin) for item in value)
         items._origin = origin
         return items
     return value
 
 
-def concat(pieces: Iterable[str]) -> Traced:
-    """The pieces in one string; plain ones are of computed origin."""
-    pieces = list(pieces)
+def concat(texts: Iterable[str]) -> TrackedText:
+    """The texts, concatenated; an untracked text gets the origin `COMPUTED`."""
+    texts = list(texts)
     runs: list[tuple[int, Origin]] = []
-    for piece in pieces:
-        new = piece._runs if isinstance(piece, Traced) else ((len(piece), COMPUTED),) if piece else ()
+    for text in texts:
+        new = text._runs if isinstance(text, TrackedText) else ((len(text), COMPUTED),) if text else ()
         for run in new:
             if runs and (runs[-1][1] is run[1] or runs[-1][1] == run[1]):
                 runs[-1] = (runs[-1][0] + run[0], run[1])
             else:
                 runs.append(run)
-    return Traced("".join(pieces), tuple(runs))
+    return TrackedText("".join(texts), tuple(runs))
 
 
-def attribute(text: str, sources: Iterable[Any]) -> Traced:
-    """Lays what is computed in `text` to the fields it was made from.
+def inherit_origin(text: str, sources: Iterable[Any]) -> TrackedText:
+    """The text with the origin of the values it was made from, in place of the origin `COMPUTED`.
 
-    One field: to that field. Only template text: to the template. Several, or none: it stays computed.
+    If the values come from one field, that is the origin. If all are template text, it is `TEMPLATE`. If they come from
+    several fields or from none, it stays `COMPUTED`.
     """
-    runs: Runs = text._runs if isinstance(text, Traced) else ((len(text), COMPUTED),) if text else ()
+    runs: Runs = text._runs if isinstance(text, TrackedText) else ((len(text), COMPUTED),) if text else ()
     if all(origin != COMPUTED for _, origin in runs):
-        return text if isinstance(text, Traced) else Traced(text, runs)
+        return text if isinstance(text, TrackedText) else TrackedText(text, runs)
     origin = common_origin(sources)
-    return Traced(text, tuple((length, origin if known == COMPUTED else known) for length, known in runs))
+    return TrackedText(text, tuple((length, origin if known == COMPUTED else known) for length, known in runs))
 
 
 def common_origin(sources: Iterable[Any]) -> Origin:
-    """The origin of what is computed from these values."""
+    """The origin of text computed from these values."""
     origins = {origin for source in sources for origin in _origins(source)}
     data = {origin for origin in origins if not origin.is_template and origin != _NUMBER}
     if len(data) == 1:
         return data.pop()
-    # Template text beside a number is not the template's, since the number may be data.
+    # Text made from template text and a number is not the template's, since the number may be data.
     return TEMPLATE if origins and not data and _NUMBER not in origins else COMPUTED
 
 
 def _origins(value: Any) -> Iterator[Origin]:
-    if isinstance(value, Traced):
+    if isinstance(value, TrackedText):
         yield from (origin for _, origin in value._runs)
-    elif isinstance(value, (TracedDict, TracedList)):
+    elif isinstance(value, (TrackedDict, TrackedList)):
         yield value._origin
     elif isinstance(value, str):
         if value:
@@ -317,24 +318,24 @@ def _origins(value: Any) -> Iterator[Origin]:
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         yield _NUMBER
     elif not isinstance(value, (bool, Undefined, ModuleType)) and value is not None:
-        # What cannot be looked into (a view of a mapping, bytes, a generator) may hold data.
+        # Other values (a view of a mapping, bytes, a generator) may hold data.
         yield COMPUTED
 
 
 @lru_cache(maxsize=4096)
 def in_generation(origin: Origin) -> Origin:
-    """The same origin, in a `{% generation %}` block."""
+    """The same origin, inside a `{% generation %}` block."""
     return replace(origin, generation=True)
 
 
-def mark_generation(text: str) -> Traced:
-    """The same text, marked as standing in a `{% generation %}` block."""
-    runs = text._runs if isinstance(text, Traced) else ((len(text), COMPUTED),) if text else ()
-    return Traced(text, tuple((length, in_generation(origin)) for length, origin in runs))
+def mark_generation(text: str) -> TrackedText:
+    """The same text, marked as inside a `{% generation %}` block."""
+    runs = text._runs if isinstance(text, TrackedText) else ((len(text), COMPUTED),) if text else ()
+    return TrackedText(text, tuple((length, in_generation(origin)) for length, origin in runs))
 
 
-def spans_of(text: Traced) -> tuple[Span, ...]:
-    """The runs as spans: ordered, gap-free, neighbours of one origin joined."""
+def spans_of(text: TrackedText) -> tuple[Span, ...]:
+    """The runs as spans: ordered, without gaps, adjacent runs of one origin merged."""
     spans: list[Span] = []
     position = 0
     for length, origin in concat([text])._runs:
@@ -343,14 +344,14 @@ def spans_of(text: Traced) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def keeps_provenance(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps a Jinja filter so that text it returns is laid to its arguments."""
-    # Jinja reads from the function whether to pass it its context, environment or evaluation context, which come first.
-    passed = int(hasattr(function, "jinja_pass_arg"))
+def with_provenance(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a Jinja filter so that the text it returns gets the origin of its arguments."""
+    # Jinja passes its context, environment or evaluation context first to functions with this attribute.
+    skipped = int(hasattr(function, "jinja_pass_arg"))
 
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
-        return attribute(result, [*args[passed:], *kwargs.values()]) if isinstance(result, str) else result
+        return inherit_origin(result, [*args[skipped:], *kwargs.values()]) if isinstance(result, str) else result
 
     return wrapper

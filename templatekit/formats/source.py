@@ -1,4 +1,4 @@
-"""A template's source before it runs: what it reads, whether it is sound, and where its generation prompt ends."""
+"""Checks a template's source before it runs: which variables it reads, and where its generation prompt ends."""
 
 from __future__ import annotations
 
@@ -7,50 +7,52 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
-from jinja2 import TemplateSyntaxError, meta, nodes
+from jinja2 import meta, nodes
 from jinja2.lexer import TOKEN_NAME, TOKEN_VARIABLE_BEGIN, TOKEN_VARIABLE_END, TOKEN_WHITESPACE
 
 from templatekit.errors import TemplateError, nearest
 from templatekit.formats.environment import plain_environment
+from templatekit.formats.template_errors import syntax_error
 
 INSTRUCTION_VARIABLES = ("system", "instruction", "context", "response")
-"""What instruction formats receive: one turn, by field."""
+"""The variables of instruction formats: one turn, by field."""
 CHAT_VARIABLES = ("messages", "tools", "documents")
-"""What chat templates receive, as Hugging Face passes it."""
+"""The variables of chat templates, as Hugging Face passes them."""
 COMMON_VARIABLES = ("bos_token", "eos_token", "pad_token", "unk_token", "add_generation_prompt")
-_HTML = frozenset({"e", "escape", "forceescape", "safe", "urlize", "xmlattr"})
+"""The variables of both."""
+_HTML_FILTERS = frozenset({"e", "escape", "forceescape", "safe", "urlize", "xmlattr"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateSource:
-    """Checked source."""
+    """The checked source of a template."""
 
     text: str
-    """As it is compiled and exported: with a guard around the response."""
+    """The source to compile and export; an instruction format has a guard around its response."""
     kind: Literal["instruction", "chat"]
     variables: frozenset[str]
-    """The names it reads from outside."""
+    """The names that it reads from outside."""
     mentions: frozenset[str]
-    """Every attribute that it reads and every text that it holds: what it mentions nowhere, it cannot print."""
-    sought: frozenset[str]
-    """Texts that it looks for in others, as `'</think>' in content` does."""
-    marked: bool
-    """It has `{% generation %}` blocks."""
-    escapes: frozenset[str]
-    """Filters that it uses and whose results are HTML to Jinja: what is joined to them is escaped."""
+    """Every attribute that it reads and every text that it holds. A field that it does not mention, it cannot print."""
+    searched_texts: frozenset[str]
+    """The texts that it searches for in others, as `'</think>' in content` does."""
+    has_generation_blocks: bool
+    """Whether it has `{% generation %}` blocks."""
+    html_filters: frozenset[str]
+    """The filters in it whose results Jinja takes for HTML, so that it escapes any text joined to them."""
 
 
 def check_source(text: str, name: str, *, strict: bool = True) -> TemplateSource:
-    """Parses a template, tells its kind and sees that its generation prompt can be rendered.
+    """Parse a template, detect its kind and check that its generation prompt can be rendered.
 
-    `strict` refuses names that nothing provides, unless the template provides for their absence. Templates that come
-    with a tokenizer are taken as transformers takes them: unknown names print nothing.
+    `strict` refuses names that nothing provides, except those that may be missing (see `_optional_names`). A template
+    that comes with a tokenizer is not checked for that: unknown names print nothing, as in transformers.
     """
-    tree, read = parse(text, name)
-    variables = read - {"raise_exception", "strftime_now", "namespace"}
+    tree, undeclared = parse(text, name)
+    variables = undeclared - {"raise_exception", "strftime_now", "namespace"}
     kind: Literal["instruction", "chat"] = "chat" if "messages" in variables else "instruction"
     known = (*(CHAT_VARIABLES if kind == "chat" else INSTRUCTION_VARIABLES), *COMMON_VARIABLES)
-    unknown = sorted(variables - set(known) - _provided_for(tree, kind, known) - set(plain_environment().globals))
+    unknown = sorted(variables - set(known) - _optional_names(tree, kind, known) - set(plain_environment().globals))
     if strict and unknown:
         line = next((node.lineno for node in tree.find_all(nodes.Name) if node.name == unknown[0]), 1)
         raise TemplateError(
@@ -69,28 +71,19 @@ def check_source(text: str, name: str, *, strict: bool = True) -> TemplateSource
         kind=kind,
         variables=variables,
         mentions=frozenset(_mentions(tree)),
-        sought=frozenset(_sought(tree)),
-        marked=next(tree.find_all(nodes.ExtensionAttribute), None) is not None,
-        escapes=_HTML.intersection(filter.name for filter in tree.find_all(nodes.Filter)),
+        searched_texts=frozenset(_searched_texts(tree)),
+        has_generation_blocks=next(tree.find_all(nodes.ExtensionAttribute), None) is not None,
+        html_filters=_HTML_FILTERS.intersection(filter.name for filter in tree.find_all(nodes.Filter)),
     )
 
 
 def parse(text: str, name: str) -> tuple[nodes.Template, frozenset[str]]:
-    """The tree, and the names it reads from outside: Jinja finds them, and unknown filters, by compiling."""
+    """The syntax tree of a template, and the names that it reads from outside."""
     try:
         tree = plain_environment().parse(text)
         return tree, frozenset(meta.find_undeclared_variables(tree))
-    except Exception as error:  # constant expressions are evaluated here
+    except Exception as error:  # Jinja compiles it to find the names, and evaluates constant expressions
         raise syntax_error(error, text, name) from None
-
-
-def syntax_error(error: Exception, text: str, name: str) -> TemplateError:
-    """What parser and compiler raise, with the line of the template."""
-    if not isinstance(error, TemplateSyntaxError):
-        return TemplateError(f"template {name!r} cannot be compiled: {type(error).__name__}: {error}")
-    lines = text.splitlines() or [""]
-    excerpt = lines[min(error.lineno, len(lines)) - 1].strip()
-    return TemplateError(f"template {name!r}, line {error.lineno}: {error.message}; found {excerpt!r}")
 
 
 def _mentions(tree: nodes.Template) -> Iterator[str]:
@@ -101,8 +94,8 @@ def _mentions(tree: nodes.Template) -> Iterator[str]:
             yield node.value
 
 
-def _sought(tree: nodes.Template) -> Iterator[str]:
-    """The left side of `in`, and what is given to methods such as `split`, and to the filter `replace`."""
+def _searched_texts(tree: nodes.Template) -> Iterator[str]:
+    """The texts on the left of `in`, and the arguments of methods such as `split` and of the filter `replace`."""
     for compare in tree.find_all(nodes.Compare):
         if any(operand.op in ("in", "notin") for operand in compare.ops):
             yield from _texts(compare.expr)
@@ -112,7 +105,7 @@ def _sought(tree: nodes.Template) -> Iterator[str]:
     for filter in tree.find_all(nodes.Filter):
         if filter.name == "replace":
             yield from (text for argument in filter.args for text in _texts(argument))
-    # What is searched for may be given a name first: then it is no plain word.
+    # A text may be assigned to a variable before it is searched for; plain words are assigned for other reasons.
     yield from (text for assign in tree.find_all(nodes.Assign) for text in _texts(assign.node) if not text.isalnum())
 
 
@@ -121,11 +114,12 @@ def _texts(node: nodes.Node) -> Iterator[str]:
         yield node.value
 
 
-def _provided_for(tree: nodes.Template, kind: str, known: Sequence[str]) -> set[str]:
-    """Names whose absence the template provides for, so that they are no slips of the pen.
+def _optional_names(tree: nodes.Template, kind: str, known: Sequence[str]) -> set[str]:
+    """The names that may be missing, so that they are not misspelt names.
 
-    It asks for them (`x is defined`, `x | default(...)`), or sets them, if only in a branch. Published chat templates
-    also look whether an option of theirs is true (`{% if add_vision_id %}`): what is not like a known name is one.
+    The template tests whether they are there (`x is defined`, `x | default(...)`), or sets them, if only in a branch.
+    Published chat templates also test whether an option is true (`{% if add_vision_id %}`): a name in such a test is
+    taken for an option unless it is similar to a known name.
     """
     names = {node.name for node in tree.find_all(nodes.Name) if node.ctx != "load"}
     for test in tree.find_all((nodes.Test, nodes.Filter)):
@@ -137,59 +131,60 @@ def _provided_for(tree: nodes.Template, kind: str, known: Sequence[str]) -> set[
         *(each.test for each in tree.find_all(nodes.If)),
         *(each.test for each in tree.find_all(nodes.CondExpr)),
     ]
-    looked_at = {name for condition in conditions for name in _truths(condition)}
-    return names | {name for name in looked_at if not get_close_matches(name, known, n=1)}
+    tested = {name for condition in conditions for name in _names_tested_for_truth(condition)}
+    return names | {name for name in tested if not get_close_matches(name, known, n=1)}
 
 
-def _truths(condition: nodes.Node) -> Iterator[str]:
-    """The names of which a condition asks whether they are true."""
+def _names_tested_for_truth(condition: nodes.Node) -> Iterator[str]:
+    """The names that a condition tests for truth."""
     if isinstance(condition, nodes.Name):
         yield condition.name
     elif isinstance(condition, nodes.Not):
-        yield from _truths(condition.node)
+        yield from _names_tested_for_truth(condition.node)
     elif isinstance(condition, (nodes.And, nodes.Or)):
-        yield from _truths(condition.left)
-        yield from _truths(condition.right)
+        yield from _names_tested_for_truth(condition.left)
+        yield from _names_tested_for_truth(condition.right)
 
 
 def _guard_response(text: str, tree: nodes.Template, name: str) -> str:
-    """Source whose generation prompt ends where the response begins.
+    """The source with a guard, so that the generation prompt ends where the response starts.
 
-    A template that does not mention `add_generation_prompt` is a plain text with a `{{ response }}` in it. From there
-    to its end it is put in `{% if not add_generation_prompt %}`: the same file then renders training and serving.
+    A template that does not mention `add_generation_prompt` is a plain text with a `{{ response }}` in it. The guard
+    `{% if not add_generation_prompt %}` encloses the text from there to the end, so that one file renders training and
+    serving.
     """
-    how = "guard it: {% if not add_generation_prompt %}{{ response }}…{% endif %}"
+    advice = "guard it: {% if not add_generation_prompt %}{{ response }}…{% endif %}"
     uses = [node for node in tree.find_all(nodes.Name) if node.name == "response"]
     if len(uses) > 1:
         lines = ", ".join(str(node.lineno) for node in uses)
         raise TemplateError(
-            f"template {name!r}: uses `response` {len(uses)} times, on lines {lines}; use it once, or {how}"
+            f"template {name!r}: uses `response` {len(uses)} times, on lines {lines}; use it once, or {advice}"
         )
     outputs = [node for node in tree.body if isinstance(node, nodes.Output)]
     if not any(use in output.find_all(nodes.Name) for use in uses for output in outputs):
         raise TemplateError(
             f"template {name!r}, line {uses[0].lineno}: `response` stands inside a block, so where the prompt ends "
-            f"depends on the data; move it to the top level, or {how}"
+            f"depends on the data; move it to the top level, or {advice}"
         )
-    start, trims = _offset_of_response(text)
-    body = text[start:].removesuffix("\n")  # Jinja takes one newline off the end of a template
-    # `+` keeps the whitespace that lstrip_blocks would take; `-` repeats what the expression's own `{{-` did.
-    guard = "{%- if" if trims else "{%+ if"
+    start, strips = _offset_of_response(text)
+    body = text[start:].removesuffix("\n")  # Jinja removes one newline at the end of a template
+    # `+` keeps the whitespace that lstrip_blocks would strip; `-` strips it as the expression's own `{{-` did.
+    guard = "{%- if" if strips else "{%+ if"
     return f"{text[:start]}{guard} not add_generation_prompt %}}{body}{{%+ endif %}}"
 
 
 def _offset_of_response(text: str) -> tuple[int, bool]:
-    """Where the expression that prints the response begins, and whether it strips the whitespace before it."""
-    position, begin, trims, found, last = 0, 0, False, False, ""
+    """The start of the expression that prints the response, and whether it strips the whitespace before it."""
+    position, start, strips, found, last = 0, 0, False, False, ""
     for _, kind, value in plain_environment().lex(text):
-        # The lexer leaves out whitespace that tags strip; everything else comes in order.
+        # The lexer leaves out the whitespace that tags strip; everything else comes in order.
         position = text.index(value, position)
         if kind == TOKEN_VARIABLE_BEGIN:
-            begin, trims, found = position, value.endswith("-"), False
+            start, strips, found = position, value.endswith("-"), False
         elif kind == TOKEN_NAME and value == "response" and last != ".":
             found = True
         elif kind == TOKEN_VARIABLE_END and found:
-            return begin, trims
+            return start, strips
         last = value if kind != TOKEN_WHITESPACE else last
         position += len(value)
     raise AssertionError("the parser saw a response that the lexer does not")

@@ -1,13 +1,14 @@
-"""Where an assistant turn begins and ends where it is the last of the conversation: its boundary and its end marker.
+"""Finds the target of an assistant turn, the characters that a server would generate, if it is the last turn.
 
-**The boundary** is the end of the prompt that a server would feed to have the turn generated: the same template over
-the messages before it, with `add_generation_prompt`. The text must begin with that prompt, else training would not see
-what serving feeds.
+**The generation boundary** is the start of the target. It is the end of the prompt that a server would feed to generate
+the turn: the messages before it, rendered by the same template with `add_generation_prompt`. The text must start with
+that prompt, or training would not see the same prompt as serving.
 
-**The end marker** is told from what the template writes behind the turn's last character: see `endings`.
+**The end marker** is the end of the target. `end_markers` infers it from the literal that the template writes after the
+last character of the turn.
 
-**Generation blocks** of the template's own (`{% generation %}`) decide instead where it has any: what stands in them
-behind the boundary is trained. A turn without a block is not.
+**Generation blocks** (`{% generation %}`) decide instead in a template that has any: everything in them after the
+boundary is trained, and a turn without a block is not.
 """
 
 from __future__ import annotations
@@ -18,87 +19,49 @@ from typing import NamedTuple, TypeAlias
 
 from templatekit.errors import RecordError, shorten
 from templatekit.formats.end_markers import EndMarkers
-from templatekit.formats.provenance import Traced, plain_text, spans_of
+from templatekit.formats.provenance import TrackedText, plain_text
+from templatekit.formats.rendering import Rendering
 from templatekit.types import Message, Span, TargetSpan
 
 Messages: TypeAlias = tuple[Message, ...]
 
-_FOLLOWING = Message(role="user", content="x")
-"""The turn with which one sees what a template writes whatever follows."""
+_NEXT_TURN = Message(role="user", content="x")
+"""Rendered after an answer, it shows which text the template writes there in every case."""
 
 
-class Rendering(NamedTuple):
-    """A text and where its characters came from."""
-
-    text: str
-    spans: tuple[Span, ...]
-
-    @classmethod
-    def of(cls, text: Traced) -> Rendering:
-        """The rendering in plain text and spans."""
-        return cls(plain_text(text), spans_of(text))
-
-    def template_text(self, start: int) -> str:
-        """What the template wrote from here on, up to the first character from elsewhere."""
-        end = start
-        for span in self.spans:
-            if span.end > end:
-                if not span.origin.is_template:
-                    break
-                end = span.end
-        return self.text[start:end]
-
-    def own(self, message: int) -> tuple[int, int] | None:
-        """From the first to the last of a message's own characters, its header aside; None where it has none.
-
-        What is computed right behind them, such as a number in a tool call, is its own too.
-        """
-        own: tuple[int, int] | None = None
-        at_hand = False
-        for span in self.spans:
-            if span.origin.message == message and not span.origin.in_header:
-                own = (own[0] if own else span.start, span.end)
-                at_hand = True
-            elif own and at_hand and span.origin.kind == "computed":
-                own = (own[0], span.end)
-            elif not span.origin.is_template:
-                at_hand = False
-        return own
-
-
-Renderer: TypeAlias = Callable[[Messages, bool], Traced]
-"""Renders messages, or the prompt for what comes behind them."""
+RenderFunction: TypeAlias = Callable[[Messages, bool], TrackedText]
+"""Renders messages; if the second argument is true, as the prompt for the answer to them."""
 
 
 class TargetFinder(NamedTuple):
-    """Finds the targets of one template's renderings."""
+    """Finds the targets in the renderings of one template."""
 
-    render: Renderer
-    markers: EndMarkers
-    marked: bool
-    """The template has generation blocks."""
+    render: RenderFunction
+    end_markers: EndMarkers
+    has_generation_blocks: bool
     name: str
+    """The template's name, for errors."""
 
-    def targets(self, messages: Messages, alone: Rendering) -> tuple[TargetSpan, ...]:
-        """The targets of the last of these messages, an assistant's, in their rendering: one, or one a block.
+    def targets(self, messages: Messages, rendering: Rendering) -> tuple[TargetSpan, ...]:
+        """The targets of the last of these messages, an assistant's, in their rendering: one, or one per block.
 
-        Raises `RecordError` where the prompt is no prefix of the text, `TemplateError` where its end is left open.
+        Raises `RecordError` if the prompt is not a prefix of the text, `TemplateError` if the end marker is unknown.
         """
         turn = len(messages) - 1
-        start = self._boundary(messages[:turn], alone.text)
-        if self.marked:
-            return tuple(self._blocks(turn, start, alone))
-        own = alone.own(turn) or self._empty(messages, alone)
-        content_end = max(start, own[1]) if own else start
-        length = self.markers.length(
-            alone.template_text(content_end),
-            opening=alone.template_text(0),
-            followed=lambda: self._followed(messages),
+        start = self._generation_boundary(messages[:turn], rendering.text)
+        if self.has_generation_blocks:
+            return tuple(self._block_targets(turn, start, rendering))
+        own_range = rendering.own_range(turn) or self._empty_answer_range(messages, rendering)
+        content_end = max(start, own_range[1]) if own_range else start
+        length = self.end_markers.marker_length(
+            rendering.literal_from(content_end),
+            opening=rendering.literal_from(0),
+            closing_before_user=lambda: self._closing_before_user(messages),
             name=self.name,
         )
         return (TargetSpan(message=turn, start=start, marker_start=content_end, end=content_end + length),)
 
-    def _boundary(self, before: Messages, text: str) -> int:
+    def _generation_boundary(self, before: Messages, text: str) -> int:
         prompt = plain_text(self.render(before, True))
         if text.startswith(prompt):
             return len(prompt)
@@ -111,41 +74,45 @@ class TargetFinder(NamedTuple):
             reason="prompt_is_no_prefix",
         )
 
-    def _blocks(self, turn: int, start: int, alone: Rendering) -> Iterator[TargetSpan]:
-        """What stands in generation blocks behind the boundary; before it a server feeds it."""
-        own = alone.own(turn)
-        for first, end in _blocks(alone.spans):
+    def _block_targets(self, turn: int, start: int, rendering: Rendering) -> Iterator[TargetSpan]:
+        """The parts of generation blocks after the boundary; a server feeds the characters before it."""
+        own_range = rendering.own_range(turn)
+        for block_start, end in _generation_blocks(rendering.spans):
             if end > start:
-                first = max(first, start)
-                marker_start = min(max(first, own[1] if own else first), end)
-                yield TargetSpan(message=turn, start=first, marker_start=marker_start, end=end)
+                block_start = max(block_start, start)
+                marker_start = min(max(block_start, own_range[1] if own_range else block_start), end)
+                yield TargetSpan(message=turn, start=block_start, marker_start=marker_start, end=end)
 
-    def _empty(self, messages: Messages, alone: Rendering) -> tuple[int, int] | None:
-        """Where an empty answer stands: what the template writes before it is not its end. None where in doubt."""
-        filled = Rendering.of(self.render(_filled(messages), False))
-        own = filled.own(len(messages) - 1)
-        if own is None or not alone.text.startswith(filled.text[: own[0]]):
+    def _empty_answer_range(self, messages: Messages, rendering: Rendering) -> tuple[int, int] | None:
+        """The empty range at which an empty answer is printed, found by rendering one letter there; None if unclear.
+
+        A literal before that position does not end the answer.
+        """
+        with_letter = Rendering.of(self.render(_with_one_letter(messages), False))
+        own_range = with_letter.own_range(len(messages) - 1)
+        if own_range is None or not rendering.text.startswith(with_letter.text[: own_range[0]]):
             return None
-        return own[0], own[0]
+        return own_range[0], own_range[0]
 
-    def _followed(self, messages: Messages) -> str | None:
-        """What the template writes behind the last turn's own characters when a user's turn follows."""
-        for before in (messages, _filled(messages)):
+    def _closing_before_user(self, messages: Messages) -> str | None:
+        """The literal after the last turn's own characters if a user's turn follows; None if none can follow."""
+        for before in (messages, _with_one_letter(messages)):
             try:
-                rendering = Rendering.of(self.render((*before, _FOLLOWING), False))
+                rendering = Rendering.of(self.render((*before, _NEXT_TURN), False))
             except RecordError:
                 return None
-            if (own := rendering.own(len(messages) - 1)) is not None:
-                return rendering.template_text(own[1])
+            if (own_range := rendering.own_range(len(messages) - 1)) is not None:
+                return rendering.literal_from(own_range[1])
         return None
 
 
-def _filled(messages: Messages) -> Messages:
+def _with_one_letter(messages: Messages) -> Messages:
+    """The same messages, with one letter as the content of the last."""
     return (*messages[:-1], replace(messages[-1], content="x", parts=()))
 
 
-def _blocks(spans: Sequence[Span]) -> list[tuple[int, int]]:
-    """The extents of `{% generation %}` blocks; neighbouring spans in them count as one block."""
+def _generation_blocks(spans: Sequence[Span]) -> list[tuple[int, int]]:
+    """The ranges of `{% generation %}` blocks; adjacent spans in them count as one block."""
     blocks: list[tuple[int, int]] = []
     for span in spans:
         if span.origin.generation:

@@ -1,16 +1,24 @@
-"""Which turns a conversation's text holds exactly as serving would meet them, and which texts hold the others.
+"""Decides which turns to train in which text, so that each stands there exactly as it is served.
 
-A turn is *sound* in a text if that begins with the conversation up to the turn rendered alone, up to the end of the
-turn's target: then what a server would feed and what it would then generate both stand there to the character, the end
-marker too. Templates that drop old reasoning or end the last turn in another way render earlier turns unsoundly: such
-a turn is trained in a text of its own, that of the conversation up to it.
+A turn stands *as served* in a text if the text starts with the same characters as the conversation up to that turn,
+rendered alone, up to the end of the turn's target. The text then holds, character for character, the prompt that a
+server would feed and the answer that it would generate, with the end marker. Some templates drop old reasoning or end
+the last turn differently. Their earlier turns do not stand as served in the whole text, so each of those is trained in
+a text of its own: the conversation up to that turn.
 
-Rendering every turn alone takes quadratic time. Turns of one *shape* need not be: a shape is what stands between the
-messages before a turn and those behind it (the template's own text and the names of fields), the roles on both sides,
-and how the turn's fields were printed. Where the first and the last turn of a shape are sound and have their targets in
-the same places, so have those between; where not, and behind the first turn that is not sound, each turn is rendered
-alone. What a template could tell turns apart by, beyond their place in the conversation, is part of the shape: texts
-that it looks for in fields, whitespace at their edges, whether they stand there whole.
+Rendering every turn alone takes quadratic time, so turns are grouped by *shape*. The shape of a turn is everything by
+which a template could distinguish it from another turn, except its position in the conversation:
+
+- the template's literals and the names of the fields, from the end of the messages before the turn to the start of
+  those after it;
+- the roles of the messages before and after it;
+- which optional fields it has;
+- for each text: whether whitespace is at its edges, whether it is printed unchanged, and which of the texts that the
+  template searches for it contains.
+
+Only the first and the last turn of a shape are rendered alone. If both stand as served and have their targets at the
+same positions of the shape, so does every turn between them. Otherwise each turn of the shape is rendered alone, and so
+is every turn after the first that does not stand as served.
 """
 
 from __future__ import annotations
@@ -21,216 +29,222 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from templatekit.errors import RecordError
-from templatekit.formats.targets import Rendering, TargetFinder
+from templatekit.formats.rendering import Rendering
+from templatekit.formats.targets import TargetFinder
 from templatekit.types import Example, Span, TargetSpan
 
 Targets = tuple[TargetSpan, ...]
-_TEXTS = ("content", "context", "reasoning")
-_FEW = 2
-"""So many turns are rendered alone in any case."""
+_TEXT_FIELDS = ("content", "context", "reasoning")
+_MAX_WITHOUT_SHAPES = 2
+"""Up to this many turns are all rendered alone."""
 
 
-class _Alone(NamedTuple):
-    """A turn as serving meets it."""
+class _ServedTurn(NamedTuple):
+    """A turn in the conversation up to it, rendered alone, as serving meets it."""
 
     text: str | None
-    """The conversation up to it, rendered alone, up to the end of its target, or of its own text where it has none;
-    None where that fails."""
+    """The text up to the end of the turn's target, or of its own characters if it has no target.
+
+    None if that conversation cannot be rendered.
+    """
     targets: Targets
-    """Empty where nothing of the turn is trained."""
+    """Empty if nothing of the turn is trained."""
 
 
-class Part(NamedTuple):
-    """The first messages of a conversation, and the targets to train in their text."""
+class TrainedText(NamedTuple):
+    """A text to train on: the first messages of a conversation, and the targets in their rendering."""
 
-    messages: int
-    """How many."""
+    message_count: int
     targets: Targets
 
 
 class Conversation:
-    """One example's renderings, each made once, and the targets in them."""
+    """The renderings of one example, each made once, and the targets in them."""
 
-    def __init__(self, example: Example, finder: TargetFinder, sought: frozenset[str]) -> None:
-        """`sought` are the texts that the template looks for in others."""
+    def __init__(self, example: Example, finder: TargetFinder, searched_texts: frozenset[str]) -> None:
+        """`searched_texts` are the texts that the template searches for in others."""
         self._messages = example.messages
         self._finder = finder
-        self._sought = sorted(sought)
+        self._searched_texts = sorted(searched_texts)
         self._renderings: dict[int, Rendering] = {}
-        self._alone: dict[int, _Alone] = {}
+        self._served: dict[int, _ServedTurn] = {}
         self._turns = [index for index, message in enumerate(self._messages) if message.role == "assistant"]
 
-    def rendering(self, count: int) -> Rendering:
-        """The first `count` messages, rendered."""
-        if count not in self._renderings:
-            self._renderings[count] = Rendering.of(self._finder.render(self._messages[:count], False))
-        return self._renderings[count]
+    def rendering(self, message_count: int) -> Rendering:
+        """The first `message_count` messages, rendered."""
+        if message_count not in self._renderings:
+            self._renderings[message_count] = Rendering.of(self._finder.render(self._messages[:message_count], False))
+        return self._renderings[message_count]
 
-    def whole(self) -> Part:
-        """All messages, with the targets of every turn that is sound in their text."""
-        found = self._sound(len(self._messages), self._turns)
-        return Part(len(self._messages), _in_order(found))
+    def whole_text(self) -> TrainedText:
+        """All messages, with the targets of every turn that stands as served in their text."""
+        found = self._as_served(len(self._messages), self._turns)
+        return TrainedText(len(self._messages), _in_order(found))
 
-    def parts(self, *, last_only: bool) -> list[Part]:
-        """As few texts as hold every turn with a weight soundly, the shortest first; each turn has targets in one."""
+    def texts(self, *, last_only: bool) -> list[TrainedText]:
+        """The fewest texts that hold every turn with a weight as served, the shortest first.
+
+        Each such turn has targets in exactly one of them. `last_only` asks for the last turn alone.
+        """
         turns = self._turns[-1:] if last_only else self._turns
         missing = [turn for turn in turns if self._messages[turn].weight]
-        parts = []
-        count = len(self._messages)
+        texts = []
+        message_count = len(self._messages)
         while missing:
-            found = self._sound(count, [turn for turn in missing if turn < count])
+            found = self._as_served(message_count, [turn for turn in missing if turn < message_count])
             if targets := _in_order(found):
-                parts.append(Part(count, targets))
+                texts.append(TrainedText(message_count, targets))
             missing = [turn for turn in missing if turn not in found]
-            while missing and not self._turn_alone(missing[-1]).targets:
+            while missing and not self._served_turn(missing[-1]).targets:
                 missing.pop()
-            # At the least its own last turn is sound in a text.
-            count = missing[-1] + 1 if missing else 0
-        return parts[::-1] or [Part(len(self._messages), ())]
+            # The text that ends with the last missing turn holds at least that turn as served.
+            message_count = missing[-1] + 1 if missing else 0
+        return texts[::-1] or [TrainedText(len(self._messages), ())]
 
-    def _sound(self, count: int, wanted: Sequence[int]) -> dict[int, Targets]:
-        """Those of the turns that are sound in the text of the first `count` messages, with their targets."""
-        rendering = self.rendering(count)
-        if len(wanted) <= _FEW:
-            return self._checked(wanted, rendering)
-        segments = _Segments(rendering, count)
-        turns = [turn for turn in self._turns if turn < count]
+    def _as_served(self, message_count: int, wanted: Sequence[int]) -> dict[int, Targets]:
+        """The wanted turns that stand as served in the text of the first `message_count` messages, with targets."""
+        rendering = self.rendering(message_count)
+        if len(wanted) <= _MAX_WITHOUT_SHAPES:
+            return self._compared_alone(wanted, rendering)
+        segments = _Segments(rendering, message_count)
+        turns = [turn for turn in self._turns if turn < message_count]
         shapes: dict[Hashable, list[int]] = {}
         for turn in turns:
-            shapes.setdefault(self._shape(turn, count, segments), []).append(turn)
-        known: dict[int, tuple[_Place, ...]] = {}
-        for alike in shapes.values():
-            ends = self._checked(dict.fromkeys((alike[0], alike[-1])), rendering)
-            places = {segments.places(turn, targets) for turn, targets in ends.items()}
-            shared = places.pop() if len(places) == 1 else None
-            if shared is not None and alike[0] in ends and alike[-1] in ends:
-                known |= dict.fromkeys(alike[1:-1], shared)
+            shapes.setdefault(self._shape(turn, message_count, segments), []).append(turn)
+        known: dict[int, tuple[_Position, ...]] = {}
+        for same_shape in shapes.values():
+            ends = self._compared_alone(dict.fromkeys((same_shape[0], same_shape[-1])), rendering)
+            positions = {segments.positions(turn, targets) for turn, targets in ends.items()}
+            shared = positions.pop() if len(positions) == 1 else None
+            if shared is not None and same_shape[0] in ends and same_shape[-1] in ends:
+                known |= dict.fromkeys(same_shape[1:-1], shared)
         found: dict[int, Targets] = {}
-        intact = True
+        all_as_served = True
         for turn in turns:
-            if intact and turn in known:
+            if all_as_served and turn in known:
                 found[turn] = segments.targets(turn, known[turn])
-            elif intact or turn in wanted:
-                found |= self._checked([turn], rendering)
-                # What an unsound turn does to the text before others, no shape tells.
-                intact = intact and turn in found
+            elif all_as_served or turn in wanted:
+                found |= self._compared_alone([turn], rendering)
+                # A turn that does not stand as served may change the text before later turns; no shape shows that.
+                all_as_served = all_as_served and turn in found
         return {turn: found[turn] for turn in wanted if turn in found}
 
-    def _checked(self, turns: Iterable[int], rendering: Rendering) -> dict[int, Targets]:
-        """Those of the turns with whose own text this one begins."""
-        alone = {turn: self._turn_alone(turn) for turn in turns}
+    def _compared_alone(self, turns: Iterable[int], rendering: Rendering) -> dict[int, Targets]:
+        """The turns that stand as served in a rendering, found by rendering each alone."""
+        served_turns = {turn: self._served_turn(turn) for turn in turns}
         return {
-            turn: one.targets
-            for turn, one in alone.items()
-            if one.text is not None and rendering.text.startswith(one.text)
+            turn: served.targets
+            for turn, served in served_turns.items()
+            if served.text is not None and rendering.text.startswith(served.text)
         }
 
-    def _turn_alone(self, turn: int) -> _Alone:
-        if turn not in self._alone:
+    def _served_turn(self, turn: int) -> _ServedTurn:
+        if turn not in self._served:
             messages = self._messages[: turn + 1]
             text = None
             targets: Targets = ()
             try:
                 rendering = self.rendering(turn + 1)
-                own = rendering.own(turn)
-                text = rendering.text[: own[1]] if own else ""
+                own_range = rendering.own_range(turn)
+                text = rendering.text[: own_range[1]] if own_range else ""
                 if targets := self._finder.targets(messages, rendering):
                     text = rendering.text[: targets[-1].end]
             except RecordError:
-                # What opens a conversation answers nothing, so that there may be no prompt for it.
+                # A turn with which the conversation starts answers nothing, so it may have no prompt.
                 if messages[turn].weight and any(message.role == "user" for message in messages):
                     raise
-            self._alone[turn] = _Alone(text, targets)
-        return self._alone[turn]
+            self._served[turn] = _ServedTurn(text, targets)
+        return self._served[turn]
 
-    def _shape(self, turn: int, count: int, segments: _Segments) -> Hashable:
+    def _shape(self, turn: int, message_count: int, segments: _Segments) -> Hashable:
         message = self._messages[turn]
-        around = [self._messages[place].role if 0 <= place < count else None for place in (turn - 1, turn + 1)]
-        printed = segments.printed(turn)
-        manners = [self._manner(getattr(message, field), printed.get(field, "")) for field in _TEXTS]
-        filled = [bool(value) for value in (message.name, message.parts, message.tool_calls)]
-        return segments.outline(turn), *around, *filled, *manners
+        neighbours = (turn - 1, turn + 1)
+        roles = [self._messages[index].role if 0 <= index < message_count else None for index in neighbours]
+        printed = segments.printed_fields(turn)
+        traits = [self._text_traits(getattr(message, field), printed.get(field, "")) for field in _TEXT_FIELDS]
+        present = [bool(value) for value in (message.name, message.parts, message.tool_calls)]
+        return segments.layout(turn), *roles, *present, *traits
 
-    def _manner(self, value: str, printed: str) -> Hashable:
-        """How a field's text was printed, and what a template may see in it."""
+    def _text_traits(self, value: str, printed: str) -> Hashable:
+        """What a template may see in a field's text, and whether it printed the text unchanged."""
         if not value:
             return None
         edges = value[0].isspace(), value[-1].isspace(), printed == value, printed.strip() == value.strip()
-        return edges, tuple(text in value for text in self._sought)
+        return edges, tuple(text in value for text in self._searched_texts)
 
 
-class EveryTurn(Conversation):
-    """One whose turns are all rendered alone: no shape stands for another."""
+class SeparateTurns(Conversation):
+    """A conversation that renders every turn alone and infers nothing from shapes."""
 
-    def _sound(self, count: int, wanted: Sequence[int]) -> dict[int, Targets]:
-        return self._checked(wanted, self.rendering(count))
+    def _as_served(self, message_count: int, wanted: Sequence[int]) -> dict[int, Targets]:
+        return self._compared_alone(wanted, self.rendering(message_count))
 
 
 class _Segments:
-    """A text in pieces, one a message: what stands between the messages before it and those behind it."""
+    """A text in one segment per message, from the end of the messages before it to the start of those after it."""
 
-    def __init__(self, rendering: Rendering, count: int) -> None:
+    def __init__(self, rendering: Rendering, message_count: int) -> None:
         self._text, self._spans = rendering
         self._starts = [*(span.start for span in self._spans), len(self._text)]
-        heads, ends = [len(self._text)] * count, [0] * count
+        heads, ends = [len(self._text)] * message_count, [0] * message_count
         for span in reversed(self._spans):
             if (message := span.origin.message) is not None:
                 heads[message] = span.start
                 if not span.origin.in_header:
                     ends[message] = max(ends[message], span.end)
-        before = [0, *accumulate(ends, max)]
-        behind = [len(self._text), *accumulate(reversed(heads), min)][::-1]
+        end_before = [0, *accumulate(ends, max)]
+        start_after = [len(self._text), *accumulate(reversed(heads), min)][::-1]
         self._bounds = [
-            (bisect_left(self._starts, before[message]), bisect_left(self._starts, behind[message + 1]))
-            for message in range(count)
+            (bisect_left(self._starts, end_before[message]), bisect_left(self._starts, start_after[message + 1]))
+            for message in range(message_count)
         ]
 
-    def outline(self, message: int) -> Hashable:
-        """The template's own text, and which field of which message stands where."""
+    def layout(self, message: int) -> Hashable:
+        """The literals of a message's segment, and between them which field of which message is printed."""
         return tuple(
             (self._text[span.start : span.end], span.origin.generation)
             if span.origin.is_template
             else (span.origin.kind, span.origin.field, _distance(span.origin.message, message), span.origin.generation)
-            for span in self._of(message)
+            for span in self._spans_of(message)
         )
 
-    def printed(self, message: int) -> dict[str, str]:
-        """The message's own texts as they stand there, by field."""
+    def printed_fields(self, message: int) -> dict[str, str]:
+        """The message's own texts as they are printed in its segment, by field."""
         texts: dict[str, str] = {}
-        for span in self._of(message):
+        for span in self._spans_of(message):
             if span.origin.message == message and span.origin.field is not None:
                 texts[span.origin.field] = texts.get(span.origin.field, "") + self._text[span.start : span.end]
         return texts
 
-    def places(self, message: int, targets: Targets) -> tuple[_Place, ...] | None:
-        """The targets' offsets as places in the outline; None where one is none."""
+    def positions(self, message: int, targets: Targets) -> tuple[_Position, ...] | None:
+        """The bounds of the targets as positions in the segment; None if one has no position there."""
         offsets = (offset for target in targets for offset in (target.start, target.marker_start, target.end))
-        places = [self._place(message, offset) for offset in offsets]
-        return tuple(place for place in places if place is not None) if None not in places else None
+        positions = [self._position(message, offset) for offset in offsets]
+        return tuple(position for position in positions if position is not None) if None not in positions else None
 
-    def targets(self, message: int, places: Sequence[_Place]) -> Targets:
-        """The targets at places of the outline."""
+    def targets(self, message: int, positions: Sequence[_Position]) -> Targets:
+        """The targets whose bounds are at these positions of the segment."""
         first, _ = self._bounds[message]
-        offsets = [self._starts[first + place.span] + place.offset for place in places]
+        offsets = [self._starts[first + position.span] + position.offset for position in positions]
         return tuple(
             TargetSpan(message=message, start=start, marker_start=marker_start, end=end)
             for start, marker_start, end in zip(offsets[::3], offsets[1::3], offsets[2::3], strict=True)
         )
 
-    def _of(self, message: int) -> Sequence[Span]:
+    def _spans_of(self, message: int) -> Sequence[Span]:
         first, last = self._bounds[message]
         return self._spans[first:last]
 
-    def _place(self, message: int, offset: int) -> _Place | None:
+    def _position(self, message: int, offset: int) -> _Position | None:
         first, last = self._bounds[message]
         span = bisect_right(self._starts, offset) - 1
-        place = _Place(span - first, offset - self._starts[span])
-        inside = first <= span < last and (self._spans[span].origin.is_template or not place.offset)
-        return place if inside or (span == last and not place.offset) else None
+        position = _Position(span - first, offset - self._starts[span])
+        inside = first <= span < last and (self._spans[span].origin.is_template or not position.offset)
+        return position if inside or (span == last and not position.offset) else None
 
 
-class _Place(NamedTuple):
-    """An offset in a piece, told by the span it stands in: inside one only where the template wrote it."""
+class _Position(NamedTuple):
+    """An offset in a segment: the index of a span, and an offset in that span, which is 0 except in a literal."""
 
     span: int
     offset: int

@@ -1,4 +1,4 @@
-"""What a template receives for an example: plain for the self-check, traced for the rendering that is used."""
+"""Builds the variables that a template receives for an example, as tracked text that carries the field it came from."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from collections.abc import Mapping
 from typing import Any
 
 from templatekit.errors import RecordError
-from templatekit.formats.accepted_forms import Takes, Variables
-from templatekit.formats.provenance import concat, literal, plain_text, traced
+from templatekit.formats.accepted_forms import AcceptedForms, Variables
+from templatekit.formats.provenance import concat, literal, plain_text, track
 from templatekit.types import Example, Message, SpecialTokens, field_origin
 
-CONTEXT_JOINT = "\n\n"
-"""Stands between a message's content and its context in chat templates, which know no context."""
+CONTEXT_SEPARATOR = "\n\n"
+"""Separates a message's content from its context in chat templates, which know no context."""
 
 
 def special_variables(tokens: SpecialTokens) -> Variables:
-    """The tokenizer's texts; they count as the template's own, since it chooses where they stand.
+    """The tokenizer's special tokens, as literals: it is the template that decides where to write them.
 
-    What the tokenizer lacks is undefined, as in transformers.
+    A token that the tokenizer lacks is undefined, as in transformers.
     """
     texts = {"bos_token": tokens.bos, "eos_token": tokens.eos, "pad_token": tokens.pad, "unk_token": tokens.unk}
     return {name: literal(text) for name, text in texts.items() if text or not tokens.known}
 
 
 def instruction_variables(
-    messages: tuple[Message, ...], example: Example, *, name: str, bare: bool = False
+    messages: tuple[Message, ...], example: Example, *, name: str, allows_no_prompt: bool = False
 ) -> Variables:
-    """One turn by field: `system`, `instruction`, `context`, `response` (absent in a prompt).
+    """One turn by field: `system`, `instruction`, `context` and `response`, which is empty for a prompt.
 
-    A `bare` format, which writes nothing around them, holds an answer alone too.
+    `allows_no_prompt` accepts an answer without a user's message, for a template that writes nothing before the answer.
     """
     system, rest = _leading_system(messages)
     roles = tuple(message.role for message in rest)
-    if bare and roles in (("assistant",), ()):
+    if allows_no_prompt and roles in (("assistant",), ()):
         rest = (Message(role="user"), *rest)
     elif roles not in (("user", "assistant"), ("user",)):
         found = ", ".join(roles) or "nothing"
@@ -49,82 +49,83 @@ def instruction_variables(
             reason="not_one_turn",
         )
     offset = len(messages) - len(rest)
-    beyond = [
+    unsupported = [
         f"messages[{index}].{field}"
         for index, message in enumerate(messages)
         for field in ("reasoning", "tool_calls", "name")
         if getattr(message, field)
     ]
-    beyond += [field for field in ("tools", "documents") if getattr(example, field)]
-    if beyond:
+    unsupported += [field for field in ("tools", "documents") if getattr(example, field)]
+    if unsupported:
         raise RecordError(
             f"template {name!r} has no place for it; choose a chat template that has",
-            field=beyond[0],
+            field=unsupported[0],
             reason="no_place_for_field",
         )
     variables: Variables = {"system": "", "response": ""}
     if system is not None:
-        variables["system"] = traced(system.content, field_origin("content", 0))
-    variables["instruction"] = traced(rest[0].content, field_origin("content", offset))
-    variables["context"] = traced(rest[0].context, field_origin("context", offset))
+        variables["system"] = track(system.content, field_origin("content", 0))
+    variables["instruction"] = track(rest[0].content, field_origin("content", offset))
+    variables["context"] = track(rest[0].context, field_origin("context", offset))
     if len(rest) == 2:
-        variables["response"] = traced(rest[1].content, field_origin("content", offset + 1))
+        variables["response"] = track(rest[1].content, field_origin("content", offset + 1))
     return variables
 
 
-def chat_variables(messages: tuple[Message, ...], example: Example, takes: Takes) -> Variables:
-    """`messages`, `tools` and `documents` as Hugging Face chat templates receive them, in forms that this one takes."""
+def chat_variables(messages: tuple[Message, ...], example: Example, accepted_forms: AcceptedForms) -> Variables:
+    """`messages`, `tools` and `documents` as Hugging Face passes them, in the forms that the template accepts."""
     variables: Variables = {
-        "messages": [_chat_message(index, message, takes) for index, message in enumerate(messages)]
+        "messages": [_chat_message(index, message, accepted_forms) for index, message in enumerate(messages)]
     }
     for field in ("tools", "documents"):
         value = getattr(example, field)
-        variables[field] = traced(list(value), field_origin(field)) if value else None
+        variables[field] = track(list(value), field_origin(field)) if value else None
     return variables
 
 
-def _chat_message(index: int, message: Message, takes: Takes) -> Variables:
-    def of(field: str) -> Any:
-        return traced(getattr(message, field), field_origin(field, index))
+def _chat_message(index: int, message: Message, accepted_forms: AcceptedForms) -> Variables:
+    def tracked(field: str) -> Any:
+        return track(getattr(message, field), field_origin(field, index))
 
-    values: Variables = {"role": of("role"), "content": _content(index, message, takes)}
+    values: Variables = {"role": tracked("role"), "content": _content(index, message, accepted_forms)}
     if message.name:
-        values["name"] = of("name")
+        values["name"] = tracked("name")
     if message.reasoning:
-        # The standard name, and the one that gpt-oss templates read; transformers fills both as well.
-        values["reasoning_content"] = values["thinking"] = of("reasoning")
+        # The standard name, and the one that gpt-oss templates read; transformers fills both too.
+        values["reasoning_content"] = values["thinking"] = tracked("reasoning")
     if message.tool_calls:
-        calls = [_call(call, takes.calls.arguments) for call in message.tool_calls]
-        values["tool_calls"] = traced(calls, field_origin("tool_calls", index))
+        calls = [_call(call, accepted_forms.calls.arguments) for call in message.tool_calls]
+        values["tool_calls"] = track(calls, field_origin("tool_calls", index))
     if message.tool_call_id:
-        values["tool_call_id"] = of("tool_call_id")
+        values["tool_call_id"] = tracked("tool_call_id")
     return values
 
 
-def _content(index: int, message: Message, takes: Takes) -> Any:
-    """The content as this template takes it: text, a list of text parts, or, beside tool calls alone, None."""
+def _content(index: int, message: Message, accepted_forms: AcceptedForms) -> Any:
+    """The content in an accepted form: a text or a list of text parts; for tool calls without content, maybe None."""
     origin = field_origin("content", index)
     if not message.content and not message.context and message.tool_calls:
-        return traced(takes.calls.content, origin)
-    form = takes.content(message.role)
-    if message.parts and not message.context and form in ("either", "list") and _parts_hold(message):
-        return traced(list(message.parts), origin)
-    text = traced(message.content, origin)
+        return track(accepted_forms.calls.content, origin)
+    form = accepted_forms.content(message.role)
+    if message.parts and not message.context and form in ("either", "list") and _parts_match_content(message):
+        return track(list(message.parts), origin)
+    text = track(message.content, origin)
     if message.context:
-        context = traced(message.context, field_origin("context", index))
-        text = concat([text, literal(CONTEXT_JOINT), context] if text else [context])
+        context = track(message.context, field_origin("context", index))
+        text = concat([text, literal(CONTEXT_SEPARATOR), context] if text else [context])
     return text if form in ("text", "either") else [{"type": literal("text"), "text": text}]
 
 
-def _parts_hold(message: Message) -> bool:
-    """Whether a message's parts still say what its content says."""
+def _parts_match_content(message: Message) -> bool:
+    """Whether a message's parts still hold the same text as its content."""
     return "\n".join(str(part.get("text")) for part in message.parts) == message.content
 
 
 def _call(call: Mapping[str, Any], form: str) -> Mapping[str, Any]:
-    """A tool call whose arguments are an object, or, where the template takes that alone, JSON text.
+    """A tool call whose arguments are an object, or JSON text if the template accepts only that.
 
-    Servers parse the text that clients send, and take none for no arguments. What is no JSON object stays text.
+    Servers parse arguments that clients send as text, and read missing arguments as none. Text that is not a JSON
+    object stays as it is.
     """
     function = call.get("function")
     if not isinstance(function, Mapping):
@@ -135,19 +136,19 @@ def _call(call: Mapping[str, Any], form: str) -> Mapping[str, Any]:
     if form == "text" and not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     elif form == "object" and isinstance(arguments, str):
-        arguments = _parsed(arguments)
+        arguments = _parse_object(arguments)
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _parsed(text: str) -> Any:
+def _parse_object(text: str) -> Any:
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError):
         return text
     return value if isinstance(value, dict) else text
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({key for key, _ in pairs}) < len(pairs):
         raise ValueError("a key twice: the object would lose one of its values")
     return dict(pairs)
@@ -156,7 +157,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError("no number of JSON, or too large for one")
+        raise ValueError("not a JSON number, or too large")
     return number
 
 
@@ -166,12 +167,12 @@ def _leading_system(messages: tuple[Message, ...]) -> tuple[Message | None, tupl
     return None, messages
 
 
-def plain(value: Any) -> Any:
-    """The same variables as plain JSON-like values."""
+def untracked(value: Any) -> Any:
+    """The same variables as plain JSON-like values, without origins."""
     if isinstance(value, str):
         return plain_text(value)
     if isinstance(value, Mapping):
-        return {plain(key): plain(item) for key, item in value.items()}
+        return {untracked(key): untracked(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [untracked(item) for item in value]
     return value

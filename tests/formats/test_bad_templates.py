@@ -29,7 +29,7 @@ BAD = {
     "the response twice": ("{{ response }}{{ response }}", "template 'bad': uses `response` 2 times, on lines 1, 1"),
     "the response before the prompt": (
         "{{ response }}{{ instruction }}",
-        "template 'bad': the response must be printed once, behind all other fields; found response",
+        "template 'bad': the response must be printed once, after all other fields; found response",
     ),
     "an endless loop": (
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}" + CHAT,

@@ -18,7 +18,7 @@ from testkit.bundled import BUNDLED, CHAT, ONE_TURN, REWRITES, WITHOUT_SYSTEM, o
 
 from templatekit import Example, Message, RecordError, Registry, RenderedText, Template
 from templatekit.formats.lookup import find_template
-from templatekit.testing import adversarial as texts
+from templatekit.testing import texts
 from templatekit.types import SpecialTokens
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -98,7 +98,7 @@ def _outcome(work: Callable[[], object]) -> tuple[str, str | None] | None:
 def test_a_prompt_loses_no_message(
     template: Template, case: str, continue_final: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What has no place in the whole text has none in the prompt, and is refused there by the same words."""
+    """A field with no place in the whole text has none in the prompt, and is refused there with the same words."""
     refused = _outcome(lambda: template.render(EXAMPLES[case], TOKENS))
 
     def prompted() -> tuple[str, str | None] | None:
@@ -166,7 +166,7 @@ def chapter7(instruction: str, input: str, output: str) -> tuple[str, str]:
 
 
 def seed(instruction: str, input: str, output: str) -> tuple[str, str]:
-    """The first tutorial: a space behind two headers, and an input header that is always there."""
+    """The first tutorial: a space after two headers, and an input header that is always there."""
     prompt = f"{BLURB}\n\n### Instruction: \n{instruction}\n\n###Input: \n{input}\n\n### Response: \n"
     return prompt, prompt + output
 
@@ -190,7 +190,7 @@ def phi3_chapter7(instruction: str, input: str, output: str) -> tuple[str, str]:
 
 
 def one_message(instruction: str, input: str) -> str:
-    """A chat message knows no context: it follows the content behind an empty line."""
+    """A chat message knows no context: it follows the content after an empty line."""
     return f"{instruction}\n\n{input}" if input and instruction else instruction or input
 
 

@@ -20,7 +20,7 @@ from testkit.theirs import as_transformers, form_of, hugging_face
 from testkit.theirs import rendered as rendered_by_transformers
 
 from templatekit import Example, Message, RecordError, RenderedText, TemplateError
-from templatekit.testing import adversarial as texts
+from templatekit.testing import texts
 from templatekit.types import Sample, SpecialTokens
 
 EXAMPLES: Mapping[str, Example] = {

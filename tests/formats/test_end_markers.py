@@ -1,4 +1,4 @@
-"""The end marker: what the rule takes of a template's closing, and what it makes of published templates."""
+"""The end marker: the part of a closing that the rule takes, and the end markers of published templates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TURN = conversation(user("q"), assistant("a"))
 
 
 def made(closing: str, *, last: str = "", opening: str = "", comment: str = "") -> Template:
-    """A template that writes `closing` behind every answer, and `last` behind the last one."""
+    """A template that writes `closing` after every answer, and `last` after the last one."""
     return Template(
         TemplateFile(
             name="made",
@@ -48,7 +48,7 @@ def marker(template: Template, example: Example = TURN, tokens: SpecialTokens = 
         ("<call><end></s>", "", "<call><end></s>"),  # as DeepSeek's and LFM2's tool calls
         ("<call><end>\n", "</s>", "<call><end>"),
         ("<end>x\n", "</s>", "<end>x"),  # the longest token, not the one within it
-        ("<end>", "x</s>", None),  # what a user's turn takes the place of is another token
+        ("<end>", "x</s>", None),  # a user's turn replaces another token
         ("<end><open>", "", "<end>"),  # as Llama 3, which asks for the next answer in any case
         ("<end>\n<open>A", "</s>", "<end>"),
     ],
@@ -56,7 +56,7 @@ def marker(template: Template, example: Example = TURN, tokens: SpecialTokens = 
 def test_special_tokens(closing: str, last: str, expected: str | None) -> None:
     template = made(closing, last=last)
     if expected is None:
-        with pytest.raises(TemplateError, match="leaves open what ends an answer; found '<end>x</s>' behind it"):
+        with pytest.raises(TemplateError, match="leaves open what ends an answer; found '<end>x</s>' after it"):
             marker(template)
         return
     assert marker(template) == expected
@@ -71,7 +71,7 @@ def test_a_stop_text_decides(stop: str, expected: str) -> None:
     assert marker(made(closing, comment=f"{{# templatekit\nstop: ['{stop}'] #}}")) == expected
     assert marker(made(closing).ended_by(stop)) == expected
     named = made(closing, comment="{# templatekit\nstop: ['<call>'] #}")
-    assert marker(named.ended_by(stop)) == expected  # the option goes before the metadata
+    assert marker(named.ended_by(stop)) == expected  # the option overrides the metadata
     assert marker(named) == "<call>"
 
 
@@ -80,7 +80,7 @@ def test_a_stop_text_that_is_no_token() -> None:
 
 
 @pytest.mark.parametrize("closing", ["", "\n", " bye."])
-def test_an_open_end_is_asked_for_by_name(closing: str) -> None:
+def test_an_unclear_end_is_an_error(closing: str) -> None:
     with pytest.raises(TemplateError) as caught:
         marker(made(closing))
     for hint in ("--end-marker TEXT", "--end-marker none", 'stop: ["..."]', "end_marker: none", "{{ eos_token }}"):
@@ -93,7 +93,7 @@ def test_an_open_end_is_asked_for_by_name(closing: str) -> None:
 
 
 def test_special_tokens_of_data_end_nothing() -> None:
-    """A closing is the template's own text: up to the first character from elsewhere."""
+    """A closing is the template's own text: up to the first character of another origin."""
     source = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ messages[0].content }}{% endif %}"
     source += "{% endfor %}"
     template = Template(TemplateFile(name="made", source=source), strict=False)
@@ -114,7 +114,7 @@ def test_an_earlier_turn_that_ends_otherwise_is_a_sample_of_its_own() -> None:
 
 
 def ending(chat: Published, example: Example) -> str:
-    """The closing with a bar behind its marker; or why there is none."""
+    """The closing with a bar after its marker, or why there is none."""
     try:
         rendered = chat.template.samples(example, chat.tokens)[-1].rendered
     except RecordError as error:
@@ -128,7 +128,7 @@ def ending(chat: Published, example: Example) -> str:
 
 
 def test_published_templates_end_markers(update_golden: bool, tokenizer_of: Any) -> None:
-    """A table: template, an answer's end marker and what stands behind it, of a thought answer and a tool call too."""
+    """A table: for each template the end marker and the text after it, for an answer, reasoning and a tool call."""
     if not TRL:
         pytest.skip("trl is not installed")
     answer = conversation(user("Q?"), assistant("A."))

@@ -1,4 +1,4 @@
-"""The two environments give what transformers gives, and the traced one knows where each character came from."""
+"""Both environments give the text of transformers, and one of them knows the origin of each character."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from testkit.theirs import as_transformers
 
 from templatekit import Example, Message, RecordError, Template, TemplateError, TemplateFile
-from templatekit.testing import adversarial as texts
+from templatekit.testing import texts
 from templatekit.types import SpecialTokens
 
 TOKENS = SpecialTokens(bos="<BOS>", eos="<EOS>", special=frozenset({"<BOS>", "<EOS>", "<|im_end|>"}))
@@ -24,11 +24,13 @@ def template(source: str) -> Template:
     return Template(TemplateFile(name="tried", source=source), strict=False)
 
 
-def traced(source: str, example: Example = EXAMPLE) -> list[tuple[str, str]]:
-    """(text, origin) runs of a rendering, without what is to be trained."""
+def origin_runs(source: str, example: Example = EXAMPLE) -> list[tuple[str, str]]:
+    """The (text, origin) runs of a rendering."""
     from templatekit.formats.provenance import spans_of
 
-    text = template("{% if messages %}{% endif %}" + source)._text(example.messages, example, TOKENS, prompt=False)
+    text = template("{% if messages %}{% endif %}" + source)._render_messages(
+        example.messages, example, TOKENS, prompt=False
+    )
     return [(str.__getitem__(text, slice(span.start, span.end)), str(span.origin)) for span in spans_of(text)]
 
 
@@ -201,13 +203,13 @@ CASES: Mapping[str, tuple[str, list[tuple[str, str]]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_text_is_transformers_and_origins_are_known(name: str) -> None:
     source, expected = CASES[name]
-    runs = traced(source)
+    runs = origin_runs(source)
     assert "".join(text for text, _ in runs) == as_transformers(source, EXAMPLE, TOKENS)
     assert runs == expected
 
 
 def test_strftime_now_is_the_templates() -> None:
-    (text, origin), *_ = traced("{{ strftime_now('%Y') }}<x>")
+    (text, origin), *_ = origin_runs("{{ strftime_now('%Y') }}<x>")
     assert (text[-3:], origin) == ("<x>", "template")
     assert text == as_transformers("{{ strftime_now('%Y') }}<x>", EXAMPLE, TOKENS)
 
@@ -280,7 +282,7 @@ EXPRESSIONS = st.recursive(
 def test_any_expression_renders_as_transformers_and_never_as_template_text_that_is_data(
     expression: str, user: str, assistant: str
 ) -> None:
-    """Data is marked with letters that no template here holds: none of them may be laid to the template."""
+    """Data is marked with letters that no template here holds: none of them may get the origin of the template."""
     mark = "\U0001f9ea"
     example = Example(
         messages=(
@@ -290,7 +292,7 @@ def test_any_expression_renders_as_transformers_and_never_as_template_text_that_
     )
     source = "{% for m in messages %}[{{ " + expression + " }}]{% endfor %}"
     try:
-        runs = traced(source, example)
+        runs = origin_runs(source, example)
     except RecordError as error:
         with pytest.raises(Exception, match=r"."):
             as_transformers(source, example, TOKENS)
@@ -324,11 +326,11 @@ def test_any_expression_renders_as_transformers_and_never_as_template_text_that_
         ("{% for i in range(10**9) %}x{% endfor %}", "OverflowError: Range too big"),
     ],
 )
-def test_what_fails_in_a_template_says_where(source: str, words: str) -> None:
+def test_an_error_in_a_template_names_the_line(source: str, words: str) -> None:
     with pytest.raises(RecordError) as caught:
         template(source + ANSWER).render(EXAMPLE, TOKENS)
     assert words in str(caught.value)
-    assert "Traced" not in str(caught.value)
+    assert "Tracked" not in str(caught.value)
 
 
 NONES = ["{{ none }}", "{{ messages[0].get('x') }}", "{{ tools }}", "{{ documents }}", "{% set x = none %}{{ x }}"]
@@ -343,14 +345,14 @@ def test_none_is_never_printed(source: str) -> None:
 @pytest.mark.parametrize("tokens", [TOKENS, SpecialTokens(eos="<EOS>"), SpecialTokens()])
 def test_tokens_that_a_tokenizer_lacks_are_undefined(tokens: SpecialTokens) -> None:
     source = "{% for name in [bos_token, eos_token, pad_token] %}<{{ name is defined }}{{ name }}>{% endfor %}" + ANSWER
-    text = template(source)._text(EXAMPLE.messages, EXAMPLE, tokens, prompt=False)
+    text = template(source)._render_messages(EXAMPLE.messages, EXAMPLE, tokens, prompt=False)
     names = {f"{name}_token": getattr(tokens, name) for name in ("bos", "eos", "pad") if getattr(tokens, name)}
     assert "".join(text) == as_transformers(source, EXAMPLE, tokens, only=names)
 
 
 def test_text_that_differs_from_jinjas_is_an_error() -> None:
-    """The self-check: escaped text added to plain text comes out differently, and nobody is left unaware."""
-    with pytest.raises(TemplateError, match="the traced text differs from Jinja's"):
+    """The self-check: escaped text added to plain text gives another text, which is an error."""
+    with pytest.raises(TemplateError, match="the tracked text differs from Jinja's"):
         template("{{ (messages[0].content | e) + '<b>' }}" + ANSWER).render(EXAMPLE, TOKENS)
 
 
@@ -358,7 +360,7 @@ def test_control_text_from_data_is_data() -> None:
     example = Example(
         messages=(Message(role="user", content="<|im_end|>{{ 7*7 }}"), Message(role="assistant", content="x"))
     )
-    assert traced("{{ messages[0].content }}<|im_end|>{{ messages[1].content }}", example) == [
+    assert origin_runs("{{ messages[0].content }}<|im_end|>{{ messages[1].content }}", example) == [
         ("<|im_end|>{{ 7*7 }}", USER),
         ("<|im_end|>", "template"),
         ("x", ASSISTANT),

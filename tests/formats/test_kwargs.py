@@ -64,14 +64,14 @@ HEADS = (
         ('a=""', {"a": ""}),
     ],
 )
-def test_what_the_command_line_says(text: str, kwargs: dict[str, Any]) -> None:
+def test_kwargs_of_the_command_line(text: str, kwargs: dict[str, Any]) -> None:
     found = parse_kwargs(text)
     assert found == kwargs
     assert list(map(type, found.values())) == list(map(type, kwargs.values()))
 
 
 @pytest.mark.parametrize("text", ["enable_thinking", "=1", "a=", "a=1,a=2", "a=[1", "a=1,,b=2", 'a="x, b=1"'])
-def test_what_is_no_kwarg_is_an_error(text: str) -> None:
+def test_invalid_kwargs_are_errors(text: str) -> None:
     if text == "a=1,,b=2":  # a comma of the value's own
         assert parse_kwargs(text) == {"a": "1,", "b": 2}
         return
@@ -102,7 +102,7 @@ def test_options_take_what_json_has() -> None:
 
 @given(head=st.sampled_from(HEADS), value=JSON, other=JSON)
 def test_defaults_change_nothing_else(head: str, value: Any, other: Any) -> None:
-    """The template with a default gives the text of the template given that value, and a server's own goes before."""
+    """A template with a default gives the text of the template given that value; a server's own value overrides it."""
     source = (
         head
         + "{% if x is defined %}[{{ x | tojson }}]{% endif %}\n  {% for m in messages %}{{ m.content }}\n{% endfor %}"
@@ -128,7 +128,7 @@ def test_the_comparison_notices_a_lost_newline() -> None:
     )
 
 
-def test_only_what_is_read_from_outside_counts() -> None:
+def test_only_variables_read_from_outside_are_kwargs() -> None:
     source = (
         "{% set a = b %}{% for c in messages %}{% if c.d %}{% set e = 1 %}{% else %}{% set e = 2 %}{% endif %}{{ e }}"
         "{% endfor %}{% if not f is defined %}{% set f = 'x' %}{% endif %}{{ f ~ bos_token ~ range(3) ~ tools }}"
@@ -222,7 +222,7 @@ def test_published_templates_with_kwargs(name: str) -> None:
 
 
 def test_qwen3_without_thinking(tokenizer_of: Tokenizers, builtin: Registry) -> None:
-    """The empty thinking block is fed, not trained, and a server that is told nothing feeds it as well."""
+    """The empty thinking block is fed, not trained, and a server without a kwarg feeds it too."""
     from transformers import AutoTokenizer
 
     tokenizer = tokenizer_of("qwen3")
@@ -249,7 +249,7 @@ def test_qwen3_without_thinking(tokenizer_of: Tokenizers, builtin: Registry) -> 
         record["messages"][:1], add_generation_prompt=True, tokenize=False, enable_thinking=True
     )
     assert asked == fed.removesuffix("<think>\n\n</think>\n\n")
-    # Without the kwarg the block is the model's to write.
+    # Without the kwarg, the model writes the block.
     assert eye.one(record, "tokenizer").trained == ["<think>\n\n</think>\n\nFour.<|im_end|>"]
 
 

@@ -14,7 +14,7 @@ from testkit.theirs import as_transformers
 from templatekit import DataOptions, Example, Message, RecordError, Registry, Template, Tokenizer
 from templatekit.formats.lookup import find_template
 from templatekit.pipeline.pipeline import Pipeline
-from templatekit.testing import adversarial as texts
+from templatekit.testing import texts
 from templatekit.tokens.encoder import Encoder
 from templatekit.tokens.supervision import loss_spans
 from templatekit.types import SpecialTokens

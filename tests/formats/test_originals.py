@@ -19,7 +19,7 @@ from testkit.theirs import as_transformers
 
 from templatekit import Example, Message, RecordError, Registry, Template
 from templatekit.formats.lookup import find_template
-from templatekit.testing import adversarial as texts
+from templatekit.testing import texts
 from templatekit.types import SpecialTokens
 
 TOKENS = SpecialTokens(bos="<s>", eos="</s>", special=frozenset({"<s>", "</s>"}))

@@ -63,7 +63,7 @@ ERRORS = {
     "a response that is only set": ("{% set x = response %}{{ instruction }}{{ x }}", "stands inside a block"),
     "a response before the instruction": (
         "{{ response }}{{ instruction }}{{ eos_token }}",
-        "the response must be printed once, behind all other fields; found response, instruction",
+        "the response must be printed once, after all other fields; found response, instruction",
     ),
     "a response that is never printed": (
         "{{ instruction }}{% if add_generation_prompt and response %}{% endif %}",
@@ -71,7 +71,7 @@ ERRORS = {
     ),
     "a guarded response printed twice": (
         "{{ instruction }}{% if not add_generation_prompt %}{{ response }}|{{ response }}{% endif %}",
-        "the response must be printed once, behind all other fields; found instruction, response, response",
+        "the response must be printed once, after all other fields; found instruction, response, response",
     ),
     "a prompt that is no prefix": (
         "{{ instruction }}{% if add_generation_prompt %}prompt{% else %}{{ response }}{% endif %}",
@@ -92,7 +92,7 @@ def test_wrong_source(name: str) -> None:
     assert "'tried'" in str(caught.value)
 
 
-def test_names_that_the_template_asks_for_are_no_error() -> None:
+def test_names_that_the_template_tests_are_no_error() -> None:
     source = "{% if mood is defined %}{{ mood }}{% endif %}{{ tone | default('calm') }}{{ instruction }}{{ response }}"
     assert template(source).kind == "instruction"
 
@@ -102,7 +102,7 @@ OPTION = "{% if not add_vision_id and messages %}{{ add_vision_id or '' }}{% end
 
 
 @pytest.mark.parametrize("source", [SET, OPTION])
-def test_what_is_set_in_a_branch_or_is_an_option_is_no_error(source: str) -> None:
+def test_names_set_in_a_branch_and_options_are_no_error(source: str) -> None:
     assert template(source).kind == "chat"
 
 
@@ -115,7 +115,7 @@ def test_what_is_set_in_a_branch_or_is_an_option_is_no_error(source: str) -> Non
         ("{% if input %}{{ input }}{% endif %}{{ instruction }}{{ response }}", "input"),
     ],
 )
-def test_slips_of_the_pen_beside_them_are_still_found(source: str, name: str) -> None:
+def test_misspelt_names_beside_them_are_still_found(source: str, name: str) -> None:
     with pytest.raises(TemplateError, match=f"unknown variable '{name}'"):
         template(source)
 
@@ -205,7 +205,7 @@ def plain(source: str, **variables: str) -> str:
 GUARDED = {
     "end": "A {{ instruction }}\nB: {{ response }}",
     "trailing newlines": "A {{ instruction }}\nB: {{ response }}\n\n\n",
-    "text behind": "A {{ instruction }}\n\nB:\n{{ response }}\n\n### End\n",
+    "text after it": "A {{ instruction }}\n\nB:\n{{ response }}\n\n### End\n",
     "strips left": "A {{ instruction }}\n\nB:   \n\n {{- response }}{{ eos_token }}",
     "strips right": "A {{ instruction }} B: {{ response -}} \n\n {{ eos_token }}\n",
     "strips both": "A {{ instruction }} B: {{- response -}} C\n",
@@ -297,7 +297,7 @@ EMPTY_END = "{{ instruction }}{% if not add_generation_prompt %}{{ response }}{%
 
 def test_a_template_without_an_end_is_refused_by_name_where_a_tokenizer_is_known() -> None:
     example = Example(messages=(Message(role="user", content="i"), Message(role="assistant", content="r")))
-    with pytest.raises(TemplateError, match="template 'tried' leaves open what ends an answer; found '' behind it"):
+    with pytest.raises(TemplateError, match="template 'tried' leaves open what ends an answer; found '' after it"):
         template(EMPTY_END).render(example, TOKENS)
     assert template(EMPTY_END).render(example).target_spans[0].end == 2
     open_ended = template("{# templatekit\nend_marker: none #}" + EMPTY_END)

@@ -100,7 +100,7 @@ CONTENT = {
 def test_content_in_the_form_that_the_template_takes(name: str) -> None:
     source, form, printed = CONTENT[name]
     given = given_source(source)
-    assert given.takes.content("user") == (form if name != "text only" else "text")
+    assert given.accepted_forms.content("user") == (form if name != "text only" else "text")
     rendered = given.render(Example(messages=(parts("user", "A", "B"), parts("assistant", "C"))), TOKENS_OF_CHATML)
     assert rendered.text.startswith(f"<|im_start|>user\n{printed}<|im_end|>")
     assert "".join(pieces(rendered, "messages[0].content")) == printed.replace("<", "").replace(">", "")
@@ -118,13 +118,13 @@ def test_a_template_may_take_other_forms_for_other_roles() -> None:
         "{% for m in messages %}{% if m.role == 'user' %}{{ m.content[0].text }}{% else %}{{ m.content }}{% endif %}"
     )
     given = given_source(source + "{{ eos_token }}{% endfor %}")
-    assert [given.takes.content(role) for role in ("user", "assistant")] == ["one part", "text"]
+    assert [given.accepted_forms.content(role) for role in ("user", "assistant")] == ["one part", "text"]
     rendered = given.render(Example(messages=(message("user", "A"), parts("assistant", "B", "C"))), TOKENS)
     assert rendered.text == "A<EOS>B\nC<EOS>"
 
 
-def test_parts_that_no_longer_say_what_the_content_says_are_left() -> None:
-    """Whoever shortens a content need not know of parts."""
+def test_parts_that_do_not_match_the_content_are_ignored() -> None:
+    """So code that shortens the content need not change the parts."""
     changed = message("user", "A", parts=({"type": "text", "text": "A and much more"},))
     rendered = given_source(EITHER).render(Example(messages=(changed, message("assistant", "B"))), TOKENS_OF_CHATML)
     assert rendered.text.startswith("<|im_start|>user\nA<|im_end|>")
@@ -133,13 +133,13 @@ def test_parts_that_no_longer_say_what_the_content_says_are_left() -> None:
 def test_probes_are_made_once_and_only_when_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     given = Template(TemplateFile(name="counted", source=CHATML), strict=False)
     runs: list[Any] = []
-    run = given._run
+    run = given._render_variables
 
     def counted(variables: Any) -> Any:
         runs.append(variables)
         return run(variables)
 
-    monkeypatch.setattr(given, "_run", counted)
+    monkeypatch.setattr(given, "_render_variables", counted)
     example = Example(messages=(message("user", "A"), message("assistant", "B")))
     given.prompt(example)
     assert len(runs) == 3  # two for the user's content, and the prompt itself
@@ -192,11 +192,11 @@ DATED = "{{ strftime_now('%Y') }}{% for message in messages %}{{ message.role }}
          None),
     ],
 )  # fmt: skip
-def test_what_is_computed_hides_no_loss(printed: str, example: Example, lost: str | None) -> None:
+def test_computed_text_hides_no_loss(printed: str, example: Example, lost: str | None) -> None:
     """Neither a date nor a length is a place for a text; what is joined with a number may be one."""
     template = given_source(DATED.replace("MESSAGE", printed))
     tokens = SpecialTokens(special=frozenset({"<|END|>"}))
-    for _ in range(20):  # with a plan and without
+    for _ in range(20):  # with a compiled trace and without
         if lost is None:
             assert "Who flies?" in template.render(example, tokens).text
             continue
@@ -245,10 +245,10 @@ def test_arguments_are_an_object_or_text_as_the_template_takes_them(name: str) -
 
 def test_which_arguments_templates_take() -> None:
     end = "{{ eos_token }}{% endfor %}"
-    assert given_source(OBJECTS + end).takes.calls == ("object", "")
-    assert given_source(LOOPS + end).takes.calls == ("object", "")
-    assert given_source(TEXTS + end).takes.calls == ("text", "")
-    assert given_source(OR_CALLS + end).takes.calls == ("object", None)
+    assert given_source(OBJECTS + end).accepted_forms.calls == ("object", "")
+    assert given_source(LOOPS + end).accepted_forms.calls == ("object", "")
+    assert given_source(TEXTS + end).accepted_forms.calls == ("text", "")
+    assert given_source(OR_CALLS + end).accepted_forms.calls == ("object", None)
 
 
 def test_null_content_for_templates_that_print_either() -> None:
@@ -428,7 +428,7 @@ def test_published_templates_on_everything(name: str, example: Example, data: st
     ours = template(name, source)
     for prompt in (False, True):
         try:
-            text = ours._text(example.messages, example, tokens, prompt=prompt)
+            text = ours._render_messages(example.messages, example, tokens, prompt=prompt)
         except RecordError as error:
             assert error.reason in REFUSALS
             refused_by_transformers(source, example, tokens, prompt, error)
@@ -523,7 +523,7 @@ def test_the_text_goes_on_from_a_prefill(prefill: str, more: str) -> None:
     assert text == prompt.text + more + "<|im_end|>\n"
 
 
-def test_nothing_yet_is_continued_where_it_would_stand() -> None:
+def test_an_empty_answer_is_continued_where_it_would_be_printed() -> None:
     messages = (message("user", "A?"), message("assistant", ""))
     example = Example(messages=messages)
     prompt = given_source(CHATML).prompt(example, continue_final=True)

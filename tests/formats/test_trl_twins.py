@@ -107,7 +107,7 @@ OTHERWISE: Mapping[tuple[str, str], str] = {
     ("diffusion_gemma", "a tool"): "its prompt behind a tool's answer lacks the header that its text has there",
     ("diffusion_gemma", "a call beside text"): "a call ends in <|tool_response>, at which a server stops",
 }
-"""Where more is trained here than in front and behind; the twin's text is in it."""
+"""Where more is trained here than before and after; the twin's text is in it."""
 LOSING = {("gemma", "a system message"), ("muse_glimmer", "a call beside text")}
 """What has no place in an original: refused here, and left out by its twin or refused too."""
 WITH_TOOLS = (
@@ -129,7 +129,7 @@ def ours(name: str, example: Example) -> str:
 
 
 def theirs(name: str, example: Example) -> str:
-    """What the twin marks from the last turn on: behind all that it writes for the turns before."""
+    """What the twin marks from the last turn on: after all that it writes for the turns before."""
     source = source_of(f"{name}_training")
     messages = [hugging_face(message, form_of(source)) for message in example.messages]
     more: dict[str, Any] = {"tools": list(example.tools) or None}
@@ -163,7 +163,7 @@ def test_the_trained_text_is_the_twins(name: str, case: str) -> None:
     assert same(mine, twins, TWINS[name])
 
 
-def test_every_pair_is_told_of() -> None:
+def test_every_pair_is_listed() -> None:
     if not TRL:
         pytest.skip("trl is not installed")
     assert sorted([*TWINS, *APART]) == sorted(PAIRS)

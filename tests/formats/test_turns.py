@@ -66,7 +66,7 @@ Alone = tuple[str, tuple[TargetSpan, ...]]
 
 
 def alone(template: Template, example: Example, tokens: SpecialTokens, turn: int) -> Alone:
-    """A turn's text up to the end of its target, and its targets, where the conversation ends with it."""
+    """A turn's text up to the end of its target, and its targets, if the conversation ends with the turn."""
     messages = [replace(message, weight=0.0) for message in example.messages[:turn]]
     cut = replace(example, messages=(*messages, replace(example.messages[turn], weight=1.0)))
     (sample,) = template.samples(cut, tokens, last_only=True)
@@ -77,15 +77,15 @@ def alone(template: Template, example: Example, tokens: SpecialTokens, turn: int
 def check_turns(template: Template, example: Example, tokens: SpecialTokens) -> int:
     """PROPERTIES 28: the targets in a text are those of each turn's own rendering, and each is in one sample.
 
-    Gives the number of samples.
+    Returns how many samples there are.
     """
     samples = template.samples(example, tokens)
     turns = [turn for turn, message in enumerate(example.messages) if message.role == "assistant" and message.weight]
     own = {turn: alone(template, example, tokens, turn) for turn in turns}
     whole = template.render(example, tokens)
-    sound = [turn for turn in turns if whole.text.startswith(own[turn][0])]
+    as_served = [turn for turn in turns if whole.text.startswith(own[turn][0])]
     found = [target for target in whole.target_spans if whole.message_weights[target.message]]
-    assert found == [target for turn in sound for target in own[turn][1]]
+    assert found == [target for turn in as_served for target in own[turn][1]]
     trained = Counter[TargetSpan]()
     for sample in samples:
         assert sample.rendered.text == template.render(sample.example, tokens).text
@@ -127,44 +127,44 @@ def template_of(turn: str) -> Template:
 
 
 DEPENDENT = {
-    "a text that it looks for": "A {% if 'b' in m.content and loop.last %}!{% endif %}{{ m.content }}",
+    "a text that it searches for": "A {% if 'b' in m.content and loop.last %}!{% endif %}{{ m.content }}",
     "a text that it splits at": "A {{ m.content if loop.last else m.content.split('b')[-1] }}",
     "a text in a variable": "{% set t = '<b>' %}A {% if t in m.content and loop.last %}!{% endif %}{{ m.content }}",
     "whitespace at the edge": "A {% if loop.last %}{{ m.content | trim }}{% else %}{{ m.content }}{% endif %}",
     "a field": "A {% if m.reasoning_content and loop.last %}{{ m.reasoning_content }}!{% endif %}{{ m.content }}",
-    "who comes next": "A {% if loop.nextitem is defined and loop.nextitem.role == 'tool' %}!{% endif %}{{ m.content }}",
+    "the next role": "A {% if loop.nextitem is defined and loop.nextitem.role == 'tool' %}!{% endif %}{{ m.content }}",
     "an empty text": "A {% if not m.content and loop.last %}(nothing){% endif %}{{ m.content }}",
-    "the place": "A {{ m.content }}{% if loop.index < 5 and loop.revindex > 1 %}!{% endif %}",
+    "the position": "A {{ m.content }}{% if loop.index < 5 and loop.revindex > 1 %}!{% endif %}",
 }
 ODD = {
-    "a text that it looks for": assistant("abc"),
+    "a text that it searches for": assistant("abc"),
     "a text that it splits at": assistant("abc"),
     "a text in a variable": assistant("a<b>c"),
     "whitespace at the edge": assistant("a "),
     "a field": assistant("a", reasoning="r"),
-    "who comes next": assistant("a"),
+    "the next role": assistant("a"),
     "an empty text": assistant(""),
-    "the place": assistant("a"),
+    "the position": assistant("a"),
 }
 
 
 def with_odd_turn(what: str) -> Example:
-    """Eight plain turns, the fifth of them as the template treats it apart."""
+    """Eight plain turns, except that the template treats the fifth differently."""
     pairs = [(user("x"), assistant("a")) for _ in range(8)]
     pairs[4] = (user("x"), ODD[what])
     messages = [message for pair in pairs for message in pair]
-    if what == "who comes next":
+    if what == "the next role":
         messages.insert(10, Message(role="tool", content="t"))
     return Example(messages=tuple(messages))
 
 
 @pytest.mark.parametrize("what", DEPENDENT)
-def test_a_turn_that_is_treated_apart_is_noticed(what: str) -> None:
+def test_a_turn_that_is_treated_differently_is_noticed(what: str) -> None:
     assert check_turns(template_of(DEPENDENT[what]), with_odd_turn(what), TOKENS) > 1
 
 
-def test_an_unsound_turn_that_changes_what_comes_before_another() -> None:
-    """As GLM 4.5, which drops old thoughts: a second answer behind one saw it, which no shape tells."""
+def test_a_turn_not_as_served_that_changes_the_text_before_another() -> None:
+    """As GLM 4.5, which drops old reasoning: a second answer after it was served with it, which no shape shows."""
     source = (
         "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}"
         "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}"
@@ -180,25 +180,27 @@ def test_an_unsound_turn_that_changes_what_comes_before_another() -> None:
         assert check_turns(made(source), replace(example, messages=messages), TOKENS) == 2
 
 
-@pytest.mark.parametrize("what", ["a text that it looks for", "a text in a variable", "whitespace at the edge"])
-def test_the_property_notices_shapes_that_are_blind(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Negative control: without what a template may see in a field, one turn passes for its neighbours."""
-    monkeypatch.setattr(Conversation, "_manner", lambda self, value, printed: None)
+@pytest.mark.parametrize("what", ["a text that it searches for", "a text in a variable", "whitespace at the edge"])
+def test_the_property_notices_shapes_that_ignore_texts(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: without the traits of texts, one turn has the shape of its neighbours."""
+    monkeypatch.setattr(Conversation, "_text_traits", lambda self, value, printed: None)
     with pytest.raises(AssertionError):
         check_turns(template_of(DEPENDENT[what]), with_odd_turn(what), TOKENS)
 
 
 def test_the_property_notices_turns_that_are_trained_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = Conversation.parts
+    texts = Conversation.texts
     monkeypatch.setattr(
-        Conversation, "parts", lambda self, last_only: parts(self, last_only=last_only) * (2 - last_only)
+        Conversation, "texts", lambda self, last_only: texts(self, last_only=last_only) * (2 - last_only)
     )
     with pytest.raises(AssertionError):
         check_turns(template_of("A {{ m.content }}"), conversation(user("x"), assistant("a")), TOKENS)
 
 
-def told(template: Template, example: Example, tokens: SpecialTokens, **options: Any) -> list[tuple[int, list[str]]]:
-    """Of each sample how many messages it has, and its targets' text."""
+def trained_texts(
+    template: Template, example: Example, tokens: SpecialTokens, **options: Any
+) -> list[tuple[int, list[str]]]:
+    """How many messages each sample has, and the text of its targets."""
     samples = template.samples(example, tokens, **options)
     return [
         (len(s.example.messages), [s.rendered.text[t.start : t.end] for t in s.rendered.target_spans]) for s in samples
@@ -213,52 +215,54 @@ def qwen3(tokenizer_of: Any) -> tuple[Template, SpecialTokens]:
 def test_qwen3_gives_a_sample_a_user_message(tokenizer_of: Any) -> None:
     thoughts = [assistant(text, reasoning="Hm.") for text in ("B.", "D.")]
     example = conversation(user("A?"), thoughts[0], user("C?"), thoughts[1])
-    assert told(*qwen3(tokenizer_of)[:1], example, qwen3(tokenizer_of)[1]) == [
+    assert trained_texts(*qwen3(tokenizer_of)[:1], example, qwen3(tokenizer_of)[1]) == [
         (2, ["<think>\nHm.\n</think>\n\nB.<|im_end|>"]),
         (4, ["<think>\nHm.\n</think>\n\nD.<|im_end|>"]),
     ]
 
 
-def test_qwen3_a_call_that_was_thought_about_and_its_answer_are_one_sample(tokenizer_of: Any) -> None:
+def test_qwen3_a_call_with_reasoning_and_its_answer_are_one_sample(tokenizer_of: Any) -> None:
     template, tokens = qwen3(tokenizer_of)
     call = assistant("", reasoning="Look.", tool_calls=(CALL,))
     example = conversation(user("A?"), call, tool("Sunny."), assistant("B.", reasoning="Hm."), tools=True)
-    ((messages, trained),) = told(template, example, tokens)
+    ((messages, trained),) = trained_texts(template, example, tokens)
     assert messages == 4
     assert trained[0].startswith("<think>\nLook.\n</think>\n\n<tool_call>")
     assert trained[1] == "<think>\nHm.\n</think>\n\nB.<|im_end|>"
-    # Without a thought the call has an empty one where it is last, and none where its result follows.
+    # Without reasoning, the call has an empty block if it is last, and none if its result follows.
     plain = replace(example, messages=(example.messages[0], replace(call, reasoning=""), *example.messages[2:]))
-    assert [messages for messages, _ in told(template, plain, tokens)] == [2, 4]
+    assert [messages for messages, _ in trained_texts(template, plain, tokens)] == [2, 4]
 
 
 def test_a_turn_without_weight_needs_no_sample(tokenizer_of: Any) -> None:
     template, tokens = qwen3(tokenizer_of)
     example = conversation(user("A?"), assistant("B.", weight=0.0), user("C?"), assistant("D."))
-    assert [messages for messages, _ in told(template, example, tokens)] == [4]
+    assert [messages for messages, _ in trained_texts(template, example, tokens)] == [4]
     last = conversation(user("A?"), assistant("B."), user("C?"), assistant("D.", weight=0.0))
-    assert [messages for messages, _ in told(template, last, tokens)] == [2]
+    assert [messages for messages, _ in trained_texts(template, last, tokens)] == [2]
     none = conversation(user("A?"), assistant("B.", weight=0.0))
-    assert told(template, none, tokens) == [(2, [])]
+    assert trained_texts(template, none, tokens) == [(2, [])]
 
 
 def test_the_last_turn_alone(tokenizer_of: Any) -> None:
     template, tokens = qwen3(tokenizer_of)
     example = conversation(user("A?"), assistant("B."), user("C?"), assistant("D."))
-    (sample,) = told(template, example, tokens, last_only=True)
+    (sample,) = trained_texts(template, example, tokens, last_only=True)
     assert sample == (4, ["<think>\n\n</think>\n\nD.<|im_end|>"])
-    # A user's message behind it does not change what serving saw.
+    # A user's message after it does not change what serving saw.
     open_ended = replace(example, messages=(*example.messages, user("E?")))
-    assert told(template, open_ended, tokens, last_only=True) == [sample]
+    assert trained_texts(template, open_ended, tokens, last_only=True) == [sample]
 
 
-def test_what_opens_a_conversation_has_no_prompt(tokenizer_of: Any) -> None:
+def test_a_turn_at_the_start_of_a_conversation_has_no_prompt(tokenizer_of: Any) -> None:
     """Qwen 3's template fails on no messages at all: the greeting is history, and the rest is trained."""
     example = conversation(assistant("Welcome."), user("A?"), assistant("B."))
     template, tokens = qwen3(tokenizer_of)
-    assert [trained for _, trained in told(template, example, tokens)] == [["<think>\n\n</think>\n\nB.<|im_end|>"]]
+    assert [trained for _, trained in trained_texts(template, example, tokens)] == [
+        ["<think>\n\n</think>\n\nB.<|im_end|>"]
+    ]
     smollm2 = published("smollm2-own", tokenizer_of)
-    trained = [text for _, texts in told(smollm2.template, example, smollm2.tokens) for text in texts]
+    trained = [text for _, texts in trained_texts(smollm2.template, example, smollm2.tokens) for text in texts]
     assert "B.<|im_end|>" in trained
 
 
@@ -269,17 +273,17 @@ MARKED = (
 )
 
 
-def test_blocks_decide_what_is_trained_and_soundness_where() -> None:
+def test_blocks_decide_what_is_trained_and_the_served_text_where() -> None:
     example = conversation(user("q"), assistant("r"), user("s"), assistant("t"))
-    assert told(made(MARKED), example, TOKENS) == [(2, ["r</s>"]), (4, ["t</s>"])]
-    sound = made(MARKED.replace("{% if loop.last %}!{% endif %}", ""))
-    assert told(sound, example, TOKENS) == [(4, ["r</s>", "t</s>"])]
+    assert trained_texts(made(MARKED), example, TOKENS) == [(2, ["r</s>"]), (4, ["t</s>"])]
+    as_served = made(MARKED.replace("{% if loop.last %}!{% endif %}", ""))
+    assert trained_texts(as_served, example, TOKENS) == [(4, ["r</s>", "t</s>"])]
     never = made(
         MARKED.replace(
             "{% generation %}", "{% if loop.length > 9 %}{% generation %}{% endgeneration %}{% endif %}", 1
         ).replace("</s>{% endgeneration %}", "</s>")
     )
-    assert told(never, example, TOKENS) == [(4, [])]
+    assert trained_texts(never, example, TOKENS) == [(4, [])]
 
 
 @pytest.mark.parametrize(
@@ -290,9 +294,9 @@ def test_blocks_decide_what_is_trained_and_soundness_where() -> None:
 def test_the_cost_is_linear_in_turns(
     name: str, wide: bool, tools: bool, tokenizer_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In characters that are rendered, whatever the machine does: 80 turn pairs take at most 20 times what 5 take."""
+    """In characters rendered: 80 turn pairs take at most 20 times as many as 5."""
     chat = published(name, tokenizer_of)
-    run = Template._run
+    run = Template._render_variables
     rendered = 0
 
     def counted(self: Template, *arguments: Any) -> Any:
@@ -301,7 +305,7 @@ def test_the_cost_is_linear_in_turns(
         rendered += len(text)
         return text
 
-    monkeypatch.setattr(Template, "_run", counted)
+    monkeypatch.setattr(Template, "_render_variables", counted)
 
     def cost(pairs: int) -> int:
         nonlocal rendered
@@ -323,7 +327,7 @@ def test_the_cost_is_linear_in_turns(
 
 
 def test_a_conversation_is_rendered_at_one_instant() -> None:
-    """Microseconds pass between two renderings; in one sample's texts they do not."""
+    """Time passes between two renderings, but not within one sample's texts."""
     source = "{{ strftime_now('%H:%M:%S.%f') }}" + template_of("A {{ m.content }}").source
     example = conversation(*(message for _ in range(4) for message in (user("q"), assistant("a"))))
     (sample,) = made(source).samples(example, TOKENS)
@@ -336,7 +340,7 @@ def test_a_conversation_is_rendered_at_one_instant() -> None:
 @pytest.mark.parametrize("name", ["qwen3-own", "llama3-own", "smollm2-own"])
 @given(example=conversations())
 def test_17_the_ids_before_a_turn_are_those_a_server_feeds(name: str, example: Example, tokenizer_of: Any) -> None:
-    """For the first turn that each sample trains: behind it the text is cut at more places than a prompt is."""
+    """For the first turn that each sample trains: after it, the text is cut at more places than a prompt."""
     chat = published(name, tokenizer_of)
     encoder = Encoder(tokenizer_of(name.removesuffix("-own")))
     try:
@@ -360,7 +364,7 @@ def check_prompt_ids(
     assert not any(tokenized.loss_weights[: len(prompt)]) and tokenized.loss_weights[len(prompt)]
 
 
-def test_a_row_whose_prompt_is_no_prefix_is_told_what_would_help(tokenizer_of: Any) -> None:
+def test_the_error_for_a_prompt_that_is_no_prefix_names_kwargs_that_help(tokenizer_of: Any) -> None:
     if "nemotron_3_nano" not in TRL:
         pytest.skip("trl is not installed")
     example = conversation(user("A?"), assistant("B."))

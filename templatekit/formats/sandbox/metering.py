@@ -1,10 +1,10 @@
-"""The environment of foreign templates: what chat templates do, counted as it is done.
+"""The metered environment of untrusted templates: a rendering pays for each step out of a limited allowance.
 
-A sandbox keeps a template from the interpreter, not from looping without end or filling the memory. Here everything a
-template makes is paid for out of an allowance that grows with the data: each pass of a loop, and each text and list at
-its whole size. What is not known to cost as much as it is counted (`'A' * n`, `center`, `**`) is not done here at all.
-A template that asks for it, or for more than its allowance, is `Uncounted`. That is no verdict: it is rendered anew in
-a process whose limits the operating system keeps (`templatekit.formats.sandbox.worker`).
+A sandbox keeps a template away from the interpreter, but it does not keep it from looping forever or filling the
+memory. Here everything that a template makes is charged to an allowance that grows with the data: each pass of a loop,
+and each text and list at its full size. Operations whose cost is not known in advance (`'A' * n`, `center`, `**`) are
+never run here. A template that needs one, or more than its allowance, raises `NeedsWorker`. That is not an error: it is
+then rendered in a process that the operating system limits (`templatekit.formats.sandbox.worker`).
 """
 
 from __future__ import annotations
@@ -20,60 +20,60 @@ from jinja2.compiler import Frame, operators, optimizeconst
 from jinja2.filters import make_attrgetter
 from jinja2.runtime import Context, Macro
 
-from templatekit.formats.environment import PRINTED_NONE, TracingCodeGenerator, TracingEnvironment
-from templatekit.formats.provenance import Traced, attribute, concat
+from templatekit.formats.environment import PRINTED_NONE, ProvenanceCodeGenerator, ProvenanceEnvironment
+from templatekit.formats.provenance import TrackedText, concat, inherit_origin
 
-LEAST, PER_CHARACTER = 1_000_000, 100
-"""The allowance of a rendering: so many steps, and so many more for each character of the data.
+BASE_ALLOWANCE, ALLOWANCE_PER_CHARACTER = 1_000_000, 100
+"""The steps that a rendering may take: a base, and more for each character of the data.
 
-A step is a part of an expression worked out once, a character copied or printed, an item looked at. Every million
-takes about a second at most."""
-SHORT = 256
-"""Characters of a text that cost no more than the step that makes it."""
+A step is one evaluation of a part of an expression, one character copied or printed, or one item visited. A million
+steps take about a second at most."""
+FREE_LENGTH = 256
+"""A text of up to this many characters costs nothing beyond the step that makes it."""
 
 
-class Uncounted(BaseException):
-    """A template asks for what is not counted, or for more than its allowance.
+class NeedsWorker(BaseException):
+    """A template needs an operation that is not metered, or more than its allowance, so the worker must render it.
 
-    It is no error, so nothing may treat it as one.
+    It is not an error and not an `Exception`, so that no code handles it as one.
     """
 
 
-_NESTED: Any = (dict, list, tuple, type({}.keys()), type({}.values()), type({}.items()))
-_SIZED: Any = (str, range, *_NESTED)
+_CONTAINERS: Any = (dict, list, tuple, type({}.keys()), type({}.values()), type({}.items()))
+_SIZED: Any = (str, range, *_CONTAINERS)
 
 
-def weight(value: Any, limit: float = float("inf")) -> int:
-    """The size of a value written out: its characters, and one for each item.
+def written_size(value: Any, limit: float = float("inf")) -> int:
+    """The size of a value when it is printed: its characters, plus one for each item.
 
-    What stands in two places counts twice: a list of a list twice, of that list twice, and so on, weighs as much as
-    it takes to print. Above `limit` counting stops.
+    A value inside another twice counts twice, and so on at every level, as it does when printed. Counting stops above
+    `limit`.
     """
-    total, waiting = 0, [value]
-    while waiting and total <= limit:
-        value = waiting.pop()
+    total, pending = 0, [value]
+    while pending and total <= limit:
+        value = pending.pop()
         total += 1
         if isinstance(value, (str, bytes, range)):
             total += len(value)
-        elif isinstance(value, _NESTED):
-            waiting += value
+        elif isinstance(value, _CONTAINERS):
+            pending += value
             if isinstance(value, dict):
-                waiting += value.values()
+                pending += value.values()
     return total
 
 
 def allowance(variables: Mapping[str, Any]) -> int:
-    """How many steps and characters a rendering of these variables may take."""
-    return LEAST + PER_CHARACTER * weight(variables)
+    """The steps that a rendering of these variables may take, and the most characters of its text."""
+    return BASE_ALLOWANCE + ALLOWANCE_PER_CHARACTER * written_size(variables)
 
 
-def uncounted_constant(tree: nodes.Template) -> int | None:
-    """The line of the first constant expression whose value Jinja would work out when it compiles, at any cost."""
+def find_unmetered_constant(tree: nodes.Template) -> int | None:
+    """The line of the first constant expression that Jinja would evaluate while compiling, at an unknown cost."""
     costly = (nodes.Mul, nodes.Pow, nodes.Mod, nodes.FloorDiv, nodes.Div, nodes.Filter)
     for node in tree.find_all((*costly, nodes.Const)):
         if isinstance(node, costly) and _is_constant(node):
             return node.lineno
-        if isinstance(node, nodes.Const) and isinstance(node.value, int) and abs(node.value) >= _WORD:
+        if isinstance(node, nodes.Const) and isinstance(node.value, int) and abs(node.value) >= _MAX_NUMBER:
             return node.lineno
     return None
 
@@ -93,71 +93,73 @@ _CALLABLE = _names(
     "replace rfind rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title upper values "
     "safe_range _raise_exception _strftime_now strftime_now _Namespace _text"
 )
-"""What may be called, by its Python name: methods that give no more than they have (`join` and `replace` are reckoned
-beforehand), and the environment's own functions."""
-_WHOLE = _names("capitalize dictsort e escape list lower max min sort string title trim unique upper")
-"""Filters that look at the whole of a value."""
-_SURFACE = _names("count d default first items last length map reject rejectattr reverse safe select selectattr")
-"""Filters that pass over a list once, and leave its items alone."""
-_COMPARISONS = _names("in == eq equalto != ne > gt greaterthan >= ge < lt lessthan <= le")
-"""Tests that may look at the whole of a value."""
-_WORD = 2**63
-"""Numbers below it are one step each."""
-_INDENT = 8
-"""How far `tojson` may indent."""
-_FEW = 8
-"""So many texts may be joined before they are paid for."""
+"""The functions that may be called, by their Python names: the environment's own, and methods whose result is no larger
+than their object. `join` and `replace` are charged before they run."""
+_DEEP_FILTERS = _names("capitalize dictsort e escape list lower max min sort string title trim unique upper")
+"""Filters that read a value at all levels."""
+_SHALLOW_FILTERS = _names(
+    "count d default first items last length map reject rejectattr reverse safe select selectattr"
+)
+"""Filters that go through a list once and do not look into its items."""
+_COMPARING_TESTS = _names("in == eq equalto != ne > gt greaterthan >= ge < lt lessthan <= le")
+"""Tests that may read a value at all levels."""
+_MAX_NUMBER = 2**63
+"""An operation on numbers below this is one step."""
+_MAX_INDENT = 8
+"""The most that `tojson` may indent."""
+_MAX_UNCHARGED_OPERANDS = 8
+"""Fewer additions than this in one expression are charged together, when the result is printed or assigned."""
 
 
-class _CountingCodeGenerator(TracingCodeGenerator):
-    """Generates code that pays as it goes."""
+class _MeteredCodeGenerator(ProvenanceCodeGenerator):
+    """Generates code that charges its steps as it runs."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._around: dict[nodes.Node, str] = {}
-        """Expressions with the call that is to stand around them."""
-        self._paid_later = False
-        """Whether what the present expression gives is paid for when it is printed or assigned."""
+        self._wrapper_calls: dict[nodes.Node, str] = {}
+        """The call to generate around an expression, by its node."""
+        self._charged_later = False
+        """Whether the value of the current expression is charged when it is printed or assigned."""
 
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
-        call = self._around.pop(node, "")
+        call = self._wrapper_calls.pop(node, "")
         self.write(call)
         super().visit(node, *args, **kwargs)
         self.write(")" if call else "")
 
     def visit_For(self, node: nodes.For, frame: Frame) -> None:
-        self._around[node.iter] = f"environment.passes({_steps(node)}, "
+        self._wrapper_calls[node.iter] = f"environment.charge_loop({_steps(node)}, "
         super().visit_For(node, frame)
 
     def visit_Macro(self, node: nodes.Macro, frame: Frame) -> None:
-        _pay(node)
+        _charge_body(node)
         super().visit_Macro(node, frame)
 
     def visit_CallBlock(self, node: nodes.CallBlock, frame: Frame) -> None:
-        _pay(node)
+        _charge_body(node)
         super().visit_CallBlock(node, frame)
 
     def visit_Output(self, node: nodes.Output, frame: Frame) -> None:
-        self._paid_later = True
+        self._charged_later = True
         super().visit_Output(node, frame)
-        self._paid_later = False
+        self._charged_later = False
 
     def visit_Assign(self, node: nodes.Assign, frame: Frame) -> None:
         if isinstance(node.node, nodes.Add) or next(node.node.find_all(nodes.Add), None):
-            self._around[node.node] = "environment.paid("
-            self._paid_later = True
+            self._wrapper_calls[node.node] = "environment.charge("
+            self._charged_later = True
         super().visit_Assign(node, frame)
-        self._paid_later = False
+        self._charged_later = False
 
     @optimizeconst
     def visit_Call(self, node: nodes.Call, frame: Frame, forward_caller: bool = False) -> None:
-        later, self._paid_later = self._paid_later, False
+        charged_later, self._charged_later = self._charged_later, False
         super().visit_Call(node, frame, forward_caller=forward_caller)
-        self._paid_later = later
+        self._charged_later = charged_later
 
     @optimizeconst
     def visit_Add(self, node: nodes.BinExpr, frame: Frame) -> None:
-        if self._paid_later and sum(1 for _ in node.find_all((nodes.Add, nodes.Concat))) < _FEW:
+        if self._charged_later and sum(1 for _ in node.find_all((nodes.Add, nodes.Concat))) < _MAX_UNCHARGED_OPERANDS:
             super().visit_Add(node, frame)
         else:
             self._binary("add(", node, frame)
@@ -176,34 +178,34 @@ class _CountingCodeGenerator(TracingCodeGenerator):
         self.write(")")
 
     def visit_List(self, node: nodes.List, frame: Frame) -> None:
-        self._through("paid", super().visit_List, node, frame)
+        self._wrap("charge", super().visit_List, node, frame)
 
     def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
-        self._through("paid", super().visit_Dict, node, frame)
+        self._wrap("charge", super().visit_Dict, node, frame)
 
     def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
         if node.ctx == "load":
-            self._through("paid", super().visit_Tuple, node, frame)
+            self._wrap("charge", super().visit_Tuple, node, frame)
         else:
             super().visit_Tuple(node, frame)
 
     def visit_Name(self, node: nodes.Name, frame: Frame) -> None:
         if node.ctx == "load" and node.name in ("varargs", "kwargs"):  # a macro's own lists
-            self._through("paid", super().visit_Name, node, frame)
+            self._wrap("charge", super().visit_Name, node, frame)
         else:
             super().visit_Name(node, frame)
 
     @optimizeconst
     def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
         if isinstance(node.arg, nodes.Slice):
-            self._through("passed", super().visit_Getitem, node, frame)
+            self._wrap("charge_length", super().visit_Getitem, node, frame)
         elif isinstance(node.arg, (nodes.Const, nodes.Sub, nodes.Neg)):
             super().visit_Getitem(node, frame)
         else:
             self.write("environment.getitem(")
             self.visit(node.node, frame)
             self.write(", ")
-            self._through("looked_up", self.visit, node.arg, frame)
+            self._wrap("charge_lookup", self.visit, node.arg, frame)
             self.write(")")
 
     def visit_Operand(self, node: nodes.Operand, frame: Frame) -> None:
@@ -211,10 +213,10 @@ class _CountingCodeGenerator(TracingCodeGenerator):
             super().visit_Operand(node, frame)
             return
         self.write(f" {operators[node.op]} ")
-        self._through("looked_up" if node.op in ("in", "notin") else "paid", self.visit, node.expr, frame)
+        self._wrap("charge_lookup" if node.op in ("in", "notin") else "charge", self.visit, node.expr, frame)
 
-    def _through(self, call: str, visit: Callable[[Any, Frame], None], node: nodes.Node, frame: Frame) -> None:
-        if _is_constant(node):  # paid for with the loop that it stands in
+    def _wrap(self, call: str, visit: Callable[[Any, Frame], None], node: nodes.Node, frame: Frame) -> None:
+        if _is_constant(node):  # charged with the loop around it
             visit(node, frame)
             return
         self.write(f"environment.{call}(")
@@ -223,7 +225,7 @@ class _CountingCodeGenerator(TracingCodeGenerator):
 
 
 def _steps(node: nodes.Node) -> int:
-    """What a part of a template costs as it is written: a step for each node, and the literals that it prints."""
+    """The steps of one pass through a part of a template: one per node, and one per character of its literals."""
     steps = 1
     for part in node.find_all(nodes.Node):
         steps += 1
@@ -234,224 +236,226 @@ def _steps(node: nodes.Node) -> int:
     return steps
 
 
-def _pay(node: nodes.Macro | nodes.CallBlock) -> None:
-    """Has the body pay when it begins, by a node that a template cannot spell."""
-    payment = nodes.EnvironmentAttribute(f"spend({_steps(node)})", lineno=node.lineno)
-    node.body.insert(0, nodes.ExprStmt(payment, lineno=node.lineno))
+def _charge_body(node: nodes.Macro | nodes.CallBlock) -> None:
+    """Charge the body when it starts, by a node that no template syntax can produce."""
+    charge = nodes.EnvironmentAttribute(f"spend({_steps(node)})", lineno=node.lineno)
+    node.body.insert(0, nodes.ExprStmt(charge, lineno=node.lineno))
 
 
 class _Meter(threading.local):
-    left = 0
+    """What is left of the allowance of the current rendering, in each thread."""
+
+    remaining = 0
     variables: Mapping[str, Any] | None = None
-    """Until the allowance for them is used."""
+    """The data; None once its part of the allowance is added."""
 
 
-class CountingEnvironment(TracingEnvironment):
-    """The tracing environment, in which a rendering has an allowance; raises `Uncounted`."""
+class MeteredEnvironment(ProvenanceEnvironment):
+    """The provenance environment with an allowance for each rendering; raises `NeedsWorker`."""
 
-    code_generator_class = _CountingCodeGenerator
+    code_generator_class = _MeteredCodeGenerator
 
     def __init__(self) -> None:
         super().__init__()
         self._meter = _Meter()
-        self.finalize = self._printed
-        special = {"join": self._counted_join, "replace": self._counted_replace, "tojson": self._counted_tojson}
+        self.finalize = self._finalize
+        special = {"join": self._metered_join, "replace": self._metered_replace, "tojson": self._metered_tojson}
         for name, function in self.filters.items():
             if name in special:
                 self.filters[name] = special[name](function)
-            elif name in _WHOLE or name in _SURFACE:
-                self.filters[name] = self._counted(name, function)
+            elif name in _DEEP_FILTERS or name in _SHALLOW_FILTERS:
+                self.filters[name] = self._metered(name, function)
             else:
-                self.filters[name] = self._uncounted(name, function)
-        for name in _COMPARISONS:
-            self.tests[name] = self._counted_test(self.tests[name])
+                self.filters[name] = self._unmetered(name, function)
+        for name in _COMPARING_TESTS:
+            self.tests[name] = self._metered_test(self.tests[name])
 
     def refill(self, variables: Mapping[str, Any]) -> None:
-        """Begins a rendering, in this thread."""
-        self._meter.left = LEAST
+        """Start a rendering of these variables in this thread, with a full allowance."""
+        self._meter.remaining = BASE_ALLOWANCE
         self._meter.variables = variables
 
     def spend(self, amount: int) -> None:
-        """Takes from the allowance."""
+        """Deduct steps from the allowance."""
         meter = self._meter
-        left = meter.left = meter.left - amount
-        if left < 0 and not self._reckoned():
-            raise Uncounted("the allowance is used up")
+        remaining = meter.remaining = meter.remaining - amount
+        if remaining < 0 and not self._add_data_allowance():
+            raise NeedsWorker("the allowance is used up")
 
-    def _reckoned(self) -> bool:
-        """Whether there is more, now that the data's part is added: it is reckoned where it is needed, once."""
+    def _add_data_allowance(self) -> bool:
+        """Add the data's part of the allowance, once and only when it is needed; return whether that is enough."""
         meter = self._meter
         if meter.variables is not None:
-            meter.left += allowance(meter.variables) - LEAST
+            meter.remaining += allowance(meter.variables) - BASE_ALLOWANCE
             meter.variables = None
-        return meter.left >= 0
+        return meter.remaining >= 0
 
-    def paid(self, value: Any) -> Any:
-        """The value, paid for as a whole."""
+    def charge(self, value: Any) -> Any:
+        """The value, charged at its full size."""
         if isinstance(value, str):
-            if len(value) > SHORT:
+            if len(value) > FREE_LENGTH:
                 self.spend(len(value))
         elif isinstance(value, (bytes, *_SIZED)):
-            size = weight(value, self._meter.left)
-            if size > self._meter.left and self._reckoned():
-                size = weight(value, self._meter.left)
+            size = written_size(value, self._meter.remaining)
+            if size > self._meter.remaining and self._add_data_allowance():
+                size = written_size(value, self._meter.remaining)
             self.spend(size)
         return value
 
-    def passed(self, value: Any) -> Any:
-        """The value, paid for by its length."""
-        if isinstance(value, _SIZED) and len(value) > SHORT:
+    def charge_length(self, value: Any) -> Any:
+        """The value, charged by its length."""
+        if isinstance(value, _SIZED) and len(value) > FREE_LENGTH:
             self.spend(len(value))
         return value
 
-    def passes(self, steps: int, items: Any) -> Any:
-        """What a loop goes through, paid for at so many steps an item."""
+    def charge_loop(self, steps: int, items: Any) -> Any:
+        """The items of a loop, charged at this many steps each."""
         if isinstance(items, _SIZED):
             self.spend(steps * len(items))
             return items
-        return self._paying(steps, items) if isinstance(items, Iterator) else items
+        return self._charge_each(steps, items) if isinstance(items, Iterator) else items
 
-    def _paying(self, steps: int, items: Iterator[Any]) -> Iterator[Any]:
+    def _charge_each(self, steps: int, items: Iterator[Any]) -> Iterator[Any]:
         for item in items:
             self.spend(steps)
             yield item
 
-    def looked_up(self, value: Any) -> Any:
-        """The value, paid for as a key, or as what is searched, which is fast in texts and at once in mappings."""
+    def charge_lookup(self, value: Any) -> Any:
+        """The value, charged as a key or as a container searched; a text costs little, a mapping nothing."""
         if isinstance(value, str):
-            if len(value) > 8 * SHORT:
+            if len(value) > 8 * FREE_LENGTH:
                 self.spend(len(value) // 8)
         elif not isinstance(value, dict):
-            self.paid(value)
+            self.charge(value)
         return value
 
-    def _printed(self, value: Any) -> Any:
-        if type(value) is Traced and len(value) <= SHORT:
+    def _finalize(self, value: Any) -> Any:
+        if type(value) is TrackedText and len(value) <= FREE_LENGTH:
             return value
         if value is None:
             raise jinja2.TemplateRuntimeError(PRINTED_NONE)
-        return self.paid(value)
+        return self.charge(value)
 
     def add(self, left: Any, right: Any) -> Any:
         """The `+` operator."""
         if isinstance(left, (int, float)):
             return self.arithmetic("+", left, right)
-        self.paid(left)
-        self.paid(right)
+        self.charge(left)
+        self.charge(right)
         return left + right
 
     def arithmetic(self, operator: str, left: Any, right: Any) -> Any:
-        """The other operators, on small numbers."""
-        small = all(isinstance(value, (int, float)) and abs(value) < _WORD for value in (left, right))
+        """The other arithmetic operators, on small numbers."""
+        small = all(isinstance(value, (int, float)) and abs(value) < _MAX_NUMBER for value in (left, right))
         if not small or operator == "**":
-            raise Uncounted(f"the operator {operator} on large numbers, or on what is no number")
+            raise NeedsWorker(f"the operator {operator} on large numbers, or on other values")
         return self.binop_table[operator](left, right)
 
-    def concat_operands(self, operands: Iterable[Any]) -> Traced:
+    def concat_operands(self, operands: Iterable[Any]) -> TrackedText:
         """The `~` operator."""
         texts = [str(operand) for operand in operands]
-        if (length := sum(map(len, texts))) > SHORT:
+        if (length := sum(map(len, texts))) > FREE_LENGTH:
             self.spend(length)
         return concat(texts)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Calls from a template: of its macros, and of what is counted."""
+        """Call a macro or a metered function for a template."""
         if not isinstance(__obj, (Macro, Undefined)):
             name = getattr(__obj, "__name__", None)
             if name not in _CALLABLE:
-                raise Uncounted(f"a call of {name or type(__obj).__name__}")
+                raise NeedsWorker(f"a call of {name or type(__obj).__name__}")
             owner = getattr(__obj, "__self__", None)
             if isinstance(owner, str):
-                __self.paid(owner)
+                __self.charge(owner)
                 if name == "replace":
-                    __self._reckon_replace(owner, *args)
+                    __self._charge_replace(owner, *args)
                 elif name == "join":
-                    args = (__self._reckon_join(owner, *args),)
-                kwargs.pop("_loop_vars", None)  # the context's, which no method of a text takes
+                    args = (__self._charge_join(owner, *args),)
+                kwargs.pop("_loop_vars", None)  # Jinja adds these for functions that take its context
                 kwargs.pop("_block_vars", None)
-                result = __self.paid(__obj(*args, **kwargs))
-                return attribute(result, (owner, *args, *kwargs.values())) if isinstance(result, str) else result
-            __self.passed(owner)
-        return __self.passed(super().call(__context, __obj, *args, **kwargs))
+                result = __self.charge(__obj(*args, **kwargs))
+                return inherit_origin(result, (owner, *args, *kwargs.values())) if isinstance(result, str) else result
+            __self.charge_length(owner)
+        return __self.charge_length(super().call(__context, __obj, *args, **kwargs))
 
-    def _reckon_replace(self, text: str, old: object, new: object, *_: object) -> None:
+    def _charge_replace(self, text: str, old: object, new: object, *_: object) -> None:
         if isinstance(old, str) and isinstance(new, str):
             self.spend(text.count(old) * len(new))
 
-    def _reckon_join(self, separator: Any, items: Any, by: Any = None) -> Any:
-        """The items, to be joined; those of an iterator in a new one."""
-        held = items if isinstance(items, _SIZED) else list(items)
-        joined = held if by is None else [*map(make_attrgetter(self, by), held)]
-        self.paid(joined)
-        self.spend(len(held) * len(str(separator)))
-        return items if held is items else iter(held)
+    def _charge_join(self, separator: Any, items: Any, by: Any = None) -> Any:
+        """The items to join, charged; those of an iterator in a new iterator."""
+        collected = items if isinstance(items, _SIZED) else list(items)
+        joined = collected if by is None else [*map(make_attrgetter(self, by), collected)]
+        self.charge(joined)
+        self.spend(len(collected) * len(str(separator)))
+        return items if collected is items else iter(collected)
 
-    def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter that pays for what it gets before it works, and for what it gives."""
-        pay = self.paid if name in _WHOLE else self.passed
-        passed = int(hasattr(function, "jinja_pass_arg"))
-        work: Callable[..., Any] = vars(function)["__wrapped__"]  # without the origins: they are kept below
+    def _metered(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter that is charged for its arguments and for its result."""
+        charge = self.charge if name in _DEEP_FILTERS else self.charge_length
+        skipped = int(hasattr(function, "jinja_pass_arg"))
+        unwrapped: Callable[..., Any] = vars(function)["__wrapped__"]  # the origin is added below
 
         @wraps(function)
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            result = work(*args, **kwargs)
-            sources = args[passed:] if passed else args
+        def metered(*args: Any, **kwargs: Any) -> Any:
+            result = unwrapped(*args, **kwargs)
+            sources = args[skipped:] if skipped else args
             if kwargs:
                 sources += tuple(kwargs.values())
             for value in sources:
-                if type(value) is not Traced or len(value) > SHORT:
-                    pay(value)
+                if type(value) is not TrackedText or len(value) > FREE_LENGTH:
+                    charge(value)
             if not isinstance(result, str):
-                return pay(result)
-            if len(result) > SHORT:
+                return charge(result)
+            if len(result) > FREE_LENGTH:
                 self.spend(len(result))
-            return attribute(result, sources)
+            return inherit_origin(result, sources)
 
-        return counted
+        return metered
 
-    def _uncounted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _unmetered(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
-        def uncounted(*_: Any, **__: Any) -> Any:
-            raise Uncounted(f"the filter {name}")
+        def unmetered(*_: Any, **__: Any) -> Any:
+            raise NeedsWorker(f"the filter {name}")
 
-        return uncounted
+        return unmetered
 
-    def _counted_join(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _metered_join(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def join(context: nodes.EvalContext, value: Any, d: Any = "", attribute: Any = None) -> Any:
-            return self.paid(function(context, self._reckon_join(d, value, attribute), d, attribute))
+            return self.charge(function(context, self._charge_join(d, value, attribute), d, attribute))
 
         return join
 
-    def _counted_replace(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _metered_replace(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def replace(context: nodes.EvalContext, s: Any, old: Any, new: Any, count: Any = None) -> Any:
-            self._reckon_replace(str(self.paid(s)), str(old), str(new))
-            return self.paid(function(context, s, old, new, count))
+            self._charge_replace(str(self.charge(s)), str(old), str(new))
+            return self.charge(function(context, s, old, new, count))
 
         return replace
 
-    def _counted_tojson(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _metered_tojson(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def tojson(value: Any, *args: Any, **kwargs: Any) -> Any:
             for option in (*args, *kwargs.values()):
-                # Indents and separators stand before each item.
-                if weight(option) > _INDENT or (isinstance(option, int) and option > _INDENT):
-                    raise Uncounted(f"the filter tojson with {option!r}")
-            return self.paid(function(self.paid(value), *args, **kwargs))
+                # Indents and separators are written once per item.
+                if written_size(option) > _MAX_INDENT or (isinstance(option, int) and option > _MAX_INDENT):
+                    raise NeedsWorker(f"the filter tojson with {option!r}")
+            return self.charge(function(self.charge(value), *args, **kwargs))
 
         return tojson
 
-    def _counted_test(self, test: Any) -> Callable[..., bool]:
-        def counted(*values: Any) -> bool:
+    def _metered_test(self, test: Any) -> Callable[..., bool]:
+        def metered(*values: Any) -> bool:
             for value in values:
-                self.paid(value)
+                self.charge(value)
             return bool(test(*values))
 
-        return counted
+        return metered
 
 
 @cache
-def counting_environment() -> CountingEnvironment:
-    """The environment of foreign templates."""
-    return CountingEnvironment()
+def metered_environment() -> MeteredEnvironment:
+    """The environment of untrusted templates."""
+    return MeteredEnvironment()

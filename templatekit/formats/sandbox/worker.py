@@ -1,8 +1,8 @@
-"""A process for templates whose cost nobody can count: its limits are kept by the operating system.
+"""A worker process for templates whose cost cannot be metered; the operating system enforces its limits.
 
-The worker renders with the same `Template` and gives back what that gives. A rendering may take so much processor time
-and memory; the process opens no file, starts no other, and ends with this one. A bound that is broken is named: `time`,
-`memory` or `output`.
+The worker renders with the same `Template` and returns the same values. A rendering may take limited processor time and
+memory. The process opens no file, starts no other process and ends with its parent. The error for a broken bound names
+it: `time`, `memory` or `output`.
 """
 
 from __future__ import annotations
@@ -23,47 +23,48 @@ from typing import Any, NamedTuple
 
 from templatekit.errors import RecordError, TemplateError, TemplatekitError
 from templatekit.formats.accepted_forms import Variables
-from templatekit.formats.provenance import Traced, plain_text
+from templatekit.formats.provenance import TrackedText, plain_text
 from templatekit.formats.sandbox.metering import allowance
-from templatekit.formats.template import Template, template_line
-from templatekit.formats.tracing.compiler import Plans
+from templatekit.formats.template import Template
+from templatekit.formats.template_errors import template_line
+from templatekit.formats.tracing.compiler import TracingCompiler
 from templatekit.hooks.contracts import TemplateFile
 
 if sys.platform != "win32":
     import resource
 
 _GRACE = 1
-"""Seconds until a worker is killed that does not stop by itself, since it is inside one long operation."""
+"""Seconds after the time limit at which the system kills a worker that is inside one long operation."""
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from templatekit.formats.sandbox.worker import serve; serve{limits}"
 
 
 class Limits(NamedTuple):
-    """What a rendering, or a compilation, may take."""
+    """The most that one rendering, or one compilation, may take."""
 
     seconds: int = 3
-    """Of processor time; renderings take milliseconds."""
+    """Seconds of processor time; a rendering takes milliseconds."""
     megabytes: int = 1024
-    """Of memory, the interpreter's own 60 included."""
+    """Megabytes of memory, including the 60 of the interpreter itself."""
 
 
 class Request(NamedTuple):
-    """A method of a template, to be called in the worker."""
+    """A call of a template's method in the worker."""
 
     file: TemplateFile
     strict: bool
     kwargs: bytes
     """The template's kwargs, pickled."""
     end_marker: str | None
-    """What ends an answer, where that is not the template's to say."""
+    """The end marker that the user named; None if the template decides."""
     method: str
     arguments: tuple[Any, ...] = ()
     options: dict[str, Any] = {}  # noqa: RUF012  (a NamedTuple's default)
-    line: int | None = None
-    """Where what cannot be counted stands, if that is known."""
+    unmetered_line: int | None = None
+    """The line of the expression that cannot be metered, if known."""
 
 
 class Worker:
-    """The parent's side: a process that is started when it is first asked, and anew when it has died."""
+    """The parent's side of the worker process, which starts at the first call and again after it died."""
 
     def __init__(self, limits: Limits = Limits()) -> None:  # noqa: B008  (a constant)
         self._limits = limits
@@ -72,38 +73,38 @@ class Worker:
         self._parent = 0
         atexit.register(self.stop)
 
-    def ask(self, request: Request) -> Any:
-        """What the method returns; raises its errors, and a `TemplateError` for a bound that it broke."""
-        question = pickle.dumps(request)
+    def call(self, request: Request) -> Any:
+        """Return what the method returns; raise what it raises, and a `TemplateError` for a bound that it broke."""
+        message = pickle.dumps(request)
         with self._lock:
             process = self._running()
             assert process.stdin is not None and process.stdout is not None
             try:
-                process.stdin.write(question)
+                process.stdin.write(message)
                 process.stdin.flush()
-                answer = _Answers(process.stdout).load()
+                response = _ResponseUnpickler(process.stdout).load()
             except (EOFError, OSError):
                 self.stop()
-                raise _died(process.returncode, self._limits).of(request) from None
+                raise _bound_broken_by_exit(process.returncode, self._limits).to_error(request) from None
             except pickle.UnpicklingError as error:
                 self.stop()
-                raise _Broken("process", f"an answer that may not be given, {error}").of(request) from None
-            except BaseException:  # an answer that comes late must not be taken for the next one
+                raise _BrokenBound("process", f"an answer that may not be given, {error}").to_error(request) from None
+            except BaseException:  # a late response must not be read as the response to the next request
                 self.stop()
                 raise
-        if isinstance(answer, TemplatekitError):
-            raise answer
-        return answer
+        if isinstance(response, TemplatekitError):
+            raise response
+        return response
 
     def stop(self) -> None:
-        """Ends the process."""
+        """End the process."""
         process, self._process = self._process, None
         if process is not None and self._parent == os.getpid():
-            with suppress(BrokenPipeError), process:  # waits for it; what it was not told yet is lost with it
+            with suppress(BrokenPipeError), process:  # waits for its end; requests not yet written are lost
                 process.kill()
 
     def _running(self) -> subprocess.Popen[bytes]:
-        # After a fork the pipes are still the parent's.
+        # After a fork, the pipes belong to the parent process.
         if self._process is None or self._process.poll() is not None or self._parent != os.getpid():
             self.stop()
             pipe = subprocess.PIPE
@@ -121,124 +122,129 @@ class Worker:
 
 
 WORKER = Worker()
-"""One for all templates; it runs once it is asked."""
+"""The worker of all templates; it starts at the first call."""
 
 
-class _Answers(pickle.Unpickler):
-    """Takes values and errors of this package alone: a template that broke out of its sandbox gets no further."""
+class _ResponseUnpickler(pickle.Unpickler):
+    """Loads only values and errors of this package, so that a template that escapes its sandbox gets no further."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The class of that name."""
+        """The class of this name."""
         if module not in ("templatekit.types", "templatekit.errors"):
             raise pickle.UnpicklingError(f"{module}.{name}")
         return super().find_class(module, name)
 
 
-class _Broken(BaseException):
-    """A bound is broken: no error of the template's own, so nothing that tries it may go on."""
+class _BrokenBound(BaseException):
+    """A broken bound. It is not an `Exception`, so that no code handles it as an error of the template."""
 
     def __init__(self, bound: str, found: str, line: str = "") -> None:
         super().__init__(bound, found, line)
         self.bound, self.found, self.line = bound, found, line
 
-    def of(self, request: Request) -> TemplateError:
-        """The error, for the user."""
-        line = self.line or (f", line {request.line}" if request.line else "")
+    def to_error(self, request: Request) -> TemplateError:
+        """The error to show to the user."""
+        line = self.line or (f", line {request.unmetered_line}" if request.unmetered_line else "")
         row = f"; row {request.options['row']}" if "row" in request.options else ""
         return TemplateError(
             f"template {request.file.name!r}{line} breaks the {self.bound} bound: found {self.found}{row}"
         )
 
 
-def _out_of_time(limits: Limits, line: str = "") -> _Broken:
-    return _Broken("time", f"no end after {limits.seconds} s of processor time", line)
+def _time_bound_broken(limits: Limits, line: str = "") -> _BrokenBound:
+    return _BrokenBound("time", f"no end after {limits.seconds} s of processor time", line)
 
 
-def _out_of_memory(limits: Limits, line: str = "") -> _Broken:
-    return _Broken("memory", f"more than {limits.megabytes} MB in use", line)
+def _memory_bound_broken(limits: Limits, line: str = "") -> _BrokenBound:
+    return _BrokenBound("memory", f"more than {limits.megabytes} MB in use", line)
 
 
-def _died(status: int | None, limits: Limits) -> _Broken:
+def _bound_broken_by_exit(status: int | None, limits: Limits) -> _BrokenBound:
     if sys.platform == "win32" or status == -signal.SIGXCPU:
-        return _out_of_time(limits)
+        return _time_bound_broken(limits)
     if status == -signal.SIGKILL:
-        return _Broken("memory", "its process killed, as a system does that runs out of memory")
-    return _Broken("process", f"the end of the process that renders it, with status {status}")
+        return _BrokenBound("memory", "its process killed, as a system does that runs out of memory")
+    return _BrokenBound("process", f"the end of the process that renders it, with status {status}")
 
 
-class _Overtime(BaseException):
-    """Passes by all that catches `Exception`."""
+class _OutOfTime(BaseException):
+    """The time limit is reached. Code that catches `Exception` does not catch it."""
 
 
-class _Judged(Template):
-    """A template in the worker."""
+class _WorkerTemplate(Template):
+    """A template in the worker, whose renderings are limited."""
 
     limits = Limits()
 
-    def _run(self, variables: Variables) -> Traced:
+    def _render_variables(self, variables: Variables) -> TrackedText:
         try:
             with _time_limit(self.limits.seconds):
-                text = super()._run(variables)
-        except _Overtime as error:
-            raise _out_of_time(self.limits, template_line(error, self._traced)) from None
+                text = super()._render_variables(variables)
+        except _OutOfTime as error:
+            raise _time_bound_broken(self.limits, template_line(error, self._tracked_template)) from None
         except RecordError as error:
             if isinstance(error.__cause__, MemoryError):
-                raise _out_of_memory(self.limits, template_line(error.__cause__, self._traced)) from None
+                raise _memory_bound_broken(
+                    self.limits, template_line(error.__cause__, self._tracked_template)
+                ) from None
             raise
         if len(text) > (allowed := allowance(variables)):
-            raise _Broken("output", f"{len(text):,} characters; expected at most {allowed:,} for data of this size")
+            raise _BrokenBound(
+                "output", f"{len(text):,} characters; expected at most {allowed:,} for data of this size"
+            )
         return text
 
     def state(self) -> dict[str, Any]:
-        """What can be told of it without its code."""
-        told = (str, bool, tuple, frozenset, type(None))
-        return {name: value for name, value in vars(self).items() if isinstance(value, told)}
+        """The template's attributes, except those that hold code."""
+        plain_types = (str, bool, tuple, frozenset, type(None))
+        return {name: value for name, value in vars(self).items() if isinstance(value, plain_types)}
 
     def text(self, variables: Variables) -> str:
-        """A rendering of these variables."""
-        return plain_text(self._run(variables))
+        """The text that the template prints for these variables."""
+        return plain_text(self._render_variables(variables))
 
 
 @lru_cache(maxsize=8)
-def _judged(file: TemplateFile, strict: bool, kwargs: bytes) -> _Judged:
-    with _time_limit(_Judged.limits.seconds):
-        return _Judged(file, strict=strict, kwargs=pickle.loads(kwargs))
+def _load(file: TemplateFile, strict: bool, kwargs: bytes) -> _WorkerTemplate:
+    with _time_limit(_WorkerTemplate.limits.seconds):
+        return _WorkerTemplate(file, strict=strict, kwargs=pickle.loads(kwargs))
 
 
 def serve(*limits: int) -> None:
-    """The worker's main program: answers requests until its input ends."""
-    _Judged.limits = Limits(*limits)
-    questions, answers = sys.stdin.buffer, sys.stdout.buffer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
-    # What is loaded when it is first needed is needed now, while files can be opened.
+    """Run the worker: answer requests until the input ends."""
+    _WorkerTemplate.limits = Limits(*limits)
+    requests, responses = sys.stdin.buffer, sys.stdout.buffer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
+    # Load now, while files can be opened, what Python otherwise loads on first use.
     time.localtime()
     import_module("jinja2.debug")
-    Plans.on = False  # recording takes longer than rendering, and the limits are for that
-    _judged(TemplateFile(name="first", source="{{ instruction ~ '\n' }}{{ response }}"), True, pickle.dumps(None))
-    confine(_Judged.limits.megabytes)
+    TracingCompiler.enabled = False  # recording takes longer than the rendering that the limits are for
+    _load(TemplateFile(name="first", source="{{ instruction ~ '\n' }}{{ response }}"), True, pickle.dumps(None))
+    confine(_WorkerTemplate.limits.megabytes)
     while True:
         try:
-            request: Request = pickle.load(questions)
+            request: Request = pickle.load(requests)
         except EOFError:
             return
-        pickle.dump(_answer(request), answers)
-        answers.flush()
+        pickle.dump(_respond(request), responses)
+        responses.flush()
 
 
-def _answer(request: Request) -> Any:
+def _respond(request: Request) -> Any:
+    limits = _WorkerTemplate.limits
     try:
-        template: Template = _judged(request.file, request.strict, request.kwargs)
+        template: Template = _load(request.file, request.strict, request.kwargs)
         template = template if request.end_marker is None else template.ended_by(request.end_marker)
         return getattr(template, request.method)(*request.arguments, **request.options)
-    except _Overtime:
-        return _out_of_time(_Judged.limits).of(request)
-    except _Broken as error:
-        return error.of(request)
+    except _OutOfTime:
+        return _time_bound_broken(limits).to_error(request)
+    except _BrokenBound as error:
+        return error.to_error(request)
     except TemplatekitError as error:
-        # Compiling raises its own error in the place of Python's.
-        return _out_of_memory(_Judged.limits).of(request) if isinstance(error.__context__, MemoryError) else error
+        # Compiling replaces Python's error with one of this package.
+        return _memory_bound_broken(limits).to_error(request) if isinstance(error.__context__, MemoryError) else error
     except MemoryError:
-        return _out_of_memory(_Judged.limits).of(request)
+        return _memory_bound_broken(limits).to_error(request)
     except Exception as error:
         return TemplateError(f"template {request.file.name!r}: {type(error).__name__}: {error}")
 
@@ -247,7 +253,7 @@ if sys.platform == "win32":
     import faulthandler
 
     def confine(megabytes: int) -> None:
-        """Nothing: there are no such limits."""
+        """Do nothing: Windows has no such limits."""
 
     @contextmanager
     def _time_limit(seconds: int) -> Iterator[None]:
@@ -260,10 +266,10 @@ if sys.platform == "win32":
 else:
 
     def confine(megabytes: int) -> None:
-        """Takes from this process, for good, what a template has no use for."""
+        """Remove from this process, for good, whatever a template does not need."""
         limits = {
             resource.RLIMIT_AS: megabytes << 20,
-            resource.RLIMIT_NOFILE: 3,  # those that are open
+            resource.RLIMIT_NOFILE: 3,  # the three that are open
             resource.RLIMIT_FSIZE: 0,
             resource.RLIMIT_NPROC: 0,
             resource.RLIMIT_CORE: 0,
@@ -271,21 +277,21 @@ else:
         for limit, value in limits.items():
             try:
                 resource.setrlimit(limit, (value, value))
-            except (OSError, ValueError):  # macOS knows no bound of memory
+            except (OSError, ValueError):  # macOS has no memory limit
                 continue
-        signal.signal(signal.SIGPROF, _overtime)
+        signal.signal(signal.SIGPROF, _raise_out_of_time)
 
-    def _overtime(*_: object) -> None:
-        raise _Overtime
+    def _raise_out_of_time(*_: object) -> None:
+        raise _OutOfTime
 
     @contextmanager
     def _time_limit(seconds: int) -> Iterator[None]:
-        """Two limits: of the first the interpreter learns between two steps, of the second from the system."""
-        _, most = resource.getrlimit(resource.RLIMIT_CPU)
-        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + seconds + _GRACE, most))
+        """Limit processor time twice: by a signal that the interpreter handles between two steps, and by the system."""
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + seconds + _GRACE, hard_limit))
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             yield
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-            resource.setrlimit(resource.RLIMIT_CPU, (most, most))
+            resource.setrlimit(resource.RLIMIT_CPU, (hard_limit, hard_limit))

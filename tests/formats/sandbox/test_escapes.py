@@ -1,4 +1,4 @@
-"""No template gets at Python's own objects, at files or at the data it is given, in none of the environments."""
+"""No template reaches Python's own objects or files, or changes the data it is given, in any environment."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2.exceptions import SecurityError
 
-from templatekit.formats.environment import PlainEnvironment, plain_environment, tracing_environment
-from templatekit.formats.provenance import traced
-from templatekit.formats.sandbox.metering import Uncounted, counting_environment
+from templatekit.formats.environment import PlainEnvironment, plain_environment, provenance_environment
+from templatekit.formats.provenance import track
+from templatekit.formats.sandbox.metering import NeedsWorker, metered_environment
 from templatekit.types import field_origin
 
 ENVIRONMENTS: Mapping[str, PlainEnvironment] = {
     "plain": plain_environment(),
-    "traced": tracing_environment(),
-    "counted": counting_environment(),
+    "provenance": provenance_environment(),
+    "metered": metered_environment(),
 }
 MESSAGE = {"role": "user", "content": "Hi {0.__class__}", "tool_calls": [{"arguments": {"a": 1}}]}
 
@@ -33,12 +33,12 @@ def environment(request: pytest.FixtureRequest) -> PlainEnvironment:
 def data(environment: PlainEnvironment) -> dict[str, Any]:
     if environment is plain_environment():
         return {"messages": [copy.deepcopy(MESSAGE)]}
-    return {"messages": [{key: traced(value, field_origin(key, 0)) for key, value in MESSAGE.items()}]}
+    return {"messages": [{key: track(value, field_origin(key, 0)) for key, value in MESSAGE.items()}]}
 
 
 def render(environment: PlainEnvironment, source: str, variables: dict[str, Any] | None = None) -> str:
-    if environment is counting_environment():
-        counting_environment().refill({})
+    if environment is metered_environment():
+        metered_environment().refill({})
     return environment.from_string(source).render(data(environment) if variables is None else variables)
 
 
@@ -102,15 +102,15 @@ REFUSED = {
     "an undefined name's class": "{{ nothing.__class__ }}",
     "a generator's frame": "{{ (messages | map('string')).gi_frame.f_globals }}",
     "a number's class": "{{ (1).__class__.__base__ }}",
-    # What text and values that know their origins have beside.
+    # Attributes that tracked texts and values add.
     "a text's runs": "{{ messages[0].content._runs[0][1].kind }}",
     "a text's cut": "{{ messages[0].content._cut(0, 1) }}",
     "a mapping's origin": "{{ messages[0].tool_calls[0]._origin.kind }}",
     "a mapping's origin by an index": "{{ messages[0].tool_calls[0]['_origin'].kind }}",
     "a list's origin by attr": "{{ (messages[0].tool_calls | attr('_origin')).kind }}",
-    "a traced format's owner": "{{ '{}'.format.__self__.__class__ }}",
-    "a traced format's closure": "{{ '{}'.format.__closure__[0].cell_contents }}",
-    "a traced format's globals": "{{ '{}'.format.__globals__ }}",
+    "a tracked format's owner": "{{ '{}'.format.__self__.__class__ }}",
+    "a tracked format's closure": "{{ '{}'.format.__closure__[0].cell_contents }}",
+    "a tracked format's globals": "{{ '{}'.format.__globals__ }}",
     "what a format wraps": "{{ '{0.__class__}'.format.__wrapped__(messages) }}",
     # Other files.
     "include": "{% include '/etc/passwd' %}",
@@ -137,13 +137,13 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_by_name(name: str, environment: PlainEnvironment) -> None:
-    with pytest.raises((SecurityError, jinja2.UndefinedError, Uncounted)) as caught:
+    with pytest.raises((SecurityError, jinja2.UndefinedError, NeedsWorker)) as caught:
         render(environment, REFUSED[name])
-    # What the counting environment does not do goes to the worker, where the traced one refuses it.
-    assert not isinstance(caught.value, Uncounted) or environment is counting_environment()
+    # The metered environment leaves operations that are not metered to the worker, where provenance refuses them.
+    assert not isinstance(caught.value, NeedsWorker) or environment is metered_environment()
 
 
-def test_what_is_refused_would_work_without_a_sandbox() -> None:
+def test_the_escapes_work_without_a_sandbox() -> None:
     """The negative control: the chains are right."""
     unsafe = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
     for name in ("a text's class", "a message's class", "CVE-2016-10745 str.format", "a cycler's globals", "append"):
@@ -153,14 +153,14 @@ def test_what_is_refused_would_work_without_a_sandbox() -> None:
 @pytest.mark.parametrize("name", [name for name in REFUSED if REFUSED[name].startswith("{{ messages")])
 def test_the_data_stay_as_they_are(name: str, environment: PlainEnvironment) -> None:
     variables = data(environment)
-    with pytest.raises((SecurityError, jinja2.UndefinedError, Uncounted)):
+    with pytest.raises((SecurityError, jinja2.UndefinedError, NeedsWorker)):
         render(environment, REFUSED[name], variables)
     assert variables == {"messages": [MESSAGE]}
 
 
 GENERATED = ("environment", "literal", "literal_0", "concat", "concat_operands", "context", "resolve", "undefined",
              "missing", "name", "blocks", "debug_info", "root", "t_1", "l_0_messages", "Markup", "Macro", "LoopContext",
-             "TemplateReference", "__builtins__", "__name__", "identity", "str_join", "paid", "spend")  # fmt: skip
+             "TemplateReference", "__builtins__", "__name__", "identity", "str_join", "charge", "spend")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GENERATED)
@@ -171,7 +171,7 @@ def test_names_of_the_generated_code_are_no_names_of_a_template(name: str, envir
 
 @pytest.mark.parametrize("source", ["{{ {'a b': 1} | xmlattr }}", "{{ {'a/onclick=': 1} | xmlattr }}"])
 def test_cve_2024_22195_and_34064_xmlattr(source: str, environment: PlainEnvironment) -> None:
-    with pytest.raises((ValueError, Uncounted)):
+    with pytest.raises((ValueError, NeedsWorker)):
         render(environment, source)
 
 
@@ -181,7 +181,7 @@ def test_cve_2024_56201_the_name_of_a_template_is_not_compiled(environment: Plai
 
 
 def test_markup_does_not_unlock_format(environment: PlainEnvironment) -> None:
-    with pytest.raises((SecurityError, jinja2.UndefinedError, Uncounted)):
+    with pytest.raises((SecurityError, jinja2.UndefinedError, NeedsWorker)):
         render(environment, "{{ ('{0.__class__}' | safe).format(messages) }}")
 
 
@@ -200,6 +200,6 @@ def test_no_private_attribute_of_anything(name: str, step: str, attribute: str, 
     source = "{% macro m() %}{% endmacro %}{% for x in messages recursive %}{{ EXPRESSION }}{% endfor %}"
     try:
         text = render(ENVIRONMENTS[where], source.replace("EXPRESSION", expression))
-    except (SecurityError, jinja2.UndefinedError, Uncounted):
+    except (SecurityError, jinja2.UndefinedError, NeedsWorker):
         return
     assert text == "", "what is not there prints nothing"

@@ -1,4 +1,4 @@
-"""A foreign template ends: with text, or in bounded time with an error that names the bound it broke."""
+"""An untrusted template ends: with text, or in limited time with an error that names the bound it broke."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from testkit.foreign import CHAT, EXAMPLE, TEXT, TOKENS, foreign_template
+from testkit.untrusted import CHAT, EXAMPLE, TEXT, TOKENS, untrusted_template
 
 from templatekit import Example, Message, RecordError, Template, TemplateError, TemplateFile
 from templatekit.formats import metadata
-from templatekit.formats.sandbox.metering import CountingEnvironment, counting_environment, weight
-from templatekit.formats.sandbox.untrusted import ForeignTemplate, load_template
+from templatekit.formats.sandbox.metering import MeteredEnvironment, metered_environment, written_size
+from templatekit.formats.sandbox.untrusted import UntrustedTemplate, load_template
 from templatekit.formats.sandbox.worker import Request, Worker
 
 
-class Asked(BaseException):
-    """A template did not stay in this process."""
+class WorkerCalled(BaseException):
+    """A template was left to the worker."""
 
 
 @pytest.fixture
 def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    def ask(self: Worker, request: Request) -> Any:
-        raise Asked(request.method)
+    def call(self: Worker, request: Request) -> Any:
+        raise WorkerCalled(request.method)
 
-    monkeypatch.setattr(Worker, "ask", ask)
+    monkeypatch.setattr(Worker, "call", call)
 
 
 DEEP = "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = BUILT %}{% endfor %}"
@@ -104,29 +104,29 @@ BOMBS = {
 
 @pytest.mark.usefixtures("no_worker")
 @pytest.mark.parametrize("name", BOMBS)
-def test_no_bomb_goes_off_here(name: str) -> None:
-    """It is left to the worker, before it has cost much."""
+def test_bombs_are_left_to_the_worker(name: str) -> None:
+    """Before they have cost much."""
     began = time.process_time()
-    with pytest.raises(Asked):
-        foreign_template(BOMBS[name] + CHAT).render(EXAMPLE, TOKENS)
+    with pytest.raises(WorkerCalled):
+        untrusted_template(BOMBS[name] + CHAT).render(EXAMPLE, TOKENS)
     assert time.process_time() - began < 5
 
 
 @pytest.mark.usefixtures("no_worker")
 @pytest.mark.parametrize("name", ["nested ranges", "plus doubles", "macros that branch"])
-def test_the_count_is_what_holds_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The negative control: where nothing is paid, the loop goes on."""
+def test_the_meter_is_what_stops_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control: if nothing is charged, the loop continues."""
     spent = 0
 
-    def spend(self: CountingEnvironment, amount: int) -> None:
+    def spend(self: MeteredEnvironment, amount: int) -> None:
         nonlocal spent
         spent += amount
         if spent > 2_000_000:
             raise InterruptedError
 
-    monkeypatch.setattr(CountingEnvironment, "spend", spend)
+    monkeypatch.setattr(MeteredEnvironment, "spend", spend)
     with pytest.raises(RecordError, match="InterruptedError"):
-        foreign_template(BOMBS[name] + CHAT).render(EXAMPLE, TOKENS)
+        untrusted_template(BOMBS[name] + CHAT).render(EXAMPLE, TOKENS)
 
 
 VERDICTS = {
@@ -147,16 +147,16 @@ VERDICTS = {
 def test_the_worker_names_the_bound_and_the_line(name: str) -> None:
     source, words = VERDICTS[name]
     with pytest.raises(TemplateError) as caught:
-        foreign_template("\n" + source + CHAT, "bomb").render(EXAMPLE, TOKENS, row=17)
+        untrusted_template("\n" + source + CHAT, "bomb").render(EXAMPLE, TOKENS, row=17)
     assert str(caught.value).startswith("template 'bomb'")
     assert words in str(caught.value)
     assert str(caught.value).endswith("; row 17") != (name == "at compile time")
 
 
 @pytest.mark.usefixtures("worker")
-def test_what_only_some_data_set_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bombs_that_only_some_data_set_off(monkeypatch: pytest.MonkeyPatch) -> None:
     source = "{% if 'boom' in messages[0].content %}" + BOMBS["plus doubles"] + "{{ 'A' * 10 ** 10 }}{% endif %}" + CHAT
-    template = foreign_template(source.replace("{{ 'A' * 10 ** 10 }}", "{{ 'A' * messages | length * 10 ** 10 }}"))
+    template = untrusted_template(source.replace("{{ 'A' * 10 ** 10 }}", "{{ 'A' * messages | length * 10 ** 10 }}"))
     for row in range(20):
         assert template.render(EXAMPLE, TOKENS, row=row).text == TEXT
     boom = Example(messages=(Message(role="user", content="boom"), EXAMPLE.messages[1]))
@@ -198,12 +198,12 @@ def outcome(template: Template, example: Example) -> object:
 
 @pytest.mark.usefixtures("no_worker")
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
-def test_published_templates_stay_here_and_render_as_unbounded(path: Path) -> None:
+def test_published_templates_are_metered_and_render_as_trusted_ones(path: Path) -> None:
     file = TemplateFile(name=path.stem, source=path.read_text(encoding="utf-8"))
-    template, same = ForeignTemplate(file, strict=False), Template(file, strict=False)
+    template, same = UntrustedTemplate(file, strict=False), Template(file, strict=False)
     for example in CONVERSATIONS.values():
         assert outcome(template, example) == outcome(same, example)
-    assert template._here
+    assert template._in_process
 
 
 LEAVES = [
@@ -321,19 +321,19 @@ STATEMENTS = st.recursive(
 )
 PRELUDE = "{% set v = 'abc' %}{% set i = 1 %}{% set ns = namespace(x=v) %}{% macro f(v, i) %}{{ v }}{% endmacro %}"
 SECONDS = 8
-"""Of processor time: twice what a rendering here may take, on a slow machine, and its worker's."""
+"""Seconds of processor time: twice the most that a rendering here takes on a slow machine, plus its worker's."""
 
 
 @given(STATEMENTS)
 @settings(suppress_health_check=[*HealthCheck])
-def test_any_template_ends_here_or_goes_to_the_worker(no_worker: None, statements: str) -> None:
-    """And what ends here ends as it would without bounds."""
+def test_any_template_ends_here_or_is_left_to_the_worker(no_worker: None, statements: str) -> None:
+    """And a text rendered here is the same as without limits."""
     file = TemplateFile(name="any", source=PRELUDE + statements + CHAT)
     began = time.process_time()
     try:
-        template = ForeignTemplate(file, strict=False)
+        template = UntrustedTemplate(file, strict=False)
         found = outcome(template, EXAMPLE)
-    except Asked:
+    except WorkerCalled:
         return
     except TemplateError as error:
         with pytest.raises(TemplateError, match=re.escape(str(error))):
@@ -349,7 +349,7 @@ def test_any_template_ends_here_or_goes_to_the_worker(no_worker: None, statement
 def test_any_template_ends(worker: Worker, statements: str) -> None:
     began = time.monotonic()
     try:
-        text = foreign_template(PRELUDE + statements + CHAT).render(EXAMPLE, TOKENS).text
+        text = untrusted_template(PRELUDE + statements + CHAT).render(EXAMPLE, TOKENS).text
         assert text.endswith("Hi you!</s>")
     except (RecordError, TemplateError) as error:
         assert str(error)
@@ -357,19 +357,19 @@ def test_any_template_ends(worker: Worker, statements: str) -> None:
 
 
 @pytest.mark.usefixtures("no_worker")
-def test_what_chat_templates_do_stays_here() -> None:
+def test_ordinary_operations_are_metered() -> None:
     turns = tuple(EXAMPLE.messages * 200)
-    template = foreign_template(CHAT)
+    template = untrusted_template(CHAT)
     assert template.prompt(Example(messages=turns), TOKENS).text.startswith(TEXT * 199)
-    assert template._here
+    assert template._in_process
 
 
-def test_the_allowance_grows_with_the_data_and_its_use_does_not_outgrow_them() -> None:
-    """Ten times the data takes ten times the steps, give or take."""
+def test_the_allowance_and_the_steps_grow_with_the_data() -> None:
+    """Ten times the data takes about ten times the steps."""
     used = []
     for times in (10, 100, 1_000):
-        environment = counting_environment()
-        foreign_template(CHAT).prompt(Example(messages=EXAMPLE.messages * times), TOKENS)
+        environment = metered_environment()
+        untrusted_template(CHAT).prompt(Example(messages=EXAMPLE.messages * times), TOKENS)
         used.append(1_000_000 - environment._meter.left)
     assert used[0] * 8 < used[1] < used[0] * 12
     assert used[1] * 8 < used[2] < used[1] * 12
@@ -387,17 +387,17 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-def test_a_value_weighs_what_it_takes_to_print(value: Any) -> None:
+def test_the_written_size_of_a_value(value: Any) -> None:
     twice = [value, value]
-    assert weight(twice) == 1 + 2 * weight(value)
-    assert weight(value) <= 1 + len(str(value))
-    assert len(str(value).encode("ascii", "ignore")) <= 4 + 30 * weight(value)
-    assert weight([twice] * 1_000, limit=50) <= 2_100
+    assert written_size(twice) == 1 + 2 * written_size(value)
+    assert written_size(value) <= 1 + len(str(value))
+    assert len(str(value).encode("ascii", "ignore")) <= 4 + 30 * written_size(value)
+    assert written_size([twice] * 1_000, limit=50) <= 2_100
 
 
 def test_a_long_source_is_refused() -> None:
     with pytest.raises(TemplateError, match="found 200,001 characters; expected at most 200,000"):
-        foreign_template("x" * 200_001)
+        untrusted_template("x" * 200_001)
 
 
 @pytest.mark.parametrize(
@@ -415,7 +415,7 @@ def test_a_long_source_is_refused() -> None:
 )
 def test_sources_that_are_hard_to_compile(source: str, words: str) -> None:
     with pytest.raises(TemplateError, match=words):
-        foreign_template(source + CHAT)
+        untrusted_template(source + CHAT)
 
 
 @pytest.mark.parametrize("body", ["[" * 9_000, "a: " + "x" * 20_000, "- " * 4_000, "{a: " * 2_000])
@@ -426,13 +426,13 @@ def test_a_leading_comment_that_is_long_or_deep(body: str) -> None:
     assert time.process_time() - began < 5
 
 
-def test_by_path_and_a_tokenizers_own_are_foreign(tmp_path: Path, builtin: Any) -> None:
+def test_templates_by_path_and_of_tokenizers_are_untrusted(tmp_path: Path, builtin: Any) -> None:
     from templatekit.formats.lookup import find_template
 
     path = tmp_path / "mine.jinja"
     path.write_text(CHAT, encoding="utf-8")
-    assert isinstance(load_template(str(path)), ForeignTemplate)
-    assert isinstance(find_template(str(path), builtin), ForeignTemplate)
-    assert isinstance(find_template("tokenizer", builtin, chat_template=CHAT), ForeignTemplate)
+    assert isinstance(load_template(str(path)), UntrustedTemplate)
+    assert isinstance(find_template(str(path), builtin), UntrustedTemplate)
+    assert isinstance(find_template("tokenizer", builtin, chat_template=CHAT), UntrustedTemplate)
     for name in builtin.templates:
-        assert not isinstance(find_template(name, builtin), ForeignTemplate)
+        assert not isinstance(find_template(name, builtin), UntrustedTemplate)

@@ -1,4 +1,4 @@
-"""The process in which foreign templates are rendered: it does what this one does, and nothing else."""
+"""The worker process for untrusted templates gives the same results as this process, and can do nothing else."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from testkit.foreign import CHAT, EXAMPLE, TEXT, TOKENS, foreign_template
+from testkit.untrusted import CHAT, EXAMPLE, TEXT, TOKENS, untrusted_template
 
 from templatekit import ConfigError, Example, Message, RecordError, Template, TemplateError, TemplateFile
-from templatekit.formats.sandbox import untrusted as foreign
-from templatekit.formats.sandbox.untrusted import ForeignTemplate
-from templatekit.formats.sandbox.worker import Worker, _Answers
+from templatekit.formats.sandbox import untrusted
+from templatekit.formats.sandbox.untrusted import UntrustedTemplate
+from templatekit.formats.sandbox.worker import Worker, _ResponseUnpickler
 
 UNUSUAL = {
     "times": "{{ '-' * 3 }}",
@@ -33,55 +33,55 @@ UNUSUAL = {
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_the_worker_renders_as_this_process_does(name: str, worker: Worker) -> None:
     file = TemplateFile(name="unusual", source=UNUSUAL[name] + CHAT)
-    template, same = ForeignTemplate(file, strict=False), Template(file, strict=False)
+    template, same = UntrustedTemplate(file, strict=False), Template(file, strict=False)
     assert template.render(EXAMPLE, TOKENS, row=3) == same.render(EXAMPLE, TOKENS, row=3)
     assert template.prompt(EXAMPLE, TOKENS, row=3) == same.prompt(EXAMPLE, TOKENS, row=3)
-    assert not template._here
+    assert not template._in_process
     for attribute in ("name", "path", "original", "metadata", "kind", "source", "variables", "multi_turn"):
         assert getattr(template, attribute) == getattr(same, attribute)
 
 
-@pytest.mark.parametrize("dear", ["", "{{ 'x' * 2 }}"], ids=["here", "in the worker"])
-def test_samples_and_end_markers_are_those_of_an_unbounded_template(dear: str, worker: Worker) -> None:
-    """A sample's example keeps what its record held beside the conversation, which the worker never sees."""
+@pytest.mark.parametrize("needs_worker", ["", "{{ 'x' * 2 }}"], ids=["here", "in the worker"])
+def test_samples_and_end_markers_are_those_of_a_trusted_template(needs_worker: str, worker: Worker) -> None:
+    """A sample's example keeps its metadata, which the worker never sees."""
     turns = (
         "{% for m in messages %}{% if m.role == 'user' %}U:{{ m.content }}\n{% else %}A:{% if loop.last %}"
         "<{{ m.reasoning_content }}>{% endif %}{{ m.content }}<end>\n{% endif %}{% endfor %}"
     )
-    file = TemplateFile(name="turns", source=dear + turns + "{{ 'A:' if add_generation_prompt }}")
+    file = TemplateFile(name="turns", source=needs_worker + turns + "{{ 'A:' if add_generation_prompt }}")
     answer = replace(EXAMPLE.messages[1], reasoning="Hm.")
     example = Example(messages=(EXAMPLE.messages[0], answer) * 2, metadata={"source": threading.Lock()})
-    template, same = (kind(file, strict=False).ended_by("<end>") for kind in (ForeignTemplate, Template))
+    template, same = (kind(file, strict=False).ended_by("<end>") for kind in (UntrustedTemplate, Template))
     assert template.samples(example, row=4) == same.samples(example, row=4)
     assert template.samples(example, last_only=True) == same.samples(example, last_only=True)
     assert len(template.samples(example)) == 2
 
 
 @pytest.mark.usefixtures("worker")
-@pytest.mark.parametrize("dear", ["", "{{ 'x' * 2 }}"], ids=["here", "in the worker"])
-def test_errors_are_the_same_here_and_there(dear: str) -> None:
-    source = dear + "{% if messages[0].content == 'no' %}{{ raise_exception('not so') }}{% endif %}" + CHAT
+@pytest.mark.parametrize("needs_worker", ["", "{{ 'x' * 2 }}"], ids=["here", "in the worker"])
+def test_errors_are_the_same_here_and_there(needs_worker: str) -> None:
+    source = needs_worker + "{% if messages[0].content == 'no' %}{{ raise_exception('not so') }}{% endif %}" + CHAT
     refused = Example(messages=(Message(role="user", content="no"), EXAMPLE.messages[1]))
     with pytest.raises(RecordError) as caught:
-        foreign_template(source).render(refused, TOKENS)
+        untrusted_template(source).render(refused, TOKENS)
     assert (caught.value.reason, str(caught.value)) == ("template_refused", "template 'tried' refuses: not so")
     with pytest.raises(TemplateError, match="template 'tried', line 2: Expected an expression"):
-        foreign_template(dear + "\n{% if %}" + CHAT)
+        untrusted_template(needs_worker + "\n{% if %}" + CHAT)
     with pytest.raises(TemplateError, match="line 1: unknown variable 'mesages'"):
-        ForeignTemplate(TemplateFile(name="strict", source=dear + "{{ mesages }}{{ response }}"))
+        UntrustedTemplate(TemplateFile(name="strict", source=needs_worker + "{{ mesages }}{{ response }}"))
     with pytest.raises(RecordError, match="line 1: UndefinedError: 'lipsum' is undefined"):
-        foreign_template(dear + "{{ lipsum() }}" + CHAT).render(EXAMPLE, TOKENS)
+        untrusted_template(needs_worker + "{{ lipsum() }}" + CHAT).render(EXAMPLE, TOKENS)
 
 
 def test_an_instruction_format_that_needs_the_worker(worker: Worker) -> None:
     file = TemplateFile(name="ruled", source="{{ instruction }}\n{{ '-' * 3 }}\n{{ response }}{{ eos_token }}")
-    template = ForeignTemplate(file)
+    template = UntrustedTemplate(file)
     assert template.render(EXAMPLE, TOKENS) == Template(file).render(EXAMPLE, TOKENS)
     assert template.source == Template(file).source != file.source
 
 
-def test_a_worker_that_dies_is_started_anew(worker: Worker) -> None:
-    template = foreign_template("{{ '-' * 3 }}" + CHAT)
+def test_a_worker_that_dies_is_restarted(worker: Worker) -> None:
+    template = untrusted_template("{{ '-' * 3 }}" + CHAT)
     assert template.render(EXAMPLE, TOKENS).text == "---" + TEXT
     assert worker._process is not None
     os.kill(worker._process.pid, signal.SIGKILL)
@@ -98,25 +98,25 @@ def test_a_worker_that_dies_is_started_anew(worker: Worker) -> None:
     assert template.render(EXAMPLE, TOKENS).text == "---" + TEXT
 
 
-def test_an_interrupted_question_gets_no_late_answer(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    template = foreign_template("{{ '-' * 3 }}" + CHAT)
+def test_an_interrupted_request_gets_no_late_response(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = untrusted_template("{{ '-' * 3 }}" + CHAT)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_Answers, "load", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(_ResponseUnpickler, "load", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         template.prompt(EXAMPLE, TOKENS)
     assert template.render(EXAMPLE, TOKENS).text == "---" + TEXT
 
 
 def test_a_worker_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foreign, "WORKER", Worker())
+    monkeypatch.setattr(untrusted, "WORKER", Worker())
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(TemplateError, match=r"needs a process of its own, which cannot be started: .*/nowhere/python"):
-        foreign_template("{{ '-' * 3 }}" + CHAT)
+        untrusted_template("{{ '-' * 3 }}" + CHAT)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_fork_asks_a_worker_of_its_own(worker: Worker) -> None:
-    template = foreign_template("{{ '-' * 3 }}" + CHAT)
+def test_a_fork_has_a_worker_of_its_own(worker: Worker) -> None:
+    template = untrusted_template("{{ '-' * 3 }}" + CHAT)
     child = os.fork()
     if child == 0:
         try:
@@ -142,7 +142,7 @@ def test_threads_are_bounded_too() -> None:
                 found.append(error)
 
     endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-    jobs = [(foreign_template(CHAT), 200), (foreign_template(endless + CHAT), 1)]
+    jobs = [(untrusted_template(CHAT), 200), (untrusted_template(endless + CHAT), 1)]
     threads = [threading.Thread(target=render, args=job) for job in jobs]
     for thread in threads:
         thread.start()
@@ -171,28 +171,30 @@ def test_the_worker_can_open_write_and_start_nothing() -> None:
     assert run.stdout.split() == ["OSError", "OSError", "OSError", "OSError", "MemoryError"], run.stderr
 
 
-def test_answers_are_values_of_this_package_alone() -> None:
+def test_responses_are_values_of_this_package_alone() -> None:
     from io import BytesIO
 
-    assert _Answers(BytesIO(pickle.dumps(foreign_template(CHAT).render(EXAMPLE, TOKENS)))).load().text == TEXT
+    assert (
+        _ResponseUnpickler(BytesIO(pickle.dumps(untrusted_template(CHAT).render(EXAMPLE, TOKENS)))).load().text == TEXT
+    )
     for value in (os.system, Template, Path("x")):
         with pytest.raises(pickle.UnpicklingError):
-            _Answers(BytesIO(pickle.dumps(value))).load()
+            _ResponseUnpickler(BytesIO(pickle.dumps(value))).load()
 
 
-@pytest.mark.parametrize("dear", ["", "{{ 'x' * 2 }}"], ids=["here", "in the worker"])
-def test_kwargs_and_forms_are_those_of_an_unbounded_template(dear: str, worker: Worker) -> None:
-    source = "{{ greeting | default('') }}" + dear + CHAT
+@pytest.mark.parametrize("needs_worker", ["", "{{ 'x' * 2 }}"], ids=["here", "in the worker"])
+def test_kwargs_and_accepted_forms_are_those_of_a_trusted_template(needs_worker: str, worker: Worker) -> None:
+    source = "{{ greeting | default('') }}" + needs_worker + CHAT
     file = TemplateFile(name="greets", source="{#- templatekit\ndescription: Greets.\n#}" + source)
-    template, same = ForeignTemplate(file, strict=False), Template(file, strict=False)
+    template, same = UntrustedTemplate(file, strict=False), Template(file, strict=False)
     for kwargs in ({"greeting": "Hello {{"}, {"greeting": ["a", 1]}):
         changed, expected = template.with_kwargs(kwargs), same.with_kwargs(kwargs)
         assert changed.render(EXAMPLE, TOKENS) == expected.render(EXAMPLE, TOKENS)
         assert (changed.source, changed.metadata) == (expected.source, expected.metadata)
     prompt = template.prompt(EXAMPLE, TOKENS, continue_final=True)
     assert prompt == same.prompt(EXAMPLE, TOKENS, continue_final=True)
-    assert [template.takes.content(role) for role in ("user", "system")] == ["text", "text"]
-    assert template.takes.calls == same.takes.calls
-    assert template._here == (not dear)
+    assert [template.accepted_forms.content(role) for role in ("user", "system")] == ["text", "text"]
+    assert template.accepted_forms.calls == same.accepted_forms.calls
+    assert template._in_process == (not needs_worker)
     with pytest.raises(ConfigError, match=r"does not read 'greetings'; did you mean 'greeting'\?"):
         template.with_kwargs({"greetings": 1})
