@@ -102,7 +102,7 @@ def _overview(report: Report) -> Iterator[str]:
 def _legend() -> str:
     return (
         '<p class="soft">In the examples: <span class="template">template text</span>, '
-        '<span class="field">data</span>, <span class="trained">trained</span>, <mark>the place</mark>.</p>\n'
+        '<span class="field">data</span>, <span class="trained">trained</span>, <mark>what was found</mark>.</p>\n'
     )
 
 

@@ -18,10 +18,10 @@ Requirement: TypeAlias = Literal["tokenizer", "max_length", "against", "shared"]
 
 
 class Occurrence(NamedTuple):
-    """One occurrence of what a rule looks for."""
+    """One occurrence of the problem that a rule looks for."""
 
     kind: str = ""
-    """The kind of occurrence, for rules that distinguish several; the report counts each kind separately."""
+    """The kind of problem, for rules that distinguish several; the report counts each kind separately."""
     detail: str = ""
     """Facts that the excerpt does not show."""
     sample: AuditedSample | None = None
@@ -32,16 +32,16 @@ class Occurrence(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One thing that an audit looks for. Its functions are pure: equal rows give equal occurrences."""
+    """One kind of problem, and the functions that find it. They are pure: equal rows give equal occurrences."""
 
     code: str
     level: Level
     title: str
     help: str
-    """One sentence: what an occurrence means, and what to do."""
+    """One sentence: what the problem means, and what to do."""
     requires: tuple[Requirement, ...] = ()
     check_row: Callable[[AuditedRow, AuditContext], Iterable[Occurrence]] | None = None
     check_template: Callable[[AuditContext], Iterable[Occurrence]] | None = None
-    """Called once an audit, for what concerns the template or the tokenizer."""
+    """Called once, for problems of the template or the tokenizer."""
     explain: Callable[[Occurrence, AuditContext], Occurrence] | None = None
     """Adds position and detail to the one occurrence that is shown, where they are too expensive for all."""

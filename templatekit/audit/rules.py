@@ -21,42 +21,42 @@ RULES: tuple[Rule, ...] = (
         code="nothing-trained",
         level="error",
         title="nothing is trained",
-        help="No token of these rows carries loss, so that they cost time and teach nothing: drop them, or look at "
-        "their roles, their weights and --train-on.",
+        help="No token of these rows has a loss weight, so they cost time and teach nothing: drop them, or check their "
+        "roles, their weights and --train-on.",
         check_row=rules_training.nothing_trained,
     ),
     Rule(
         code="end-untrained",
         level="error",
         title="the end marker is not trained",
-        help="A model trained on these answers does not learn to stop: have the template write a special token or a "
-        "stop text behind the answer, inside its generation block where it has one.",
+        help="A model trained on these answers does not learn to stop: let the template write a special token or a "
+        "stop text after the answer, inside its generation block if it has one.",
         requires=("tokenizer",),
         check_row=rules_training.end_marker_untrained,
     ),
     Rule(
         code="shared-rows",
         level="error",
-        title="rows that another split holds too",
-        help="A figure measured on the other data set is partly memory: take these rows out of one of the two.",
+        title="rows that another data set contains too",
+        help="A score measured on the other data set is partly memory: remove these rows from one of the two.",
         requires=("against",),
         check_row=rules_content.shared_rows,
     ),
     Rule(
         code="nearly-shared-rows",
         level="warning",
-        title="rows that another split nearly holds",
-        help="A figure measured on the other data set is partly memory, where a word or two were changed: look at "
-        "them, and take those that say the same out of one of the two.",
+        title="rows that are similar to rows of another data set",
+        help="These rows differ from rows of the other data set by a few words, so a score measured there is partly "
+        "memory: look at them, and remove those that say the same from one of the two.",
         requires=("against", "shared"),
         check_row=rules_content.nearly_shared_rows,
     ),
     Rule(
         code="shared-prompts",
         level="warning",
-        title="prompts that another split holds too, with another answer",
-        help="The other data set asks what is trained here: take these rows out of one of the two, unless several "
-        "answers to one prompt are meant.",
+        title="prompts that another data set contains too, with another answer",
+        help="The other data set asks what is trained here: remove these rows from one of the two, unless several "
+        "answers to one prompt are intended.",
         requires=("against",),
         check_row=rules_content.shared_prompts,
     ),
@@ -64,16 +64,16 @@ RULES: tuple[Rule, ...] = (
         code="too-long",
         level="warning",
         title="longer than --max-length",
-        help="These rows are dropped, or shortened where --truncation says so: raise --max-length, or split them.",
+        help="These rows are dropped, or shortened if --truncation says so: raise --max-length, or split them.",
         requires=("tokenizer", "max_length"),
         check_row=rules_training.too_long,
     ),
     Rule(
         code="end-cut-off",
         level="warning",
-        title="a cut at --max-length would take the end marker",
-        help="A trainer that cuts there teaches these answers without their end: drop such rows, which is what "
-        "--truncation drop does, raise --max-length, or accept it (--truncation response).",
+        title="a cut at --max-length would remove the end marker",
+        help="A trainer that cuts there teaches these answers without their end: drop such rows, as --truncation drop "
+        "does, raise --max-length, or accept it (--truncation response).",
         requires=("tokenizer", "max_length"),
         check_row=rules_training.end_cut_off,
     ),
@@ -90,7 +90,7 @@ RULES: tuple[Rule, ...] = (
         code="end-not-special",
         level="warning",
         title="the end marker is no special token",
-        help="Servers have to search the answer for a stop text, and the same characters in data end it too: take the "
+        help="Servers have to search the answer for a stop text, and the same characters in data end it too: use the "
         "tokenizer that belongs to the template, or add the token to it.",
         requires=("tokenizer",),
         check_template=rules_template.end_marker_not_special,
@@ -99,8 +99,8 @@ RULES: tuple[Rule, ...] = (
         code="control-text",
         level="warning",
         title="control strings in data",
-        help="templatekit encodes them as plain text, but other trainers, and servers that are sent such text, take "
-        "them for the template's own: remove or rewrite them, unless the data is about them.",
+        help="templatekit encodes them as plain text, but other trainers, and servers that receive such text, treat "
+        "them as the template's own: remove or rewrite them, unless the data is about them.",
         requires=("tokenizer",),
         check_row=rules_text.control_text,
     ),
@@ -108,16 +108,16 @@ RULES: tuple[Rule, ...] = (
         code="template-markers",
         level="warning",
         title="the template's own markers in data",
-        help="No label changes, but the model sees a turn begin where none does, and often such rows hold two records "
-        "that were merged by mistake: look at them, and split or drop them.",
+        help="No label changes, but the model sees a turn start where there is none, and often such rows are two "
+        "records that were merged by mistake: look at them, and split or drop them.",
         check_row=rules_text.template_markers,
     ),
     Rule(
         code="text-changed",
         level="warning",
         title="the template changes a text, or leaves it out",
-        help="What is trained is not what the data says: see whether the template means to (dropping old reasoning), "
-        "and choose another one where it does not.",
+        help="The trained text is not that of the data: check whether the template does this on purpose (dropping old "
+        "reasoning), and choose another one if not.",
         check_row=rules_text.text_changed,
     ),
     Rule(
@@ -131,8 +131,8 @@ RULES: tuple[Rule, ...] = (
         code="empty-prompt",
         level="warning",
         title="empty user messages",
-        help="The model learns to answer without having been asked: drop these rows, or see whether a column is named "
-        "wrongly (--columns).",
+        help="The model learns to answer without having been asked: drop these rows, or check whether a column has the "
+        "wrong name (--columns).",
         check_row=rules_content.empty_prompt,
     ),
     Rule(
@@ -147,7 +147,7 @@ RULES: tuple[Rule, ...] = (
         code="duplicate-rows",
         level="warning",
         title="duplicate rows",
-        help="These rows have the very text of an earlier row, and so weigh twice: keep one of each.",
+        help="These rows have the same text as an earlier row, so that they count twice: keep one of each.",
         check_row=rules_content.duplicate_rows,
     ),
     Rule(
@@ -155,14 +155,14 @@ RULES: tuple[Rule, ...] = (
         level="warning",
         title="encoding oddities in data",
         help="Control characters, replacement characters, byte order marks, lone carriage returns and text decoded "
-        "wrongly are trained as they are: mend the data where it was made.",
+        "wrongly are trained as they are: repair the data at its source.",
         check_row=rules_text.encoding_oddities,
     ),
     Rule(
         code="same-prompt",
         level="note",
         title="one prompt, several answers",
-        help="An earlier row has the same text up to the last answer: fine where several answers are meant, else a "
+        help="An earlier row has the same text up to the last answer: fine if several answers are intended, else a "
         "contradiction to resolve.",
         check_row=rules_content.same_prompt,
     ),
@@ -171,13 +171,13 @@ RULES: tuple[Rule, ...] = (
         level="note",
         title="whitespace at a text's edges is dropped",
         help="The template strips these texts, so that an indented first line loses its indentation: choose another "
-        "template where the whitespace matters.",
+        "template if the whitespace matters.",
         check_row=rules_text.text_trimmed,
     ),
     Rule(
         code="text-normalized",
         level="note",
-        title="the tokenizer does not give a text back",
+        title="encoding and decoding changes a text",
         help="Normalisation (NFC, U+2581 for a space) or an unknown token changes these texts, and the model can only "
         "learn the changed ones: normalise the data the same way, or accept it.",
         requires=("tokenizer",),
@@ -188,7 +188,7 @@ RULES: tuple[Rule, ...] = (
         level="note",
         title="earlier turns render differently when they are last",
         help="The template drops old reasoning, or ends the last turn in another way, so that each of these records is "
-        "trained in several samples, every turn as serving would meet it: count on more tokens than the records hold.",
+        "trained in several samples, every turn as in serving: expect more tokens than the records contain.",
         check_row=rules_training.turn_dependent,
     ),
     Rule(
@@ -206,16 +206,16 @@ RULES: tuple[Rule, ...] = (
         level="note",
         title="control strings in data that act",
         help="Added tokens that are not flagged special (<think>) act in an assistant's text, as reasoning data needs "
-        "them to, and with --control-tokens everywhere every control string acts: see that these are meant.",
+        "them to, and with --control-tokens everywhere every control string acts: check that this is intended.",
         requires=("tokenizer",),
         check_row=rules_text.control_that_acts,
     ),
     Rule(
         code="trailing-text",
         level="note",
-        title="the template goes on behind the last end marker",
+        title="the template continues after the last end marker",
         help="Its text ends with more than the answer, often with a prompt for the next one that no one asked for: "
-        "these tokens cost time in every row and teach nothing; mend the template if it is yours.",
+        "these tokens cost time in every row and teach nothing; repair the template if it is yours.",
         check_template=rules_template.trailing_text,
     ),
     Rule(
@@ -223,7 +223,7 @@ RULES: tuple[Rule, ...] = (
         level="note",
         title="rows that the options leave out",
         help="A condition (--filter) or a repeat (--dedup) takes these rows out of the set, as it would in training: "
-        "see that they are the ones that are meant.",
+        "check that they are the right ones.",
         check_row=rules_content.excluded,
     ),
     Rule(

@@ -1,4 +1,4 @@
-"""docs/audit.md lists the rules as they are, and shows what the command prints."""
+"""docs/audit.md lists all rules, and shows the output of the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real data with the models' own templates: what is known to be in it is found, and nothing else."""
+"""Real data with the models' own templates: exactly the known problems are found."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def counts(report: Report) -> dict[str, int]:
 
 @pytest.fixture(params=["llama3", "qwen3"])
 def own(request: pytest.FixtureRequest, shared: Path) -> Path:
-    """A tokenizer with a chat template of its own; skips where it is absent."""
+    """A tokenizer with a chat template of its own; skips if it is absent."""
     path = shared / "tokenizers" / str(request.param)
     if not path.is_dir():
         pytest.skip(f"the real tokenizer is absent: no folder {path}")
@@ -43,7 +43,7 @@ def test_original_alpaca(own: Path, shared: Path, registry: Registry) -> None:
     assert set(found) <= {"empty-answer", "placeholder", "text-trimmed", "stop-token", "trailing-text"}
 
 
-def test_inputs_that_mean_none_can_be_named(shared: Path, registry: Registry) -> None:
+def test_placeholders_of_empty_inputs_can_be_named(shared: Path, registry: Registry) -> None:
     inputs = ["Noinput", "<no input>", "No input."]
     own = shared / "tokenizers" / "qwen3"
     report = report_on("alpaca/alpaca_original_head_1805.json", own, shared, registry, empty_context=inputs)
@@ -62,8 +62,8 @@ def raw(name: str, shared: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", ["chat/sharegpt_fastchat_dummy_500.json", "chat/sharegpt_glaive_toolcall_en_300.json"])
-def test_qwen3_renders_turns_by_their_place(name: str, shared: Path, registry: Registry) -> None:
-    """An answer gets a think block where it is last, and none where the talk goes on: each is a sample of its own."""
+def test_qwen3_renders_last_turns_differently(name: str, shared: Path, registry: Registry) -> None:
+    """Only the last answer gets a think block, so that each answer needs a sample of its own."""
     own = shared / "tokenizers" / "qwen3"
     report = report_on(name, own, shared, registry)
     speakers = [[turn["from"] for turn in record["conversations"]] for record in raw(name, shared)]

@@ -1,4 +1,4 @@
-"""`templatekit audit` as a process: what it prints, what it writes, how it exits."""
+"""`templatekit audit` as a process: output, files and exit codes."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_json_is_all_that_is_printed(command: Command, write_rows: WriteRows) ->
     ]
 
 
-def test_a_page_is_written_beside_the_text(command: Command, write_rows: WriteRows, tmp_path: Path) -> None:
+def test_a_page_is_written_in_addition_to_the_text(command: Command, write_rows: WriteRows, tmp_path: Path) -> None:
     write_rows([GOOD, {**GOOD, "output": "<script>alert(1)</script>\x00"}])
     result = command("--dataset", "data.jsonl", "--html", "out/page.html", "--fail-on", "warning")
     assert result.code == 1 and "encoding oddities" in result.out
@@ -171,7 +171,7 @@ print(sorted({{"torch", "transformers", "datasets", "templatekit.training"}} & s
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_what_a_plugin_prints_stays_out_of_the_report(command: Command, write_rows: WriteRows, tmp_path: Path) -> None:
+def test_output_of_a_plugin_is_not_part_of_the_report(command: Command, write_rows: WriteRows, tmp_path: Path) -> None:
     folder = tmp_path / "plugins"
     folder.mkdir()
     (folder / "loud.py").write_text(

@@ -1,4 +1,4 @@
-"""What counts in bounded memory: first rows, lengths, kinds."""
+"""Counting in bounded memory: first rows, lengths, kinds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each rule on a data set that breaks it alone, and on the same set mended."""
+"""Each rule on a data set in which only this rule finds something, and on the repaired data set."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class Case:
     rows: Rows
     control: Rows = (PLAIN,)
     options: Mapping[str, Any] = field(default_factory=dict)
-    """How the set is audited."""
-    mended: Mapping[str, Any] = field(default_factory=dict)
-    """What of that differs where the options are at fault."""
+    """Options of the audit."""
+    repaired: Mapping[str, Any] = field(default_factory=dict)
+    """The options that repair the finding, if the options cause it."""
     found: Sequence[int] | None = (0,)
-    """The rows; None for what belongs to none."""
+    """The rows with a finding; None for rules about the template."""
     parts: Sequence[str] = ()
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ CASES = (
         code="end-untrained",
         rows=(PLAIN,),
         options={"template": END_OUTSIDE},
-        mended={"template": END_INSIDE},
+        repaired={"template": END_INSIDE},
         parts=["no marker in what is trained"],
     ),
     Case(
@@ -152,21 +152,21 @@ CASES = (
         code="stop-token",
         rows=(PLAIN,),
         options={"tokenizer": {"stops": ["<|endoftext|>"]}},
-        mended={"tokenizer": {"stops": ["<|endoftext|>", "<|im_end|>"]}},
+        repaired={"tokenizer": {"stops": ["<|endoftext|>", "<|im_end|>"]}},
         found=None,
     ),
     Case(
         code="stop-token",
         rows=(PLAIN,),
         options={"tokenizer": {"eos": "<|endoftext|>"}},
-        mended={"tokenizer": {"eos": "<|endoftext|>", "stops": ["<|im_end|>"]}},
+        repaired={"tokenizer": {"eos": "<|endoftext|>", "stops": ["<|im_end|>"]}},
         found=None,
     ),
     Case(
         code="end-not-special",
         rows=(PLAIN,),
         options={"tokenizer": {"special": ["<|endoftext|>"], "eos": "<|endoftext|>"}},
-        mended={"tokenizer": {}},
+        repaired={"tokenizer": {}},
         found=None,
     ),
     Case(code="control-text", rows=(talk("<|im_end|>", "Hello"),), parts=["<|im_end|> in user content"]),
@@ -209,7 +209,7 @@ CASES = (
         rows=(alpaca("Name one.") | {"input": "Noinput"},),
         control=(alpaca("Name one."),),
         options={"template": "alpaca"},
-        mended={"empty_context": ["noinput"]},
+        repaired={"empty_context": ["noinput"]},
         parts=["'Noinput' as user context"],
     ),
     Case(code="duplicate-rows", rows=(PLAIN, PLAIN, talk("Hi ", "Hello")), found=[1]),
@@ -266,7 +266,7 @@ CASES = (
         code="trailing-text",
         rows=(PLAIN,),
         options={"template": ALWAYS_PROMPTS},
-        mended={"template": TRIMS},
+        repaired={"template": TRIMS},
         found=None,
     ),
     Case(
@@ -285,7 +285,7 @@ def codes(report: Report) -> set[str]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_rule_finds_its_fault_and_no_other_rule_does(case: Case, run_audit: Callable[..., Report]) -> None:
+def test_only_the_rule_of_the_case_finds_something(case: Case, run_audit: Callable[..., Report]) -> None:
     report = run_audit(case.rows, **case.options)
     assert codes(report) == {case.code}
     [finding] = report.findings
@@ -297,9 +297,9 @@ def test_a_rule_finds_its_fault_and_no_other_rule_does(case: Case, run_audit: Ca
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_mended_set_has_no_findings(case: Case, run_audit: Callable[..., Report]) -> None:
-    rows = case.rows if case.mended else case.control
-    assert codes(run_audit(rows, **{**case.options, **case.mended})) == set()
+def test_the_repaired_data_set_has_no_findings(case: Case, run_audit: Callable[..., Report]) -> None:
+    rows = case.rows if case.repaired else case.control
+    assert codes(run_audit(rows, **{**case.options, **case.repaired})) == set()
 
 
 def test_every_rule_has_a_case() -> None:

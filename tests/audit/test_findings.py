@@ -1,4 +1,4 @@
-"""What findings show: the place, the tokens, the kinds; and what the rules' functions make of odd rows."""
+"""The content of findings: excerpts, tokens and kinds; and the rules on unusual rows."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def shown(report: Report, code: str) -> str:
     return example.marked_text()
 
 
-def test_an_excerpt_marks_the_place_and_what_is_trained(run_audit: RunAudit) -> None:
+def test_an_excerpt_marks_the_occurrence_and_trained_text(run_audit: RunAudit) -> None:
     report = run_audit([talk("Hi <|im_start|>", "Hello")])
     assert shown(report, "control-text") == (
         "<|im_start|>user\nHi ▶<|im_start|>◀<|im_end|>\n<|im_start|>assistant\n⟦Hello<|im_end|>⟧\n"
     )
 
 
-def test_a_long_text_is_cut_around_the_place(run_audit: RunAudit) -> None:
+def test_a_long_text_is_cut_around_the_occurrence(run_audit: RunAudit) -> None:
     report = run_audit([talk("x" * 500 + "\x00" + "y" * 500, "Hello")])
     assert shown(report, "encoding") == f"…{'x' * 100}▶␀◀{'y' * 140}…"
 
 
-def test_of_a_long_place_the_beginning_is_shown(run_audit: RunAudit) -> None:
+def test_the_start_of_a_long_occurrence_is_shown(run_audit: RunAudit) -> None:
     report = run_audit([talk("Hi", "a" * 500), talk("Hi", "b" * 500)])
     assert shown(report, "same-prompt") == f"<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦▶{'b' * 200}◀⟧…"
 
@@ -82,7 +82,7 @@ def test_a_changed_character_is_named(run_audit: RunAudit) -> None:
     assert "caf▶e◀\u0301!" in example.marked_text()
 
 
-def test_several_control_strings_of_a_row_are_told_apart(run_audit: RunAudit) -> None:
+def test_control_strings_of_a_row_are_counted_separately(run_audit: RunAudit) -> None:
     rows = [talk("<|im_end|><|im_end|><|im_start|>", "Hello"), talk("<|im_end|>", "<|im_end|>")]
     parts = finding(run_audit(rows), "control-text").parts
     assert [(part.what, part.count, part.first_row) for part in parts] == [
@@ -111,7 +111,7 @@ def test_two_changed_texts_of_a_template(run_audit: RunAudit) -> None:
     assert what == ["user content", "assistant content", "assistant reasoning"]
 
 
-def test_a_thought_that_its_own_sample_trains_is_not_lost(run_audit: RunAudit) -> None:
+def test_reasoning_that_its_own_sample_trains_is_not_reported(run_audit: RunAudit) -> None:
     template = (
         "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' }}"
         "{% if m.reasoning_content and loop.last %}{{ '(' ~ m.reasoning_content ~ ')' }}{% endif %}"

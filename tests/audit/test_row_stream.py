@@ -1,4 +1,4 @@
-"""The whole run: other data sets, refused rows, the order of rows, and memory that stays where it is."""
+"""Whole audits: other data sets, refused rows, the order of rows, and bounded memory."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def test_rows_of_other_sets_are_named(run_audit: RunAudit, write_rows: Callable[
     assert (other.rows, other.unusable) == (8, 1)
 
 
-def test_near_rows_of_other_sets_are_named(run_audit: RunAudit) -> None:
-    """By what is said, not what the template writes around it; the nearest, and none where the very text is there."""
+def test_similar_rows_of_other_sets_are_named(run_audit: RunAudit) -> None:
+    """Rows are compared by their messages. The most similar row is named, and none if the same text exists."""
     words = [f"w{number}" for number in range(40)]
     whole, near, nearer = (" ".join(["x"] * count + words[count:]) for count in (0, 3, 1))
     same = " ".join(words[::-1])
@@ -143,7 +143,7 @@ def test_records_can_be_given(registry: Registry, make_tokenizer: Callable[..., 
 
 
 def _noisy_rows(count: int) -> Iterator[Record]:
-    """Rows of which most break some rule, each in its own words."""
+    """Rows of which most break some rule, each in a different way."""
     for number in range(count):
         yield {
             "instruction": f"{number} ### Response:" if number % 3 else "",
