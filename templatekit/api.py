@@ -73,7 +73,7 @@ def render(
     when the iterator reaches it.
     """
     run = _set_up(records, adapter, template, tokenizer, registry, options)
-    batches = prepare_batches(run.pipeline, open_records=run.read, records=run.given)
+    batches = prepare_batches(run.pipeline, open_records=run.open_records, records=run.records)
     return (sample.result for batch in batches for sample in batch)
 
 
@@ -106,7 +106,7 @@ def prepare(
     if workers not in (None, 1):
         _check_names(run.pipeline, adapter, template)
     chunks = prepare_output(
-        run.pipeline, _rows, engine=process_engine(workers), open_records=run.read, records=run.given
+        run.pipeline, _rows, engine=process_engine(workers), open_records=run.open_records, records=run.records
     )
     weighted = False
 
@@ -157,9 +157,9 @@ class _Run(NamedTuple):
     """The pipeline of a call, and the records to run through it."""
 
     pipeline: Pipeline
-    read: Callable[[], Iterator[Record | RecordError]] | None = None
+    open_records: Callable[[], Iterator[Record | RecordError]] | None = None
     """Reads the given records; None to read the data set of the options."""
-    given: Iterable[Any] | None = None
+    records: Iterable[Any] | None = None
     """The given records, as the caller passed them."""
 
 

@@ -224,7 +224,7 @@ class TargetSpan:
 
 
 class TracedLayout(Protocol):
-    """Describes the texts of one compiled trace: they have the same pieces in order, except for the variable ones.
+    """Describes the texts of one compiled trace: they have equally many pieces, and the constant ones are equal.
 
     No piece is empty, and all characters of a piece have one origin.
     """
@@ -477,7 +477,7 @@ class PackedBatch:
     """Shape (tokens,): the position of each token in its documents."""
     segments: tuple[Segment, ...]
     target_positions: NDArray[np.int64]
-    """Shape (targets,): ascending indices into `input_ids`; equal if several documents continue after a shared token."""
+    """Shape (targets,): ascending indices into `input_ids`; equal if several documents follow a shared token."""
     target_documents: NDArray[np.int64]
     """Shape (targets,): the document of each target."""
     targets: NDArray[np.int64]

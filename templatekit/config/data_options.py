@@ -167,7 +167,7 @@ class DataOptions(Options):
         None, description="Shuffle the records with this seed."
     )
     shuffle_buffer: PositiveInt = Field(10_000, description="How many records the shuffle buffer holds.")
-    on_error: Literal["stop", "skip"] = Field("stop", description="What to do at a record that cannot be used.")
+    on_error: Literal["stop", "skip"] = Field("stop", description="What to do with a record that cannot be used.")
 
     # Cache
     cache: bool = Field(

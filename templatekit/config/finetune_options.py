@@ -44,7 +44,7 @@ class FinetuneOptions(DataOptions):
     )
     split: str = Field(
         "train=rest,validation=0.1",
-        description="The splits with their fractions, one of them `rest`: train=0.85,test=0.1,validation=rest.",
+        description="The splits in order, with their fractions; one is `rest`: train=0.85,test=0.1,validation=rest.",
     )
     split_order: Literal["shuffled", "sequential"] = Field(
         "shuffled", description="Split the rows after a seeded shuffle, or in the order in which they are read."

@@ -1,4 +1,4 @@
-"""Every layout is read back by whom it is for; what a layout cannot say is refused by name, or counted."""
+"""Each export format is read back by the library it is for; a sample that it cannot hold is refused or counted."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def said(example: Example) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @given(one=conversations())
-def test_what_is_written_reads_as_the_same_conversation(layout: str, one: Sample) -> None:
+def test_an_exported_conversation_reads_as_the_same_conversation(layout: str, one: Sample) -> None:
     exporter = REGISTRY.exporters[layout]
     try:
         record = json.loads(json.dumps(exporter.admit(one)))
@@ -80,15 +80,15 @@ def test_what_is_written_reads_as_the_same_conversation(layout: str, one: Sample
     assert said(REGISTRY.adapters[LAYOUTS[layout]].to_example(record)) == said(one.example)
 
 
-def test_a_layout_that_loses_something_is_caught() -> None:
-    class Deaf(ShareGPT):
+def test_negative_control_a_format_that_loses_whitespace() -> None:
+    class Stripping(ShareGPT):
         def to_record(self, example: Example) -> Record:
             record = dict(super().to_record(example))
             return {**record, "conversations": [{**t, "value": t["value"].strip()} for t in record["conversations"]]}
 
-    exporter = RecordExporter(Deaf(), name="deaf")
+    exporter = RecordExporter(Stripping(), name="stripping")
     exporter.admit(sample(Message(role="user", content="q"), Message(role="assistant", content="a")))
-    with pytest.raises(RecordError, match=r"format 'deaf' has no place for messages\[1\]\.content=' a'"):
+    with pytest.raises(RecordError, match=r"format 'stripping' has no place for messages\[1\]\.content=' a'"):
         exporter.admit(sample(Message(role="user", content="q"), Message(role="assistant", content=" a")))
 
 
@@ -112,7 +112,7 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
         ("llama-factory", sample(USER), "a question without an answer"),
     ],
 )
-def test_what_a_layout_cannot_say_is_named(layout: str, one: Sample, words: str) -> None:
+def test_the_reason_for_a_refusal_is_named(layout: str, one: Sample, words: str) -> None:
     with pytest.raises(RecordError, match=f"format '{layout}' has no place for .*{words}"):
         REGISTRY.exporters[layout].admit(one)
 
@@ -222,7 +222,7 @@ def test_a_record_of_several_samples_is_one_conversation(tmp_path: Path) -> None
     assert len(record["messages"]) == 4
 
 
-def test_a_sample_without_a_place_is_counted_or_stops(tmp_path: Path, tokenizer_of: Any) -> None:
+def test_a_refused_sample_is_counted_or_stops_the_run(tmp_path: Path, tokenizer_of: Any) -> None:
     tokenizer = str(tokenizer_of.folder("bytes"))
     weighted = [*CHAT, {"messages": [*CHAT[0]["messages"][:1], {"role": "assistant", "content": "a", "weight": 0.5}]}]
     options = {"template": "chatml", "tokenizer": tokenizer}
@@ -237,7 +237,7 @@ def test_a_sample_without_a_place_is_counted_or_stops(tmp_path: Path, tokenizer_
         exported(CHAT, "datasets", tmp_path / "none", template="chatml")
 
 
-def test_folders_are_whole_or_absent(tmp_path: Path, tokenizer_of: Any) -> None:
+def test_folders_are_complete_or_absent(tmp_path: Path, tokenizer_of: Any) -> None:
     tokenizer = str(tokenizer_of.folder("bytes"))
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("mine")
@@ -266,5 +266,5 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert "expected --output FOLDER" in done.stderr or "expected --tokenizer" in done.stderr
 
 
-def test_the_kinds_are_public() -> None:
+def test_the_base_classes_are_public() -> None:
     assert templatekit.FolderExporter.__name__ in templatekit.__all__

@@ -1,4 +1,4 @@
-"""What every registered adapter has to keep: purity, errors of ours with a field, the way back, and the real files."""
+"""Contract tests of every bundled adapter: purity, a `RecordError` with a field, the round trip, and real files."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ from templatekit import (
 )
 from templatekit.formats.lookup import choose_adapter
 from templatekit.pipeline.pipeline import Pipeline
-from templatekit.testing import CHECKS
-from templatekit.testing import adversarial as texts
-from templatekit.testing.records import paths_of, with_text
-from templatekit.testing.trials import Junk
+from templatekit.testing import CHECKS, texts
+from templatekit.testing.inputs import MalformedRecord
+from templatekit.testing.records import paths_of, with_value
 
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": [1, None]}}}
 USER, ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
@@ -102,8 +101,8 @@ GOOD: Mapping[str, list[dict[str, Any]]] = {
 
 
 def check_reads_or_refuses(adapter: Adapter, record: Record) -> Example | None:
-    """An example, or a `RecordError` that names the field; nothing else, and the record stays as it is."""
-    CHECKS["bad_records_are_refused_by_name"].on(Junk(adapter=adapter, record=record))
+    """The result must be an example or a `RecordError` that names the field, and the record must not change."""
+    CHECKS["bad_records_are_refused_by_name"].attempt(MalformedRecord(adapter=adapter, record=record))
     try:
         return adapter.to_example(record)
     except RecordError:
@@ -115,7 +114,7 @@ def adapter(request: pytest.FixtureRequest, builtin: Registry) -> Adapter:
     return builtin.adapters[request.param]
 
 
-def test_every_bundled_adapter_is_tried_here(builtin: Registry) -> None:
+def test_every_bundled_adapter_is_tested_here(builtin: Registry) -> None:
     bundled = {name for name in builtin.adapters if builtin.adapters.owner(name).built_in}
     assert bundled == set(GOOD), "give each adapter good records here"
 
@@ -128,7 +127,7 @@ def test_good_records_are_read_and_known_by_their_keys(adapter: Adapter, builtin
         assert record.keys() <= set(adapter.keys)
 
 
-def test_there_and_back_gives_the_same_example(adapter: Adapter) -> None:
+def test_the_round_trip_gives_the_same_example(adapter: Adapter) -> None:
     for record in GOOD[adapter.name]:
         example = adapter.to_example(record)
         written = adapter.to_record(example)
@@ -162,7 +161,7 @@ ANSWERS = st.tuples(TEXT, SOME).map(
 
 
 def branch(texts: list[str]) -> dict[str, Any]:
-    """A tree of one way down, that ends in an answer."""
+    """A tree with one path, which ends in an answer."""
     replies: list[dict[str, Any]] = []
     for index, text in reversed(list(enumerate(texts))):
         replies = [{"role": ("prompter", "assistant")[index % 2], "text": text, "replies": replies}]
@@ -221,7 +220,9 @@ ROUND_TRIPS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", ROUND_TRIPS)
 @given(data=st.data())
-def test_a_record_in_its_adapters_own_form_comes_back(name: str, builtin: Registry, data: st.DataObject) -> None:
+def test_a_record_in_the_adapters_own_form_is_written_unchanged(
+    name: str, builtin: Registry, data: st.DataObject
+) -> None:
     record = data.draw(ROUND_TRIPS[name])
     adapter = builtin.adapters[name]
     example = adapter.to_example(record)
@@ -229,12 +230,12 @@ def test_a_record_in_its_adapters_own_form_comes_back(name: str, builtin: Regist
     assert adapter.to_example(adapter.to_record(example)) == example
 
 
-def test_every_adapter_can_go_back(builtin: Registry) -> None:
+def test_every_adapter_writes_records(builtin: Registry) -> None:
     assert set(ROUND_TRIPS) == set(builtin.adapters)
 
 
 @given(data=st.data())
-def test_anything_at_all_is_read_or_refused(adapter: Adapter, data: st.DataObject) -> None:
+def test_any_record_is_read_or_refused(adapter: Adapter, data: st.DataObject) -> None:
     record = data.draw(
         st.dictionaries(st.sampled_from(adapter.keys) | st.text(max_size=5), texts.JSON_VALUES, max_size=4)
     )
@@ -242,13 +243,13 @@ def test_anything_at_all_is_read_or_refused(adapter: Adapter, data: st.DataObjec
 
 
 @given(data=st.data())
-def test_good_records_with_anything_in_one_place_are_read_or_refused(adapter: Adapter, data: st.DataObject) -> None:
+def test_good_records_with_one_random_value_are_read_or_refused(adapter: Adapter, data: st.DataObject) -> None:
     record: Record = data.draw(st.sampled_from(GOOD[adapter.name]))
     for _ in range(data.draw(st.integers(1, 2))):
         if not record:
             break
         place = data.draw(st.sampled_from(list(paths_of(record))), label="place")
-        record = with_text(record, place, data.draw(texts.JSON_VALUES | st.just(...), label="value"))
+        record = with_value(record, place, data.draw(texts.JSON_VALUES | st.just(...), label="value"))
     example = check_reads_or_refuses(adapter, record)
     assert example is None or check_reads_or_refuses(adapter, record) == example
 
@@ -275,9 +276,7 @@ def weighted(adapter: str, **keys: object) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["messages", "sharegpt"])
 @pytest.mark.parametrize(("keys", "weight"), WEIGHTS)
-def test_weights_that_a_message_holds_multiply(
-    name: str, keys: dict[str, Any], weight: float, builtin: Registry
-) -> None:
+def test_weights_under_several_keys_multiply(name: str, keys: dict[str, Any], weight: float, builtin: Registry) -> None:
     adapter = builtin.adapters[name]
     example = adapter.to_example(weighted(name, **keys))
     assert [message.weight for message in example.messages] == [1.0, weight]
@@ -288,7 +287,7 @@ def test_weights_that_a_message_holds_multiply(
 @pytest.mark.parametrize("name", ["messages", "sharegpt"])
 @pytest.mark.parametrize("key", ["weight", "loss_weight", "train"])
 @pytest.mark.parametrize("value", BAD_WEIGHTS, ids=repr)
-def test_a_weight_that_is_none_is_refused_by_name(name: str, key: str, value: object, builtin: Registry) -> None:
+def test_an_invalid_weight_is_refused_by_name(name: str, key: str, value: object, builtin: Registry) -> None:
     record = weighted(name, **{key: value})
     assert check_reads_or_refuses(builtin.adapters[name], record) is None
     with pytest.raises(RecordError, match="expected a number of at least 0, or true or false") as raised:
@@ -298,7 +297,7 @@ def test_a_weight_that_is_none_is_refused_by_name(name: str, key: str, value: ob
 
 
 class Careless(Adapter):
-    """Breaks the contract in every way that a record may ask for."""
+    """Breaks the contract in the way that the record names."""
 
     name = "careless"
 
@@ -351,7 +350,7 @@ def run(address: Path, template: str, registry: Registry, **options: Any) -> tup
 
 @pytest.mark.parametrize("name", FILES)
 def test_real_files(name: str, shared: Path, builtin: Registry) -> None:
-    """Read to the last row with the adapter told by the keys; every row comes out, or is counted with a reason."""
+    """Read every row with the adapter that is inferred from the keys; each is rendered, or counted with a reason."""
     adapter, rows = FILES[name]
     template = {"sharegpt": "chatml", "messages": "chatml", "preference": "chatml", "text": "text"}.get(
         adapter, "alpaca"
@@ -371,14 +370,14 @@ def test_real_files(name: str, shared: Path, builtin: Registry) -> None:
 
 
 def test_no_file_is_left_open(shared: Path, builtin: Registry) -> None:
-    """A reader that is left open is a ResourceWarning, hence an error, when it is collected."""
+    """A reader that is left open raises a ResourceWarning when it is collected, which is an error here."""
     for name in FILES:
         run(shared / "data" / name, "chatml", builtin, limit=3)
     gc.collect()
 
 
 def check_whole(example: Example, text: str) -> None:
-    """Every text of the example stands in the rendered one."""
+    """Every text of the example is in the rendered text."""
     for message in example.messages:
         assert message.content in text
         assert message.context in text
@@ -394,7 +393,7 @@ def test_the_check_of_real_files_notices_lost_text(shared: Path, builtin: Regist
 
 
 def test_every_file_fits_every_template_or_is_refused_by_reason(shared: Path, builtin: Registry) -> None:
-    """Any adapter works with any template; what cannot be expressed is counted under its reason."""
+    """Any adapter works with any template; a conversation that a template cannot express is counted with its reason."""
     for name, (adapter, rows) in FILES.items():
         for template in ("alpaca", "dolly", "chatml", "llama3"):
             try:
@@ -409,7 +408,7 @@ def test_every_file_fits_every_template_or_is_refused_by_reason(shared: Path, bu
 def test_every_tool_call_of_the_real_conversations_is_rendered(
     shared: Path, builtin: Registry, tokenizer_of: Tokenizers
 ) -> None:
-    """All 300 rows through Qwen 3's own template: as transformers renders them, every call and answer in its place."""
+    """All 300 rows with Qwen 3's own template equal transformers' rendering and contain every call and answer."""
     tokenizer = tokenizer_of("qwen3")
     address = shared / "data/chat/sharegpt_glaive_toolcall_en_300.json"
     _, prepared = run(address, "tokenizer", builtin, tokenizer=tokenizer.name)
@@ -436,8 +435,8 @@ def test_loss_weights_of_the_real_messages(shared: Path, builtin: Registry) -> N
     assert weights == expected
 
 
-def test_a_strangers_adapter_keeps_the_same_contract(tmp_path: Path) -> None:
-    """The one that a plugin folder brings: through the pipeline its exceptions become refusals with a reason."""
+def test_an_adapter_of_a_plugin_folder_keeps_the_same_contract(tmp_path: Path) -> None:
+    """In the pipeline, exceptions of such an adapter become a `RecordError` with a reason."""
     (tmp_path / "mine.py").write_text(
         "import templatekit\n\n"
         "class Mine(templatekit.Adapter):\n"

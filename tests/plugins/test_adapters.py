@@ -1,4 +1,4 @@
-"""The bundled adapters one by one: the shapes they read, and how they are told apart."""
+"""Each bundled adapter: the records that it reads, and the keys from which it is inferred."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_record_becomes_messages(
     assert record == before
 
 
-def test_what_goes_beside_the_messages(builtin: Registry) -> None:
+def test_tools_documents_and_metadata(builtin: Registry) -> None:
     dolly = builtin.adapters["dolly"].to_example({"instruction": "a", "response": "c", "category": "open_qa"})
     assert dolly.metadata == {"category": "open_qa"}
     turns = [{"from": "human", "value": "a"}]
@@ -180,7 +180,9 @@ TOOL_SPELLINGS: list[Any] = [
 
 @pytest.mark.parametrize("adapter", ["messages", "sharegpt"])
 @pytest.mark.parametrize("tools", TOOL_SPELLINGS)
-def test_tools_in_every_spelling_are_what_servers_are_sent(adapter: str, tools: Any, builtin: Registry) -> None:
+def test_tools_in_every_spelling_have_the_form_that_servers_receive(
+    adapter: str, tools: Any, builtin: Registry
+) -> None:
     turns: dict[str, Any] = {
         "messages": {"messages": [{"role": "user", "content": "a"}]},
         "sharegpt": {"conversations": [{"from": "human", "value": "a"}]},
@@ -234,7 +236,7 @@ def test_keys_inside_messages_are_reported_once(builtin: Registry) -> None:
     )
 
 
-def test_an_adapter_that_only_reads_says_so() -> None:
+def test_an_adapter_that_only_reads_refuses_to_write() -> None:
     from templatekit import Adapter
 
     class Reads(Adapter):
@@ -283,7 +285,7 @@ def test_an_adapter_that_only_reads_says_so() -> None:
         ("instruction", None),
     ],
 )
-def test_the_keys_tell_the_adapter(keys: str, name: str | None, builtin: Registry) -> None:
+def test_the_adapter_is_inferred_from_the_keys(keys: str, name: str | None, builtin: Registry) -> None:
     found = dict.fromkeys(keys.split()).keys()
     if name is None:
         with pytest.raises(RecordError, match="no adapter reads records of this shape"):
@@ -292,7 +294,7 @@ def test_the_keys_tell_the_adapter(keys: str, name: str | None, builtin: Registr
         assert choose_adapter(found, builtin).name == name
 
 
-def test_every_adapter_stands_in_the_reference(builtin: Registry) -> None:
+def test_every_adapter_is_in_the_reference(builtin: Registry) -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "reference.md").read_text(encoding="utf-8")
     for name in builtin.adapters:
         assert f"| `{name}` |" in page

@@ -1,4 +1,4 @@
-"""OpenAssistant's trees: both published forms, the ways down, and what is left out of them."""
+"""OpenAssistant's trees: both published forms, the paths through them, and the messages that are left out."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tree(prompt: Tree, id: str = "t1") -> Tree:
 
 
 def rows_of(record: Tree) -> Iterator[Tree]:
-    """The flat form: every message a row, each before its replies, as the published files have it."""
+    """The flat form: one row for each message, each before its replies, as in the published files."""
     stack: list[tuple[Tree, str | None]] = [(record["prompt"], None)]
     while stack:
         message, parent = stack.pop()
@@ -79,7 +79,7 @@ FORMS = pytest.mark.parametrize("form", [lambda record: record, flat], ids=["a t
 
 
 @FORMS
-def test_the_best_way_down(form: Callable[[Tree], Tree], builtin: Registry) -> None:
+def test_the_best_path(form: Callable[[Tree], Tree], builtin: Registry) -> None:
     example = builtin.adapters["oasst"].to_example(form(FULL))
     assert texts_of(example.messages) == BEST
     assert [message.role for message in example.messages] == ["user", "assistant"] * 2
@@ -88,7 +88,7 @@ def test_the_best_way_down(form: Callable[[Tree], Tree], builtin: Registry) -> N
 
 
 @FORMS
-def test_every_way_down_trains_each_answer_once(form: Callable[[Tree], Tree], builtin: Registry) -> None:
+def test_every_path_trains_each_answer_once(form: Callable[[Tree], Tree], builtin: Registry) -> None:
     examples = list(builtin.adapters["oasst-all"].to_examples(form(FULL)))
     assert [texts_of(example.messages) for example in examples] == ALL
     trained = Counter(
@@ -103,7 +103,7 @@ def test_every_way_down_trains_each_answer_once(form: Callable[[Tree], Tree], bu
 
 @st.composite
 def trees(draw: st.DrawFn) -> Tree:
-    """A tree of any shape, with an answer at least."""
+    """A tree of any shape with at least one answer."""
     count = 0
 
     def message(make: Callable[..., Tree], depth: int) -> Tree:
@@ -123,7 +123,7 @@ def trees(draw: st.DrawFn) -> Tree:
 
 
 def used_and_left_out(adapter: Adapter, record: Tree) -> tuple[int, int]:
-    """How many messages of a tree stand in its examples, and how many are said to be left out."""
+    """How many messages of a tree are in its examples, and how many are reported as left out."""
     examples = list(adapter.to_examples(record))
     texts = {text for example in examples for text in texts_of(example.messages)}
     return len(texts), sum(sum(example.left_out.values()) for example in examples)
@@ -143,7 +143,7 @@ def test_every_message_is_used_or_counted(name: str, record: Tree, seed: int, bu
 
 
 @given(record=trees())
-def test_the_best_way_is_one_of_all(record: Tree, builtin: Registry) -> None:
+def test_the_best_path_is_the_first_of_all_paths(record: Tree, builtin: Registry) -> None:
     best = builtin.adapters["oasst"].to_example(record)
     (first, *_) = builtin.adapters["oasst-all"].to_examples(record)
     assert best.messages == first.messages
@@ -213,7 +213,7 @@ def test_a_wrong_tree_is_refused_by_name(name: str, record: Tree, reason: str, w
     assert str(caught.value).startswith(words)
 
 
-def test_messages_that_reply_to_each_other_are_no_loop(builtin: Registry) -> None:
+def test_messages_that_reply_to_each_other_do_not_loop(builtin: Registry) -> None:
     rows = [*rows_of(tree(ask("q", reply("a")))), {**reply("x"), "parent_id": "id of y"}]
     rows.append({**ask("y"), "parent_id": "id of x"})
     example = builtin.adapters["oasst"].to_example({"records": rows})
@@ -247,8 +247,8 @@ def forest(count: int) -> list[Tree]:
 
 
 @pytest.mark.parametrize("adapter", [None, "oasst", "oasst-all"])
-def test_both_files_give_the_same(adapter: str | None, tmp_path: Path, builtin: Registry) -> None:
-    """More trees than a batch holds; a message a row is gathered over its edges."""
+def test_both_forms_give_the_same_texts(adapter: str | None, tmp_path: Path, builtin: Registry) -> None:
+    """There are more trees than a batch holds, so rows of one tree are gathered across batches."""
     trees = forest(300)
     files = {
         write(tmp_path / "trees.jsonl", trees): 300,
@@ -272,11 +272,11 @@ def test_a_limit_and_python_records_count_trees(builtin: Registry) -> None:
     assert len(list(render(rows, template="chatml", limit=3, registry=builtin))) == 3
     unread = {**rows[0], "user_id": "u"}
     pipeline = Pipeline(DataOptions.parse({"template": "chatml"}), builtin)
-    assert len(list(pipeline.run(pipeline.reader.gathered([unread, *rows[1:]])))) == 5
+    assert len(list(pipeline.run(pipeline.reader.select([unread, *rows[1:]])))) == 5
     assert pipeline.counts.unread_keys == {"user_id": 0}
 
 
-def test_a_row_that_cannot_be_read_parts_no_tree(tmp_path: Path, builtin: Registry) -> None:
+def test_an_unreadable_row_does_not_split_a_tree(tmp_path: Path, builtin: Registry) -> None:
     rows = [row for one in forest(2) for row in rows_of(one)]
     lines = [json.dumps(row) for row in rows]
     lines.insert(2, "{broken")
@@ -290,13 +290,13 @@ def test_a_row_that_cannot_be_read_parts_no_tree(tmp_path: Path, builtin: Regist
 def test_an_unsorted_file_says_what_to_do(builtin: Registry) -> None:
     first, second = (list(rows_of(one)) for one in forest(2))
     pipeline = Pipeline(DataOptions.parse({"template": "chatml", "on_error": "skip"}), builtin)
-    items = list(pipeline.run(pipeline.reader.gathered([*first[:3], *second, *first[3:]])))
+    items = list(pipeline.run(pipeline.reader.select([*first[:3], *second, *first[3:]])))
     assert [item.rendered.row for item in items] == [0, 1]
     assert pipeline.counts.dropped == {"no_root": 1}
     assert "sort the file by message_tree_id" in pipeline.counts.first_dropped["no_root"]
 
 
-def test_the_audit_looks_at_trees(tmp_path: Path, builtin: Registry) -> None:
+def test_the_audit_counts_trees(tmp_path: Path, builtin: Registry) -> None:
     rows = [row for one in forest(300) for row in rows_of(one)]
     rows[0]["user_id"] = "u"
     options = DataOptions.parse({"dataset": write(tmp_path / "messages.jsonl", rows), "template": "chatml"})
@@ -312,7 +312,7 @@ def test_each_answer_of_a_tree_is_trained_once(eye_of: Eyes) -> None:
     assert trained == {f"{text}<|im_end|>": 1 for text in ("best", "a3 best", "a3", "a2", "worse", "unranked")}
 
 
-def test_an_adapter_whose_group_breaks_is_named(builtin: Registry) -> None:
+def test_an_adapter_whose_group_raises_is_named(builtin: Registry) -> None:
     class Broken(BestReplies):
         name = "broken"
 
@@ -321,7 +321,7 @@ def test_an_adapter_whose_group_breaks_is_named(builtin: Registry) -> None:
 
     pipeline = Pipeline(DataOptions.parse({"template": "chatml"}), builtin, adapter=Broken())
     with pytest.raises(PluginError, match=r"adapter 'broken': group\(\) raised ZeroDivisionError"):
-        list(pipeline.run(pipeline.reader.gathered([FULL])))
+        list(pipeline.run(pipeline.reader.select([FULL])))
 
 
 def test_an_adapter_that_gives_no_example_is_named(builtin: Registry) -> None:

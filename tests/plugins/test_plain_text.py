@@ -1,4 +1,4 @@
-"""Plain text, trained whole: adapter `text` with template `text`."""
+"""The adapter `text` with the template `text`: plain text, all of which is trained."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_all_of_it_is_trained_and_eos(text: str, builtin: Registry) -> None:
 
 
 def test_every_token_but_the_first_is_trained(tokenizer: Tokenizer, builtin: Registry) -> None:
-    """With BOS in front, the first token of the text as well."""
+    """With BOS before it, the first token of the text is trained as well."""
     eye = Eye(tokenizer, builtin)
     seen = eye.one({"text": "The sea is salt."}, "text")
     assert seen.example.trained_tokens == len(seen.example) - 1
@@ -45,13 +45,13 @@ def test_every_token_but_the_first_is_trained(tokenizer: Tokenizer, builtin: Reg
     assert seen.text.endswith(special.eos)
 
 
-def test_a_prompt_runs_on_into_the_answer(eye_of: Eyes) -> None:
+def test_a_prompt_is_directly_followed_by_the_answer(eye_of: Eyes) -> None:
     seen = eye_of("gpt2").one({"prompt": "Once upon", "completion": " a time"}, "text")
     assert seen.text == "Once upon a time<|endoftext|>"
     assert seen.trained == [" a time<|endoftext|>"]
 
 
-def test_a_server_goes_on_from_the_users_text(eye_of: Eyes, builtin: Registry) -> None:
+def test_a_server_continues_the_users_text(eye_of: Eyes, builtin: Registry) -> None:
     eye = eye_of("gpt2")
     pipeline = eye.pipeline("text")
     prompt = Example(messages=(Message(role="user", content="Once upon"),))

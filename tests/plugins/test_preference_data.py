@@ -1,4 +1,4 @@
-"""Preference data: every layout gives the same pair; what is odd is counted, what is wrong is refused by name."""
+"""Preference data: every format gives the same pair; odd pairs are counted, wrong records are refused by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORDS = ("user", "assistant")
 
 
 def messages(*texts: str, weight: float = 1.0) -> tuple[Message, ...]:
-    """Turn about, the user first; `weight` is that of the assistant's."""
+    """Alternating messages, the user's first; `weight` is for the assistant's."""
     return tuple(
         Message(role=WORDS[index % 2], content=text, weight=weight if index % 2 else 1.0)
         for index, text in enumerate(texts)
@@ -58,11 +58,11 @@ def pair_of(adapter: Adapter, record: Mapping[str, Any]) -> PreferenceExample:
     return example
 
 
-# Layouts
+# Formats
 
 
 def layouts(prompt: list[str], chosen: str, rejected: str) -> dict[str, Any]:
-    """One pair in every layout that can hold it."""
+    """One pair in every format that can hold it."""
     one, other = (*prompt, chosen), (*prompt, rejected)
     ways = {
         "prompt as messages": {"prompt": openai(*prompt), "chosen": openai(*one)[-1:], "rejected": openai(*other)[-1:]},
@@ -91,7 +91,7 @@ TEXT = st.text("ab:", min_size=1, max_size=5) | st.sampled_from(["Human: hi", "s
 
 @given(prompt=st.sampled_from([1, 3]).flatmap(lambda n: st.lists(TEXT, min_size=n, max_size=n)), answers=st.lists(TEXT,
        min_size=2, max_size=2, unique=True))  # fmt: skip
-def test_every_layout_gives_the_same_pair(prompt: list[str], answers: list[str], preference: Adapter) -> None:
+def test_every_format_gives_the_same_pair(prompt: list[str], answers: list[str], preference: Adapter) -> None:
     chosen, rejected = answers
     expected = PreferenceExample(
         messages=messages(*prompt, weight=0.0), chosen=answer(chosen), rejected=answer(rejected)
@@ -128,7 +128,7 @@ def test_tools_and_input_are_kept(preference: Adapter) -> None:
         assert pair.messages == (Message(role="user", content="q", context="i"),)
 
 
-# What is odd in a pair
+# Odd pairs
 
 
 def test_equal_answers_are_a_pair(preference: Adapter) -> None:
@@ -138,8 +138,8 @@ def test_equal_answers_are_a_pair(preference: Adapter) -> None:
 
 
 @pytest.mark.parametrize("whole", [openai, sharegpt, said])
-def test_pairs_that_part_before_the_last_message(whole: Callable[..., Any], preference: Adapter) -> None:
-    """The prompt is what both begin with, and the answers are all that follows."""
+def test_pairs_that_differ_before_the_last_message(whole: Callable[..., Any], preference: Adapter) -> None:
+    """The prompt is the messages that both start with, and the answers are all messages after them."""
     pair = pair_of(preference, {"chosen": whole("q", "a", "r", "x"), "rejected": whole("q", "b", "t", "y")})
     assert pair.messages == messages("q")
     assert pair.chosen == messages("q", "a", "r", "x")[1:]
@@ -149,13 +149,13 @@ def test_pairs_that_part_before_the_last_message(whole: Callable[..., Any], pref
     assert longer.rejected == messages("q", "a", "r", "y")[1:]
 
 
-def test_a_common_prefix_is_one_of_messages(preference: Adapter) -> None:
-    """Not of characters: answers that begin alike keep their beginning."""
+def test_the_shared_prefix_consists_of_whole_messages(preference: Adapter) -> None:
+    """It does not consist of characters: answers that start with the same characters keep them."""
     pair = pair_of(preference, {"chosen": said("q", "The sea"), "rejected": said("q", "The sky")})
     assert pair.chosen == answer("The sea")
 
 
-def test_what_is_odd_is_used_and_counted(eye_of: Eyes) -> None:
+def test_odd_pairs_are_used_and_counted(eye_of: Eyes) -> None:
     rows: list[dict[str, Any]] = [
         *layouts(["q"], "x", "y").values(),
         {"prompt": "q", "chosen": "x", "rejected": "x"},
@@ -192,7 +192,7 @@ def test_trl_only_the_assistants_part_of_a_completion_is_trained(eye_of: Eyes) -
     assert eye_of("qwen3").one(record, "chatml").trained == ["x<|im_end|>", "y<|im_end|>"]
 
 
-# What is wrong
+# Wrong records
 
 NO_LABELS: tuple[object, ...] = ("true", "false", "1", 2, -1, 1.0, [True], {})
 BAD: list[tuple[str, dict[str, Any], str, str]] = [
@@ -320,7 +320,7 @@ def test_a_wrong_record_is_refused_by_name(
 
 
 @pytest.mark.parametrize("whole", [openai, sharegpt, said])
-def test_the_way_out_that_a_refusal_names_is_one(
+def test_the_remedy_that_an_error_names_works(
     whole: Callable[..., Any], preference: Adapter, builtin: Registry
 ) -> None:
     record = {"chosen": whole("q", "x"), "rejected": whole("r", "y")}
@@ -356,12 +356,12 @@ PIECES = st.lists(
 
 
 @given(start=st.sampled_from(["\n\nHuman: ", "\n\nAssistant: ", "\n\nHuman:\n"]), rest=PIECES)
-def test_joining_a_transcripts_messages_gives_it_back(start: str, rest: str) -> None:
+def test_joining_the_messages_of_a_transcript_gives_the_transcript(start: str, rest: str) -> None:
     assert write_transcript(read_transcript(start + rest, "chosen")) == start + rest
 
 
 @given(st.lists(st.tuples(st.sampled_from(WORDS), TEXT), min_size=1, max_size=5))
-def test_a_transcript_of_messages_gives_them_back(turns: list[tuple[str, str]]) -> None:
+def test_reading_the_transcript_of_messages_gives_the_messages(turns: list[tuple[str, str]]) -> None:
     given = tuple(Message(role=role, content=text) for role, text in turns)
     assert read_transcript(write_transcript(given), "chosen") == given
 
@@ -406,7 +406,7 @@ def test_a_pair_knows_its_conversations() -> None:
         ({"rejected": messages("q")}, "an answer ends with an assistant's message; got user at the end of rejected"),
     ],
 )
-def test_what_is_no_pair(changes: dict[str, Any], words: str) -> None:
+def test_invalid_pairs(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         PreferenceExample(**{"messages": messages("q"), "chosen": answer("x"), "rejected": answer("y"), **changes})
 
