@@ -1,4 +1,4 @@
-"""Whatever decides about the examples changes the key; what does not, leaves it."""
+"""Everything that decides about the samples changes the key; nothing else does."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ HELPER = """
 
 
 class Setting:
-    """All that one run is made of, on the disk."""
+    """The files of one run: data, plugin, template, tokenizer."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -66,7 +66,7 @@ class Setting:
         return path
 
     def key(self, **options: Any) -> str:
-        """As another process would find it: plugins are loaded anew."""
+        """The key that another process would compute: plugins are loaded again."""
         for name in [name for name in sys.modules if "house" in name]:
             del sys.modules[name]
         sys.path.insert(0, str(self.folder))
@@ -87,7 +87,7 @@ def setting(tmp_path: Path) -> Setting:
 
 
 def change(path: Path, before: str, after: str) -> None:
-    """Another text of the same length, with the times it had."""
+    """Write another text of the same length, and restore the file's times."""
     assert len(before) == len(after)
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
     text = path.read_text(encoding="utf-8")
@@ -164,7 +164,7 @@ def test_values_for_the_template_are_part_of_the_key(setting: Setting) -> None:
 
 
 def test_an_option_that_is_new_is_part_of_the_key(setting: Setting) -> None:
-    """The key takes all options but those that are named, so that none is forgotten."""
+    """All options but the listed ones are part of the key, so that none is forgotten."""
 
     class Later(DataOptions):
         lately: int = 0
@@ -215,7 +215,7 @@ def test_own_code_notices_a_changed_module(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_a_key_that_ignores_something_is_caught(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The negative control: with parts of it left out, the changes above pass unnoticed."""
+    """The negative control: with values of the key left out, the changes above pass unnoticed."""
     for part, change_it in (("_data", "data"), ("_template", "template"), ("_adapter", "plugin")):
         with monkeypatch.context() as patch:
             patch.setattr(key, part, lambda *given: None)
@@ -266,7 +266,7 @@ def test_folders_count_by_names_and_contents(tmp_path: Path, builtin: Registry, 
 
 
 class Counting(Adapter):
-    """With a state of its own."""
+    """An adapter with an attribute."""
 
     name = "counting"
     keys = required = ("instruction", "output")
@@ -328,7 +328,7 @@ def test_a_template_that_prints_the_day_is_cached_for_a_day(text: str, monkeypat
 
 
 class Elsewhere(Source):
-    """A source that says nothing of files."""
+    """A source that does not name its files."""
 
     name = "elsewhere"
 

@@ -130,7 +130,7 @@ def test_cached_is_uncached(bench: Any, records: list[Any], options: dict[str, A
 
 
 def test_the_comparison_notices(bench: Any) -> None:
-    """The look at a run is not blind: another weight, text or count makes another one."""
+    """The negative control: another weight, text or count makes another `Look`."""
     at = bench([alpaca(n) for n in range(7)])
     plain = at.look()
     assert plain != at.look(train_on="response=0.5")
@@ -197,7 +197,7 @@ def test_grouped_trees_are_cached(bench: Any) -> None:
 
 
 def flipped(data: bytes) -> bytes:
-    """With one bit changed."""
+    """Change one bit of a file."""
     return data[:-9] + bytes([data[-9] ^ 4]) + data[-8:]
 
 
@@ -380,7 +380,7 @@ def test_mixtures_are_said_not_to_be_kept(bench: Any) -> None:
 
 
 def test_counts_of_others_are_not_cached(bench: Any) -> None:
-    """What an exporter refuses while a part is made is its own affair: another may take it."""
+    """The samples that an exporter refuses while a shard is made are cached: another exporter may take them."""
     at = bench([alpaca(n) for n in range(12)])
     pipeline = at.pipeline(cache=True)
     for batch in prepare_batches(pipeline):
@@ -429,7 +429,7 @@ def templatekit_adapters():
 
 
 def test_a_part_tells_an_adapter_of_two_with_one_name(tmp_path: Path, tokenizer_of: Tokenizers) -> None:
-    """Told by the records' keys the first time, by the part the second."""
+    """The records' keys show the adapter the first time, the shard the second time."""
     for who in ("first", "second"):
         (tmp_path / "plugins").mkdir(exist_ok=True)
         (tmp_path / "plugins" / f"{who}.py").write_text(PLUGIN.format(who=who), encoding="utf-8")

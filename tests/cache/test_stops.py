@@ -1,4 +1,4 @@
-"""A run that is stopped at any moment goes on where it was, and two at once do no harm."""
+"""A run that is stopped at any moment continues where it was; two runs at once do no harm."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from templatekit.cli import main
 run.SHARD_RECORDS, pipeline.CHUNK_SIZE = 32, 20
 main()
 """
-"""The command, with parts so small that a run makes many, and chunks that do not come out even with them."""
+"""The command, with shards so small that a run makes many, and chunks whose size does not divide theirs."""
 KILLS = 50 if settings().max_examples > 100 else 5
 ROWS = 400
 PARTS = ROWS // 32 + 1
@@ -65,7 +65,7 @@ class Job(NamedTuple):
         return len(list(self.cache.glob("prepared-*/*/[0-9]*")))
 
     def kept(self) -> dict[str, bytes]:
-        """Every byte of every part."""
+        """Every byte of every shard."""
         paths = self.cache.glob("prepared-*/*/[0-9]*/*")
         return {str(path.relative_to(self.cache)): path.read_bytes() for path in paths}
 
@@ -81,7 +81,7 @@ def job(tmp_path: Path, tokenizer_of: Tokenizers) -> Job:
 
 
 def test_after_sigkill_the_finished_parts_stay(job: Job) -> None:
-    """Killed at random moments again and again: what was whole stays, and the end is that of a run in one go."""
+    """A run killed at random moments keeps its complete shards, and ends as an uninterrupted run does."""
     unbroken = job.finish("plain.jsonl", cached=False)
     moments = random.Random(KILLS)
     kills = resumed = 0
@@ -111,7 +111,7 @@ def test_after_sigkill_the_finished_parts_stay(job: Job) -> None:
 
 
 def test_another_number_of_workers_goes_on_where_one_was_killed(job: Job) -> None:
-    """One process and two, killed in turn: three, and one, go on to the bytes that one makes in one go."""
+    """One process and two are killed in turn; three, and one, continue to the bytes of an uninterrupted run."""
     unbroken = job.finish("plain.jsonl", cached=False)
     assert job.finish("whole.jsonl") == unbroken
     kept = job.kept()
@@ -146,7 +146,7 @@ def test_two_at_once_are_both_right(job: Job) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on processes there")
 def test_a_full_disk_is_told_and_leaves_no_half(job: Job) -> None:
-    """A limit on the size of files stands for it: the error comes from the same call."""
+    """A limit on the size of files simulates a full disk: the same call raises the error."""
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n" + PROGRAM
     arguments = ["--dataset", str(job.folder / "data.jsonl"), "--tokenizer", str(job.tokenizer), "--on-error", "skip"]
     arguments += ["--template", "chatml", "--output", os.devnull, "--format", "jsonl"]

@@ -1,4 +1,4 @@
-"""Training from mapped examples is training from examples in memory."""
+"""Training on memory-mapped samples equals training on samples in memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def workers_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What workers do in this process, with all that is sent packed and unpacked, in chunks of four records."""
+    """Workers in this process, with everything they get and return pickled, in chunks of four records."""
     monkeypatch.setattr("templatekit.pipeline.pipeline.CHUNK_SIZE", 4)
     monkeypatch.setattr(data_module, "process_engine", lambda workers: in_pieces if workers == 2 else None)
 
@@ -51,7 +51,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stored(data: Path, builtin: Registry, tokenizer_of: Tokenizers, tmp_path: Path) -> Any:
-    """A pipeline's options and tokenizer, with a cache or without."""
+    """A pipeline's options and tokenizer, with or without a cache."""
 
     def pipeline(cache: bool, **more: Any) -> tuple[FinetuneOptions, Pipeline]:
         values = {"dataset": str(data), "template": "qwen3", "cache": cache, "cache_dir": tmp_path / "cache", **more}
@@ -90,7 +90,7 @@ def test_splits_are_the_same(stored: Any, split: str, order: str, train_on: str)
 def test_workers_prepare_pairs_and_several_sets(
     data: Path, builtin: Registry, tokenizer_of: Tokenizers, tmp_path: Path, cache: bool
 ) -> None:
-    """Pairs' and mixtures' samples come from workers as they come from this process; the cache keeps neither."""
+    """Workers make the same samples of pairs and mixtures as this process; neither are cached."""
     pairs = tmp_path / "pairs.jsonl"
     answers = [f"yes {n} " * (n % 5 + 1) for n in range(40)]
     rows = [
@@ -117,7 +117,7 @@ def test_workers_prepare_pairs_and_several_sets(
 
 
 def test_samples_in_memory_lie_in_columns(stored: Any) -> None:
-    """And are those that the pipeline gives one by one; without any row there are none."""
+    """And they equal those that the pipeline gives one by one; without rows there are none."""
     _, pipeline = stored(False)
     found = prepare_samples(pipeline)
     _, other = stored(False)
@@ -161,7 +161,7 @@ def test_any_choice_in_any_order(stored: Any, chosen: list[int], start: int, ste
 
 
 def test_training_maps_tokens_and_reads_no_text(stored: Any) -> None:
-    """What training looks at before its first step lies in the tokens' file alone."""
+    """Before its first step, training reads only the file of tokens."""
     options, pipeline = stored(True)
     read_splits(options, pipeline)
     folder = next((options.cache_dir or Path()).glob("prepared-*/*"))
@@ -178,7 +178,7 @@ def test_training_maps_tokens_and_reads_no_text(stored: Any) -> None:
 
 
 def test_a_run_is_the_same_with_a_cache(data: Path, tmp_path: Path) -> None:
-    """Losses to the last bit; and a run that began without one goes on with one."""
+    """Losses are equal to the last bit; a run that started without a cache continues with one."""
     tiny_folder(tmp_path / "model")
     shared = {
         "dataset": str(data),

@@ -28,7 +28,7 @@ SINKS = ("jsonl", "parquet", "arrow", "openai", "sharegpt", "datasets", "axolotl
 
 
 class RunResult(NamedTuple):
-    """All that a user sees of a run."""
+    """Everything that a user sees of a run."""
 
     files: dict[str, bytes]
     counts: dict[str, Any]
@@ -37,7 +37,7 @@ class RunResult(NamedTuple):
 
 
 def run(engine: Engine | str, options: DataOptions, sink: str, registry: Registry, folder: Path) -> RunResult:
-    """A run by an engine, `here` in pieces too, or `at once`."""
+    """A run by an engine, `here` (this process, in chunks), or `at once` (this process, without chunks)."""
     pipeline, exporter, lengths = create_pipeline(options, registry), registry.exporters[sink], LengthCounts()
     if engine == "at once":
         parts = chunks_for_exporter(lengths.observe(pipeline.batches()), exporter, pipeline)
@@ -67,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def compare(folder: Path, builtin: Registry, tokenizer_of: Tokenizers, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs rows of these kinds at once and in pieces, and says what came of them both times."""
+    """The results of rows of these kinds: here in chunks, by an engine in chunks, and at once."""
     tokenizer = str(tokenizer_of.folder("bytes"))
 
     def compared(
@@ -146,7 +146,7 @@ def test_what_was_read_before_an_error_comes_with_it() -> None:
 
 
 def test_a_row_of_which_nothing_is_left_is_taken_back_once(builtin: Registry) -> None:
-    """Both samples of a row are refused: one row less came out, not two."""
+    """Where both samples of a row are refused, `rows_out` is one less, not two."""
     turn = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": "hm"}]
     pipeline = create_pipeline(DataOptions.parse({"template": "qwen3", "on_error": "skip"}), builtin)
 

@@ -50,7 +50,7 @@ def of_cluster(folder: str, having: str = "") -> list[int]:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """A cluster of two cores that runs."""
+    """A running cluster of two cores."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -72,7 +72,7 @@ def address() -> Iterator[str]:
 
 
 def end(folder: str) -> None:
-    """Ends what is left of the cluster of a folder."""
+    """End the remaining processes of the cluster of a folder."""
     for process in of_cluster(folder):
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
@@ -156,7 +156,7 @@ def test_an_interrupt_ends_it_with_its_cluster(render: Render) -> None:
 
 @needs_ray
 def test_what_is_kept_is_the_same(render: Render) -> None:
-    """A part that is gone is made there, the one behind it is taken."""
+    """A missing shard is made on the cluster; the one after it is taken from disk."""
     numbers = [n % 50 for n in range(8_700)]
     options = ("--cache", "--cache-dir", "cache")
     one = render(numbers, *options)

@@ -107,7 +107,7 @@ def test_original_alpacas_empty_outputs_and_placeholders(shared: Path, builtin: 
 
 
 def test_hh_rlhf_pairs_that_part_early_and_empty_replies(eye_of: Eyes) -> None:
-    """Rows made after HH-RLHF: 5 part before the last turn, 4 have an empty chosen reply."""
+    """Rows made after HH-RLHF: 5 differ before the last turn, 4 have an empty chosen reply."""
     start = "\n\nHuman: A?\n\nAssistant: "
     early = {
         "chosen": f"{start}B.\n\nHuman: C?\n\nAssistant: D.",
@@ -173,7 +173,7 @@ def test_null_input_never_prints_none(eye_of: Eyes) -> None:
 
 
 def seconds(eye: Eye, template: str, turns: int) -> float:
-    """Of processor time: what other processes take is no cost of ours."""
+    """Processor time, which other processes do not add to."""
     conversation = [("user", "How are you doing today?"), ("assistant", "Quite well, and you?")] * turns
     pipeline = eye.pipeline(template)
     record = {"messages": [{"role": role, "content": content} for role, content in conversation]}

@@ -1,4 +1,4 @@
-"""What is left out is counted and named; what is not comes out as it was, in an order that a seed decides."""
+"""Excluded records are counted with their reason; the others come out unchanged, in an order that a seed decides."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_near_repeats() -> None:
 
 
 def test_texts_that_are_kept_are_all_found() -> None:
-    """Also those that repeat one another, and the most similar is named; what is looked for is not kept."""
+    """Stored texts are found even where they repeat each other; the most similar is named. `find` stores nothing."""
     words = [f"w{n}" for n in range(60)]
     texts = [" ".join(["x"] * count + words[count:]) for count in (0, 6, 12)]
     index = NearTextIndex(0.7)

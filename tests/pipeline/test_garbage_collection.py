@@ -1,4 +1,4 @@
-"""The collector's threshold is raised while a batch is made, and as it was before for everyone else."""
+"""The collector's threshold is raised while a batch is made, and restored between batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Preference pairs through the stages: both answers or neither, each loss counted."""
+"""Preference pairs through the pipeline: both answers or neither; each dropped pair is counted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Read = Callable[..., tuple[list[TokenizedPair], PreferencePipeline]]
 
 @pytest.fixture(scope="module")
 def read(tokenizer_of: Tokenizers) -> Read:
-    """Prepares records; the pairs, and the pipeline with its counts."""
+    """The pairs of records, and the pipeline with its counts."""
     registry = create_registry()
 
     def read(*records: dict[str, Any], **options: Any) -> tuple[list[TokenizedPair], PreferencePipeline]:
@@ -47,7 +47,7 @@ def _record(prompt: str, chosen: str, rejected: str) -> dict[str, str]:
 def test_each_answer_is_what_supervised_training_would_see(
     read: Read, tokenizer_of: Tokenizers, prompt: str, chosen: str, rejected: str
 ) -> None:
-    """And both stand behind one prompt."""
+    """And both follow the same prompt."""
     if chosen == rejected:
         return
     (pair,), pipeline = read(_record(prompt, chosen, rejected))

@@ -1,4 +1,4 @@
-"""Records that give several samples, or none: what becomes of them on their way to a file, a data set, a model."""
+"""Records that give several samples, or none, on their way to a file, a data set, a model."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_sample_that_is_too_long_leaves_the_others(builtin: Registry, tokenize
 
 
 def test_a_prompts_text_is_trained_once(builtin: Registry) -> None:
-    """User texts with a weight stand in every sample, and are trained in the first."""
+    """User texts with a weight are in every sample, and trained in the first."""
     for record, samples in ((talk(3), 3), (talk(3, thoughts=False), 1)):
         items = list(pipeline(builtin, train_on="response=1,user=0.2").run([record]))
         assert len(items) == samples
