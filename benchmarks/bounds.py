@@ -1,8 +1,8 @@
-"""What it costs to bound a template that came from elsewhere: counting what it does, or rendering it in a worker.
+"""Measures the cost of limiting an untrusted template: metering it, or rendering it in the worker.
 
 usage: python -m benchmarks.bounds
 
-The same texts by the same template, trusted and bounded in turn, without compiled traces, which are not metered.
+The same texts by the same template, trusted and limited in turn, without compiled traces, which are not metered.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from templatekit.types import Example
 
 NAMES = ("chatml", "llama3", "qwen3")
 ROUNDS = 15
-UNCOUNTED = "{# what nobody counts #}{% set _ = 'ab' * 2 %}"
+UNMETERED = "{# an operation that is not metered #}{% set _ = 'ab' * 2 %}"
 
 
 def examples(count: int) -> list[Example]:
@@ -40,23 +40,23 @@ def seconds(template: Template, given: Iterable[Example], clock: Callable[[], fl
 def main() -> None:
     given = examples(300)
     offered = create_registry().templates
-    print(f"{'template':12} {'trusted':>12} {'counted':>9} {'in a worker':>12}   (µs a text; the last by the clock)")
+    print(f"{'template':12} {'trusted':>12} {'metered':>9} {'in a worker':>12}   (µs a text; the last by the clock)")
     for name in NAMES:
         source = offered[name].source
         trusted = Template(TemplateFile(name=name, source=source))
-        counted = UntrustedTemplate(TemplateFile(name=name, source=source))
-        bounded = UntrustedTemplate(TemplateFile(name=name, source=source + UNCOUNTED))
+        metered = UntrustedTemplate(TemplateFile(name=name, source=source))
+        in_worker = UntrustedTemplate(TemplateFile(name=name, source=source + UNMETERED))
         with interpreting():
-            pairs = [(seconds(trusted, given), seconds(counted, given)) for _ in range(ROUNDS)]
-            seconds(bounded, given[:1])
-            away = min(seconds(bounded, given, time.perf_counter) for _ in range(3))
+            pairs = [(seconds(trusted, given), seconds(metered, given)) for _ in range(ROUNDS)]
+            seconds(in_worker, given[:1])
+            away = min(seconds(in_worker, given, time.perf_counter) for _ in range(3))
         ratio = statistics.median(other / one for one, other in pairs)
         plain = min(one for one, _ in pairs) / len(given)
         print(f"{name:12} {plain * 1e6:12.1f} {ratio:8.2f}× {away / len(given) * 1e6:12.1f}")
     starts = []
     for _ in range(5):
         WORKER.stop()
-        starts.append(seconds(bounded, given[:1], time.perf_counter))
+        starts.append(seconds(in_worker, given[:1], time.perf_counter))
     print(f"start of a worker: {min(starts):.2f} s by the clock")
 
 

@@ -88,7 +88,7 @@ class Worker:
                 raise _bound_broken_by_exit(process.returncode, self._limits).to_error(request) from None
             except pickle.UnpicklingError as error:
                 self.stop()
-                raise _BrokenBound("process", f"an answer that may not be given, {error}").to_error(request) from None
+                raise _BrokenBound("process", f"a response that is not allowed, {error}").to_error(request) from None
             except BaseException:  # a late response must not be read as the response to the next request
                 self.stop()
                 raise
@@ -163,7 +163,7 @@ def _bound_broken_by_exit(status: int | None, limits: Limits) -> _BrokenBound:
     if sys.platform == "win32" or status == -signal.SIGXCPU:
         return _time_bound_broken(limits)
     if status == -signal.SIGKILL:
-        return _BrokenBound("memory", "its process killed, as a system does that runs out of memory")
+        return _BrokenBound("memory", "its process killed, as a system does when it runs out of memory")
     return _BrokenBound("process", f"the end of the process that renders it, with status {status}")
 
 
