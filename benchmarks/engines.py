@@ -26,10 +26,10 @@ from typing import NamedTuple
 
 from benchmarks.render import SHARED, save_smollm2
 from benchmarks.rows import starter, write_numbered
-from templatekit.config.options import DataOptions
-from templatekit.engines.jobs import Setup, Work, Worker
-from templatekit.hooks.registry import create_registry
-from templatekit.pipeline.outputs import ForSink
+from templatekit.config.data_options import DataOptions
+from templatekit.engines.jobs import Job, Worker, WorkerSetup
+from templatekit.hooks.loading import create_registry
+from templatekit.pipeline.outputs import ExporterConverter
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.types import Record
 
@@ -124,7 +124,7 @@ def travels(data: Path, tokenizer: str, format: str, chunks: int = 20) -> str:
     """Bytes a row to a worker and back, of the first chunks."""
     options = DataOptions(dataset=str(data), template="alpaca", tokenizer=tokenizer)
     pipeline = Pipeline(options, create_registry())
-    worker = Worker(Setup.of(pipeline, Work(ForSink(format))))
+    worker = Worker(WorkerSetup.of(pipeline, Job(ExporterConverter(format))))
     there = back = count = 0
     for chunk in itertools.islice(pipeline.chunks(), chunks):
         there += len(pickle.dumps(chunk, protocol=5))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from templatekit.hooks.registry import create_registry
+from templatekit.hooks.loading import create_registry
 from templatekit.tokens.load import resolve_model
 from templatekit.training.model import load_model, resolve_device
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.memory import begin_peak, state_gib
 from benchmarks.models import path_of_small
-from templatekit.config.options import FinetuneOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.types import TokenizedExample, TokenizedPair
 
 TRL_WAYS: dict[str, dict[str, Any]] = {

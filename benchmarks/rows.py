@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from templatekit.config.options import DataOptions
-from templatekit.hooks.registry import create_registry
+from templatekit.config.data_options import DataOptions
+from templatekit.hooks.loading import create_registry
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.types import Record
 
