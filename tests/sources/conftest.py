@@ -17,7 +17,7 @@ def registry() -> Registry:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[[str, str | bytes], str]:
-    """Writes a file into the test's folder and answers its address."""
+    """Write a file into the test's folder and return its address."""
 
     def write(name: str, content: str | bytes) -> str:
         path = tmp_path / name

@@ -1,4 +1,4 @@
-"""Compressed files, patterns, URLs and standard input give the rows that the plain file gives, or say why not."""
+"""Compressed files, patterns, URLs and standard input give the same rows as the plain file, or a clear error."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_urls(memory: Any, registry: Registry, tmp_path: Path) -> None:
     assert read(f"file://{tmp_path}/x.jsonl", registry) == ROWS
 
 
-def test_what_is_wrong_with_a_url(memory: Any, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_urls(memory: Any, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     memory.pipe("/folder/b.txt", b"x")
     memory.pipe("/cut.jsonl.gz", gzip.compress(LINES)[:-20])
     memory.pipe("/bad.jsonl", b'{"n": 1}\n{"n": \n')

@@ -66,7 +66,7 @@ def test_all_kinds_of_text_come_as_text(tmp_path: Path) -> None:
     assert read(save(table, tmp_path / "x.arrow")) == [dict.fromkeys(kinds, text) for text in texts]
 
 
-def test_a_row_that_is_no_utf_8_costs_itself_alone(tmp_path: Path) -> None:
+def test_a_row_that_is_not_utf_8_is_one_error(tmp_path: Path) -> None:
     column = pa.array([b"good", b"b\xe9d", b"fine"]).view(pa.string())
     first, error, last = read(save(pa.table({"a": column}), tmp_path / "x.arrow"))
     assert [first, last] == [{"a": "good"}, {"a": "fine"}]

@@ -1,4 +1,4 @@
-"""CSV: every value is the text that stands there, and a row that is not CSV costs that row alone."""
+"""CSV: every value is text, exactly as in the file, and a row that is not CSV is one error among the other rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def written(header: list[str], rows: list[list[str]], quoting: Literal[0, 1], en
 
 
 @given(header=NAMES, data=st.data(), quoting=st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]), bom=st.booleans())
-def test_what_was_written_is_read(header: list[str], data: st.DataObject, quoting: Literal[0, 1], bom: bool) -> None:
+def test_written_rows_are_read_back(header: list[str], data: st.DataObject, quoting: Literal[0, 1], bom: bool) -> None:
     if not bom and header[0].startswith("\ufeff"):
         header[0] = "x" + header[0]
     rows = data.draw(st.lists(st.lists(CELLS, min_size=len(header), max_size=len(header)), min_size=1, max_size=4))
@@ -76,7 +76,7 @@ def test_delimiters(content: str, name: str) -> None:
         (b'"x"y,2', "invalid_csv", "expected each quote within a value to be doubled"),
     ],
 )
-def test_a_broken_row_costs_that_row_alone(line: bytes, reason: str, words: str) -> None:
+def test_a_broken_row_is_one_error(line: bytes, reason: str, words: str) -> None:
     first, broken, last = read(b"a,b\n1,2\n" + line + b"\n5,6\n", "f.csv")
     assert (first, last) == ({"a": "1", "b": "2"}, {"a": "5", "b": "6"})
     assert isinstance(broken, RecordError)
@@ -106,7 +106,7 @@ def test_an_open_quote_is_no_row() -> None:
         (b'"a,b\n1,2\n', "the header is broken"),
     ],
 )
-def test_what_is_no_table(content: bytes, words: str) -> None:
+def test_files_that_are_not_csv(content: bytes, words: str) -> None:
     with pytest.raises(SourceError, match=words):
         read(content)
 

@@ -148,7 +148,7 @@ def test_hub_names(hub: dict[str, Any]) -> None:
         list(HubSource().read("org/none"))
 
 
-def test_what_the_hub_raises_is_told(hub: dict[str, Any]) -> None:
+def test_errors_of_the_hub_are_reported(hub: dict[str, Any]) -> None:
     hub["org/private"] = ConnectionError("Couldn't reach it")
     with pytest.raises(SourceError, match=r"org/private: .*found ConnectionError: .*Couldn't reach it"):
         list(HubSource().read("org/private"))

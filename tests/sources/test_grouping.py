@@ -1,4 +1,4 @@
-"""Records that make one example come together."""
+"""Records that make one example are grouped."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_neighbours_of_one_group_come_together_in_order(records: list[dict[str, 
 
 
 @given(RECORDS, st.integers(0, 8))
-def test_what_cannot_be_read_is_passed_on_and_parts_nothing(records: list[dict[str, Any]], place: int) -> None:
+def test_a_record_error_is_passed_on_and_splits_no_group(records: list[dict[str, Any]], place: int) -> None:
     error = RecordError("broken")
     items: list[Record | RecordError] = [*records]
     items.insert(place, error)
@@ -56,7 +56,7 @@ def test_one_group_is_held_at_a_time() -> None:
         assert read <= 2 * index + 3
 
 
-def test_the_columns_of_all_pieces() -> None:
+def test_the_columns_of_a_group() -> None:
     record = {"a": 1}
     assert columns_of(record) is record
     assert columns_of(RecordGroup(records=[{"a": 1, "b": 2}, {"b": 3, "c": 4}])) == {"a": 1, "b": 2, "c": 4}

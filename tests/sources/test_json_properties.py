@@ -1,4 +1,4 @@
-"""Whatever JSON is written, in whatever layout, the same is read; whatever bytes are read, nothing breaks."""
+"""JSON of any layout is read back as it was written, and any bytes end in records or in this package's errors."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_compressed_files_come_back(rows: list[Any], data: st.DataObject) -> Non
 
 
 @given(rows=ROWS, row=st.integers(0, 7), bad=st.sampled_from(['{"a": NaN}', '{"a":1,"a":1}', "[]", "7", r'"\ud800"']))
-def test_a_useless_row_costs_itself_alone(rows: list[Any], row: int, bad: str) -> None:
+def test_an_unusable_row_is_one_error(rows: list[Any], row: int, bad: str) -> None:
     texts = [json.dumps(item) for item in rows]
     texts.insert(row % (len(rows) + 1), bad)
     place = texts.index(bad)
@@ -86,8 +86,8 @@ def _lines(texts: list[str]) -> io.BytesIO:
 
 
 @given(rows=ROWS, cut=st.floats(0, 1, exclude_max=True), chunk_size=CHUNKS, lines=st.booleans())
-def test_a_cut_file_never_passes_for_a_whole_one(rows: list[Any], cut: float, chunk_size: int, lines: bool) -> None:
-    """What is read before the cut are the first rows, and unless the cut falls between lines there is an error."""
+def test_a_truncated_file_is_never_read_as_whole(rows: list[Any], cut: float, chunk_size: int, lines: bool) -> None:
+    """The rows before the cut are read, and there is an error unless the cut is between lines."""
     text = "\n".join(map(json.dumps, rows)) if lines else json.dumps(rows)
     data = text.encode()[: int(len(text) * cut)]
     got: list[Any] = []
@@ -105,7 +105,7 @@ def test_a_cut_file_never_passes_for_a_whole_one(rows: list[Any], cut: float, ch
 
 
 def _outcome(data: bytes, name: str, chunk_size: int) -> str:
-    """What reading comes to, or whatever exception should not have been."""
+    """The records and errors of reading some bytes, as text."""
     got = []
     try:
         for item in read_json(io.BytesIO(data), name, chunk_size):

@@ -1,4 +1,4 @@
-"""Every shape of JSON file that is read, and every bad one by name."""
+"""Every layout of JSON file, and the error for every fault."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def the_error(items: list[Record | RecordError], row: int) -> RecordError:
     ],
 )
 @pytest.mark.parametrize("gz", [False, True])
-def test_the_content_tells_the_shape(write: Write, name: str, content: str, gz: bool) -> None:
+def test_the_layout_is_detected_from_the_content(write: Write, name: str, content: str, gz: bool) -> None:
     data = content.encode()
     assert read(write(name, gzip.compress(data) if gz else data)) == [A, B]
     if gz:
@@ -116,7 +116,7 @@ def test_values_stay_as_they_are(write: Write) -> None:
             assert [type(value) for value in got.values()] == [type(value) for value in row.values()]
 
 
-def test_only_line_feeds_part_lines(write: Write) -> None:
+def test_only_line_feeds_end_a_line(write: Write) -> None:
     text = '{"a": "1\u20282\u20293\x854\u000b"}'.replace("\u000b", "")
     assert read(write("x.jsonl", f"{text}\n{text}\n")) == [json.loads(text)] * 2
 
@@ -166,7 +166,7 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("name", BAD_ROWS)
-def test_a_bad_line_costs_that_line_alone(write: Write, name: str) -> None:
+def test_a_bad_line_is_one_error(write: Write, name: str) -> None:
     bad, reason, words = BAD_ROWS[name]
     address = write("x.jsonl", b'{"a": 1}\n' + bad + b'\n\n{"b": "zwei"}\n')
     items = read(address)
@@ -219,7 +219,7 @@ def test_a_last_line_cut_inside_a_character(write: Write) -> None:
     "lone_surrogate", "not_finite", "duplicate_key", "huge_integer", "too_deep", "not_an_object"
 }])  # fmt: skip
 @pytest.mark.parametrize("holder", ["[%s]", '{"data": [%s]}'])
-def test_a_useless_row_of_a_list_costs_that_row_alone(write: Write, name: str, holder: str) -> None:
+def test_an_unusable_row_of_a_list_is_one_error(write: Write, name: str, holder: str) -> None:
     bad, reason, _ = BAD_ROWS[name]
     if name == "deep list" and "data" in holder:
         pytest.skip("an object that holds a list is decoded as a whole")
@@ -367,7 +367,7 @@ def test_a_field_of_ten_megabytes(write: Write) -> None:
         assert time.perf_counter() - started < 5
 
 
-# Places that are no readable file
+# Addresses that are not a readable file
 
 
 def test_a_missing_file_lists_its_neighbours(write: Write, tmp_path: Path) -> None:
@@ -389,7 +389,7 @@ def test_a_missing_file_lists_its_neighbours(write: Write, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("address", ["x\0y.json", "x" * 5000 + ".json", "", "~nobody_of_that_name/x.json"])
-def test_what_no_path_can_be(address: str) -> None:
+def test_text_that_cannot_be_a_path(address: str) -> None:
     with pytest.raises(SourceError):
         read(address)
 
@@ -461,7 +461,7 @@ def test_a_broken_list_is_not_read_to_its_end(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_the_descriptor_is_closed_behind_a_limit(write: Write) -> None:
+def test_the_descriptor_is_closed_after_a_limit(write: Write) -> None:
     address = write("x.jsonl", LINES)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(128, limit[1]), limit[1]))

@@ -1,4 +1,4 @@
-"""The bundled sets: big enough, varied, whole, and without a row twice."""
+"""The bundled data sets are large enough, varied, complete and without duplicates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def folded(text: str) -> str:
 
 
 def complaints(rows: Rows, least: int, keys: Sequence[str], needed: Sequence[str]) -> list[str]:
-    """What is wrong with a set; nothing for a good one."""
+    """The faults of a data set; empty for a good one."""
     found = [] if len(rows) >= least else [f"{len(rows)} rows"]
     asked: Counter[str] = Counter()
     for number, row in enumerate(rows):
