@@ -230,9 +230,9 @@ def _split_gaps(template: Template, gaps: _Gaps) -> GoTemplate:
         before |= {other: length + spare for other, length in joined_before.items()}
         after |= {other: length - spare for other, length in joined_after.items()}
     own = {role: text[len(text) - before.get(role, len(text)) :] for role, text in longest.items()}
-    behind = {one: text.removesuffix(own[other]) for (one, other), text in gaps.items() if one != _START}
+    own_after = {one: text.removesuffix(own[other]) for (one, other), text in gaps.items() if one != _START}
     for (one, other), text in gaps.items():
-        if min(*before.values(), *after.values(), 0) < 0 or (one != _START and text != behind[one] + own[other]):
+        if min(*before.values(), *after.values(), 0) < 0 or (one != _START and text != own_after[one] + own[other]):
             raise _inexpressible(
                 template, f"the text between {one} and {other} cannot be divided between the two; found {shorten(text)}"
             )
@@ -240,7 +240,7 @@ def _split_gaps(template: Template, gaps: _Gaps) -> GoTemplate:
     return GoTemplate(
         first={role: text.removesuffix(own[role]) for (one, role), text in gaps.items() if one == _START},
         before={role: own[role] for role in roles},
-        after={role: behind.get(role, "") for role in roles},
+        after={role: own_after.get(role, "") for role in roles},
         prompt=own[_END],
         follows={role: frozenset(one for one, other in gaps if other == role) for role in (*roles, _END)},
     )

@@ -161,7 +161,7 @@ class Assembler:
 
 
 def _layout_key(traced: TracedText, rendered: RenderedText, spans: Sequence[LossSpan]) -> Hashable:
-    """Equal for texts that share a token layout; None where the options behind the loss spans are not known."""
+    """Equal for texts that share a token layout; None if the loss spans were not computed from options."""
     if not isinstance(spans, LazyLossSpans):
         return None
     weights = traced.layout.message_weights

@@ -152,7 +152,7 @@ class Encoder:
         ]
 
     def _fragments(self, rendered: RenderedText, spans: Sequence[LossSpan]) -> Iterator[Fragment]:
-        """Cut a text where the loss spans start (`boundary="cut"`), and yield the fragments of each piece of it."""
+        """The fragments of a text, which is first cut where the loss spans start (with `boundary="cut"`)."""
         text = rendered.text
         trusted = deque(self._trusted_matches(rendered))
         cuts = sorted({0, *(span.start for span in spans)}) if self.boundary == "cut" else [0]

@@ -1,4 +1,4 @@
-"""The pieces of work of the encoder: fragments of a text, and the tokens that each one becomes."""
+"""Fragments: the parts of a text that are encoded separately, and the tokens that each one becomes."""
 
 from __future__ import annotations
 
