@@ -57,12 +57,11 @@ class ForwardPass:
         if reason is not None:
             raise ConfigError(f"packing: {reason}; use --no-packing")
         head = detect_head(causal)
-        layers = decoder_layers(causal)
         dropout = has_dropout(causal)
         # Before the weights are sharded. DDP and FSDP wait for autograd to add the gradients of the weights themselves.
         takes_gradients = group.size == 1
         if options.compile:
-            fusion = fuse_outside(causal, layers, takes_gradients=takes_gradients)
+            fusion = fuse_outside(causal, decoder_layers(causal), takes_gradients=takes_gradients)
         else:
             fusion = fuse(causal, takes_gradients=takes_gradients)
         if options.activation_checkpointing:
@@ -87,6 +86,8 @@ class ForwardPass:
         if options.compile:
             leave_uncompiled()
             tolerance = 0.03 if forward_pass.bf16 else 1e-3
+            # FSDP has renamed the classes of its layers, so none is found there: they run uncompiled.
+            layers = decoder_layers(causal)
             compile_layers(causal, layers, fusion, forward_pass.trial, tolerance=tolerance, has_dropout=dropout)
         return forward_pass
 

@@ -164,7 +164,7 @@ def test_loss_and_gradients_are_the_definitions(
         assert _distance(found, [g for g in gradients if g is not None]) < EXACT
 
 
-@pytest.mark.parametrize("broken", ["answers", "reference", "places"])
+@pytest.mark.parametrize("broken", ["answer_indices", "reference", "target_indices"])
 def test_a_mixed_up_pair_is_noticed(
     tiny_model: MakeModel,
     in_fp64: Exactly,
