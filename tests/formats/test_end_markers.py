@@ -87,7 +87,7 @@ def test_an_unclear_end_is_an_error(closing: str) -> None:
         assert hint in str(caught.value)
     assert marker(made(closing).ended_by("none")) == ""
     assert marker(made(closing, comment="{# templatekit\nend_marker: none #}")) == ""
-    with pytest.raises(TemplateError, match=r"expected '<open>'; name a text that stands there"):
+    with pytest.raises(TemplateError, match=r"expected '<open>'; name the text that ends it"):
         marker(made(closing).ended_by("<open>"))
     assert marker(made("<end>").ended_by("none")) == "<end>"
 

@@ -370,7 +370,7 @@ def test_the_allowance_and_the_steps_grow_with_the_data() -> None:
     for times in (10, 100, 1_000):
         environment = metered_environment()
         untrusted_template(CHAT).prompt(Example(messages=EXAMPLE.messages * times), TOKENS)
-        used.append(1_000_000 - environment._meter.left)
+        used.append(1_000_000 - environment._meter.remaining)
     assert used[0] * 8 < used[1] < used[0] * 12
     assert used[1] * 8 < used[2] < used[1] * 12
 
