@@ -752,7 +752,7 @@ def test_a_search_that_stops_early_is_noticed(plain_of: Of, monkeypatch: pytest.
     limit = len(subject.case("alpaca", record).tokenized) - 3
     best, _ = shorten(subject, "alpaca", record, limit, "context")
     longest = truncation._longest_end
-    monkeypatch.setattr(truncation, "_longest", lambda *a: longest(*a) - 1)
+    monkeypatch.setattr(truncation, "_longest_end", lambda *a: longest(*a) - 1)
     worse, _ = shorten(subject, "alpaca", record, limit, "context")
     assert best is not None and worse is not None
     assert best.example.messages[0].context[:-1] == worse.example.messages[0].context
