@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from templatekit.training.attention.blocks import block_attention, refusal
 from templatekit.training.attention import dispatch as attention
-from templatekit.training.attention.paths import lay_out_paths, path_attention
-from templatekit.training.attention.tree import lay_out, tree_attention
+from templatekit.training.attention.flex import flex_unsupported_reason, packed_flex_attention
+from templatekit.training.attention.paths import create_path_layout, path_attention
+from templatekit.training.attention.tree import create_tree_layout, tree_attention
 from templatekit.training.kernels.memory import keep_freed_memory
 from templatekit.types import Segment
 
@@ -60,8 +60,8 @@ def ways(segments: Sequence[Segment], device: torch.device, width: int) -> Itera
     """Each way by its name, or the reason why there is none."""
     scale = width**-0.5
     pack = attention._Pack(segments, device)
-    places = torch.arange(pack.length, device=device)
-    mask = pack.blocks.sees()(places[:, None], places)
+    indices = torch.arange(pack.length, device=device)
+    mask = pack.flex_layout.mask_mod()(indices[:, None], indices)
 
     def dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
@@ -69,11 +69,11 @@ def ways(segments: Sequence[Segment], device: torch.device, width: int) -> Itera
     yield "mask over the pack", dense
     yield (
         "segments of like length",
-        lambda q, k, v: attention._by_groups(q, k, v, pack, 0, scale, window=None, softcap=None),
+        lambda q, k, v: attention._padded_attention(q, k, v, pack, 0, scale, window=None, softcap=None),
     )
-    reason = refusal(device, torch.bfloat16, width)
-    yield "FlexAttention", reason or (lambda q, k, v: block_attention(q, k, v, pack.blocks, scale))
-    paths, tree = lay_out_paths(segments), lay_out(segments)
+    reason = flex_unsupported_reason(device, torch.bfloat16, width)
+    yield "FlexAttention", reason or (lambda q, k, v: packed_flex_attention(q, k, v, pack.flex_layout, scale))
+    paths, tree = create_path_layout(segments), create_tree_layout(segments)
     on_cpu = device.type == "cpu"
     yield (
         "paths",

@@ -96,7 +96,7 @@ def run_ours(
     from benchmarks.profile import shares
     from templatekit.training.dpo import REFERENCE, DPOObjective, precompute_reference
     from templatekit.training.forward_pass import ForwardPass
-    from templatekit.training.kernels.memory import keep_few_kernels, keep_freed_memory
+    from templatekit.training.kernels.memory import keep_freed_memory, limit_kernel_cache
     from templatekit.training.lora import attach_lora
     from templatekit.training.objective import Objective, SupervisedObjective
     from templatekit.training.optimizer import make_optimizer
@@ -108,7 +108,7 @@ def run_ours(
     if options.lora:
         model = attach_lora(model, rank=options.lora_rank, alpha=options.lora_alpha, seed=options.seed)
     keep_freed_memory()
-    keep_few_kernels(options.pack_tokens)
+    limit_kernel_cache(options.pack_tokens)
     peak = begin_peak(model.device)
     forward_pass = ForwardPass.of(model, options)
     objective: Objective[Any] = SupervisedObjective(forward_pass)

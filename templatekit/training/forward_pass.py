@@ -13,11 +13,16 @@ from transformers import PreTrainedModel
 
 from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError
-from templatekit.training.attention.dispatch import backend, isolate, leave_uncompiled, supports_isolation
+from templatekit.training.attention.dispatch import (
+    describe_attention,
+    disable_attention_compilation,
+    isolate,
+    packing_unsupported_reason,
+)
 from templatekit.training.collator import Batch
 from templatekit.training.distributed import SINGLE_PROCESS, ProcessGroup, distribute, full_tensor
-from templatekit.training.kernels.compiled import compile_layers, fuse_outside
-from templatekit.training.kernels.fused import Fusion, fuse
+from templatekit.training.kernels.compiled import compile_layers, fuse_outside_layers
+from templatekit.training.kernels.fusion import Fusion, fuse
 from templatekit.training.loss import Head, ModelWithLoss, detect_head
 from templatekit.training.micro_batches import MicroBatcher
 from templatekit.training.model import decoder_layers, enable_activation_checkpointing, has_dropout, unwrap, uses_bf16
@@ -53,17 +58,17 @@ class ForwardPass:
         Raises `ConfigError` where the model cannot be packed or compiled.
         """
         causal = unwrap(model)
-        reason = supports_isolation(causal) if options.packing else None
+        reason = packing_unsupported_reason(causal) if options.packing else None
         if reason is not None:
             raise ConfigError(f"packing: {reason}; use --no-packing")
         head = detect_head(causal)
         dropout = has_dropout(causal)
         # Before the weights are sharded. DDP and FSDP wait for autograd to add the gradients of the weights themselves.
-        takes_gradients = group.size == 1
+        accumulates_gradients = group.size == 1
         if options.compile:
-            fusion = fuse_outside(causal, decoder_layers(causal), takes_gradients=takes_gradients)
+            fusion = fuse_outside_layers(causal, decoder_layers(causal), accumulates_gradients=accumulates_gradients)
         else:
-            fusion = fuse(causal, takes_gradients=takes_gradients)
+            fusion = fuse(causal, accumulates_gradients=accumulates_gradients)
         if options.activation_checkpointing:
             enable_activation_checkpointing(causal)
         forward_pass = cls(
@@ -84,7 +89,7 @@ class ForwardPass:
             checkpointing=options.activation_checkpointing,
         )
         if options.compile:
-            leave_uncompiled()
+            disable_attention_compilation()
             tolerance = 0.03 if forward_pass.bf16 else 1e-3
             # FSDP has renamed the classes of its layers, so none is found there: they run uncompiled.
             layers = decoder_layers(causal)
@@ -95,7 +100,7 @@ class ForwardPass:
         """One line on how a step is computed."""
         model, batcher = self.model, self.micro_batcher
         packs = f"packs of up to {batcher.pack_tokens:,} tokens" if batcher.packing else "padded batches"
-        attention = backend(model, torch.bfloat16 if self.bf16 else model.dtype)
+        attention = describe_attention(model, torch.bfloat16 if self.bf16 else model.dtype)
         shared = "computed once" if batcher.share else "computed for each"
         head = "the model's own" if self.head is None else "a product" if self.head.is_plain else "more than a product"
         parts = [
@@ -147,5 +152,5 @@ class ForwardPass:
                 gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
                 norm = float(full_tensor(torch.nn.utils.get_total_norm(gradients)))
                 model.zero_grad(set_to_none=True)
-        self.fusion.forget_trained()
+        self.fusion.invalidate_trained_copies()
         return float(loss.detach()), norm

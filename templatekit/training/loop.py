@@ -25,7 +25,7 @@ from templatekit.training.distributed import SINGLE_PROCESS, ProcessGroup
 from templatekit.training.dpo import HELD_OUT_REFERENCE, REFERENCE, DPOObjective, precompute_reference
 from templatekit.training.early_stopping import best_step, should_stop_early
 from templatekit.training.forward_pass import ForwardPass
-from templatekit.training.kernels.memory import keep_few_kernels, keep_freed_memory
+from templatekit.training.kernels.memory import keep_freed_memory, limit_kernel_cache
 from templatekit.training.metrics import MetricsFile, MetricsLine
 from templatekit.training.objective import Objective, SupervisedObjective
 from templatekit.training.optimizer import make_optimizer
@@ -91,7 +91,7 @@ def train(
     _check_lengths(examples, held_out, model)
     if model.device.type == "cpu":
         keep_freed_memory()
-        keep_few_kernels(options.pack_tokens)
+        limit_kernel_cache(options.pack_tokens)
     forward_pass = ForwardPass.of(model, options, group)
     say(forward_pass.describe())
     optimizer = make_optimizer(model, options)

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from templatekit.training.collator import Batch
-from templatekit.training.kernels.fused import Fusion
-from templatekit.training.kernels.head_loss import linear_losses
+from templatekit.training.kernels.cross_entropy import linear_cross_entropy
+from templatekit.training.kernels.fusion import Fusion
 
 LOGITS_PER_CHUNK = 2**24
 """How many logits a head that is more than one product computes at once: 64 MiB in fp32. More logits are computed in
@@ -97,7 +97,9 @@ class ModelWithLoss(nn.Module):
             device = hidden.device.type
             if torch.is_autocast_enabled(device):
                 hidden = hidden.to(torch.get_autocast_dtype(device))
-            return linear_losses(hidden, self.fusion.weight(cast("nn.Linear", self.head.projection)), batch.targets)
+            return linear_cross_entropy(
+                hidden, self.fusion.weight(cast("nn.Linear", self.head.projection)), batch.targets
+            )
         size = max(1, LOGITS_PER_CHUNK // self.model.config.get_text_config().vocab_size)
         if len(batch.targets) <= size:
             return _chunk_losses(self.head, hidden, batch.targets)

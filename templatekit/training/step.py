@@ -91,7 +91,7 @@ def train_step(
         raise failure
     if clip_norm is not None and norm > clip_norm:  # else PyTorch would multiply by 1, in a pass over all gradients
         torch.nn.utils.clip_grads_with_norm_(weights, clip_norm, total_norm)
-    forward_pass.fusion.forget_trained()
+    forward_pass.fusion.invalidate_trained_copies()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     mean_loss, counts, means = sums.means(group, total_weight)

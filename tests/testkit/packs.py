@@ -1,4 +1,4 @@
-"""Who sees whom in a pack; and attention as a GPU computes it, where there is none."""
+"""The paths of a pack, and FlexAttention on machines without a GPU."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from templatekit.training.attention import dispatch as attention
 from templatekit.types import Segment
 
 
-def by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has the CPU do what a GPU does, by FlexAttention's own reference: it has a backward pass, but is not to have."""
+def use_flex_attention_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the CPU run FlexAttention uncompiled. Its reference code has a backward pass, but PyTorch disables it."""
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *states: None)
     monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-    monkeypatch.setattr(attention, "refusal", lambda *kind: None)
+    monkeypatch.setattr(attention, "flex_unsupported_reason", lambda *kind: None)
 
 
 def paths_of(segments: Sequence[Segment]) -> list[list[int]]:
-    """Of each segment its own tokens behind those of its parents."""
+    """Return the path of each segment: the tokens of its parents, then its own."""
     found: list[list[int]] = []
     for segment in segments:
         own = [*range(segment.start, segment.end)]

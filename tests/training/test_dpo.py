@@ -255,7 +255,7 @@ def test_in_bf16_too_a_model_that_has_not_moved_has_no_reward(
 
     lines = first_epoch(tmp_path / "paths")
     # Over the tree, how a prompt is divided between packs decides how bf16 rounds.
-    monkeypatch.setattr(attention, "lay_out_paths", lambda segments: None)
+    monkeypatch.setattr(attention, "create_path_layout", lambda segments: None)
     for line in [*lines, *first_epoch(tmp_path / "tree")]:
         of = "eval_" if "eval_loss" in line else ""
         assert line[f"{of}reward_chosen"] == line[f"{of}reward_rejected"] == 0

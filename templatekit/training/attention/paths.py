@@ -1,9 +1,10 @@
-"""Causal attention over a prefix tree on the CPU, each token behind a copy of all that it sees.
+"""Causal attention over a prefix tree on the CPU, in which each run of queries gets a copy of all keys that it sees.
 
-A short run of a segment is one row of queries, and the tokens from its document's beginning to its own end are that
-row's keys. One softmax covers them all, so nothing has to be joined, and rows of unlike length share a product where
-padding them costs less than another product would. Copies of shared keys are small beside the scores while what is
-shared is short: `lay_out_paths` says whether it is, and `tree_attention` computes the others.
+A short run of a segment's tokens is one row of queries. The row's keys are the path: all tokens from the start of the
+document to the end of the run. One softmax covers them all, so no partial results have to be merged. Rows of different
+lengths share a matrix product where padding costs less than another product. While the shared prefixes are short, the
+copies of their keys are small beside the scores. `create_path_layout` decides whether they are; `tree_attention`
+computes the other packs.
 """
 
 from __future__ import annotations
@@ -18,119 +19,123 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from templatekit.training.attention.products import product
+from templatekit.training.attention.matmul import scaled_bmm
 from templatekit.training.kernels.autograd import apply, cast_backward, cast_forward
 from templatekit.types import Segment
 
-RUN = 96
-"""About how many queries of a segment go behind one copy of their keys: longer runs see more of what they must not."""
-COPIES = 6
-"""Keys for each token of a pack, copies counted, from which copying is not worth it."""
-KEPT = 512
-"""Keys up to which the weights of the forward pass are kept for the backward one; of more they are computed again."""
-PRODUCT = 4096
-"""How many pairs of query and key cost as much as to begin one more product."""
-TOGETHER = 2**16
-"""Pairs of query and key, of each head, in one product: few enough that a cache holds most of their scores."""
+RUN_LENGTH = 96
+"""About how many queries of a segment share one copy of their keys. Longer runs compute more scores that the causal
+mask hides."""
+MAX_KEYS_PER_TOKEN = 6
+"""Keys for each token of a pack, copies included. A pack with more goes to `tree_attention`."""
+MAX_SAVED_KEYS = 512
+"""Rows of at most this many keys save their attention weights for the backward pass, which computes the others
+again."""
+PRODUCT_COST = 4096
+"""The cost of one more matrix product, in scores: computing this many takes as long as starting a product."""
+MAX_SCORES_PER_PRODUCT = 2**16
+"""Scores of each head in one product: few enough that a cache holds most of them."""
 
 
-class Rows(NamedTuple):
-    """Runs that are computed together, one a row, padded on the right."""
+class RunGroup(NamedTuple):
+    """Runs of queries that are computed together, one a row, padded on the right."""
 
     rows: int
-    longest: int
-    """Queries of a row."""
-    widest: int
-    """Keys of a row."""
+    query_length: int
+    """Queries of a row, padding included."""
+    key_length: int
+    """Keys of a row, padding included."""
     queries: Tensor
-    """Shape (rows * longest,): the pack's token at each place. Padding repeats the row's last token."""
+    """Shape (rows * query_length,): the pack's token of each query. Padding repeats the row's last token."""
     keys: Tensor
-    """Shape (rows * widest,), likewise."""
+    """Shape (rows * key_length,): the same for keys."""
     padding: Tensor | None
-    """Shape (rows, longest), bool: true for queries that are padding; None where there are none."""
-    seen: int
-    """So many of a row's first keys are seen by all of its queries."""
-    hidden: Tensor
-    """Shape (rows, longest, widest - seen): minus infinity where a query does not see one of the other keys, else 0.
-    Padding queries see what the last query of their row sees."""
+    """Shape (rows, query_length), bool: true for queries that are padding; None where there are none."""
+    unmasked: int
+    """Number of leading keys of a row that all of its queries see."""
+    causal_mask: Tensor
+    """Shape (rows, query_length, key_length - unmasked): minus infinity where a query does not see one of the other
+    keys, else 0. Padding queries see what the last query of their row sees."""
 
 
 @dataclass(frozen=True, slots=True)  # autocast would take a tuple apart
 class PathLayout:
-    """How a pack is computed."""
+    """How the tokens of a pack are grouped for `path_attention`."""
 
-    groups: tuple[Rows, ...]
-    places: Tensor
-    """Shape (tokens,): where each token stands in the groups laid end to end."""
-    _by_heads: dict[int, PathLayout] = field(default_factory=dict, init=False, repr=False, compare=False)
+    groups: tuple[RunGroup, ...]
+    output_index: Tensor
+    """Shape (tokens,): the index of each token in the concatenated groups."""
+    _by_key_heads: dict[int, PathLayout] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def of_heads(self, heads: int) -> PathLayout:
-        """The same where each token's states are a row for each key head, as they lie in memory.
+    def for_key_heads(self, heads: int) -> PathLayout:
+        """Return the layout for states with one row for each token and key head, as they lie in memory.
 
-        The heads of a group come before its rows: `queries` and `keys` have shapes (heads * rows * longest,) and
-        (heads * rows * widest,), and `places` has (tokens * heads,).
+        In a group the head is the outermost dimension: `queries` and `keys` have shapes (heads * rows * query_length,)
+        and (heads * rows * key_length,). `output_index` has shape (tokens * heads,).
         """
-        known = self._by_heads.get(heads)
+        known = self._by_key_heads.get(heads)
         if known is None:
-            numbers = torch.arange(heads)
-            groups, places = [], self.places[:, None].repeat(1, heads)
+            head_index = torch.arange(heads)
+            groups, output_index = [], self.output_index[:, None].repeat(1, heads)
             start = 0
             for group in self.groups:
-                queries, keys = ((numbers[:, None] + heads * own).flatten() for own in (group.queries, group.keys))
+                queries, keys = (
+                    (head_index[:, None] + heads * tokens).flatten() for tokens in (group.queries, group.keys)
+                )
                 groups.append(group._replace(queries=queries, keys=keys))
-                size = group.rows * group.longest
-                here = (self.places >= start) & (self.places < start + size)
-                places[here] += (heads - 1) * start + numbers * size
+                size = group.rows * group.query_length
+                inside = (self.output_index >= start) & (self.output_index < start + size)
+                output_index[inside] += (heads - 1) * start + head_index * size
                 start += size
-            known = self._by_heads[heads] = PathLayout(tuple(groups), places.flatten())
+            known = self._by_key_heads[heads] = PathLayout(tuple(groups), output_index.flatten())
         return known
 
 
-def lay_out_paths(segments: Sequence[Segment]) -> PathLayout | None:
-    """The layout of a pack's segments; None where copies would be many."""
+def create_path_layout(segments: Sequence[Segment]) -> PathLayout | None:
+    """Return the layout of a pack's segments; None where it would copy too many keys."""
     tokens = max((segment.end for segment in segments), default=0)
-    whole: list[Tensor] = []
-    paths: list[Tensor] = []
+    segment_paths: list[Tensor] = []
+    run_paths: list[Tensor] = []
     sizes: list[tuple[int, int]] = []
     for segment in segments:  # parents come first
         own = torch.arange(segment.start, segment.end)
-        path = own if segment.parent is None else torch.cat([whole[segment.parent], own])
-        whole.append(path)
+        path = own if segment.parent is None else torch.cat([segment_paths[segment.parent], own])
+        segment_paths.append(path)
         before = len(path) - len(own)
-        runs = max(1, round(len(own) / RUN))
-        for begin, end in pairwise(before + len(own) * run // runs for run in range(runs + 1)):
-            paths.append(path[:end])
-            sizes.append((end, end - begin))
-    if not segments or sum(keys for keys, _ in sizes) > COPIES * tokens:
+        runs = max(1, round(len(own) / RUN_LENGTH))
+        for start, end in pairwise(before + len(own) * run // runs for run in range(runs + 1)):
+            run_paths.append(path[:end])
+            sizes.append((end, end - start))
+    if not segments or sum(keys for keys, _ in sizes) > MAX_KEYS_PER_TOKEN * tokens:
         return None
-    places = torch.empty(tokens, dtype=torch.int64)
+    output_index = torch.empty(tokens, dtype=torch.int64)
     groups = []
-    first = 0
-    for members in _alike(sizes):
-        groups.append(_together([paths[index] for index in members], [sizes[index][1] for index in members]))
+    group_start = 0
+    for members in _cheapest_groups(sizes):
+        groups.append(_pad_group([run_paths[index] for index in members], [sizes[index][1] for index in members]))
         for row, index in enumerate(members):
-            place, queries = first + row * groups[-1].longest, sizes[index][1]
-            places[paths[index][-queries:]] = torch.arange(place, place + queries)
-        first += len(groups[-1].queries)
-    return PathLayout(tuple(groups), places)
+            start, queries = group_start + row * groups[-1].query_length, sizes[index][1]
+            output_index[run_paths[index][-queries:]] = torch.arange(start, start + queries)
+        group_start += len(groups[-1].queries)
+    return PathLayout(tuple(groups), output_index)
 
 
-def _alike(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Indices of (keys, queries) in the groups that cost least, of those that follow each other by size.
+def _cheapest_groups(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Group runs of (keys, queries) so that the total cost is least; return the indices in each group.
 
-    Where one is more than is to go together, it is alone.
+    Groups are consecutive in the order of size. A run that exceeds `MAX_SCORES_PER_PRODUCT` alone is a group of one.
     """
     order = sorted(range(len(sizes)), key=lambda index: sizes[index], reverse=True)
     costs, cuts = [0], [0]
     for end in range(1, len(order) + 1):
-        longest = 0
+        query_length = 0
         best = cut = -1
         for start in range(end - 1, -1, -1):
-            widest, queries = sizes[order[start]]
-            longest = max(longest, queries)
-            if end - start > 1 and (end - start) * longest * widest > TOGETHER:
+            key_length, queries = sizes[order[start]]
+            query_length = max(query_length, queries)
+            if end - start > 1 and (end - start) * query_length * key_length > MAX_SCORES_PER_PRODUCT:
                 break
-            cost = costs[start] + (end - start) * longest * widest + PRODUCT
+            cost = costs[start] + (end - start) * query_length * key_length + PRODUCT_COST
             if best < 0 or cost < best:
                 best, cut = cost, start
         costs.append(best)
@@ -143,27 +148,27 @@ def _alike(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
     return groups[::-1]
 
 
-def _together(paths: Sequence[Tensor], lengths: Sequence[int]) -> Rows:
-    """Runs of these paths, whose last so many tokens are their own."""
-    rows, longest, widest = len(paths), max(lengths), max(map(len, paths))
-    keys = torch.stack([_padded(path, widest) for path in paths])
-    queries = torch.stack([_padded(path[-own:], longest) for path, own in zip(paths, lengths, strict=True)])
-    own, whole = torch.tensor(lengths)[:, None], torch.tensor([len(path) for path in paths])[:, None]
-    numbers = torch.arange(longest).expand(rows, longest)
-    last_seen = torch.minimum(whole - own + numbers, whole - 1)
-    seen = int(last_seen.min()) + 1
-    hidden = torch.zeros(rows, longest, widest - seen)
-    hidden.masked_fill_(torch.arange(seen, widest) > last_seen[:, :, None], float("-inf"))
-    padding = numbers >= own
-    return Rows(
+def _pad_group(paths: Sequence[Tensor], lengths: Sequence[int]) -> RunGroup:
+    """Return the group of these paths, whose last `lengths` tokens are the queries."""
+    rows, query_length, key_length = len(paths), max(lengths), max(map(len, paths))
+    keys = torch.stack([_padded(path, key_length) for path in paths])
+    queries = torch.stack([_padded(path[-length:], query_length) for path, length in zip(paths, lengths, strict=True)])
+    query_counts, key_counts = torch.tensor(lengths)[:, None], torch.tensor([len(path) for path in paths])[:, None]
+    query_index = torch.arange(query_length).expand(rows, query_length)
+    last_visible = torch.minimum(key_counts - query_counts + query_index, key_counts - 1)
+    unmasked = int(last_visible.min()) + 1
+    causal_mask = torch.zeros(rows, query_length, key_length - unmasked)
+    causal_mask.masked_fill_(torch.arange(unmasked, key_length) > last_visible[:, :, None], float("-inf"))
+    padding = query_index >= query_counts
+    return RunGroup(
         rows,
-        longest,
-        widest,
+        query_length,
+        key_length,
         queries.flatten(),
         keys.flatten(),
         padding if bool(padding.any()) else None,
-        seen,
-        hidden,
+        unmasked,
+        causal_mask,
     )
 
 
@@ -172,89 +177,98 @@ def _padded(tokens: Tensor, length: int) -> Tensor:
 
 
 def path_attention(query: Tensor, key: Tensor, value: Tensor, layout: PathLayout, scale: float) -> Tensor:
-    """Attention of a pack: shapes (1, heads, tokens, width) in, (1, tokens, heads, width) out.
+    """Compute the attention of a pack: shapes (1, heads, tokens, head_dim) in, (1, tokens, heads, head_dim) out.
 
-    `key` and `value` may have fewer heads than `query`, each then serving a run of them.
+    `key` and `value` may have fewer heads than `query`: each of them then serves several adjacent query heads.
     """
     return apply(_PathAttention, query, key, value, layout, scale)
 
 
 class _PathAttention(Function):
-    """Tensors in here have shape (tokens * key heads, heads a key head * width), those of a group (key heads * rows,
-    places * heads a key head, width).
+    """The autograd function. Let `g` be the query heads for each key head (for keys, 1).
+
+    Tensors have shape (tokens * key heads, g * head_dim); those of a group have (key heads * rows, row length * g,
+    head_dim).
     """
 
     @staticmethod
     @cast_forward(torch.bfloat16)
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: PathLayout, scale: float) -> Tensor:
-        heads, width = key.shape[1], key.shape[3]
-        layout = layout.of_heads(heads)
-        q, k, v = (_by_token(states, heads) for states in (query, key, value))
-        wide_q, wide_k = _wide(q), _wide(k)
-        parts, kept = [], []
+        heads, head_dim = key.shape[1], key.shape[3]
+        layout = layout.for_key_heads(heads)
+        q, k, v = (_token_rows(states, heads) for states in (query, key, value))
+        wide_q, wide_k = _at_least_fp32(q), _at_least_fp32(k)
+        outputs, saved_weights = [], []
         for group in layout.groups:
-            weights = _weights(wide_q, wide_k, group, heads, q.dtype, scale).to(q.dtype)
-            part = torch.bmm(weights, _rows(v, group.keys, group.rows * heads, width))
-            parts.append(part.view(len(group.queries), -1))
-            kept.append(weights if group.widest <= KEPT else None)
-        ctx.save_for_backward(q, k, v, *kept)
+            weights = _attention_weights(wide_q, wide_k, group, heads, q.dtype, scale).to(q.dtype)
+            output = torch.bmm(weights, _gather(v, group.keys, group.rows * heads, head_dim))
+            outputs.append(output.view(len(group.queries), -1))
+            saved_weights.append(weights if group.key_length <= MAX_SAVED_KEYS else None)
+        ctx.save_for_backward(q, k, v, *saved_weights)
         ctx.layout, ctx.heads, ctx.scale = layout, heads, scale
-        return torch.cat(parts).index_select(0, layout.places).view(1, query.shape[2], query.shape[1], width)
+        return torch.cat(outputs).index_select(0, layout.output_index).view(1, query.shape[2], query.shape[1], head_dim)
 
     @staticmethod
     @cast_backward
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, *kept = ctx.saved_tensors
-        heads, width = ctx.heads, k.shape[1]
-        given = grad.to(q.dtype).reshape(q.shape)
-        wide_v = _wide(v)
-        wide_q, wide_k = (_wide(q), _wide(k)) if any(weights is None for weights in kept) else (q, k)
+        q, k, v, *saved_weights = ctx.saved_tensors
+        heads, head_dim = ctx.heads, k.shape[1]
+        grad_output = grad.to(q.dtype).reshape(q.shape)
+        wide_v = _at_least_fp32(v)
+        recompute = any(weights is None for weights in saved_weights)
+        wide_q, wide_k = (_at_least_fp32(q), _at_least_fp32(k)) if recompute else (q, k)
         dk, dv = torch.zeros_like(wide_v), torch.zeros_like(wide_v)
-        parts = []
-        for group, weights in zip(ctx.layout.groups, kept, strict=True):
+        dq_groups = []
+        for group, weights in zip(ctx.layout.groups, saved_weights, strict=True):
             rows = group.rows * heads
             if weights is None:
-                wide_weights = _weights(wide_q, wide_k, group, heads, q.dtype, ctx.scale)
+                wide_weights = _attention_weights(wide_q, wide_k, group, heads, q.dtype, ctx.scale)
                 weights = wide_weights.to(q.dtype)
             else:
-                wide_weights = _wide(weights)
-            asked = _rows(given, group.queries, rows, width)
-            if group.padding is not None:  # padding asks for nothing, so no key gets anything of it
-                asked.view(heads, *group.padding.shape, -1).masked_fill_(group.padding[:, :, None], 0)
-            value = _rows(wide_v, group.keys, rows, width).transpose(1, 2)
-            of_weights = product(_wide(asked), value, q.dtype, ctx.scale)
-            dscores = torch._softmax_backward_data(of_weights, wide_weights, -1, of_weights.dtype).to(q.dtype)
-            parts.append(torch.bmm(dscores, _rows(k, group.keys, rows, width)).view(len(group.queries), -1))
-            for total, towards, asking in ((dk, dscores, _rows(q, group.queries, rows, width)), (dv, weights, asked)):
-                part = torch.bmm(towards.transpose(1, 2), asking)
-                total.index_add_(0, group.keys, part.view(-1, width).to(total.dtype))
-        dq = torch.cat(parts).index_select(0, ctx.layout.places)
-        gradients = (states.to(q.dtype).view(1, grad.shape[1], -1, width).transpose(1, 2) for states in (dq, dk, dv))
+                wide_weights = _at_least_fp32(weights)
+            dout = _gather(grad_output, group.queries, rows, head_dim)
+            if group.padding is not None:  # padding queries give no gradient to any key
+                dout.view(heads, *group.padding.shape, -1).masked_fill_(group.padding[:, :, None], 0)
+            value = _gather(wide_v, group.keys, rows, head_dim).transpose(1, 2)
+            dweights = scaled_bmm(_at_least_fp32(dout), value, q.dtype, ctx.scale)
+            dscores = torch._softmax_backward_data(dweights, wide_weights, -1, dweights.dtype).to(q.dtype)
+            dq_groups.append(torch.bmm(dscores, _gather(k, group.keys, rows, head_dim)).view(len(group.queries), -1))
+            for gradient, left, right in (
+                (dk, dscores, _gather(q, group.queries, rows, head_dim)),
+                (dv, weights, dout),
+            ):
+                added = torch.bmm(left.transpose(1, 2), right)
+                gradient.index_add_(0, group.keys, added.view(-1, head_dim).to(gradient.dtype))
+        dq = torch.cat(dq_groups).index_select(0, ctx.layout.output_index)
+        gradients = (states.to(q.dtype).view(1, grad.shape[1], -1, head_dim).transpose(1, 2) for states in (dq, dk, dv))
         return (*gradients, None, None)
 
 
-def _by_token(states: Tensor, heads: int) -> Tensor:
-    """From (1, any heads, tokens, width) to (tokens * key heads, heads a key head * width), which is no copy as a rule:
-    a model's products make states that lie so.
+def _token_rows(states: Tensor, heads: int) -> Tensor:
+    """From (1, any heads, tokens, head_dim) to (tokens * key heads, heads for each key head * head_dim).
+
+    This is usually a view, since a model's matrix products write their results in this order.
     """
     return states[0].transpose(0, 1).reshape(states.shape[2] * heads, -1)
 
 
-def _wide(states: Tensor) -> Tensor:
+def _at_least_fp32(states: Tensor) -> Tensor:
     return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
-def _rows(states: Tensor, places: Tensor, rows: int, width: int) -> Tensor:
-    """The states of a group's queries or keys."""
-    return states.index_select(0, places).view(rows, -1, width)
+def _gather(states: Tensor, index: Tensor, rows: int, head_dim: int) -> Tensor:
+    """Return the states of a group's queries or keys."""
+    return states.index_select(0, index).view(rows, -1, head_dim)
 
 
-def _weights(q: Tensor, k: Tensor, group: Rows, heads: int, values: torch.dtype, scale: float) -> Tensor:
-    """What each query takes of each key's value, shape (key heads * rows, queries * heads a key head, keys)."""
-    rows, width = group.rows * heads, k.shape[1]
-    query, key = _rows(q, group.queries, rows, width), _rows(k, group.keys, rows, width)
-    scores = product(query, key.transpose(1, 2), values, scale)
-    each = scores.view(heads, group.rows, group.longest, -1, group.widest)
-    each[..., group.seen :].add_(group.hidden[:, :, None])
+def _attention_weights(
+    q: Tensor, k: Tensor, group: RunGroup, heads: int, source_dtype: torch.dtype, scale: float
+) -> Tensor:
+    """Return the softmax of the scores, shape (key heads * rows, queries * heads for each key head, keys)."""
+    rows, head_dim = group.rows * heads, k.shape[1]
+    query, key = _gather(q, group.queries, rows, head_dim), _gather(k, group.keys, rows, head_dim)
+    scores = scaled_bmm(query, key.transpose(1, 2), source_dtype, scale)
+    by_query = scores.view(heads, group.rows, group.query_length, -1, group.key_length)
+    by_query[..., group.unmasked :].add_(group.causal_mask[:, :, None])
     return torch.softmax(scores, dim=-1)

@@ -1,12 +1,12 @@
-"""Causal attention over a prefix tree on the CPU, forwards and backwards, without a copy of any shared key.
+"""Causal attention over a prefix tree on the CPU that copies no shared key, forwards or backwards.
 
-A token sees its own segment up to itself, and all of its segment's ancestors. Segments lie in the order of a tree walk,
-so the tokens that see a shared prefix are one run right behind it: they attend to it in one product, whatever documents
-they belong to. The parts are joined by their log-sum-exp, as flash attention joins its blocks.
+A token sees its own segment up to itself, and all of its segment's ancestors. The segments lie in the order of a tree
+walk, so the tokens that see a shared prefix are one run directly after it. They attend to it in one product, whatever
+documents they belong to. The partial results are merged by their log-sum-exp, as flash attention merges its blocks.
 
 PyTorch's fused kernel is built for long rows: on rows of 40 tokens in bf16 its backward pass takes twenty times as long
-as batched matrix products. Short rows therefore go through those, with scores in fp32 as in the kernel, and long ones,
-whose scores would take too much memory, through the kernel.
+as batched matrix products. Short rows therefore use batched products, with scores in fp32 as in the kernel. Long rows,
+whose scores would take too much memory, use the kernel.
 """
 
 from __future__ import annotations
@@ -20,80 +20,81 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from templatekit.training.attention.products import product
+from templatekit.training.attention.matmul import scaled_bmm
 from templatekit.training.kernels.autograd import apply, cast_backward, cast_forward
 from templatekit.types import Segment
 
-LONG = 256
-"""Keys from which a product goes through PyTorch's kernel, which holds no scores."""
-KEPT = 128
-"""Keys up to which the weights of the forward pass are kept for the backward one. They are small beside a layer's other
-states then; of longer rows they are computed again."""
+MAX_SCORED_KEYS = 256
+"""Rows of more keys than this go through PyTorch's fused kernel, which stores no scores."""
+MAX_SAVED_KEYS = 128
+"""Rows of at most this many keys save their attention weights for the backward pass. The weights are then small beside
+a layer's other saved tensors. The weights of longer rows are computed again."""
 
 _kernel: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _kernel_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-class Rows(NamedTuple):
-    """Segments of like length, one a row, each of which attends to itself."""
+class SegmentGroup(NamedTuple):
+    """Segments of similar length, one a row, each of which attends to itself."""
 
     rows: int
-    longest: int
+    length: int
+    """Tokens of a row, padding included."""
     tokens: Tensor
-    """Shape (rows * longest,): the pack's token at each place. Padding repeats the row's last token."""
+    """Shape (rows * length,): the pack's token at each index. Padding repeats the row's last token."""
     real: Tensor | None
-    """Shape (rows * longest, 1, 1), bool: false for padding; None where there is none."""
+    """Shape (rows * length, 1, 1), bool: false for padding; None where there is none."""
 
 
-class Prefix(NamedTuple):
-    """A shared segment, and the run of tokens that follow on it."""
+class SharedPrefix(NamedTuple):
+    """A shared segment, and the run of tokens after it that see it."""
 
     start: int
     end: int
-    behind: int
-    """The tokens from `end` up to here see those from `start` to `end`."""
+    seen_until: int
+    """The tokens from `end` to `seen_until` see the tokens from `start` to `end`."""
 
 
 @dataclass(frozen=True, slots=True)  # autocast would take a tuple apart
 class TreeLayout:
-    """How a pack is computed."""
+    """How the tokens of a pack are grouped for `tree_attention`."""
 
-    groups: tuple[Rows, ...]
-    places: Tensor
-    """Shape (tokens,): where each token stands in the groups laid end to end."""
-    prefixes: tuple[Prefix, ...]
+    groups: tuple[SegmentGroup, ...]
+    output_index: Tensor
+    """Shape (tokens,): the index of each token in the concatenated groups."""
+    prefixes: tuple[SharedPrefix, ...]
 
 
-def lay_out(segments: Sequence[Segment]) -> TreeLayout:
-    """The layout of a pack's segments."""
-    places = torch.empty(max((segment.end for segment in segments), default=0), dtype=torch.int64)
+def create_tree_layout(segments: Sequence[Segment]) -> TreeLayout:
+    """Return the layout of a pack's segments."""
+    output_index = torch.empty(max((segment.end for segment in segments), default=0), dtype=torch.int64)
     groups = []
-    first = 0
-    for members in _alike(segments):
-        longest = members[0].end - members[0].start
+    group_start = 0
+    for members in _group_by_length(segments):
+        length = members[0].end - members[0].start
         starts = torch.tensor([segment.start for segment in members])[:, None]
         ends = torch.tensor([segment.end for segment in members])[:, None]
-        tokens = starts + torch.arange(longest)
+        tokens = starts + torch.arange(length)
         real = tokens < ends
-        places[tokens[real]] = torch.arange(first, first + tokens.numel()).view_as(tokens)[real]
+        output_index[tokens[real]] = torch.arange(group_start, group_start + tokens.numel()).view_as(tokens)[real]
         padding = None if bool(real.all()) else real.view(-1, 1, 1)
-        groups.append(Rows(len(members), longest, torch.minimum(tokens, ends - 1).flatten(), padding))
-        first += tokens.numel()
-    behind = [segment.end for segment in segments]
+        groups.append(SegmentGroup(len(members), length, torch.minimum(tokens, ends - 1).flatten(), padding))
+        group_start += tokens.numel()
+    seen_until = [segment.end for segment in segments]
     for index in reversed(range(len(segments))):
         parent = segments[index].parent
         if parent is not None:
-            behind[parent] = max(behind[parent], behind[index])
+            seen_until[parent] = max(seen_until[parent], seen_until[index])
     prefixes = (
-        Prefix(segment.start, segment.end, last)
-        for segment, last in zip(segments, behind, strict=True)
-        if last > segment.end
+        SharedPrefix(segment.start, segment.end, end)
+        for segment, end in zip(segments, seen_until, strict=True)
+        if end > segment.end
     )
-    return TreeLayout(tuple(groups), places, tuple(prefixes))
+    return TreeLayout(tuple(groups), output_index, tuple(prefixes))
 
 
-def _alike(segments: Sequence[Segment]) -> list[list[Segment]]:
-    """Segments by falling length, in groups whose shortest is at least three quarters as long as their longest."""
+def _group_by_length(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """Group segments, longest first, so that the shortest is at least three quarters as long as the longest."""
     groups: list[list[Segment]] = []
     for segment in sorted(segments, key=lambda segment: segment.start - segment.end):
         if groups and 4 * (segment.end - segment.start) >= 3 * (groups[-1][0].end - groups[-1][0].start):
@@ -104,39 +105,39 @@ def _alike(segments: Sequence[Segment]) -> list[list[Segment]]:
 
 
 def tree_attention(query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout, scale: float) -> Tensor:
-    """Attention of a pack: shapes (1, heads, tokens, width) in, (1, tokens, heads, width) out.
+    """Compute the attention of a pack: shapes (1, heads, tokens, head_dim) in, (1, tokens, heads, head_dim) out.
 
-    `key` and `value` may have fewer heads than `query`, each then serving a run of them.
+    `key` and `value` may have fewer heads than `query`: each of them then serves several adjacent query heads.
     """
     return apply(_TreeAttention, query, key, value, layout, scale)
 
 
 class _TreeAttention(Function):
-    """Tensors in here have shape (tokens, heads, width); the log-sum-exp of a query's scores has width 1."""
+    """The autograd function. Tensors have shape (tokens, heads, head_dim), log-sum-exps (`lse`) (tokens, heads, 1)."""
 
     @staticmethod
     @cast_forward(torch.bfloat16)
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout, scale: float) -> Tensor:
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
         heads = k.shape[1]
-        parts, kept = [], []
+        results, saved = [], []
         for group in layout.groups:
-            block = _own_block(q, k, v, group, scale)
-            part, part_total, weights = block.attend()
-            parts.append([_from_rows(states, group, heads) for states in (part, part_total)])
-            # In the backward pass the weights count as a share of all that a query sees: of this and of its prefixes.
-            kept += [weights, part_total]
-        output, total = (torch.cat(part).index_select(0, layout.places) for part in zip(*parts, strict=True))
+            product = _segment_product(q, k, v, group, scale)
+            part, part_lse, weights = product.forward()
+            results.append([_from_group(states, group, heads) for states in (part, part_lse)])
+            # The backward pass rescales the weights: there they are shares of all that a query sees, prefixes included.
+            saved += [weights, part_lse]
+        output, lse = (torch.cat(parts).index_select(0, layout.output_index) for parts in zip(*results, strict=True))
         if layout.prefixes:
-            output = output.to(total.dtype)
+            output = output.to(lse.dtype)
         for prefix in layout.prefixes:
-            own, run = slice(prefix.start, prefix.end), slice(prefix.end, prefix.behind)
-            block = _cross_block(q[run], k[own], v[own], scale)
-            part, part_total, weights = block.attend()
-            _join(output[run], total[run], *(_from_row(states, heads, run) for states in (part, part_total)))
-            kept += [weights, part_total]
+            own, run = slice(prefix.start, prefix.end), slice(prefix.end, prefix.seen_until)
+            product = _prefix_product(q[run], k[own], v[own], scale)
+            part, part_lse, weights = product.forward()
+            _merge(output[run], lse[run], *(_from_run(states, heads, run) for states in (part, part_lse)))
+            saved += [weights, part_lse]
         output = output.to(q.dtype)
-        ctx.save_for_backward(q, k, v, output, total, *kept)
+        ctx.save_for_backward(q, k, v, output, lse, *saved)
         ctx.layout, ctx.scale = layout, scale
         return output[None]
 
@@ -144,100 +145,104 @@ class _TreeAttention(Function):
     @cast_backward
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, output, total, *kept = ctx.saved_tensors
-        made = iter(zip(kept[::2], kept[1::2], strict=True))
+        q, k, v, output, lse, *saved = ctx.saved_tensors
+        weights_and_lse = iter(zip(saved[::2], saved[1::2], strict=True))
         layout: TreeLayout = ctx.layout
         heads = k.shape[1]
         grad = grad[0].to(q.dtype)
-        # What the softmax takes off the gradient of every score is one number a query, over all the keys that it sees.
-        delta = (grad.to(total.dtype) * output).sum(-1, keepdim=True)
-        parts = []
+        # The softmax subtracts the same value from the gradient of each score of a query, over all keys that it sees.
+        delta = (grad.to(lse.dtype) * output).sum(-1, keepdim=True)
+        results = []
         for group in layout.groups:
-            block = _own_block(q, k, v, group, ctx.scale)
-            given = [_rows(states, group, heads) for states in (output, total)]
-            given += [_rows(states, group, heads, padding=0) for states in (grad, delta)]
-            given += next(made)
-            gradients = block.gradients(*given)
-            parts.append([_from_rows(states, group, heads) for states in gradients])
-        dq, dk, dv = (torch.cat(part).index_select(0, layout.places) for part in zip(*parts, strict=True))
+            product = _segment_product(q, k, v, group, ctx.scale)
+            arguments = [_to_group(states, group, heads) for states in (output, lse)]
+            arguments += [_to_group(states, group, heads, padding=0) for states in (grad, delta)]
+            arguments += next(weights_and_lse)
+            gradients = product.backward(*arguments)
+            results.append([_from_group(states, group, heads) for states in gradients])
+        dq, dk, dv = (torch.cat(parts).index_select(0, layout.output_index) for parts in zip(*results, strict=True))
         if layout.prefixes:
-            dq, dk, dv = (states.to(total.dtype) for states in (dq, dk, dv))
+            dq, dk, dv = (states.to(lse.dtype) for states in (dq, dk, dv))
         for prefix in layout.prefixes:
-            own, run = slice(prefix.start, prefix.end), slice(prefix.end, prefix.behind)
-            block = _cross_block(q[run], k[own], v[own], ctx.scale)
-            given = [_row(states[run], heads) for states in (output, total, grad, delta)]
-            given += next(made)
-            gradients = block.gradients(*given)
-            for states, at, part in zip((dq, dk, dv), (run, own, own), gradients, strict=True):
-                states[at] += _from_row(part, heads, at)
+            own, run = slice(prefix.start, prefix.end), slice(prefix.end, prefix.seen_until)
+            product = _prefix_product(q[run], k[own], v[own], ctx.scale)
+            arguments = [_to_run(states[run], heads) for states in (output, lse, grad, delta)]
+            arguments += next(weights_and_lse)
+            gradients = product.backward(*arguments)
+            for states, tokens, part in zip((dq, dk, dv), (run, own, own), gradients, strict=True):
+                states[tokens] += _from_run(part, heads, tokens)
         return (*(states.to(q.dtype).transpose(0, 1)[None] for states in (dq, dk, dv)), None, None)
 
 
 @dataclass(slots=True)
-class _Block:
-    """One product of attention, in which each query sees every key of its row, or with `causal` those up to its own.
+class _AttentionProduct:
+    """The attention of some queries to some keys, computed at once.
 
-    The queries of all heads that share a key head stand one after the other in one row, so no key is repeated.
+    Each query sees every key of its row, or with `causal` the keys up to its own. All query heads that share a key head
+    are concatenated in one row, so no key is repeated.
     """
 
     query: Tensor
-    """Shape (rows, heads a key head * queries, width)."""
+    """Shape (rows, heads for each key head * queries, head_dim)."""
     key: Tensor
-    """Shape (rows, keys, width)."""
+    """Shape (rows, keys, head_dim)."""
     value: Tensor
     scale: float
     causal: int | None = None
-    """The keys of a row where they are causal: as many as queries of one head."""
+    """Under the causal mask, the keys of a row, which are as many as the queries of one head; else None."""
 
-    def attend(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The outputs, shape of `query`; the log-sum-exp of each query's scores, shape (rows, queries, 1); the weights
-        of short rows, shape (rows, queries, keys), in the type of `value`.
+    def forward(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the output, the log-sum-exp of each query's scores, and the attention weights of short rows.
+
+        The output has the shape of `query`, the log-sum-exp (rows, queries, 1), the weights (rows, queries, keys) and
+        the type of `value`.
         """
-        if self.key.shape[1] > LONG:
-            laid = (self._laid(states) for states in (self.query, self.key, self.value))
-            output, total = _kernel(*laid, 0.0, self.causal is not None, scale=self.scale)
-            return output.reshape(self.query.shape), total.reshape(*self.query.shape[:2], 1), None
+        if self.key.shape[1] > MAX_SCORED_KEYS:
+            inputs = (self._for_kernel(states) for states in (self.query, self.key, self.value))
+            output, lse = _kernel(*inputs, 0.0, self.causal is not None, scale=self.scale)
+            return output.reshape(self.query.shape), lse.reshape(*self.query.shape[:2], 1), None
         scores = self._scores()
         highest = scores.amax(-1, keepdim=True)
         exponentials = scores.sub_(highest).exp_()
         sums = exponentials.sum(-1, keepdim=True)
         weights = exponentials.div_(sums).to(self.value.dtype)
-        kept = weights if self.key.shape[1] <= KEPT else None
-        return torch.bmm(weights, self.value), sums.log_().add_(highest), kept
+        saved = weights if self.key.shape[1] <= MAX_SAVED_KEYS else None
+        return torch.bmm(weights, self.value), sums.log_().add_(highest), saved
 
-    def gradients(
-        self, output: Tensor, total: Tensor, grad: Tensor, delta: Tensor, kept: Tensor | None, own_total: Tensor
+    def backward(
+        self, output: Tensor, lse: Tensor, grad: Tensor, delta: Tensor, saved: Tensor | None, own_lse: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients of query, key and value, given the output and log-sum-exp over all that the queries see.
+        """Return the gradients of query, key and value.
 
-        `kept` and `own_total` are the weights and the log-sum-exp that `attend` gave, of this product alone.
+        `output` and `lse` are taken over all keys that the queries see. `saved` and `own_lse` are the weights and the
+        log-sum-exp that `forward` returned, of this product alone.
         """
-        if self.key.shape[1] > LONG:
-            states = (self._laid(states) for states in (grad, self.query, self.key, self.value, output))
-            sums = self._laid(total).squeeze(-1)
-            dq, dk, dv = _kernel_backward(*states, sums, 0.0, self.causal is not None, scale=self.scale)
+        if self.key.shape[1] > MAX_SCORED_KEYS:
+            inputs = (self._for_kernel(states) for states in (grad, self.query, self.key, self.value, output))
+            kernel_lse = self._for_kernel(lse).squeeze(-1)
+            dq, dk, dv = _kernel_backward(*inputs, kernel_lse, 0.0, self.causal is not None, scale=self.scale)
             return dq.reshape(self.query.shape), dk.sum(1), dv.sum(1)
-        if kept is None:
-            weights = self._scores().sub_(total).exp_()
+        if saved is None:
+            weights = self._scores().sub_(lse).exp_()
         else:
-            weights = kept * (own_total - total).exp_()
+            weights = saved * (own_lse - lse).exp_()
         dv = torch.bmm(weights.to(grad.dtype).transpose(1, 2), grad)
-        wide_value = self.value.to(total.dtype)
-        dscores = product(grad.to(total.dtype), wide_value.transpose(1, 2), self.value.dtype)
+        wide_value = self.value.to(lse.dtype)
+        dscores = scaled_bmm(grad.to(lse.dtype), wide_value.transpose(1, 2), self.value.dtype)
         dscores = dscores.sub_(delta).mul_(weights).mul_(self.scale).to(grad.dtype)
         return torch.bmm(dscores, self.key), torch.bmm(dscores.transpose(1, 2), self.query), dv
 
     def _scores(self) -> Tensor:
         """Shape (rows, queries, keys), in fp32 or wider."""
         wide = torch.promote_types(self.query.dtype, torch.float32)
-        scores = product(self.query.to(wide), self.key.to(wide).transpose(1, 2), self.query.dtype, self.scale)
+        scores = scaled_bmm(self.query.to(wide), self.key.to(wide).transpose(1, 2), self.query.dtype, self.scale)
         if self.causal is not None:
             hidden = torch.ones(self.causal, self.causal, dtype=torch.bool).triu_(1)
             scores.view(-1, self.causal, self.causal).masked_fill_(hidden, float("-inf"))
         return scores
 
-    def _laid(self, states: Tensor) -> Tensor:
-        """As the kernel takes it, shape (rows, heads a key head, tokens, width): keys repeat without a copy."""
+    def _for_kernel(self, states: Tensor) -> Tensor:
+        """In the kernel's shape: (rows, heads for each key head, tokens, head_dim). Keys repeat without a copy."""
         rows, queries, _ = self.query.shape
         keys = self.key.shape[1]
         heads = queries // keys if self.causal is not None else 1
@@ -246,49 +251,49 @@ class _Block:
         return states[:, None].expand(rows, heads, keys, states.shape[-1])
 
 
-def _own_block(q: Tensor, k: Tensor, v: Tensor, group: Rows, scale: float) -> _Block:
-    """Segments that each see themselves."""
-    query, key, value = (_rows(states, group, k.shape[1]) for states in (q, k, v))
-    return _Block(query, key, value, scale, causal=group.longest)
+def _segment_product(q: Tensor, k: Tensor, v: Tensor, group: SegmentGroup, scale: float) -> _AttentionProduct:
+    """The attention of segments to themselves."""
+    query, key, value = (_to_group(states, group, k.shape[1]) for states in (q, k, v))
+    return _AttentionProduct(query, key, value, scale, causal=group.length)
 
 
-def _cross_block(q: Tensor, k: Tensor, v: Tensor, scale: float) -> _Block:
-    """A run of tokens that all see one prefix."""
-    query, key, value = (_row(states, k.shape[1]) for states in (q, k, v))
-    return _Block(query, key, value, scale)
+def _prefix_product(q: Tensor, k: Tensor, v: Tensor, scale: float) -> _AttentionProduct:
+    """The attention of a run of tokens to one prefix, which all of them see."""
+    query, key, value = (_to_run(states, k.shape[1]) for states in (q, k, v))
+    return _AttentionProduct(query, key, value, scale)
 
 
-def _rows(states: Tensor, group: Rows, heads: int, *, padding: int | None = None) -> Tensor:
-    """From (tokens, any heads, width) to (rows * key heads, heads a key head * longest, width)."""
-    laid = states.index_select(0, group.tokens)
+def _to_group(states: Tensor, group: SegmentGroup, heads: int, *, padding: int | None = None) -> Tensor:
+    """From (tokens, any heads, width) to (rows * key heads, heads for each key head * length, width)."""
+    gathered = states.index_select(0, group.tokens)
     if padding is not None and group.real is not None:
-        laid.masked_fill_(~group.real, padding)
+        gathered.masked_fill_(~group.real, padding)
     width = states.shape[-1]
-    parted = laid.view(group.rows, group.longest, heads, -1, width).permute(0, 2, 3, 1, 4)
-    return parted.reshape(group.rows * heads, -1, width)
+    by_head = gathered.view(group.rows, group.length, heads, -1, width).permute(0, 2, 3, 1, 4)
+    return by_head.reshape(group.rows * heads, -1, width)
 
 
-def _from_rows(states: Tensor, group: Rows, heads: int) -> Tensor:
-    """The inverse of `_rows`, padding included: shape (rows * longest, heads, width)."""
+def _from_group(states: Tensor, group: SegmentGroup, heads: int) -> Tensor:
+    """The inverse of `_to_group`, padding included: shape (rows * length, heads, width)."""
     width = states.shape[-1]
-    parted = states.view(group.rows, heads, -1, group.longest, width).permute(0, 3, 1, 2, 4)
-    return parted.reshape(group.rows * group.longest, -1, width)
+    by_token = states.view(group.rows, heads, -1, group.length, width).permute(0, 3, 1, 2, 4)
+    return by_token.reshape(group.rows * group.length, -1, width)
 
 
-def _row(states: Tensor, heads: int) -> Tensor:
-    """From (tokens, any heads, width) to (key heads, heads a key head * tokens, width)."""
+def _to_run(states: Tensor, heads: int) -> Tensor:
+    """From (tokens, any heads, width) to (key heads, heads for each key head * tokens, width)."""
     tokens, _, width = states.shape
     return states.reshape(tokens, heads, -1, width).permute(1, 2, 0, 3).reshape(heads, -1, width)
 
 
-def _from_row(states: Tensor, heads: int, run: slice) -> Tensor:
-    """The inverse of `_row`, for this run of tokens."""
+def _from_run(states: Tensor, heads: int, run: slice) -> Tensor:
+    """The inverse of `_to_run`, for this run of tokens."""
     tokens, width = run.stop - run.start, states.shape[-1]
     return states.view(heads, -1, tokens, width).permute(2, 0, 1, 3).reshape(tokens, -1, width)
 
 
-def _join(output: Tensor, total: Tensor, part: Tensor, part_total: Tensor) -> None:
-    """Adds a part's outputs to `output`, each weighed by its share of the exponentials; `total` becomes their sum."""
-    joint = torch.logaddexp(total, part_total)
-    output.mul_((total - joint).exp_()).add_(part * (part_total - joint).exp_())
-    total.copy_(joint)
+def _merge(output: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
+    """Merge a partial output into `output`, weighted by their shares of the exponentials; update both in place."""
+    joint = torch.logaddexp(lse, part_lse)
+    output.mul_((lse - joint).exp_()).add_(part * (part_lse - joint).exp_())
+    lse.copy_(joint)

@@ -1,1 +1,1 @@
-"""Faster forward and backward passes of what models are made of, equal to what they replace."""
+"""Faster forward and backward passes for parts of a model, with the same results."""

@@ -1,4 +1,4 @@
-"""torch's decorators and calls of functions with a backward pass of their own, which torch leaves without types."""
+"""Typed versions of PyTorch's helpers for autograd functions, which PyTorch leaves without types."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def apply(function: type[Function], *arguments: Any) -> Tensor:
-    """What the function's `forward` returns for these arguments, its `backward` ready for gradients."""
+    """Run an autograd function's `forward`; autograd later calls its `backward`."""
     result: Tensor = function.apply(*arguments)
     return result
 
 
 def cast_forward(dtype: torch.dtype) -> Callable[[Method], Method]:
-    """Decorates a `forward` that under the CPU's autocast gets its tensors in this type, and runs without autocast."""
+    """Decorate a `forward`: under CPU autocast its tensors are cast to `dtype`, and it runs without autocast."""
     decorate: Callable[[Method], Method] = custom_fwd(device_type="cpu", cast_inputs=dtype)
     return decorate
 
 
 def cast_backward(method: Method) -> Method:
-    """Decorates the `backward` of such a function, which runs as the `forward` did."""
+    """Decorate the `backward` of such a function: it runs with the autocast state of the `forward`."""
     decorated: Method = custom_bwd(method, device_type="cpu")
     return decorated

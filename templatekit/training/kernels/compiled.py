@@ -1,8 +1,8 @@
-"""Layers that PyTorch compiles: what they compute between matrix products takes one pass over memory, not several.
+"""Compile a model's layers, so that the work between matrix products takes one pass over memory, not several.
 
-That is norms, rotations, activations and residual sums, forwards and backwards. Attention keeps its own kernels
-(`training/attention`). Compiling takes a minute, so it is an option. It is meant for GPUs: on the CPU `fused` has most
-of what there is to gain.
+That work is RMSNorms, rotary embeddings, activations and residual sums, forwards and backwards. Attention keeps its own
+kernels (`training/attention`). Compiling takes a minute, so it is an option. It is meant for GPUs: on the CPU `fusion`
+already gains most of what there is to gain.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from templatekit.errors import ConfigError
-from templatekit.training.kernels.fused import Fusion
+from templatekit.training.kernels.fusion import Fusion
 
 COMPILER = "inductor"
-"""PyTorch's own backend: it writes kernels for GPUs, and C++ for CPUs."""
+"""PyTorch's own compiler backend. It generates kernels for GPUs, and C++ for CPUs."""
 
 
-def fuse_outside(model: nn.Module, layers: Sequence[nn.Module], *, takes_gradients: bool = True) -> Fusion:
-    """Return the fusion of a model whose `layers` are compiled: the casts of the linear layers outside of them.
+def fuse_outside_layers(model: nn.Module, layers: Sequence[nn.Module], *, accumulates_gradients: bool = True) -> Fusion:
+    """Return the fusion of a model whose `layers` are compiled: only linear layers outside of them are cast by it.
 
     Raises `ConfigError` for a model without `layers`.
     """
@@ -29,7 +29,7 @@ def fuse_outside(model: nn.Module, layers: Sequence[nn.Module], *, takes_gradien
         raise ConfigError(f"compile: {type(model).__name__} does not name its layers; leave it out")
     inside = {module for layer in layers for module in layer.modules()}
     linears = [module for module in model.modules() if type(module) is nn.Linear and module not in inside]
-    return Fusion(linears=linears, takes_gradients=takes_gradients)
+    return Fusion(linears=linears, accumulates_gradients=accumulates_gradients)
 
 
 def compile_layers(
@@ -41,12 +41,12 @@ def compile_layers(
     tolerance: float,
     has_dropout: bool,
 ) -> None:
-    """Compile the model's layers, for any number of tokens, and add them to `fusion`. Like layers share their code.
+    """Compile the model's layers, for any count of tokens, and add them to `fusion`. Equal layers share their code.
 
-    `trial` runs a micro-batch of full size through the model and returns its loss and its gradient norm. Compiled
-    layers must give what the layers' own code gives, to the relative `tolerance`; in training mode dropout makes them
-    differ. The sizes that the compiler sees first decide which kernels it writes. The trial has the same sizes in every
-    run, so a resumed run gets the same kernels.
+    `trial` runs a micro-batch of full size through the model and returns its loss and its gradient norm. With compiled
+    layers both must be the same as without, to the relative `tolerance`. In training mode dropout makes them differ, so
+    with dropout they are not compared there. The sizes that the compiler sees first decide which kernels it generates.
+    The trial has the same sizes in every run, so a resumed run gets the same kernels.
 
     Raises `ConfigError` where the layers cannot be compiled, or give another result.
     """
@@ -56,16 +56,16 @@ def compile_layers(
     try:
         for train in (False, True):
             model.train(train)
-            fusion.layers = {}
+            fusion.compiled_layers = {}
             expected = trial()
-            fusion.layers = compiled
+            fusion.compiled_layers = compiled
             try:
                 found = trial()
-            except Exception as error:  # no compiler, code that it does not know, too little memory
+            except Exception as error:  # no compiler, code that it does not support, too little memory
                 reason = " ".join(str(error).split("\n\n")[0].split())
                 raise ConfigError(f"compile: {type(error).__name__}: {reason}; leave it out") from error
             same = all(math.isclose(*pair, rel_tol=tolerance) for pair in zip(found, expected, strict=True))
-            if not same and not (train and has_dropout):  # compiled layers drop other states
+            if not same and not (train and has_dropout):  # compiled layers draw other dropout masks
                 raise ConfigError(
                     f"compile: {type(model).__name__} gives loss {found[0]:.6g} and gradient {found[1]:.6g}, "
                     f"without it {expected[0]:.6g} and {expected[1]:.6g}; leave it out"

@@ -1,8 +1,8 @@
-"""What models do between matrix products, in few passes over memory, forwards and backwards.
+"""The work of models between matrix products, in few passes over memory, forwards and backwards.
 
-On a CPU such work is as slow as the memory that it moves. Autograd moves each intermediate value of a norm or a
-rotation several times and keeps some for the backward pass; these functions keep the input alone and write the
-gradient out. They compute in fp32 or wider.
+On a CPU such work is as slow as the memory traffic that it causes. Autograd reads and writes each intermediate value of
+a norm or a rotary embedding several times, and saves some for the backward pass. These autograd functions save only the
+input, and write the gradient directly. They compute in fp32 or wider.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from templatekit.training.kernels.autograd import apply, cast_backward, cast_for
 
 
 def rms_norm(states: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
-    """`states / sqrt(mean(states ** 2) + eps) * (weight + offset)` over the last dimension.
+    """RMSNorm: `states / sqrt(mean(states ** 2) + eps) * (weight + offset)` over the last dimension.
 
-    The result has the wider type of both.
+    The result has the wider of the types of `states` and `weight`.
     """
     return apply(_RMSNorm, states, weight, eps, offset)
 
@@ -48,13 +48,13 @@ class _RMSNorm(Function):
         wide, grad = states.to(inverse.dtype), grad.to(inverse.dtype)
         factor = _factor(weight, ctx.offset, inverse)
         product = grad * wide
-        along = torch.mv(product.view(-1, product.shape[-1]), factor).view_as(inverse)
-        along = along.mul_(inverse.pow(3)).div_(wide.shape[-1])
-        of_weight = None
+        projection = torch.mv(product.view(-1, product.shape[-1]), factor).view_as(inverse)
+        projection = projection.mul_(inverse.pow(3)).div_(wide.shape[-1])
+        grad_weight = None
         if ctx.needs_input_grad[1]:
-            of_weight = torch.mv(product.view(-1, product.shape[-1]).t(), inverse.flatten()).to(weight.dtype)
-        of_states = torch.mul(grad, factor, out=product).mul_(inverse).addcmul_(wide, along, value=-1)
-        return of_states.to(states.dtype), of_weight, None, None
+            grad_weight = torch.mv(product.view(-1, product.shape[-1]).t(), inverse.flatten()).to(weight.dtype)
+        grad_states = torch.mul(grad, factor, out=product).mul_(inverse).addcmul_(wide, projection, value=-1)
+        return grad_states.to(states.dtype), grad_weight, None, None
 
 
 def _factor(weight: Tensor, offset: float, like: Tensor) -> Tensor:
@@ -62,10 +62,11 @@ def _factor(weight: Tensor, offset: float, like: Tensor) -> Tensor:
     return weight + offset if offset else weight
 
 
-def rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of states of shape (..., width): `states * cos + rotated halves * sin`.
+def rotary_embedding(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The rotary embedding of states of shape (..., head_dim): `states * cos + rotated halves * sin`.
 
-    Under autocast the result is bf16, which is what attention takes there; else the wider type of states and `cos`.
+    Under autocast the result has autocast's type, as attention needs it. Else it has the wider of the types of `states`
+    and `cos`.
     """
     return apply(_Rotary, states, cos, sin)
 
@@ -75,17 +76,17 @@ class _Rotary(Function):
     def forward(ctx: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.dtype = states.dtype
-        known = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-        return _rotated(states, cos, sin, known or torch.promote_types(states.dtype, cos.dtype))
+        autocast_dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        return _rotate(states, cos, sin, autocast_dtype or torch.promote_types(states.dtype, cos.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _rotated(grad, cos, -sin.roll(sin.shape[-1] // 2, dims=-1), ctx.dtype), None, None
+        return _rotate(grad, cos, -sin.roll(sin.shape[-1] // 2, dims=-1), ctx.dtype), None, None
 
 
-def _rotated(states: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+def _rotate(states: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
     wide = states.to(torch.promote_types(states.dtype, cos.dtype))
     half = wide.shape[-1] // 2
     result = wide * cos
@@ -94,15 +95,16 @@ def _rotated(states: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Te
     return result.to(dtype)
 
 
-def lookup(weight: Tensor, ids: Tensor, padding: int | None = None) -> Tensor:
-    """The rows of `weight` at `ids`, which has to be a leaf: the backward pass adds to its `grad` itself.
+def embedding_lookup(weight: Tensor, ids: Tensor, padding: int | None = None) -> Tensor:
+    """Return the rows of `weight` at `ids`. The `weight` must be a leaf: the backward pass adds to its `grad` itself.
 
-    Autograd would make a gradient of all rows, zeros but for a few, and add that. Rows at `padding` get no gradient.
+    Autograd would create a gradient for all rows, nearly all of them zero, and add that. The row of the id `padding`
+    gets no gradient.
     """
-    return apply(_Lookup, weight, ids, padding)
+    return apply(_EmbeddingLookup, weight, ids, padding)
 
 
-class _Lookup(Function):
+class _EmbeddingLookup(Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, ids: Tensor, padding: int | None) -> Tensor:
         ctx.weight, ctx.ids, ctx.padding = weight, ids, padding

@@ -1,4 +1,4 @@
-"""What the libraries below PyTorch do with memory on the CPU, where a step frees and takes the same gigabytes again."""
+"""Settings of memory allocators below PyTorch on the CPU, where each step frees and allocates the same gigabytes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import sys
 from torch import Tensor
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""glibc's names for what `mallopt` sets (malloc.h)."""
+"""The parameters of `mallopt`, from glibc's malloc.h."""
 
 
 def keep_freed_memory() -> bool:
-    """Has the C library keep freed memory rather than give it back; whether it does so from now on.
+    """Have the C library keep freed memory instead of returning it to the system; return whether this worked.
 
-    By default glibc returns every large block to the system at once, and the system clears each page anew. It holds for
-    the whole process, on Linux with glibc; elsewhere nothing is changed.
+    By default glibc returns every large block to the system at once, and the system clears each page again when it is
+    next used. The setting holds for the whole process. It needs Linux with glibc; elsewhere nothing changes.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -27,29 +27,31 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_MMAP_THRESHOLD, 2**30)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
 
 
-def is_large(weight: Tensor) -> bool:
-    """Whether what is made of a weight in every step should have a lasting place, which only blocks on the CPU need.
+def needs_persistent_buffer(weight: Tensor) -> bool:
+    """Whether tensors that each step makes from a weight should reuse one buffer: large ones on the CPU should.
 
-    glibc gives aligned memory from blocks with room to spare alone, so that one which was freed is not found for the
-    next of its size (2.36 and before). Where smaller ones then settle in it, the heap grows by another.
+    glibc (2.36 and before) takes aligned memory only from free blocks that are larger than requested. It therefore does
+    not find a freed block for the next tensor of the same size. If smaller tensors then use part of that block, the
+    heap grows by another.
     """
-    return weight.device.type == "cpu" and weight.numel() * weight.element_size() >= _LARGE
+    return weight.device.type == "cpu" and weight.numel() * weight.element_size() >= _LARGE_BYTES
 
 
-_LARGE = 2**25
-"""Bytes. Smaller ones are many of one size, side by side: freed together, they are one block with room to spare."""
+_LARGE_BYTES = 2**25
+"""In bytes. Smaller tensors are many of one size, next to each other. Freed together, they are one large enough
+block."""
 
-_CAPACITIES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-"""oneDNN's own setting, and that of the layer between it and PyTorch."""
+_CACHE_CAPACITY_VARIABLES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""The environment variables of oneDNN, and of the layer between oneDNN and PyTorch."""
 
 
-def keep_few_kernels(tokens: int) -> None:
-    """Has oneDNN keep the kernels of about two packs of so many tokens, not of the last 1,024 shapes.
+def limit_kernel_cache(tokens: int) -> None:
+    """Have oneDNN cache the kernels of about two packs of `tokens` tokens, instead of those of the last 1,024 shapes.
 
-    It makes one for each shape of a product, half a megabyte a piece, and nearly every pack brings new shapes. Kept
-    among the states of many steps, they also keep what is freed around them from being one block again, so that a
-    process grows with every step. A pack of 2,048 tokens needs about 60. It holds for the whole process, unless oneDNN
-    has been at work before or the environment says otherwise.
+    oneDNN makes a kernel of half a megabyte for each shape of a matrix product, and nearly every pack has new shapes.
+    Cached kernels lie between the tensors of many steps and keep the memory freed around them from merging, so the
+    process grows with every step. A pack of 2,048 tokens needs about 60 kernels. The setting holds for the whole
+    process, unless oneDNN has run before or the environment variables are already set.
     """
-    for name in _CAPACITIES:
+    for name in _CACHE_CAPACITY_VARIABLES:
         os.environ.setdefault(name, str(max(128, tokens // 16)))

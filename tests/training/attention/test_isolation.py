@@ -1,4 +1,4 @@
-"""A pack is worth exactly its examples: same loss, same gradients, whatever the model."""
+"""A pack gives exactly the loss and the gradients of its examples, for every kind of model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCau
 
 from templatekit.errors import RunError
 from templatekit.packing import pack, pack_examples
-from templatekit.training.attention.dispatch import NAME, isolate, supports_isolation
+from templatekit.training.attention.dispatch import ATTENTION_NAME, isolate, packing_unsupported_reason
 from templatekit.training.collator import Batch, collate_packed, collate_padded
 from templatekit.training.loss import ModelWithLoss, detect_head
 from templatekit.types import TokenizedExample
@@ -24,13 +24,13 @@ Exactly = Callable[[PreTrainedModel], PreTrainedModel]
 
 
 def _run(model: PreTrainedModel, batches: Sequence[Batch], *, isolated: bool = True) -> tuple[float, dict[str, Tensor]]:
-    """The summed loss of some batches, and its gradients."""
+    """Return the summed loss of the batches, and its gradients."""
     model.zero_grad()
     head = detect_head(model)
     total = 0.0
     for batch in batches:
-        around = isolate(model, batch.segments) if isolated and batch.segments else nullcontext()
-        with around:
+        isolation = isolate(model, batch.segments) if isolated and batch.segments else nullcontext()
+        with isolation:
             loss = weighted_loss(ModelWithLoss(model, head), batch)
             torch.autograd.backward([loss])
         total += float(loss.detach())
@@ -38,7 +38,7 @@ def _run(model: PreTrainedModel, batches: Sequence[Batch], *, isolated: bool = T
 
 
 def _assert_close(found: tuple[float, dict[str, Tensor]], expected: tuple[float, dict[str, Tensor]]) -> None:
-    """Equal up to the rounding of fp64, or of fp32 where the model or a part of it computes in that."""
+    """Equal up to the rounding of fp64, or of fp32 where a part of the model computes in fp32."""
     tolerance = 1e-10 if all(gradient.dtype == torch.float64 for gradient in expected[1].values()) else 2e-6
     assert found[0] == pytest.approx(expected[0], rel=tolerance)
     assert found[1].keys() == expected[1].keys()
@@ -60,12 +60,12 @@ def test_a_pack_gives_the_loss_and_gradients_of_its_examples(
     tiny_model: MakeModel, in_fp64: Exactly, kind: str, examples: list[TokenizedExample]
 ) -> None:
     model = tiny_model(kind)
-    if kind not in ("qwen2-moe-sliding", "gemma2"):  # whose grouped products and softmax are in fp32 whatever comes
+    if kind not in ("qwen2-moe-sliding", "gemma2"):  # whose grouped products and softmax are always in fp32
         model = in_fp64(model)
-    own = model.config._attn_implementation
-    assert supports_isolation(model) is None
+    original = model.config._attn_implementation
+    assert packing_unsupported_reason(model) is None
     _assert_close(_run(model, [_pack(examples)]), _alone(model, examples))
-    assert model.config._attn_implementation == own
+    assert model.config._attn_implementation == original
 
 
 def test_without_isolation_examples_see_each_other(
@@ -107,7 +107,7 @@ def test_any_packing_of_a_step_gives_the_same_gradients(
     _assert_close(_run(model, batches), _alone(model, examples))
 
 
-def test_activation_checkpointing_recomputes_within_the_isolation(
+def test_activation_checkpointing_recomputes_isolated(
     tiny_model: MakeModel, in_fp64: Exactly, examples: list[TokenizedExample]
 ) -> None:
     model = in_fp64(tiny_model())
@@ -116,7 +116,7 @@ def test_activation_checkpointing_recomputes_within_the_isolation(
     _assert_close(_run(model, [_pack(examples)]), expected)
 
 
-def test_dropout_reaches_the_attention(tiny_model: MakeModel, examples: list[TokenizedExample]) -> None:
+def test_attention_applies_dropout(tiny_model: MakeModel, examples: list[TokenizedExample]) -> None:
     model = tiny_model()
     without = _run(model, [_pack(examples)])[0]
     for layer in model.model.layers:
@@ -130,25 +130,25 @@ def test_models_that_cannot_be_packed_are_named() -> None:
     mamba = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4))
     bloom = BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2))
     for model in (mamba, bloom):
-        reason = supports_isolation(model)
+        reason = packing_unsupported_reason(model)
         assert reason is not None
         assert type(model).__name__ in reason
         assert model.training
 
 
-def test_a_leak_past_the_attention_is_found_by_trial(tiny_model: MakeModel) -> None:
+def test_the_trial_detects_a_leak_outside_the_attention(tiny_model: MakeModel) -> None:
     model = tiny_model()
     norm = model.model.norm.forward
     model.model.norm.forward = lambda states: norm(states + states.cumsum(1))
-    assert "something besides attention" in str(supports_isolation(model))
+    assert "something besides attention" in str(packing_unsupported_reason(model))
 
 
-def test_the_attention_refuses_what_is_no_pack(tiny_model: MakeModel, examples: list[TokenizedExample]) -> None:
+def test_the_attention_refuses_inputs_that_are_no_pack(tiny_model: MakeModel, examples: list[TokenizedExample]) -> None:
     model = tiny_model()
     packed = _pack(examples)
     assert packed.segments is not None
     with isolate(model, packed.segments), pytest.raises(RunError, match="within isolate"):
         model(input_ids=packed.input_ids[:, :5], use_cache=False)
-    model.set_attn_implementation(NAME)
+    model.set_attn_implementation(ATTENTION_NAME)
     with pytest.raises(RunError, match="within isolate"):
         model(input_ids=packed.input_ids, use_cache=False)

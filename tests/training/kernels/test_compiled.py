@@ -1,4 +1,4 @@
-"""Compiled layers give what their own code gives, whatever the sizes, and are themselves outside of training."""
+"""Compiled layers give the same results for all sizes, and run uncompiled outside of training."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from templatekit.types import TokenizedExample
 
 MakeModel = Callable[..., PreTrainedModel]
 
-# PyTorch's compiler warns itself: of its own old code, and of gradients that it looks for.
+# PyTorch's compiler raises warnings about its own code, and about gradients that it looks up.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 
 class _Compiler:
-    """Traces forward and backward passes as the real one does, and runs them as they are; counts what it was given."""
+    """Traces forward and backward passes as the real compiler does, runs them unchanged and counts them."""
 
     def __init__(self, factor: float = 1.0) -> None:
         self.graphs = 0
@@ -58,7 +58,7 @@ def _options(**values: Any) -> FinetuneOptions:
 
 
 def _trained(model: PreTrainedModel, examples: list[TokenizedExample], **values: Any) -> list[float]:
-    """Loss, gradient and held-out loss of three steps on other examples each."""
+    """Loss, gradient norm and held-out loss of three steps, each on other examples."""
     objective = SupervisedObjective(ForwardPass.of(model, _options(**values)))
     optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.05)
     found = []
@@ -102,7 +102,9 @@ def test_steps_with_the_real_compiler(tiny_model: MakeModel, examples: list[Toke
 
 
 @pytest.mark.usefixtures("compiler")
-def test_layers_that_are_computed_again_keep_little(tiny_model: MakeModel, examples: list[TokenizedExample]) -> None:
+def test_activation_checkpointing_saves_memory_in_compiled_layers(
+    tiny_model: MakeModel, examples: list[TokenizedExample]
+) -> None:
     kept = [0, 0]
     for again in (False, True):
         model = tiny_model()
@@ -122,7 +124,7 @@ def test_layers_that_are_computed_again_keep_little(tiny_model: MakeModel, examp
     assert 2 * kept[True] < kept[False]
 
 
-def test_all_sizes_and_layers_are_one_code(
+def test_all_sizes_and_layers_share_one_graph(
     compiler: _Compiler, tiny_model: MakeModel, examples: list[TokenizedExample]
 ) -> None:
     model = tiny_model()
@@ -137,7 +139,7 @@ def test_all_sizes_and_layers_are_one_code(
     assert compiler.graphs == before
 
 
-def test_layers_are_themselves_outside(compiler: _Compiler, tiny_model: MakeModel) -> None:
+def test_layers_run_uncompiled_outside_of_training(compiler: _Compiler, tiny_model: MakeModel) -> None:
     model = tiny_model()
     forward_pass = ForwardPass.of(model, _options(compile=True))
     assert "in fewer passes: 1 linear layers, 2 compiled layers" in forward_pass.describe()
@@ -148,14 +150,14 @@ def test_layers_are_themselves_outside(compiler: _Compiler, tiny_model: MakeMode
     assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_what_gives_something_else_is_refused(tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_compiler_is_refused(tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
     monkeypatch.setattr(compiled, "COMPILER", _Compiler(factor=1.1))
     with pytest.raises(ConfigError, match=r"compile: LlamaForCausalLM gives loss .* without it .*; leave it out"):
         ForwardPass.of(tiny_model(), _options(compile=True))
 
 
-def test_what_cannot_be_compiled_is_refused(tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_compiled_is_refused(tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         raise RuntimeError("no compiler here")
 

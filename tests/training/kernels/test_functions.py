@@ -1,4 +1,4 @@
-"""Functions with a backward pass of their own give what autograd gives of the plain ones, forwards and backwards."""
+"""Autograd functions give the results and gradients that autograd gives for plain code."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, embedding
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from templatekit.training.attention.products import product
-from templatekit.training.kernels import head_loss
-from templatekit.training.kernels.elementwise import lookup, rms_norm, rotary
-from templatekit.training.kernels.head_loss import linear_losses
+from templatekit.training.attention.matmul import scaled_bmm
+from templatekit.training.kernels import cross_entropy as chunked_cross_entropy
+from templatekit.training.kernels.cross_entropy import linear_cross_entropy
+from templatekit.training.kernels.elementwise import embedding_lookup, rms_norm, rotary_embedding
 
 Function = Callable[..., Tensor]
 
@@ -79,8 +79,8 @@ def _plain_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def test_rotary(heads: int, tokens: int, half: int, seed: int) -> None:
     # cos and sin of the halves need not be equal.
     states, cos, sin = _drawn(seed, (1, heads, tokens, 2 * half), (1, 1, tokens, 2 * half), (1, 1, tokens, 2 * half))
-    assert _differ(rotary, _plain_rotary, [states], [cos, sin]) < 1e-12
-    assert _differ(rotary, lambda x, c, s: _plain_rotary(x, c, -s), [states], [cos, sin]) > 1e-12
+    assert _differ(rotary_embedding, _plain_rotary, [states], [cos, sin]) < 1e-12
+    assert _differ(rotary_embedding, lambda x, c, s: _plain_rotary(x, c, -s), [states], [cos, sin]) > 1e-12
 
 
 def test_rotary_in_bf16() -> None:
@@ -90,7 +90,7 @@ def test_rotary_in_bf16() -> None:
     query, key = query.bfloat16(), key.bfloat16()
     expected = apply_rotary_pos_emb(query, key, cos, sin)
     with torch.autocast("cpu", torch.bfloat16):
-        found = [rotary(states, cos[:, None], sin[:, None]) for states in (query, key)]
+        found = [rotary_embedding(states, cos[:, None], sin[:, None]) for states in (query, key)]
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == torch.bfloat16
         torch.testing.assert_close(one, other.bfloat16(), rtol=2**-7, atol=1e-6)
@@ -98,7 +98,7 @@ def test_rotary_in_bf16() -> None:
 
 @given(ids=st.lists(st.integers(0, 4), max_size=9), padding=st.sampled_from([None, 2]), seed=SEEDS)
 def test_lookup(ids: list[int], padding: int | None, seed: int) -> None:
-    """Also where ids repeat, where the weight has a gradient already, and where some ids are padding."""
+    """Ids may repeat, the weight may have a gradient already, and some ids may be padding."""
     weight, before, grad = _drawn(seed, (5, 3), (5, 3), (1, len(ids), 3))
 
     def gradient(function: Function, ids: list[int]) -> Tensor:
@@ -111,9 +111,9 @@ def test_lookup(ids: list[int], padding: int | None, seed: int) -> None:
         return leaf.grad
 
     expected = gradient(lambda leaf, ids, padding: embedding(ids, leaf, padding), ids)
-    torch.testing.assert_close(gradient(lookup, ids), expected)
-    if any(number != padding for number in ids):
-        assert not torch.allclose(gradient(lookup, [(number + 1) % 5 for number in ids]), expected)
+    torch.testing.assert_close(gradient(embedding_lookup, ids), expected)
+    if any(token != padding for token in ids):
+        assert not torch.allclose(gradient(embedding_lookup, [(token + 1) % 5 for token in ids]), expected)
 
 
 def _plain_losses(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
@@ -122,8 +122,8 @@ def _plain_losses(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
 
 @pytest.fixture(params=[(2**26, 2**19), (2 * 7 * 8, 7), (1, 1)], ids=["whole", "chunks", "rows"])
 def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_loss, "CHUNK_BYTES", request.param[0])
-    monkeypatch.setattr(head_loss, "BLOCK", request.param[1])
+    monkeypatch.setattr(chunked_cross_entropy, "CHUNK_BYTES", request.param[0])
+    monkeypatch.setattr(chunked_cross_entropy, "BLOCK_LOGITS", request.param[1])
 
 
 @pytest.mark.usefixtures("_chunks")
@@ -131,17 +131,17 @@ def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_loss(count: int, width: int, seed: int) -> None:
     hidden, head = _drawn(seed, (count, width), (7, width))
     targets = torch.arange(count) * 3 % 7
-    assert _differ(linear_losses, _plain_losses, [hidden, head], [targets]) < 1e-10
+    assert _differ(linear_cross_entropy, _plain_losses, [hidden, head], [targets]) < 1e-10
     if count:
         wrong = (targets + 1) % 7
-        assert _differ(linear_losses, lambda h, w, t: _plain_losses(h, w, wrong), [hidden, head], [targets])
+        assert _differ(linear_cross_entropy, lambda h, w, t: _plain_losses(h, w, wrong), [hidden, head], [targets])
 
 
 def test_loss_without_gradients() -> None:
     hidden, head = _drawn(0, (5, 4), (7, 4))
     targets = torch.arange(5)
     with torch.no_grad():
-        found = linear_losses(hidden, head.requires_grad_(), targets)
+        found = linear_cross_entropy(hidden, head.requires_grad_(), targets)
     assert not found.requires_grad
     torch.testing.assert_close(found, _plain_losses(hidden, head.detach(), targets))
 
@@ -151,7 +151,7 @@ def test_loss_in_bf16() -> None:
     targets = torch.arange(40)
     narrow = [tensor.bfloat16().requires_grad_() for tensor in (hidden, head)]
     wide = [tensor.detach().float().requires_grad_() for tensor in narrow]
-    found, expected = linear_losses(narrow[0], narrow[1], targets), _plain_losses(wide[0], wide[1], targets)
+    found, expected = linear_cross_entropy(narrow[0], narrow[1], targets), _plain_losses(wide[0], wide[1], targets)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
     pairs = zip(torch.autograd.grad(found.sum(), narrow), torch.autograd.grad(expected.sum(), wide), strict=True)
@@ -160,18 +160,18 @@ def test_loss_in_bf16() -> None:
 
 
 def test_a_second_backward_pass_is_right_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One chunk of logits is kept; of several the first one's place is taken by the last."""
+    """A second pass reuses the saved gradients of one chunk. With several chunks the first pass overwrites them."""
     hidden, head = (tensor.requires_grad_() for tensor in _drawn(0, (5, 4), (7, 4)))
     targets = torch.arange(5)
 
     def twice() -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        total = linear_losses(hidden, head, targets).sum()
+        total = linear_cross_entropy(hidden, head, targets).sum()
         first = torch.autograd.grad(total, [hidden, head], retain_graph=True)
         return first, torch.autograd.grad(total, [hidden, head])
 
     first, second = twice()
     assert all(map(torch.equal, first, second))
-    monkeypatch.setattr(head_loss, "CHUNK_BYTES", 2 * 7 * 8)
+    monkeypatch.setattr(chunked_cross_entropy, "CHUNK_BYTES", 2 * 7 * 8)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         twice()
 
@@ -185,27 +185,27 @@ def test_a_second_backward_pass_is_right_or_refused(monkeypatch: pytest.MonkeyPa
     values=st.sampled_from([torch.bfloat16, torch.float32]),
 )
 def test_scores(rows: int, queries: int, keys: int, width: int, seed: int, values: torch.dtype) -> None:
-    """Of numbers that come from bf16, whatever the processor does with leave to take them for such, nothing is lost."""
+    """Values cast from bf16 lose nothing when the processor may compute their product in bf16."""
     first, second = (drawn.to(values) for drawn in _drawn(seed, (rows, queries, width), (rows, width, keys)))
-    found = product(first.float(), second.float(), values, 0.3)
+    found = scaled_bmm(first.float(), second.float(), values, 0.3)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), 0.3 * first.double() @ second.double(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("values", [torch.bfloat16, torch.float32])
-def test_leave_to_compute_in_bf16_is_for_its_values_and_ends_with_the_product(
+def test_bf16_products_are_allowed_only_for_bf16_values_and_only_during_the_product(
     monkeypatch: pytest.MonkeyPatch, values: torch.dtype
 ) -> None:
     backend: Any = torch.backends.mkldnn
     before = backend.matmul.fp32_precision
-    while_it_lasts = []
+    during = []
 
     def failing(*args: Any, **kwargs: Any) -> Tensor:
-        while_it_lasts.append(backend.matmul.fp32_precision)
+        during.append(backend.matmul.fp32_precision)
         raise ZeroDivisionError
 
     monkeypatch.setattr(torch, "baddbmm", failing)
     with pytest.raises(ZeroDivisionError):
-        product(torch.ones(1, 2, 3), torch.ones(1, 3, 2), values)
-    assert while_it_lasts == ["bf16" if values == torch.bfloat16 else before]
+        scaled_bmm(torch.ones(1, 2, 3), torch.ones(1, 3, 2), values)
+    assert during == ["bf16" if values == torch.bfloat16 else before]
     assert backend.matmul.fp32_precision == before

@@ -1,4 +1,4 @@
-"""What the libraries below PyTorch keep, seen from outside of a process."""
+"""The memory that the libraries below PyTorch keep, measured from outside a process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from templatekit.training.kernels.memory import keep_few_kernels
+from templatekit.training.kernels.memory import limit_kernel_cache
 from templatekit.training.model import uses_bf16
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc, and Linux's counts")
@@ -29,9 +29,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 KERNELS = """
 import sys, torch
 from pathlib import Path
-from templatekit.training.kernels.memory import keep_few_kernels
+from templatekit.training.kernels.memory import limit_kernel_cache
 if sys.argv[1] == "few":
-    keep_few_kernels(64)
+    limit_kernel_cache(64)
 def mebibytes():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4 // 1024
 weight = torch.ones(64, 64, dtype=torch.bfloat16)
@@ -51,19 +51,19 @@ def _printed(program: str, how: str) -> int:
     return int(done.stdout)
 
 
-def test_freed_memory_is_not_asked_for_again() -> None:
+def test_freed_memory_is_reused() -> None:
     assert _printed(FREED, "keep") * 10 < _printed(FREED, "plain")
 
 
 @pytest.mark.skipif(not uses_bf16("auto", torch.device("cpu")), reason="oneDNN computes bf16 where CPUs do")
-def test_kernels_of_former_shapes_are_forgotten() -> None:
+def test_kernels_of_earlier_shapes_are_dropped() -> None:
     assert _printed(KERNELS, "few") * 5 < _printed(KERNELS, "plain")
 
 
-def test_the_environment_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_take_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
     monkeypatch.setenv("LRU_CACHE_CAPACITY", "to be forgotten")
     monkeypatch.delenv("LRU_CACHE_CAPACITY")
-    keep_few_kernels(8192)
+    limit_kernel_cache(8192)
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
     assert os.environ["LRU_CACHE_CAPACITY"] == "512"

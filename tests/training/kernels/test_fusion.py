@@ -1,4 +1,4 @@
-"""Models that are computed in fewer passes give what they give by themselves, and are left as they came."""
+"""Fused models give the results of unfused ones, and are unchanged afterwards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from templatekit.training.attention import tree as tree_attention
 from templatekit.training.forward_pass import ForwardPass
 from templatekit.training.kernels import elementwise, memory
 from templatekit.training.kernels.elementwise import rms_norm
-from templatekit.training.kernels.fused import Fusion, fuse
+from templatekit.training.kernels.fusion import Fusion, fuse
 from templatekit.training.lora import attach_lora
 from templatekit.training.model import unwrap
 from templatekit.training.objective import SupervisedObjective
@@ -41,7 +41,7 @@ def _step(forward_pass: ForwardPass, examples: Sequence[TokenizedExample]) -> tu
 
 
 def _forward_passes(model: PreTrainedModel, precision: str = "fp32") -> tuple[ForwardPass, ForwardPass]:
-    """With all that can be taken over, and with nothing."""
+    """Return a fused forward pass and an unfused one."""
     forward_pass = ForwardPass.of(model, FinetuneOptions.parse({"precision": precision, "pack_tokens": 60}))
     values = {name: getattr(forward_pass, name) for name in forward_pass.__slots__}
     return forward_pass, ForwardPass(**{**values, "fusion": Fusion()})
@@ -62,7 +62,7 @@ def test_a_model_in_fp32(tiny_model: MakeModel, kind: str, examples: list[Tokeni
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_model_in_bf16_is_as_near_to_the_truth(
+def test_a_model_in_bf16_is_as_exact_as_unfused(
     tiny_model: MakeModel, kind: str, examples: list[TokenizedExample], lora: bool
 ) -> None:
     if lora and ("moe" in kind or kind == "gpt2"):
@@ -75,11 +75,11 @@ def test_a_model_in_bf16_is_as_near_to_the_truth(
     exact = _step(_forward_passes(model())[1], examples)
     fused, plain = (_step(forward_pass, examples) for forward_pass in _forward_passes(model(), "bf16"))
     assert fused[0] == pytest.approx(exact[0], rel=2e-2)
-    # bf16 is coarse for these models; how coarse the plain computation shows.
+    # bf16 is coarse for these models. The unfused gradients show how coarse.
     assert _distance(fused[1], exact[1]) < 2 * _distance(plain[1], exact[1]) + 1e-3
 
 
-def test_a_broken_norm_is_noticed(
+def test_negative_control_a_broken_norm(
     tiny_model: MakeModel, examples: list[TokenizedExample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fused, plain = _forward_passes(tiny_model())
@@ -87,7 +87,7 @@ def test_a_broken_norm_is_noticed(
     assert _distance(_step(fused, examples)[1], _step(plain, examples)[1]) > 1e-3
 
 
-def test_what_is_taken_over(tiny_model: MakeModel) -> None:
+def test_the_parts_that_are_fused(tiny_model: MakeModel) -> None:
     assert str(fuse(tiny_model())) == "5 norms, 15 linear layers, 1 embeddings, 1 rotary embeddings"
     assert str(fuse(tiny_model("gemma2"))).startswith("9 norms")
     assert str(fuse(tiny_model("gpt2"))) == "1 linear layers, 2 embeddings"
@@ -115,14 +115,14 @@ def test_checkpointing_computes_the_same_again(
             kept.append(tensor.numel() * tensor.element_size())
             return tensor
 
-        # What checkpointing keeps in place of tensors is not told to these.
+        # These hooks do not see what checkpointing saves in place of tensors.
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             found.append((*_step(forward_pass, examples), sum(kept)))
     (loss, gradients, cached_bytes), (again_loss, again_gradients, fewer_bytes) = found
     assert again_loss == loss
     assert gradients.keys() == again_gradients.keys()
     assert all(torch.equal(again_gradients[name], gradient) for name, gradient in gradients.items())
-    assert 2 * fewer_bytes < cached_bytes  # it does what it is for
+    assert 2 * fewer_bytes < cached_bytes  # checkpointing saves memory
 
 
 def test_a_model_that_cannot_be_checkpointed_is_named(tiny_model: MakeModel) -> None:
@@ -132,7 +132,7 @@ def test_a_model_that_cannot_be_checkpointed_is_named(tiny_model: MakeModel) -> 
         ForwardPass.of(model, FinetuneOptions.parse({"activation_checkpointing": True}))
 
 
-def test_a_line_says_what_a_step_does(tiny_model: MakeModel) -> None:
+def test_a_step_is_described_in_one_line(tiny_model: MakeModel) -> None:
     def line(**values: object) -> str:
         return ForwardPass.of(tiny_model(), FinetuneOptions.parse({"precision": "fp32", **values})).describe()
 
@@ -149,7 +149,7 @@ def test_a_line_says_what_a_step_does(tiny_model: MakeModel) -> None:
 
 
 class _Biased(nn.Module):
-    """A norm that looks like the known one until its bias is trained."""
+    """A norm that equals RMSNorm until its bias is trained."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,13 +169,13 @@ class _Centred(nn.Module):
 
 
 @pytest.mark.parametrize("norm", [_Biased, _Centred])
-def test_other_norms_are_left_alone(tiny_model: MakeModel, norm: Callable[[], nn.Module]) -> None:
+def test_other_norms_are_not_replaced(tiny_model: MakeModel, norm: Callable[[], nn.Module]) -> None:
     model = tiny_model()
     model.model.norm = norm()
     assert model.model.norm not in fuse(model).norms
 
 
-def test_the_model_is_as_it_came(tiny_model: MakeModel) -> None:
+def test_the_model_is_restored(tiny_model: MakeModel) -> None:
     model = tiny_model()
     import transformers.models.llama.modeling_llama as llama
 
@@ -188,7 +188,7 @@ def test_the_model_is_as_it_came(tiny_model: MakeModel) -> None:
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_a_frozen_weight_is_cast_once_and_again_where_it_changes() -> None:
+def test_a_frozen_weight_is_cast_once_and_after_a_change() -> None:
     layer = nn.Linear(4, 4).requires_grad_(False)
     fusion = Fusion(linears=[layer])
     states = torch.randn(3, 4)
@@ -204,8 +204,8 @@ def test_a_frozen_weight_is_cast_once_and_again_where_it_changes() -> None:
         assert not torch.equal(changed, first)
 
 
-def _behind_the_back(optimizer: torch.optim.Optimizer) -> None:
-    """Changes weights as optimizers with kernels of their own do: PyTorch does not count it."""
+def _step_without_version(optimizer: torch.optim.Optimizer) -> None:
+    """Change weights as optimizers with their own kernels do: PyTorch does not update the weights' versions."""
     for weight in optimizer.param_groups[0]["params"]:
         weight.data.add_(weight.grad, alpha=-0.1)
 
@@ -215,16 +215,16 @@ def _behind_the_back(optimizer: torch.optim.Optimizer) -> None:
 def test_trained_weights_are_cast_once_a_step(
     tiny_model: MakeModel, examples: list[TokenizedExample], monkeypatch: pytest.MonkeyPatch, budget: int, large: bool
 ) -> None:
-    """To the last bit what casts for every micro-batch give, whatever the optimizer does; in lasting places, too."""
-    monkeypatch.setattr(torch.optim.SGD, "step", _behind_the_back)
-    monkeypatch.setattr("templatekit.training.kernels.fused.is_large", lambda weight: large)
+    """Bit for bit the result of casts for every micro-batch, with any optimizer, and with persistent buffers."""
+    monkeypatch.setattr(torch.optim.SGD, "step", _step_without_version)
+    monkeypatch.setattr("templatekit.training.kernels.fusion.needs_persistent_buffer", lambda weight: large)
 
     def trained(*, copied: bool = True) -> tuple[list[float], list[Tensor]]:
         torch.manual_seed(0)
         model = tiny_model()
         forward_pass = ForwardPass.of(model, FinetuneOptions.parse({"precision": "bf16", "pack_tokens": budget}))
-        forward_pass.fusion.takes_gradients = copied
-        forward_pass.fusion.embeddings = []  # which sum up in another order
+        forward_pass.fusion.accumulates_gradients = copied
+        forward_pass.fusion.embeddings = []  # they sum gradients in another order
         optimizer = torch.optim.SGD(model.parameters())
         documents = range(len(examples))
         steps = [
@@ -236,8 +236,8 @@ def test_trained_weights_are_cast_once_a_step(
     (numbers, weights), (expected, right) = trained(), trained(copied=False)
     assert numbers == expected
     assert all(map(torch.equal, weights, right))
-    monkeypatch.setattr(Fusion, "forget_trained", lambda fusion: None)
-    assert trained()[0] != expected  # negative control: copies that are left
+    monkeypatch.setattr(Fusion, "invalidate_trained_copies", lambda fusion: None)
+    assert trained()[0] != expected  # negative control: stale copies
 
 
 def test_the_head_is_cast_once_a_step_too(tiny_model: MakeModel) -> None:
@@ -249,37 +249,37 @@ def test_the_head_is_cast_once_a_step_too(tiny_model: MakeModel) -> None:
         narrow = fusion.weight(head)
         assert narrow.dtype == torch.bfloat16
         assert fusion.weight(head) is narrow
-        fusion.forget_trained()
+        fusion.invalidate_trained_copies()
         assert fusion.weight(head) is not narrow
         assert Fusion().weight(head) is head.weight
 
 
-def test_large_weights_keep_the_places_of_their_copies_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_weights_reuse_the_memory_of_their_copies_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = nn.Linear(4, 4, bias=False)
     weight = layer.weight
     fusion = Fusion(linears=[layer])
 
-    def places() -> tuple[Tensor, Tensor]:
-        """Of the copy and of the gradient of one step."""
+    def step() -> tuple[Tensor, Tensor]:
+        """Return the copy and the gradient of one step."""
         with torch.autocast("cpu", torch.bfloat16), fusion.active():
             layer(torch.ones(3, 4)).sum().backward()
             copy, gradient = fusion._copies[weight].values, weight.grad
         assert gradient is not None
         assert torch.equal(copy, weight.bfloat16())
         assert torch.equal(gradient, torch.full((4, 4), 3.0))
-        fusion.forget_trained()
+        fusion.invalidate_trained_copies()
         weight.data.mul_(2)
         weight.grad = None
         return copy, gradient
 
-    monkeypatch.setattr(memory, "_LARGE", 64)
-    (copy, gradient), (again, anew) = places(), places()
-    assert copy is again
-    assert gradient is anew
-    monkeypatch.setattr(memory, "_LARGE", 65)
+    monkeypatch.setattr(memory, "_LARGE_BYTES", 64)
+    (copy, gradient), (copy_after, gradient_after) = step(), step()
+    assert copy is copy_after
+    assert gradient is gradient_after
+    monkeypatch.setattr(memory, "_LARGE_BYTES", 65)
     fusion = Fusion(linears=[layer])
-    assert places()[0] is not places()[0]
-    assert not fusion._gradients
+    assert step()[0] is not step()[0]
+    assert not fusion._gradient_buffers
 
 
 def test_states_that_changed_are_cast_again() -> None:
@@ -291,7 +291,7 @@ def test_states_that_changed_are_cast_again() -> None:
 
 
 @pytest.mark.parametrize("way", [path_attention, tree_attention])
-def test_weights_that_are_computed_again_are_those_that_were_kept(
+def test_recomputed_attention_weights_equal_saved_ones(
     tiny_model: MakeModel,
     in_fp64: Exactly,
     examples: list[TokenizedExample],
@@ -300,12 +300,12 @@ def test_weights_that_are_computed_again_are_those_that_were_kept(
 ) -> None:
     _, plain = _forward_passes(in_fp64(tiny_model()))
     if way is tree_attention:
-        monkeypatch.setattr(attention, "lay_out_paths", lambda segments: None)
-    kept = _step(plain, examples)
-    monkeypatch.setattr(way, "KEPT", 0)
+        monkeypatch.setattr(attention, "create_path_layout", lambda segments: None)
+    saved = _step(plain, examples)
+    monkeypatch.setattr(way, "MAX_SAVED_KEYS", 0)
     again = _step(plain, examples)
-    assert again[0] == kept[0]
-    assert _distance(again[1], kept[1]) < 1e-12
+    assert again[0] == saved[0]
+    assert _distance(again[1], saved[1]) < 1e-12
 
 
 @pytest.fixture(autouse=True)
