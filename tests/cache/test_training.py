@@ -61,7 +61,7 @@ def stored(data: Path, builtin: Registry, tokenizer_of: Tokenizers, tmp_path: Pa
     return pipeline
 
 
-@settings(max_examples=settings().max_examples // 3)
+@settings(max_examples=max(2, settings().max_examples // 3))
 @given(
     split=st.sampled_from(["train=rest,validation=0.2", "train=0.5,test=0.2,validation=rest", "train=rest"]),
     order=st.sampled_from(["shuffled", "sequential"]),
@@ -140,7 +140,7 @@ def test_another_weight_is_another_identity(stored: Any) -> None:
     assert len(hashes) == 4
 
 
-@settings(max_examples=settings().max_examples // 2)
+@settings(max_examples=max(2, settings().max_examples // 2))
 @given(chosen=st.lists(st.integers(0, 22), max_size=12), start=st.integers(0, 12), step=st.integers(1, 3))
 def test_any_choice_in_any_order(stored: Any, chosen: list[int], start: int, step: int) -> None:
     _, in_memory = stored(False)

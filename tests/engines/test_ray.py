@@ -128,6 +128,7 @@ def test_the_first_error_is_the_one_that_is_met(render: Render) -> None:
     assert "rows.jsonl:600:n: bad" in one.said[-1]
 
 
+@pytest.mark.full
 @needs_ray
 def test_an_interrupt_ends_it_with_its_cluster(render: Render) -> None:
     del render.environment["RAY_ADDRESS"]

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from testkit.at_hand import Tokenizers
+from testkit.budget import one_in
 from testkit.look import Eye
 from testkit.published import OPEN_ENDED, ORIGINALS, source_of, tokens_of
 from testkit.theirs import as_transformers, form_of, rendered
@@ -195,7 +196,7 @@ TURNS = (
 )
 
 
-@pytest.mark.parametrize("name", ORIGINALS)
+@pytest.mark.parametrize("name", one_in(3, ORIGINALS))
 def test_published_templates_with_kwargs(name: str) -> None:
     """Text and prompt are those of transformers given the same values, and of the exported template given none."""
     source, tokens = source_of(name), tokens_of(name)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from testkit import mistral
+from testkit.budget import budget
 from testkit.theirs import as_transformers
 
 from templatekit import DataOptions, Example, Message, RecordError, Registry, Template, Tokenizer
@@ -77,7 +78,7 @@ CONVERSATIONS = st.builds(
 
 
 @given(messages=CONVERSATIONS)
-@settings(max_examples=60)
+@settings(max_examples=budget(60))
 def test_the_same_ids(
     messages: list[Message], version: str, template: Template, tokenizer: Tokenizer, folder: Path
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from testkit.budget import budget
 from testkit.bundled import ANY_ORDER
 from testkit.published import source_of
 from testkit.theirs import as_transformers
@@ -131,7 +132,7 @@ def ours(template: Template, example: Example, prompt: bool) -> str:
 
 @pytest.mark.parametrize("name", FOLLOWED)
 @given(example=conversations(), prompt=st.booleans())
-@settings(max_examples=60)
+@settings(max_examples=budget(60))
 def test_the_text_is_the_originals(
     name: str, example: Example, prompt: bool, tokenizer_of: Any, builtin: Registry
 ) -> None:
@@ -184,7 +185,7 @@ def agents(draw: st.DrawFn) -> Example:
 
 
 @given(example=agents(), prompt=st.booleans())
-@settings(max_examples=100)
+@settings(max_examples=budget(100))
 def test_qwen3_with_tools_and_thinking(example: Example, prompt: bool, tokenizer_of: Any, builtin: Registry) -> None:
     template, original = find_template("qwen3", builtin), published("qwen3", tokenizer_of)
     ours = as_transformers(template.source, example, TOKENS, add_generation_prompt=prompt)

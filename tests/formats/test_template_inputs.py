@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from testkit.budget import one_in
 from testkit.published import ORIGINALS, source_of, tokens_of
 from testkit.theirs import Form, as_transformers, form_of, rendered
 
@@ -420,7 +421,7 @@ def takes_lists(source: str, role: str) -> bool:
 REFUSALS = {"template_refused", "template_failed", "no_place_for_field", "unknown_role", "prompt_is_no_prefix"}
 
 
-@pytest.mark.parametrize("name", ORIGINALS)
+@pytest.mark.parametrize("name", one_in(3, ORIGINALS))
 @given(example=examples(), data=st.data())
 def test_published_templates_on_everything(name: str, example: Example, data: st.DataObject) -> None:
     """The text, the prompt and the prefilled answer are transformers', or the refusal has a reason that it shares."""

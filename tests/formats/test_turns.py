@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from testkit.budget import budget
 from testkit.published import CALL, GET, OWN, TRL, assistant, conversation, published, tool, user
 
 from templatekit import Example, Message, RecordError, Template, TemplateFile, TokenizedExample
@@ -99,7 +100,7 @@ def check_turns(template: Template, example: Example, tokens: SpecialTokens) -> 
 
 
 @pytest.mark.parametrize("name", [*TRL, *OWN])
-@settings(max_examples=12)
+@settings(max_examples=budget(12))
 @given(example=conversations())
 def test_28_every_turn_is_trained_once_as_it_is_served(name: str, example: Example, tokenizer_of: Any) -> None:
     chat = published(name, tokenizer_of)

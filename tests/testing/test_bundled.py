@@ -5,20 +5,19 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections import defaultdict
 
 import pytest
 from hypothesis import settings
 from testkit.at_hand import GENERATED, REAL_TOKENIZERS, Tokenizers
+from testkit.budget import FULL, LONG
 
 from templatekit import Adapter, Registry, Template, Tokenizer
 from templatekit.formats.lookup import find_template
 from templatekit.testing import CHECKS, TINY, Subject, run_checks, tiny_tokenizer
 
-LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
-AT_MOST = 20_000 if LONG else 400
+AT_MOST = 20_000 if LONG else 400 if FULL else 130
 """The approximate number of inputs of each kind for all formats together, so that more formats take no more time."""
 IDLE = {
     "template llama3": {"agrees_with_plain_encoding"},  # its empty line straddles the boundary with most tokenizers

@@ -147,6 +147,7 @@ def test_two_processes_have_the_losses_of_one(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # which PyTorch's compiler gives
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_with_compiled_layers(
     tiny_model: MakeModel,

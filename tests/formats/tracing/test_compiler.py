@@ -125,7 +125,7 @@ def record_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", BUNDLED)
-@settings(max_examples=settings().max_examples // 5)
+@settings(max_examples=max(2, settings().max_examples // 5))
 @given(data=st.data())
 def test_bundled_templates(name: str, builtin: Registry, data: st.DataObject) -> None:
     turns = 1 if name in ONE_TURN or name == "text" else 3
@@ -138,7 +138,7 @@ def open_ended(template: Template) -> Template:
 
 
 @pytest.mark.parametrize("name", [*ORIGINALS, *OWN])
-@settings(max_examples=settings().max_examples // 10)
+@settings(max_examples=max(2, settings().max_examples // 10))
 @given(stream=streams())
 def test_published_templates(name: str, stream: list[Example], tokenizer_of: Any) -> None:
     chat = published(name, tokenizer_of)

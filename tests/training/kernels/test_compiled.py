@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from testkit.budget import one_in
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -71,7 +72,7 @@ def _trained(model: PreTrainedModel, examples: list[TokenizedExample], **values:
 
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize(
-    ("kind", "precision"), [("llama", "fp32"), ("llama", "bf16"), ("gemma2", "fp32"), ("gpt2", "bf16")]
+    ("kind", "precision"), one_in(4, [("llama", "fp32"), ("llama", "bf16"), ("gemma2", "fp32"), ("gpt2", "bf16")])
 )
 def test_steps(tiny_model: MakeModel, examples: list[TokenizedExample], kind: str, precision: str) -> None:
     found, expected = (_trained(tiny_model(kind), examples, compile=on, precision=precision) for on in (True, False))
@@ -79,12 +80,14 @@ def test_steps(tiny_model: MakeModel, examples: list[TokenizedExample], kind: st
 
 
 @pytest.mark.usefixtures("compiler")
+@pytest.mark.full
 @pytest.mark.parametrize("values", [{"packing": False}, {"share": False}, {"activation_checkpointing": True}])
 def test_steps_of_other_kinds(tiny_model: MakeModel, examples: list[TokenizedExample], values: dict[str, Any]) -> None:
     found, expected = (_trained(tiny_model(), examples, compile=given, **values) for given in (True, False))
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("compiler")
 def test_steps_of_adapters(tiny_model: MakeModel, examples: list[TokenizedExample]) -> None:
     def found(*, compile_layers: bool) -> list[float]:
@@ -94,6 +97,7 @@ def test_steps_of_adapters(tiny_model: MakeModel, examples: list[TokenizedExampl
     assert found(compile_layers=True) == pytest.approx(found(compile_layers=False), rel=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
 def test_steps_with_the_real_compiler(tiny_model: MakeModel, examples: list[TokenizedExample]) -> None:
     torch.compiler.reset()
