@@ -51,14 +51,14 @@ def staging(target: Path) -> Iterator[Path]:
             folder.mkdir(parents=True)
             yield folder
             for path in folder.iterdir():
-                _sync(path)
-            _sync(folder)
+                sync_path(path)
+            sync_path(folder)
             try:
                 folder.rename(target)
             except OSError:
                 if not (target / STATE).is_file():  # another process wrote it first
                     raise
-            _sync(target.parent)
+            sync_path(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -72,7 +72,7 @@ def remove_abandoned(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
     """Sync a file, or a folder's list of names, to the disk."""
     if sys.platform == "win32" and path.is_dir():  # Windows cannot open folders
         return
@@ -92,11 +92,6 @@ def hash_file(path: Path) -> str:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
-
-
-def size_and_hash(path: Path) -> dict[str, Any]:
-    """The size and hash of a file, as a shard's state has them."""
-    return {"bytes": path.stat().st_size, "xxh3_128": hash_file(path)}
 
 
 def check_size(path: Path, expected: int) -> None:

@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from templatekit.cache.atomic_files import hash_file
 from templatekit.cache.code_hash import NoCode, code_of, libraries, own_code
@@ -19,6 +19,7 @@ from templatekit.hooks.contracts import Adapter
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.sources import find_source
 
+T = TypeVar("T")
 FORMAT = 1
 """Version of the files; each has a folder of its own."""
 BY_CONTENT = frozenset({"tokenizer", "template", "adapter"})
@@ -80,7 +81,7 @@ def _data(pipeline: Pipeline, records: Iterable[Any] | None) -> dict[str, Any]:
     if files is None:
         raise NotCacheable(f"source {source.name!r} cannot tell whether {address!r} has changed")
     code = code_of(type(source))
-    return {"source": source.name, "code": code, "files": [[path.name, _hash(path)] for path in files]}
+    return {"source": source.name, "code": code, "files": [[path.name, _of_file(hash_file, path)] for path in files]}
 
 
 def data_stamp(pipeline: Pipeline, records: Iterable[Any] | None = None) -> tuple[Any, ...]:
@@ -88,24 +89,15 @@ def data_stamp(pipeline: Pipeline, records: Iterable[Any] | None = None) -> tupl
 
     No program can set the last of the times, that of the last change of the file's metadata.
     """
-    files = (
-        []
-        if records is not None
-        else find_source(pipeline.options.dataset, pipeline.registry).files(pipeline.options.dataset)
-    )
-    return date.today(), *((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in map(_stat, files or ()))
+    address = pipeline.options.dataset
+    files = find_source(address, pipeline.registry).files(address) if records is None else None
+    stats = [_of_file(os.stat, path) for path in files or ()]
+    return date.today(), *((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats)
 
 
-def _hash(path: Path) -> str:
+def _of_file(function: Callable[[Path], T], path: Path) -> T:
     try:
-        return hash_file(path)
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _stat(path: Path) -> os.stat_result:
-    try:
-        return path.stat()
+        return function(path)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
 

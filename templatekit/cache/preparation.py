@@ -19,7 +19,6 @@ from templatekit.cache.atomic_files import Damaged
 from templatekit.cache.folder import open_entry, remove_shard, shard_folder, shard_indices
 from templatekit.cache.key import NotCacheable, cache_key, data_stamp, key_values
 from templatekit.cache.missing_shards import MissingShards
-from templatekit.cache.reader import TableColumns
 from templatekit.cache.sequences import BatchColumns, ColumnarSamples, SampleColumns
 from templatekit.cache.shard import Shard
 from templatekit.cache.tables import SampleTables
@@ -108,10 +107,7 @@ def _collect(engine: Engine, pipeline: Pipeline) -> BatchCollector:
 
 
 def _columns_in_memory(batch: SampleTables | SampleBatch) -> SampleColumns:
-    if isinstance(batch, SampleTables):
-        return TableColumns(batch, len(batch))
-    assert batch.columns is not None
-    return BatchColumns(batch, batch.columns)
+    return batch if isinstance(batch, SampleTables) else BatchColumns(batch)
 
 
 def _open_cache(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,6 @@ from templatekit.types import (
     Span,
     TargetSpan,
     TokenizedExample,
-    Truncation,
 )
 
 if TYPE_CHECKING:
@@ -30,40 +29,27 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class TablesLike(Protocol):
-    """`SampleTables`, or the same tables on disk."""
-
-    @property
-    def tokens(self) -> pa.RecordBatch:
-        """Ids, weights, row numbers."""
-
-    @property
-    def texts(self) -> pa.RecordBatch:
-        """Texts and their spans."""
-
-    @property
-    def examples(self) -> pa.RecordBatch:
-        """The conversations."""
-
-    @property
-    def origins(self) -> Sequence[Origin]:
-        """The origins that spans refer to by their index."""
-
-    @property
-    def roles(self) -> Sequence[str]:
-        """The roles that texts refer to by their index."""
-
-
 class TableColumns:
-    """A number of `samples` in tables."""
+    """Samples in three tables, which have a row for each."""
 
-    def __init__(self, tables: TablesLike, samples: int) -> None:
-        self.tables, self.samples = tables, samples
+    tokens: pa.RecordBatch
+    """Ids, weights, row numbers."""
+    texts: pa.RecordBatch
+    """Texts and their spans."""
+    examples: pa.RecordBatch
+    """The conversations."""
+    origins: Sequence[Origin]
+    """The origins that spans refer to by their index, in the order of their first use."""
+    roles: Sequence[str]
+    """The roles that texts refer to by their index, likewise."""
+
+    def __len__(self) -> int:
+        return int(self.tokens.num_rows)
 
     def batches(self) -> Iterator[SampleBatch]:
         """The samples in batches. Tokens are views of the tables; texts are made when they are first needed."""
-        for start in range(0, self.samples, BATCH_SIZE):
-            end = min(start + BATCH_SIZE, self.samples)
+        for start in range(0, len(self), BATCH_SIZE):
+            end = min(start + BATCH_SIZE, len(self))
             columns = self.columns(start, end)
             yield SampleBatch(
                 items=_LazySequence(end - start, partial(self._samples, start, columns.rendered)), columns=columns
@@ -75,7 +61,7 @@ class TableColumns:
         return TokenizedColumns(
             rendered=_LazySequence(count, lambda: self._texts(start, end)),
             loss_spans=_LazySequence(count, lambda: self._loss_spans(start, end)),
-            truncated=_LazySequence(count, lambda: self._truncated(start, end)),
+            truncated=_LazySequence(count, lambda: _list(self.texts, "truncated", start, end)),
             offsets=self.offsets[start : end + 1] - self.offsets[start],
             input_ids=self.input_ids[self.offsets[start] : self.offsets[end]],
             loss_weights=self._weights(start, end),
@@ -84,22 +70,22 @@ class TableColumns:
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
         """Shape (samples + 1,): sample i has the tokens `offsets[i]` to `offsets[i + 1]`."""
-        return _offsets(self.tables.tokens, "input_ids")
+        return _numpy(self.tokens.column("input_ids").offsets)
 
     @cached_property
     def input_ids(self) -> NDArray[np.int32]:
         """Shape (tokens,), memory-mapped."""
-        return _values(self.tables.tokens, "input_ids")
+        return _numpy(self.tokens.column("input_ids").values)
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
         """Shape (samples,): the row of each sample's record."""
-        return _flat(self.tables.tokens, "row")
+        return _numpy(self.tokens.column("row"))
 
     def concatenated(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """The ids and weights of the samples with these indices, concatenated."""
         tokens = range_indices(self.offsets[indices], np.diff(self.offsets)[indices])
-        return self.input_ids[tokens], self._weights(0, self.samples)[tokens]
+        return self.input_ids[tokens], self._weights(0, len(self))[tokens]
 
     def _weights(self, start: int, end: int) -> NDArray[np.float64]:
         first, last = self._runs[start], self._runs[end]
@@ -107,18 +93,18 @@ class TableColumns:
 
     @cached_property
     def _runs(self) -> NDArray[np.int64]:
-        return _offsets(self.tables.tokens, "weights")
+        return _numpy(self.tokens.column("weights").offsets)
 
     @cached_property
     def _run_weights(self) -> NDArray[np.float64]:
-        return _values(self.tables.tokens, "weights")
+        return _numpy(self.tokens.column("weights").values)
 
     @cached_property
     def _run_lengths(self) -> NDArray[np.int32]:
-        return _values(self.tables.tokens, "run_lengths")
+        return _numpy(self.tokens.column("run_lengths").values)
 
     def _samples(self, start: int, texts: Sequence[RenderedText]) -> list[Sample]:
-        stored = self.tables.examples.column("example").slice(start, len(texts)).to_pylist()
+        stored = _list(self.examples, "example", start, start + len(texts))
         return [Sample(example=example_from_json(e), rendered=text) for e, text in zip(stored, texts, strict=True)]
 
     def tokenized(self, index: int) -> TokenizedExample:
@@ -127,29 +113,15 @@ class TableColumns:
 
     def example(self, index: int) -> Example:
         """The conversation of sample `index`."""
-        return example_from_json(self.tables.examples.column("example")[index].as_py())
+        return example_from_json(self.examples.column("example")[index].as_py())
 
     def _texts(self, start: int, end: int) -> list[RenderedText]:
-        table, origins, roles = self.tables.texts, self.tables.origins, self.tables.roles
-
-        def lists(name: str) -> list[list[Any]]:
-            found: list[list[Any]] = table.column(name).slice(start, end - start).to_pylist()
-            return found
-
-        def plain(name: str, of: pa.RecordBatch) -> list[Any]:
-            found: list[Any] = of.column(name).slice(start, end - start).to_pylist()
-            return found
-
+        origins, roles = self.origins, self.roles
+        of_text = ("text", "spans", "targets", "message_weights", "roles", "history")
+        of_tokens = ("row", "sample", "samples")
         columns = zip(
-            plain("text", table),
-            lists("spans"),
-            lists("targets"),
-            lists("message_weights"),
-            lists("roles"),
-            plain("history", table),
-            plain("row", self.tables.tokens),
-            plain("sample", self.tables.tokens),
-            plain("samples", self.tables.tokens),
+            *(_list(self.texts, name, start, end) for name in of_text),
+            *(_list(self.tokens, name, start, end) for name in of_tokens),
             strict=True,
         )
         return [
@@ -170,16 +142,12 @@ class TableColumns:
         ]
 
     def _loss_spans(self, start: int, end: int) -> list[tuple[LossSpan, ...]]:
-        all_edges = self.tables.texts.column("loss_spans").slice(start, end - start).to_pylist()
-        all_weights = self.tables.texts.column("loss_span_weights").slice(start, end - start).to_pylist()
+        all_edges = _list(self.texts, "loss_spans", start, end)
+        all_weights = _list(self.texts, "loss_span_weights", start, end)
         return [
             tuple(LossSpan(start=a, end=b, weight=w) for (a, b), w in zip(_groups(edges, 2), weights, strict=True))
             for edges, weights in zip(all_edges, all_weights, strict=True)
         ]
-
-    def _truncated(self, start: int, end: int) -> list[Truncation | None]:
-        found: list[Truncation | None] = self.tables.texts.column("truncated").slice(start, end - start).to_pylist()
-        return found
 
 
 class _LazySequence(Sequence[T]):
@@ -206,16 +174,11 @@ def _groups(values: Sequence[Any], size: int) -> Iterator[tuple[Any, ...]]:
     return zip(*[iter(values)] * size, strict=True)
 
 
-def _flat(table: pa.RecordBatch, name: str) -> NDArray[Any]:
-    found: NDArray[Any] = table.column(name).to_numpy(zero_copy_only=True)
-    return found
+def _list(table: pa.RecordBatch, name: str, start: int, end: int) -> list[Any]:
+    values: list[Any] = table.column(name).slice(start, end - start).to_pylist()
+    return values
 
 
-def _offsets(table: pa.RecordBatch, name: str) -> NDArray[np.int64]:
-    found: NDArray[np.int64] = table.column(name).offsets.to_numpy(zero_copy_only=True)
-    return found
-
-
-def _values(table: pa.RecordBatch, name: str) -> NDArray[Any]:
-    found: NDArray[Any] = table.column(name).values.to_numpy(zero_copy_only=True)
-    return found
+def _numpy(column: pa.Array) -> NDArray[Any]:
+    values: NDArray[Any] = column.to_numpy()
+    return values

@@ -5,58 +5,44 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Protocol, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from templatekit.packing.columns import TokenizedColumns, range_indices
+from templatekit.cache.reader import TableColumns
+from templatekit.packing.columns import range_indices
 from templatekit.pipeline.batches import SampleBatch
 from templatekit.types import Example, Sample, TokenizedExample
 
 
-class SampleColumns(Protocol):
-    """Samples in columns: a shard on disk, or a batch in memory."""
-
-    @property
-    def offsets(self) -> NDArray[np.int64]:
-        """Shape (samples + 1,): sample i has the tokens `offsets[i]` to `offsets[i + 1]`."""
-
-    @property
-    def rows(self) -> NDArray[np.int64]:
-        """Shape (samples,): the row of each sample's record."""
-
-    def concatenated(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """The ids and weights of the samples with these indices, concatenated."""
-
-    def tokenized(self, index: int) -> TokenizedExample:
-        """Sample `index` without its conversation."""
-
-    def example(self, index: int) -> Example:
-        """The conversation of sample `index`."""
-
-
 class BatchColumns:
-    """The samples of a batch in memory."""
+    """The samples of a batch in memory, with the methods of `TableColumns`."""
 
-    def __init__(self, batch: SampleBatch, columns: TokenizedColumns) -> None:
+    def __init__(self, batch: SampleBatch) -> None:
+        columns = batch.columns
+        assert columns is not None
         self._items, self._columns = batch.items, columns
         self.tokenized = columns.__getitem__
         self.offsets = columns.offsets
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
-        """As `SampleColumns` says."""
+        """As `TableColumns` says."""
         return np.fromiter((text.row for text in self._columns.rendered), np.int64, len(self._columns))
 
     def concatenated(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """As `SampleColumns` says."""
+        """As `TableColumns` says."""
         tokens = range_indices(self.offsets[indices], self._columns.lengths[indices])
         return self._columns.input_ids[tokens], self._columns.loss_weights[tokens]
 
     def example(self, index: int) -> Example:
-        """As `SampleColumns` says."""
+        """As `TableColumns` says."""
         return self._items[index].example
+
+
+SampleColumns: TypeAlias = TableColumns | BatchColumns
+"""Samples in columns: tables, on disk or in memory, or a batch in memory."""
 
 
 class ColumnarSamples(Sequence[Sample]):

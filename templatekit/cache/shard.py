@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,6 @@ from templatekit.cache.example_json import origin_from_json
 from templatekit.cache.reader import TableColumns
 from templatekit.cache.writer import EXAMPLES, TEXTS, TOKENS
 from templatekit.pipeline.counts import Counts
-from templatekit.types import Origin
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,9 +29,6 @@ class ShardState:
     """The counts of its records alone."""
     adapter: str | None
     """The adapter that read its records, by name; None where no record could show it."""
-    origins: list[Origin]
-    """The origins that spans refer to by their index."""
-    roles: list[str]
 
 
 class Shard(TableColumns):
@@ -49,48 +45,45 @@ class Shard(TableColumns):
                 samples=values["samples"],
                 counts=Counts.from_dict(values["counts"]),
                 adapter=values["adapter"],
-                origins=[origin_from_json(origin) for origin in values["origins"]],
-                roles=values["roles"],
             )
+            self.origins = [origin_from_json(origin) for origin in values["origins"]]
+            self.roles = values["roles"]
             sizes = {name: files[name]["bytes"] for name in (TOKENS, TEXTS, EXAMPLES)}
         except (KeyError, TypeError, ValueError) as error:
             raise Damaged(f"{folder / STATE}: lacks what it should hold ({type(error).__name__}: {error})") from None
         for name, size in sizes.items():
             check_size(folder / name, size)
-        super().__init__(_Files(folder, files, self.state), self.state.samples)
+        self._files = files
+
+    def __len__(self) -> int:
+        return self.state.samples
 
     def check(self, *, texts: bool = True) -> None:
         """Check the hash and structure of the tokens, with `texts` of the other files too; raises `Damaged`."""
-        self.tables.tokens.validate()
+        self.tokens.validate()
         if texts:
-            self.tables.texts.validate()
-            self.tables.examples.validate()
-
-
-class _Files:
-    """The tables of a shard, each opened when it is first needed."""
-
-    def __init__(self, folder: Path, files: Mapping[str, Any], state: ShardState) -> None:
-        self._folder, self._files = folder, files
-        self.origins: Sequence[Origin] = state.origins
-        self.roles: Sequence[str] = state.roles
+            self.texts.validate()
+            self.examples.validate()
 
     @cached_property
     def tokens(self) -> pa.RecordBatch:
+        """As `TableColumns` says."""
         return self._table(TOKENS)
 
     @cached_property
     def texts(self) -> pa.RecordBatch:
+        """As `TableColumns` says."""
         return self._table(TEXTS)
 
     @cached_property
     def examples(self) -> pa.RecordBatch:
+        """As `TableColumns` says."""
         return self._table(EXAMPLES)
 
     def _table(self, name: str) -> pa.RecordBatch:
         import pyarrow as pa
 
-        path = self._folder / name
+        path = self.folder / name
         try:
             found = hash_file(path)
         except OSError as error:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from templatekit.cache.example_json import NotJsonSafe, example_to_json
+from templatekit.cache.reader import TableColumns
 from templatekit.packing.columns import TokenizedColumns
 from templatekit.pipeline.batches import SampleBatch
-from templatekit.types import Origin, RenderedText, TargetSpan
+from templatekit.types import Origin, RenderedText
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,23 +22,15 @@ _SPAN_SIZE = 3
 """Values of a span: start, end, and the index of its origin."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SampleTables:
-    """Samples in three tables, which have a row for each."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampleTables(TableColumns):
+    """Samples in tables in memory."""
 
     tokens: pa.RecordBatch
-    """Ids, weights, row numbers."""
     texts: pa.RecordBatch
-    """Texts and their spans."""
     examples: pa.RecordBatch
-    """The conversations."""
     origins: Sequence[Origin]
-    """The origins that spans refer to by their index, in the order of their first use."""
     roles: Sequence[str]
-    """The roles that texts refer to by their index, likewise."""
-
-    def __len__(self) -> int:
-        return int(self.tokens.num_rows)
 
     @classmethod
     def from_batch(cls, batch: SampleBatch) -> SampleTables:
@@ -67,9 +60,7 @@ class SampleTables:
         found = list(several) or [cls.from_batch(SampleBatch(items=[], columns=TokenizedColumns.of([])))]
         origins: dict[Origin, int] = {}
         roles: dict[str, int] = {}
-        texts = []
-        for one in found:
-            texts.append(_reindexed(one.texts, _indices(one.origins, origins), _indices(one.roles, roles)))
+        texts = [_reindexed(one.texts, _indices(one.origins, origins), _indices(one.roles, roles)) for one in found]
         return cls(
             tokens=_concatenate([one.tokens for one in found]),
             texts=_concatenate(texts),
@@ -106,24 +97,21 @@ def _text_columns(
 ) -> dict[str, pa.Array]:
     import pyarrow as pa
 
-    def index_in(index_of: dict[Any, int], value: Any) -> int:
-        return index_of.setdefault(value, len(index_of))
-
     known: dict[int, tuple[int, Origin]] = {}  # by object id: there are few objects, and hashing an origin is slow
 
     def origin_index(origin: Origin) -> int:
         if id(origin) not in known:
-            known[id(origin)] = index_in(origins, origin), origin
+            known[id(origin)] = origins.setdefault(origin, len(origins)), origin
         return known[id(origin)][0]
 
     spans = [[n for s in text.spans for n in (s.start, s.end, origin_index(s.origin))] for text in texts]
-    targets = [[n for t in text.target_spans for n in _target_values(t)] for text in texts]
+    targets = [[n for t in text.target_spans for n in (t.message, t.start, t.marker_start, t.end)] for text in texts]
     return {
         "text": pa.array([text.text for text in texts], type=pa.large_string()),
         "spans": _lists(spans, pa.int32()),
         "targets": _lists(targets, pa.int32()),
         "message_weights": _lists([text.message_weights for text in texts], pa.float64()),
-        "roles": _lists([[index_in(roles, role) for role in text.roles] for text in texts], pa.int32()),
+        "roles": _lists([[roles.setdefault(role, len(roles)) for role in text.roles] for text in texts], pa.int32()),
         "history": pa.array([text.history for text in texts], type=pa.int32()),
         "loss_spans": _lists(
             [[n for s in spans for n in (s.start, s.end)] for spans in columns.loss_spans], pa.int32()
@@ -161,7 +149,3 @@ def _list_array(offsets: NDArray[np.int64], values: NDArray[Any]) -> pa.LargeLis
     import pyarrow as pa
 
     return pa.LargeListArray.from_arrays(pa.array(offsets.astype(np.int64)), pa.array(values))
-
-
-def _target_values(target: TargetSpan) -> tuple[int, int, int, int]:
-    return target.message, target.start, target.marker_start, target.end

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from templatekit.cache.atomic_files import STATE, size_and_hash, staging, write_state
+from templatekit.cache.atomic_files import STATE, hash_file, staging, write_state
 from templatekit.cache.example_json import NotJsonSafe, origin_to_json
 from templatekit.cache.tables import SampleTables
 from templatekit.pipeline.batches import SampleBatch
@@ -77,6 +77,8 @@ def write_shard(
             "adapter": adapter,
             "origins": [origin_to_json(origin) for origin in found.origins],
             "roles": list(found.roles),
-            "files": {name: size_and_hash(folder / name) for name in tables},
+            "files": {
+                name: {"bytes": (folder / name).stat().st_size, "xxh3_128": hash_file(folder / name)} for name in tables
+            },
         }
         write_state(folder / STATE, state)
