@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import mmap
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from templatekit.errors import RecordError, SourceError, shorten
-from templatekit.sources.files import FileSource, extension, is_folder, require_records, to_path
+from templatekit.sources.files import FileSource, check_column_names, extension, is_folder, require_records, to_path
 from templatekit.types import Record
 
 if TYPE_CHECKING:
@@ -45,9 +44,7 @@ def _rows(file: BinaryIO, address: str) -> Iterator[Record | RecordError]:
     with ExitStack() as stack:
         try:
             schema, batches = _open(file, address, stack)
-            twice = [name for name, count in Counter(schema.names).items() if count > 1]
-            if twice:
-                raise SourceError(f"{address}: two columns are named {twice[0]!r}; expected each name once; rename one")
+            check_column_names(schema.names, address)
             for batch in batches:
                 for record in _to_python(batch):
                     yield record.at(address, row) if isinstance(record, RecordError) else record

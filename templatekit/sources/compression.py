@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from templatekit.errors import SourceError
@@ -85,38 +86,22 @@ class _Codec(NamedTuple):
     name: str
     magic: bytes
     suffix: str
-    open: Callable[[BinaryIO], BinaryIO]
+    module: str
+    """The module of the standard library whose `open` decompresses it."""
 
+    def open(self, file: BinaryIO) -> BinaryIO:
+        if self.name == "zstd":  # in the standard library only since Python 3.14
+            import pyarrow as pa
 
-def _gzip(file: BinaryIO) -> BinaryIO:
-    import gzip
-
-    return cast("BinaryIO", gzip.open(file))
-
-
-def _zstd(file: BinaryIO) -> BinaryIO:
-    import pyarrow as pa
-
-    return make_rewindable(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"))
-
-
-def _bzip2(file: BinaryIO) -> BinaryIO:
-    import bz2
-
-    return cast("BinaryIO", bz2.open(file))
-
-
-def _xz(file: BinaryIO) -> BinaryIO:
-    import lzma
-
-    return cast("BinaryIO", lzma.open(file))
+            return make_rewindable(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"))
+        return cast("BinaryIO", import_module(self.module).open(file))
 
 
 _CODECS = (
-    _Codec("gzip", b"\x1f\x8b", ".gz", _gzip),
-    _Codec("zstd", b"\x28\xb5\x2f\xfd", ".zst", _zstd),
-    _Codec("bzip2", b"BZh", ".bz2", _bzip2),
-    _Codec("xz", b"\xfd7zXZ\x00", ".xz", _xz),
+    _Codec("gzip", b"\x1f\x8b", ".gz", "gzip"),
+    _Codec("zstd", b"\x28\xb5\x2f\xfd", ".zst", ""),
+    _Codec("bzip2", b"BZh", ".bz2", "bz2"),
+    _Codec("xz", b"\xfd7zXZ\x00", ".xz", "lzma"),
 )
 
 
@@ -134,20 +119,14 @@ def decompressed(file: BinaryIO, address: str) -> Iterator[BinaryIO]:
     try:
         with codec.open(file) as stream:
             yield make_rewindable(stream) if rewindable else stream
-    except (EOFError, OSError, zlib.error) as error:
-        # An error of the operating system has a number; an error in the data has none.
-        if getattr(error, "errno", None) is not None:
-            raise
-        raise _damaged(codec, address, error) from error
     except Exception as error:
-        if type(error).__name__ != "LZMAError":  # its module is loaded for xz only
+        # The module of LZMAError is loaded for xz only.
+        from_codec = isinstance(error, (EOFError, OSError, zlib.error)) or type(error).__name__ == "LZMAError"
+        # An error of the operating system has a number; an error in the data has none.
+        if not from_codec or getattr(error, "errno", None) is not None:
             raise
-        raise _damaged(codec, address, error) from error
-
-
-def _damaged(codec: _Codec, address: str, error: Exception) -> SourceError:
-    early = isinstance(error, EOFError) or "Truncated" in str(error)
-    return SourceError(
-        f"{address}: damaged {codec.name} data; found {'an early end' if early else error}; expected a complete "
-        f"{codec.suffix} file; fetch or write it again"
-    )
+        early = isinstance(error, EOFError) or "Truncated" in str(error)
+        raise SourceError(
+            f"{address}: damaged {codec.name} data; found {'an early end' if early else error}; expected a complete "
+            f"{codec.suffix} file; fetch or write it again"
+        ) from error

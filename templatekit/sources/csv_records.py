@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import BinaryIO, ClassVar
 
 from templatekit.errors import RecordError, SourceError, shorten
 from templatekit.sources.compression import stop_rewinding
-from templatekit.sources.files import FileSource, extension, is_folder, require_records, to_path
+from templatekit.sources.files import FileSource, check_column_names, extension, is_folder, require_records, to_path
 from templatekit.sources.magic import skip_bom
 from templatekit.types import Record
 
@@ -40,9 +39,8 @@ class CsvSource(FileSource):
         stop_rewinding(stream)
         text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
         try:
-            yield from require_records(
-                _rows(text, address, "\t" if extension(Path(address)) == ".tsv" else ","), address
-            )
+            delimiter = "\t" if extension(Path(address)) == ".tsv" else ","
+            yield from require_records(_rows(text, address, delimiter), address)
         finally:
             text.detach()  # whoever opened the stream closes it
 
@@ -83,9 +81,7 @@ def _header(reader: Iterator[list[str]], address: str) -> list[str]:
         raise SourceError(f"{address}: the header is broken; found {error}; expected the columns' names") from None
     if not header:
         raise SourceError(f"{address}: no records; found an empty file; expected a header and rows")
-    twice = [name for name, count in Counter(header).items() if count > 1]
-    if twice:
-        raise SourceError(f"{address}: two columns are named {twice[0]!r}; expected each name once; rename one")
+    check_column_names(header, address)
     for name in header:
         if not _is_text(name):
             raise SourceError(f"{address}: the header is not UTF-8; found {name!r}; {_CONVERT}")

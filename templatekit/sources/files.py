@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import stat
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path, PurePath
@@ -123,6 +124,13 @@ def require_records(items: Iterator[T], address: str) -> Iterator[T]:
         yield item
     if empty:
         raise SourceError(f"{address}: no records; found an empty data set; expected at least one row")
+
+
+def check_column_names(names: Iterable[str], address: str) -> None:
+    """Raise `SourceError` if two columns have the same name."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise SourceError(f"{address}: two columns are named {twice[0]!r}; expected each name once; rename one")
 
 
 def _type(mode: int) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import ClassVar
 
@@ -109,10 +110,5 @@ def _read_all(address: str, files: Sequence[Path]) -> Iterator[Record | RecordEr
 
 def _suggest_files(address: str) -> str:
     """A hint for a pattern without matches: the names in the folder that precedes its first wildcard."""
-    parts: Iterable[str] = to_path(address).parts
-    fixed: list[str] = []
-    for part in parts:
-        if is_glob(part):
-            break
-        fixed.append(part)
+    fixed = takewhile(lambda part: not is_glob(part), to_path(address).parts)
     return suggest_paths(str(Path(*fixed, "*")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from json import JSONDecodeError
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from templatekit.errors import RecordError
 from templatekit.sources.json_decoder import WHITESPACE, Decoder, explain, record_error
@@ -35,11 +35,8 @@ def _record(decoder: Decoder, line: bytes, offset: int) -> Record | RecordError:
         value, end, needs_check = decoder.decode(text, begin)
         if end != len(text):
             raise JSONDecodeError("Extra data", text, len(text) - len(text[end:].lstrip(WHITESPACE)))
-        error = record_error(value, needs_check)
-        if error is None:
-            record: dict[str, Any] = value
-            return record
-        return error
+        record: Record = value
+        return record_error(value, needs_check) or record
     except UnicodeDecodeError as wrong:
         if last and wrong.reason == "unexpected end of data":
             return _truncated(last)

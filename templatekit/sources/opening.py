@@ -37,8 +37,7 @@ def open_source(
     An item's index in the iteration is its row. A row that cannot be used is a `RecordError` and counts as well. Raises
     `SourceError` at once if no source accepts the address, and during iteration if the data turn out to be unreadable.
     """
-    source = find_source(address, registry)
-    return _read(source, address, registry, columns, limit)
+    return _read(find_source(address, registry), address, registry, columns, limit)
 
 
 def _read(
@@ -46,15 +45,11 @@ def _read(
 ) -> Iterator[Record | RecordError]:
     with closing(_checked(source, address, registry)) as items:
         for row, item in enumerate(islice(items, limit)):
-            if isinstance(item, RecordError):
-                yield item.at(address, row)
-                continue
             try:
-                record = map_columns(item, columns)
+                record: Record | RecordError = item if isinstance(item, RecordError) else map_columns(item, columns)
             except RecordError as error:
-                yield error.at(address, row)
-                continue
-            yield record
+                record = error
+            yield record.at(address, row) if isinstance(record, RecordError) else record
 
 
 def _checked(source: Source, address: str, registry: Registry) -> Generator[Record | RecordError, None, None]:

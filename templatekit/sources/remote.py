@@ -54,13 +54,11 @@ def _filesystem(address: str) -> tuple[Any, str]:
         raise SourceError(
             f"{address}: reading {protocol}:// needs a package that is not installed; fsspec says: {error}"
         ) from error
-    except ValueError as error:
-        if protocol not in available_protocols():
+    except Exception as error:  # each file system's client has errors of its own
+        if isinstance(error, ValueError) and protocol not in available_protocols():
             raise SourceError(
                 f"{address}: no protocol named {protocol!r}; {nearest(protocol, available_protocols())}"
             ) from error
-        raise _read_error(address, error) from error
-    except Exception as error:  # each file system's client has errors of its own
         raise _read_error(address, error) from error
     return filesystem, path
 
@@ -75,15 +73,13 @@ def _files(filesystem: Any, path: str, address: str) -> list[str]:
     if "://" in path or not filesystem.isdir(path):
         return [path]
     names = sorted(entry["name"] for entry in filesystem.ls(path, detail=True) if entry["type"] == "file")
-    kept = [
-        name
-        for name in names
-        if extension(PurePosixPath(name)) in READERS and not PurePosixPath(name).name.startswith((".", "_"))
-    ]
-    if not kept:
-        others = ", ".join(PurePosixPath(name).name for name in names[:8]) or "no files"
+    paths = [PurePosixPath(name) for name in names]
+    pairs = zip(names, paths, strict=True)
+    files = [name for name, path in pairs if extension(path) in READERS and not path.name.startswith((".", "_"))]
+    if not files:
+        others = ", ".join(path.name for path in paths[:8]) or "no files"
         raise SourceError(f"{address}: no data files; found {others}; expected files that end in {', '.join(READERS)}")
-    return kept
+    return files
 
 
 def _name(path: str) -> PurePosixPath:

@@ -12,8 +12,6 @@ from templatekit.sources.compression import decompressed, make_rewindable
 from templatekit.sources.json_records import read_json
 from templatekit.types import Record
 
-ADDRESS = "-"
-
 
 class StdinSource(Source):
     """`-`. Standard input has no file extension: it is read as JSON, in any layout."""
@@ -23,7 +21,7 @@ class StdinSource(Source):
 
     def accepts(self, address: str) -> bool:
         """Whether it is `-`; a file with that name is `./-`."""
-        return address == ADDRESS
+        return address == "-"
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
         """The rows, as they arrive. They can be read once: a second reading is an error."""
