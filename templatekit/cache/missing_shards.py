@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import count, islice
-from typing import TypeVar
 
 from templatekit.errors import RecordError
 from templatekit.pipeline.chunks import Chunk
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.types import Record
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,25 +34,12 @@ class MissingShards:
     ) -> Iterator[Chunk]:
         """The chunks of the given records, which start with the first of all."""
         for index in range(self.first + 1) if self.only_first else count():
-            shard = _CountingIterator(islice(records, self.shard_records))
-            first_row = index * self.shard_records
+            shard, first_row, found = islice(records, self.shard_records), index * self.shard_records, 0
             for chunk in pipeline.split_into_chunks(shard, first_row=first_row, from_caller=from_caller):
+                found += len(chunk.records)
                 if index == self.first or (index > self.first and index not in self.present):
                     yield chunk
                 elif chunk.error is not None:  # reading cannot go on
                     yield replace(chunk, records=[])
-            if shard.count < self.shard_records:
+            if found < self.shard_records:
                 return
-
-
-@dataclass
-class _CountingIterator(Iterator[T]):
-    """An iterator that counts its items."""
-
-    items: Iterator[T]
-    count: int = field(default=0)
-
-    def __next__(self) -> T:
-        item = next(self.items)
-        self.count += 1
-        return item

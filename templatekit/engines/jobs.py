@@ -21,7 +21,7 @@ from templatekit.hooks.registry import RegistryArguments
 from templatekit.pipeline.chunks import Chunk
 from templatekit.pipeline.counts import Counts
 from templatekit.pipeline.mixture import Mixture, create_pipeline
-from templatekit.pipeline.outputs import Converter, LengthCounts, Observer, OutputChunk, observed
+from templatekit.pipeline.outputs import Converter, LengthCounts, Observer, OutputChunk
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.tokens.tokenizer import Tokenizer
 
@@ -139,7 +139,9 @@ class RunningChunk:
 
 def _run_chunk(chunk: Chunk, pipeline: Pipeline, job: Job) -> RunningChunk:
     observers = tuple(create() for create in job.observers)
-    batches = observed(pipeline.process_chunk(chunk), observers, pipeline)
+    batches = pipeline.process_chunk(chunk)
+    for observer in observers:
+        batches = observer.observe(batches, pipeline)
     return RunningChunk(
         outputs=job.converter(batches, pipeline),
         observers=observers,

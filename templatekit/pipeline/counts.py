@@ -24,8 +24,6 @@ class Counts:
     rows_out: int = 0
     """Rows that gave at least one sample."""
     samples: int = 0
-    tokens: int = 0
-    trained_tokens: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     """Number of dropped rows and samples, by reason code."""
     dropped_rows: dict[str, list[int]] = field(default_factory=dict)
@@ -37,6 +35,8 @@ class Counts:
     truncated_rows: dict[str, list[int]] = field(default_factory=dict)
     first_truncated: dict[str, str] = field(default_factory=dict)
     """Length of the first shortened sample before and after, by truncation policy."""
+    tokens: int = 0
+    trained_tokens: int = 0
     untrained_turns: int = 0
     """Assistant turns of which nothing is trained though their rows came out: no prompt comes before the turn, or the
     template marks no target in it."""
@@ -117,26 +117,8 @@ class Counts:
 
     def as_dict(self) -> dict[str, Any]:
         """The counts as JSON holds them."""
-        return {
-            "rows_in": self.rows_in,
-            "rows_out": self.rows_out,
-            "samples": self.samples,
-            "dropped": dict(self.dropped),
-            "dropped_rows": self.dropped_rows,
-            "first_dropped": self.first_dropped,
-            "truncated": dict(self.truncated),
-            "truncated_rows": self.truncated_rows,
-            "first_truncated": self.first_truncated,
-            "tokens": self.tokens,
-            "trained_tokens": self.trained_tokens,
-            "untrained_turns": self.untrained_turns,
-            "empty_responses": self.empty_responses,
-            "left_out": dict(self.left_out),
-            "equal_pairs": self.equal_pairs,
-            "early_pairs": self.early_pairs,
-            "differing_prompts": self.differing_prompts,
-            "unread_keys": self.unread_keys,
-        }
+        values = {field_.name: getattr(self, field_.name) for field_ in fields(Counts)}
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()}
 
     def headline(self, *, tokens: bool) -> str:
         """One line: rows, samples and, with a tokenizer, `tokens`."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from itertools import chain, islice
 from typing import Any, ClassVar
 
@@ -136,7 +137,7 @@ class Mixture(Pipeline):
         """The records of every set in chunks, in the order in which they are drawn."""
         sets = self.options.mix
         mix = Mix(
-            openers=[self._opener(index) for index in range(len(sets))],
+            openers=[partial(self._read_set, index) for index in range(len(sets))],
             weights=[mixed.weight or 1.0 for mixed in sets],
             strategy=strategy_of(self.options),
             seed=self.options.shuffle or 0,
@@ -146,15 +147,10 @@ class Mixture(Pipeline):
             yield Chunk(records=records, adapters=self._adapter_names(), error=error)
         yield Chunk(records=[], adapters=self._adapter_names(), notes=self._notes(mix.passes))
 
-    def _opener(self, index: int) -> Callable[[], Iterable[Record | RecordError]]:
-        pipeline, repeat = self.pipelines[index], self.options.mix[index].repeat
-
-        def opened() -> Iterator[Record | RecordError]:
-            for _ in range(repeat):
-                for row, record in enumerate(pipeline.open()):
-                    yield with_row(record, row)
-
-        return opened
+    def _read_set(self, index: int) -> Iterator[Record | RecordError]:
+        for _ in range(self.options.mix[index].repeat):
+            for row, record in enumerate(self.pipelines[index].open()):
+                yield with_row(record, row)
 
     def _deduplicated_and_shuffled(
         self, drawn: Iterable[DrawnItem[Record | RecordError]]
@@ -202,7 +198,7 @@ class Mixture(Pipeline):
             made[index] = []
             for records in _split_at_repeats(drawn.item for drawn in chunk if drawn.set_index == index):
                 for batch in pipeline.process(records, source=pipeline.options.dataset):
-                    made[index] += (self._with_source(sample, self.names[index]) for sample in batch)
+                    made[index] += (_with_source(sample, self.names[index]) for sample in batch)
             made[index].reverse()
         for index, record in chunk:
             row, last = row_of(record, -1), -1
@@ -210,11 +206,6 @@ class Mixture(Pipeline):
             while samples and samples[-1].rendered.row == row and samples[-1].rendered.sample > last:
                 last = samples[-1].rendered.sample
                 yield samples.pop()
-
-    def _with_source(self, sample: Sample, name: str) -> Sample:
-        rendered = replace(sample.rendered, source=name)
-        tokenized = sample.tokenized and replace(sample.tokenized, rendered=rendered)
-        return replace(sample, rendered=rendered, tokenized=tokenized)
 
     def take_adapters(self, names: Sequence[str | None]) -> None:
         """Use for each set the adapter that its records in another process have shown."""
@@ -254,7 +245,7 @@ class Mixture(Pipeline):
         notes = {}
         for name, pipeline, mixed, own in zip(self.names, self.pipelines, self.options.mix, passes, strict=True):
             adapter = pipeline.adapter
-            told = f"adapter {adapter.name}, told by the records' keys" if adapter and not mixed.adapter else ""
+            told = f"adapter {adapter.name}, inferred from the records' keys" if adapter and not mixed.adapter else ""
             if note := "; ".join(filter(None, (_note(own), told))):
                 notes[name] = note
         return notes
@@ -279,6 +270,12 @@ def strategy_of(options: DataOptions) -> Strategy:
     if options.mix_strategy is not None:
         return options.mix_strategy
     return "all_exhausted" if any(mixed.weight is not None for mixed in options.mix) else "concat"
+
+
+def _with_source(sample: Sample, name: str) -> Sample:
+    rendered = replace(sample.rendered, source=name)
+    tokenized = sample.tokenized and replace(sample.tokenized, rendered=rendered)
+    return replace(sample, rendered=rendered, tokenized=tokenized)
 
 
 def _split_at_repeats(records: Iterable[Record | RecordError]) -> Iterator[list[Record | RecordError]]:

@@ -82,15 +82,6 @@ class Observer(Protocol):
         """Add what another observer saw of the batches that follow these."""
 
 
-def observed(
-    batches: Iterator[SampleBatch], observers: Iterable[Observer], pipeline: Pipeline
-) -> Iterator[SampleBatch]:
-    """The batches, seen by every observer."""
-    for observer in observers:
-        batches = observer.observe(batches, pipeline)
-    return batches
-
-
 @dataclass(kw_only=True)
 class LengthCounts:
     """An observer that counts samples by their length, and by their number of trained tokens."""

@@ -45,10 +45,8 @@ class Reader:
 
         An `ExcludedRecord` takes the place of each excluded one. Records that make one example come as one record.
         """
-        return self._exclude_and_shuffle(islice(group_records(records, self._group), self.options.limit))
-
-    def _exclude_and_shuffle(self, records: Iterator[Record | RecordError]) -> Iterator[Record | RecordError]:
         options = self.options
+        records = islice(group_records(records, self._group), options.limit)
         if options.filter:
             from templatekit.config.filter_expression import FilterExpression
             from templatekit.pipeline.filters import filtered
