@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from templatekit.errors import PluginError, RecordError
 from templatekit.formats.environment import PRINTED_NONE
-from templatekit.testing.checked_record import NoSampleError, SkipInput
+from templatekit.testing.checked_record import NoSampleError, SkipInput, Violation
 from templatekit.testing.failure import Failure
-from templatekit.testing.search import SearchResult, search, smallest_failing_input
+from templatekit.testing.search import search, smallest_failing_input
 from templatekit.testing.subject import Subject
-from templatekit.testing.violation import Violation
 
 T = TypeVar("T")
 InputStrategy = Callable[[Subject], st.SearchStrategy[T]]
@@ -73,8 +72,12 @@ class Check(Generic[T]):
             error = no_sample.error
             if no_sample.declared or _broken_promise(error) != self.name:
                 return "nothing came of the record"
-            found = f"{type(error).__name__}: {error}"
-            raise Violation("nothing came of a valid record", found=found, hint=_hint(error)) from error
+            refused = isinstance(error, RecordError) and error.reason == "template_refused"
+            raise Violation(
+                "nothing came of a valid record",
+                found=f"{type(error).__name__}: {error}",
+                hint=_REFUSAL_HINT if refused else "",
+            ) from error
         except Exception as error:  # a plugin may raise anything, and so may code that receives a plugin's wrong values
             if _broken_promise(error) not in (self.name, "valid_records_are_rendered"):
                 return "nothing came of a record like it"  # the other check reports it
@@ -82,12 +85,12 @@ class Check(Generic[T]):
 
     def failure(self, subject: Subject, value: T | None, violation: Violation) -> Failure:
         """Describe a violation on an input."""
-        return Failure.of(
-            violation,
+        return Failure(
             check=self.name,
             properties=self.properties,
             promise=self.promise,
             subject=subject,
+            violation=violation,
             record=getattr(value, "record", None),
         )
 
@@ -127,23 +130,22 @@ def check(
 
 def untried_outcomes(checks: Iterable[Check[Any]], subject: Subject) -> dict[Check[Any], Outcome]:
     """The outcomes of the checks that cannot be tried: there are no records, or the check does not apply."""
+    no_records = None
     try:
         _ = subject.shape
     except PluginError as error:
-        return {each: _without_records(each, subject, error) for each in checks}
-    reasons = {each: next(filter(None, (exempt(subject) for exempt in each.unless)), None) for each in checks}
-    return {
-        each: Outcome(check=each, subject=subject, status="not applicable", reason=reason)
-        for each, reason in reasons.items()
-        if reason
-    }
-
-
-def _without_records(check: Check[Any], subject: Subject, error: PluginError) -> Outcome:
-    if check.name != "valid_records_are_rendered":
-        return Outcome(check=check, subject=subject, status="not tried", reason="no record can be made")
-    failure = check.failure(subject, None, Violation(str(error)))
-    return Outcome(check=check, subject=subject, status="failed", tried=1, failure=failure)
+        no_records = Violation(str(error))
+    outcomes = {}
+    for each in checks:
+        if no_records is None:
+            if reason := next(filter(None, (exempt(subject) for exempt in each.unless)), None):
+                outcomes[each] = Outcome(check=each, subject=subject, status="not applicable", reason=reason)
+        elif each.name == "valid_records_are_rendered":
+            failure = each.failure(subject, None, no_records)
+            outcomes[each] = Outcome(check=each, subject=subject, status="failed", tried=1, failure=failure)
+        else:
+            outcomes[each] = Outcome(check=each, subject=subject, status="not tried", reason="no record can be made")
+    return outcomes
 
 
 def try_together(
@@ -175,25 +177,17 @@ def try_together(
                 smallest = smallest_failing_input(each.attempt, strategy, examples=examples, seed=seed)
                 failing = smallest or (None, result.violation)  # a check that does not always fail shows no record
             failure = each.failure(subject, *failing)
-        yield _outcome(each, subject, result, failure, expected_failures.get(each.name, ""))
-
-
-def _outcome(
-    check: Check[Any], subject: Subject, result: SearchResult, failure: Failure | None, expected_reason: str
-) -> Outcome:
-    if failure is None and not result.tried:
-        reasons = (f"{reason} ({count})" for reason, count in result.skipped.most_common(3))
-        return Outcome(
-            check=check, subject=subject, status="not tried", reason="; ".join(reasons) or "no time was left"
-        )
-    status: Status
-    if failure is None:
-        status = "unexpected" if expected_reason else "held"
-    else:
-        status = "expected" if expected_reason else "failed"
-    return Outcome(
-        check=check, subject=subject, status=status, tried=result.tried, reason=expected_reason, failure=failure
-    )
+        reason = expected_failures.get(each.name, "")
+        status: Status
+        if failure is not None:
+            status = "expected" if reason else "failed"
+        elif result.tried:
+            status = "unexpected" if reason else "held"
+        else:
+            status = "not tried"
+            reasons = (f"{skipped} ({count})" for skipped, count in result.skipped.most_common(3))
+            reason = "; ".join(reasons) or "no time was left"
+        yield Outcome(check=each, subject=subject, status=status, tried=result.tried, reason=reason, failure=failure)
 
 
 def _broken_promise(error: Exception) -> str:
@@ -208,10 +202,7 @@ def _broken_promise(error: Exception) -> str:
     return "valid_records_are_rendered"
 
 
-def _hint(error: Exception) -> str:
-    if isinstance(error, RecordError) and error.reason == "template_refused":
-        return (
-            "a format that refuses some conversations says so in its leading comment: "
-            "capabilities: {system: false}, or {multi_turn: false}"
-        )
-    return ""
+_REFUSAL_HINT = (
+    "a format that refuses some conversations says so in its leading comment: "
+    "capabilities: {system: false}, or {multi_turn: false}"
+)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
 from dataclasses import replace
+
+from hypothesis import strategies as st
 
 from templatekit.testing import oracle
 from templatekit.testing.check import check
-from templatekit.testing.checked_record import CheckedRecord, CheckedSample
+from templatekit.testing.checked_record import CheckedRecord, CheckedSample, Violation, equal, holds
 from templatekit.testing.exemptions import does_not_write, lossy_tokenizer, no_adapter, splits_content
-from templatekit.testing.inputs import checked_records, subject_alone
+from templatekit.testing.inputs import checked_records
 from templatekit.testing.records import PROBE_TEXT, texts_read, value_at
 from templatekit.testing.subject import Subject
-from templatekit.testing.violation import Violation, equal, holds
 
 
 @check(8, given=checked_records, unless=[lossy_tokenizer])
@@ -23,23 +25,31 @@ def ids_decode_to_the_text(checked: CheckedRecord) -> str | None:
     if not all(oracle.is_lossless(tokenizer, sample.rendered.text) for sample in checked.samples):
         return "the tokenizer has no token for some bytes"
     for sample in checked.samples:
-        rendered = sample.rendered
-        expected = oracle.expected_decoding(tokenizer, rendered, len(rendered.text), sample.cuts)
-        equal(tokenizer.decode(sample.tokenized.input_ids), expected, "the ids decode to another text", sample)
+        compare_decoding(sample)
         if sample.prompted:
             expected = oracle.expected_decoding(tokenizer, sample.prompt, len(sample.prompt.text), ())
             equal(tokenizer.decode(sample.prompt_ids), expected, "the prompt's ids decode to another text", sample)
     return None
 
 
+def compare_decoding(sample: CheckedSample) -> None:
+    """Compare the text to which the ids of a sample decode with the expected one."""
+    tokenizer, rendered = sample.subject.tokenizer, sample.rendered
+    expected = oracle.expected_decoding(tokenizer, rendered, len(rendered.text), sample.cuts)
+    equal(tokenizer.decode(sample.tokenized.input_ids), expected, "the ids decode to another text", sample)
+
+
 @check(9, given=checked_records)
 def texts_stand_unchanged(checked: CheckedRecord) -> None:
     """Each text of the record is in the rendered text unchanged, where its origin says."""
     for sample in checked.samples:
-        for index, message in enumerate(sample.example.messages):
-            for field in ("content", "context"):
-                _compare(sample, f"messages[{index}].{field}", getattr(message, field), _printed(sample, index, field))
-        _everything_has_an_origin(sample)
+        for where, text, printed in _texts(sample):
+            _compare(sample, where, text, printed)
+        end = 0
+        for span in sample.rendered.spans:
+            equal(span.start, end, "the origins have a gap", sample)
+            end = span.end
+        equal(end, len(sample.rendered.text), "the origins end before the text does", sample)
     if checked.subject.checked_adapter:
         _adapter_keeps_texts(checked)
 
@@ -53,9 +63,8 @@ def _compare(sample: CheckedSample, where: str, value: str, printed: list[str]) 
     elif declared.strips_content:
         right = trims and whole in value
     else:
-        right = whole == value or (
-            not whole and bool(value.strip())
-        )  # another check reports texts that are not printed
+        # Another check reports texts that are not printed.
+        right = whole == value or (not whole and bool(value.strip()))
     hint = _TRIMS if trims and not declared.strips_content else ""
     holds(right, f"the template changes {where}", sample, expected=value, found=whole, hint=hint)
 
@@ -66,18 +75,15 @@ _TRIMS = (
 )
 
 
-def _printed(sample: CheckedSample, message: int, field: str) -> list[str]:
-    """The printed runs of a field."""
-    spans = [s for s in sample.rendered.spans if (s.origin.message, s.origin.field) == (message, field)]
-    return [sample.rendered.text[start:end] for start, end in oracle.merged([(s.start, s.end) for s in spans])]
-
-
-def _everything_has_an_origin(sample: CheckedSample) -> None:
-    end = 0
-    for span in sample.rendered.spans:
-        equal(span.start, end, "the origins have a gap", sample)
-        end = span.end
-    equal(end, len(sample.rendered.text), "the origins end before the text does", sample)
+def _texts(sample: CheckedSample) -> Iterator[tuple[str, str, list[str]]]:
+    """The name of each text, such as `messages[0].content`, the text, and its printed runs."""
+    rendered = sample.rendered
+    for index, message in enumerate(sample.example.messages):
+        for field in ("content", "context"):
+            spans = [s for s in rendered.spans if (s.origin.message, s.origin.field) == (index, field)]
+            runs = oracle.merged([(span.start, span.end) for span in spans])
+            printed = [rendered.text[start:end] for start, end in runs]
+            yield f"messages[{index}].{field}", getattr(message, field), printed
 
 
 def _adapter_keeps_texts(checked: CheckedRecord) -> None:
@@ -89,28 +95,22 @@ def _adapter_keeps_texts(checked: CheckedRecord) -> None:
         expected = text.strip() if adapter.strips_content else text
         if not any(expected in each for each in read):
             raise Violation(
-                f"the adapter changed the text at {_as_subscripts(location.path)}",
+                f"the adapter changed the text at {''.join(f'[{key!r}]' for key in location.path)}",
                 expected=text,
                 found=read,
                 hint="an adapter that takes whitespace off says so: strips_content = True",
             )
 
 
-def _as_subscripts(path: tuple[object, ...]) -> str:
-    return "".join(f"[{key!r}]" for key in path)
-
-
 @check(10, given=checked_records, unless=[splits_content])
 def texts_are_printed_once(checked: CheckedRecord) -> None:
     """Each text that is not empty is printed once, in one piece."""
     for sample in checked.samples:
-        for index, message in enumerate(sample.example.messages):
-            for field in ("content", "context"):
-                count = len(_printed(sample, index, field))
-                if getattr(message, field).strip():
-                    equal(count, 1, f"how often messages[{index}].{field} is printed", sample)
-                else:
-                    holds(count <= 1, f"messages[{index}].{field} is printed {count} times", sample)
+        for where, text, printed in _texts(sample):
+            if text.strip():
+                equal(len(printed), 1, f"how often {where} is printed", sample)
+            else:
+                holds(len(printed) <= 1, f"{where} is printed {len(printed)} times", sample)
 
 
 @check(11, given=checked_records)
@@ -120,12 +120,8 @@ def prints_no_none(checked: CheckedRecord) -> None:
         own = [sample.rendered.text[s.start : s.end] for s in sample.rendered.spans if s.origin.kind != "field"]
         found = set(re.findall(r"None|\bnan\b|undefined|Undefined", "\n".join(own)))
         unexplained = [word for word in sorted(found) if word not in checked.subject.template.original]
-        holds(
-            not unexplained,
-            f"the template prints {', '.join(unexplained)}",
-            sample,
-            hint="print it only where there is one",
-        )
+        what, hint = f"the template prints {', '.join(unexplained)}", "print it only where there is one"
+        holds(not unexplained, what, sample, hint=hint)
 
 
 @check(12, given=checked_records, unless=[no_adapter, does_not_write])
@@ -140,7 +136,7 @@ def records_come_back(checked: CheckedRecord) -> None:
     equal(adapter.to_record(again), written, "written a second time, the record is another one")
 
 
-@check(12, given=subject_alone, unless=[no_adapter])
+@check(12, given=st.just, unless=[no_adapter])
 def declared_keys_are_read(subject: Subject) -> None:
     """A text under any key that the adapter names in `keys` is read: into a message, a tool or the metadata."""
     for key in subject.shape.additional_keys:
@@ -154,7 +150,7 @@ def declared_keys_are_read(subject: Subject) -> None:
         )
 
 
-@check(12, given=subject_alone, unless=[no_adapter])
+@check(12, given=st.just, unless=[no_adapter])
 def unknown_keys_are_reported(subject: Subject) -> None:
     """A key that the adapter does not read is reported with its row, never lost in silence."""
     pipeline = subject.new_pipeline()

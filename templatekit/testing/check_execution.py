@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, tzinfo
 from typing import Any
 from unittest.mock import patch
 
+from hypothesis import strategies as st
+
 from templatekit.errors import RecordError
 from templatekit.testing.check import check
-from templatekit.testing.checked_record import CheckedRecord, CheckedSample
+from templatekit.testing.checked_record import CheckedRecord, CheckedSample, Violation, equal, holds
 from templatekit.testing.exemptions import no_adapter
 from templatekit.testing.inputs import (
     MalformedRecord,
@@ -20,12 +21,10 @@ from templatekit.testing.inputs import (
     checked_records,
     malformed_records,
     record_lists,
-    subject_alone,
 )
-from templatekit.testing.records import with_value
+from templatekit.testing.records import Scope, short_example, with_values
 from templatekit.testing.subject import Subject
-from templatekit.testing.violation import Violation, equal, holds
-from templatekit.types import IGNORE_INDEX, Example, Message, PreferenceExample, Record, Sample
+from templatekit.types import IGNORE_INDEX, Example, PreferenceExample, Record, Sample
 
 
 @check(1, given=checked_records)
@@ -104,17 +103,13 @@ def records_stay_as_they_are(checked: CheckedRecord) -> None:
     record = copy.deepcopy(checked.record)
     adapter = checked.subject.adapter
     example = adapter.to_example(record)
-    equal(_as_json(record), _as_json(checked.record), "to_example changed the record that it received")
+    equal(repr(record), repr(checked.record), "to_example changed the record that it received")
     before = copy.deepcopy(example)
     try:
         adapter.to_record(example)
     except Exception:  # another check reports what to_record cannot write
         return
     equal(example, before, "to_record changed the example that it received")
-
-
-def _as_json(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False, default=repr)
 
 
 @check(4, given=checked_records)
@@ -164,7 +159,7 @@ TOLERANCE = 0.05
 """Seconds of processor time that do not count: caches that are filled first, and the noise of a busy machine."""
 
 
-@check(7, given=subject_alone)
+@check(7, given=st.just)
 def the_cost_grows_with_the_text(subject: Subject) -> None:
     """Ten times the text, or ten times the turns, costs at most fifteen times as much time and text."""
 
@@ -179,23 +174,14 @@ def the_cost_grows_with_the_text(subject: Subject) -> None:
     plain = subject.shape.records[0]
     paths = [location.path for location in subject.text_locations(plain)]
     for unit in ("a", "\n é"):
-        short, long = (_filled(plain, paths, unit * (count // len(unit))) for count in (SHORT, LONG))
+        short, long = (
+            with_values(plain, ((path, unit * (count // len(unit))) for path in paths)) for count in (SHORT, LONG)
+        )
         _compare(cost(short), cost(long), f"{LONG // SHORT} times the text (of {unit!r})")
     # If earlier turns are rendered otherwise than last ones, each turn needs a sample of its own.
-    if subject.scope.turns > 1 and subject.capabilities.prefix_stable:
-        few, many = (subject.adapter.to_record(_conversation(count)) for count in (4, 40))
+    if subject.scope.max_turns > 1 and subject.capabilities.prefix_stable:
+        few, many = (subject.adapter.to_record(short_example(Scope(max_turns=count))) for count in (4, 40))
         _compare(cost(few), cost(many), "ten times the turns")
-
-
-def _filled(record: Record, paths: list[Any], text: str) -> Record:
-    for path in paths:
-        record = with_value(record, path, text)
-    return record
-
-
-def _conversation(turns: int) -> Example:
-    turn = (Message(role="user", content="Name one."), Message(role="assistant", content="This one."))
-    return Example(messages=turn * turns)
 
 
 def _compare(short: tuple[float, int], long: tuple[float, int], what: str) -> None:

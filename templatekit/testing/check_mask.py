@@ -7,10 +7,9 @@ from collections import Counter
 
 from templatekit.testing import oracle
 from templatekit.testing.check import check
-from templatekit.testing.checked_record import CheckedRecord, CheckedSample
+from templatekit.testing.checked_record import CheckedRecord, CheckedSample, equal, holds
 from templatekit.testing.exemptions import lossy_tokenizer
 from templatekit.testing.inputs import checked_records
-from templatekit.testing.violation import Violation, equal, holds
 from templatekit.types import IGNORE_INDEX, Message, RenderedText, TargetSpan
 
 
@@ -18,17 +17,12 @@ from templatekit.types import IGNORE_INDEX, Message, RenderedText, TargetSpan
 def the_response_alone_is_trained(checked: CheckedRecord) -> None:
     """Only the response and its end marker are trained, or the part of them that `train_on` names."""
     for sample in checked.samples:
-        trained = [(span.start, span.end) for span in sample.tokenized.loss_spans if span.weight]
         text = sample.rendered.text
-        equal(
-            [text[start:end] for start, end in oracle.merged(trained)],
-            [text[start:end] for start, end in oracle.merged(expected_ranges(sample))],
-            f"the trained text (train_on={sample.train_on})",
-            sample,
-        )
-        equal(
-            oracle.merged(trained), oracle.merged(expected_ranges(sample)), "the position of the trained text", sample
-        )
+        trained = oracle.merged([(span.start, span.end) for span in sample.tokenized.loss_spans if span.weight])
+        expected = oracle.merged(expected_ranges(sample))
+        found, wanted = ([text[start:end] for start, end in ranges] for ranges in (trained, expected))
+        equal(found, wanted, f"the trained text (train_on={sample.train_on})", sample)
+        equal(trained, expected, "the position of the trained text", sample)
 
 
 def expected_ranges(sample: CheckedSample) -> list[tuple[int, int]]:
@@ -112,12 +106,11 @@ def trained_ids_are_the_responses(checked: CheckedRecord) -> str | None:
             flags[0] = True
         trained = oracle.true_runs(flags)
         equal(len(trained), len(spans), "the number of runs of trained ids", sample)
-        for (first, last), (start, end) in zip(trained, spans, strict=True):
-            for index, position, edge in ((first, start, "starts"), (last, end, "ends")):
+        for run, span in zip(trained, spans, strict=True):
+            for index, position, edge in zip(run, span, ("starts", "ends"), strict=True):
                 expected = oracle.expected_decoding(tokenizer, sample.rendered, position, [*cuts, position])
-                equal(
-                    tokenizer.decode(ids[:index]), expected, f"the text of the ids before a trained run {edge}", sample
-                )
+                what = f"the text of the ids before a trained run {edge}"
+                equal(tokenizer.decode(ids[:index]), expected, what, sample)
     return None
 
 
@@ -181,25 +174,18 @@ def end_marker_is_trained_once(checked: CheckedRecord) -> str | None:
             if not marker:
                 holds(template.metadata.end_marker == "none", "an answer has no end marker", sample)
                 continue
-            holds(
-                any(marker.endswith(text) for text in _stop_texts(checked)),
-                "the saved model does not stop at the end marker",
-                sample,
-                expected=_stop_texts(checked),
-                found=marker,
-            )
-            weights = {
-                span.weight
-                for span in sample.tokenized.loss_spans
-                if span.start < target.end and target.marker_start < span.end
-            }
+            stops = _stop_texts(checked)
+            what = "the saved model does not stop at the end marker"
+            holds(marker.endswith(tuple(stops)), what, sample, expected=stops, found=marker)
+            inside = (s for s in sample.tokenized.loss_spans if s.start < target.end and target.marker_start < s.end)
+            weights = {span.weight for span in inside}
             trained = checked.train_on == "all" or target in sample.trained_targets
             equal(bool(max(weights)), trained, f"whether the end marker {marker!r} is trained", sample)
             equal(len(weights), 1, f"how many weights the end marker {marker!r} has", sample)
         last = sample.rendered.target_spans[-1].end
         trailing = [span for span in sample.tokenized.loss_spans if span.start >= last and span.weight]
-        if trailing and checked.train_on != "all":
-            raise Violation("text after the last end marker is trained", sample=sample, found=trailing)
+        right = not trailing or checked.train_on == "all"
+        holds(right, "text after the last end marker is trained", sample, found=trailing)
     return None
 
 

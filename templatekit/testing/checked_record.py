@@ -1,13 +1,13 @@
-"""A record of a subject after all stages: its samples, or the reason why there are none."""
+"""A record of a subject after all stages, and the exceptions and assertions of checks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from templatekit.errors import NOTHING_TRAINED, ConfigError, RecordError
+from templatekit.pipeline.pipeline import Pipeline
 from templatekit.testing.records import conversations_of
 from templatekit.testing.subject import Subject
 from templatekit.types import Example, Message, Record, RenderedText, Sample, TargetSpan, TokenizedExample, TrainOn
@@ -26,19 +26,50 @@ class SkipInput(Exception):
     """An input shows nothing about the check; the text is the reason."""
 
 
+class Violation(AssertionError):
+    """The promise of a check is broken."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        expected: object = None,
+        found: object = None,
+        sample: CheckedSample | None = None,
+        hint: str = "",
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.expected = expected
+        self.found = found
+        self.sample = sample
+        self.hint = hint
+
+
+def equal(found: object, expected: object, what: str, sample: CheckedSample | None = None) -> None:
+    """Raise `Violation` if two values differ."""
+    if found != expected:
+        raise Violation(what, expected=expected, found=found, sample=sample)
+
+
+def holds(condition: object, what: str, sample: CheckedSample | None = None, **more: Any) -> None:
+    """Raise `Violation` if a condition is false."""
+    if not condition:
+        raise Violation(what, sample=sample, **more)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CheckedSample:
     """A sample of a record, with the prompt that a server would encode for it."""
 
     subject: Subject
     sample: Sample
-    options: Mapping[str, Any]
+    pipeline: Pipeline
 
     @property
     def train_on(self) -> TrainOn:
         """The option `train_on`."""
-        text: TrainOn = self.subject.pipeline(**self.options).options.train_on
-        return text
+        return self.pipeline.options.train_on
 
     @property
     def example(self) -> Example:
@@ -104,7 +135,7 @@ class CheckedSample:
     @cached_property
     def prompt_ids(self) -> tuple[int, ...]:
         """The ids of the prompt."""
-        return self.subject.pipeline(**self.options).prompt_ids(self.before(self.first_turn))
+        return self.pipeline.prompt_ids(self.before(self.first_turn))
 
 
 class CheckedRecord:
@@ -115,19 +146,23 @@ class CheckedRecord:
         self.record = record
         self.options = options
 
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The pipeline that makes the samples."""
+        return self.subject.pipeline(**self.options)
+
     @property
     def train_on(self) -> TrainOn:
         """The option `train_on`."""
-        text: TrainOn = self.subject.pipeline(**self.options).options.train_on
-        return text
+        return self.pipeline.options.train_on
 
     @cached_property
     def _outcome(self) -> list[CheckedSample] | Exception:
         try:
-            samples = self.subject.run(self.record, **self.options)
+            samples = list(self.pipeline.run([self.record]))
         except Exception as error:  # templates and plugins may raise anything
             return error
-        return [CheckedSample(subject=self.subject, sample=sample, options=self.options) for sample in samples]
+        return [CheckedSample(subject=self.subject, sample=sample, pipeline=self.pipeline) for sample in samples]
 
     @property
     def samples(self) -> list[CheckedSample]:
@@ -143,10 +178,8 @@ class CheckedRecord:
 
         An adapter may refuse a record if it names the field; a template that splits texts may refuse one too.
         """
-        if isinstance(error, ConfigError) and NOTHING_TRAINED in str(error):
-            return True
         if not isinstance(error, RecordError):
-            return False
+            return isinstance(error, ConfigError) and NOTHING_TRAINED in str(error)
         if self.subject.capabilities.splits_content and error.reason == "no_place_for_field":
             return True
         try:

@@ -25,7 +25,7 @@ def does_not_write(subject: Subject) -> str | None:
 
 def one_turn(subject: Subject) -> str | None:
     """For checks of conversations."""
-    return None if subject.scope.turns > 1 else "one turn is all that is taken"
+    return None if subject.scope.max_turns > 1 else "one turn is all that is taken"
 
 
 def lossy_tokenizer(subject: Subject) -> str | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from templatekit.testing.checked_record import CheckedSample
+from templatekit.testing.checked_record import CheckedSample, Violation
 from templatekit.testing.subject import Subject
-from templatekit.testing.violation import Violation
 
 _CHARACTERS_SHOWN, _IDS_SHOWN = 40, 12
 """Characters or ids that are shown before a difference; after it four times as many."""
@@ -23,68 +22,41 @@ class Failure:
     check: str
     properties: tuple[int, ...]
     promise: str
-    subject: str
-    tokenizer: str
-    what: str
+    subject: Subject
+    violation: Violation
     record: Any
     """The smallest failing record that was found; None for checks without generated records."""
-    expected: Any
-    found: Any
-    tokens: tuple[str, ...] = ()
-    """The ids of the sample with their texts; a trained id ends with `*`."""
-    hint: str = ""
-
-    @classmethod
-    def of(
-        cls,
-        violation: Violation,
-        *,
-        check: str,
-        properties: tuple[int, ...],
-        promise: str,
-        subject: Subject,
-        record: Any,
-    ) -> Failure:
-        """Describe a violation."""
-        return cls(
-            check=check,
-            properties=properties,
-            promise=promise,
-            subject=subject.name,
-            tokenizer=subject.tokenizer.name,
-            what=violation.what,
-            record=_json_value(record),
-            expected=_json_value(violation.expected),
-            found=_json_value(violation.found),
-            tokens=tuple(_described_ids(violation.sample)) if violation.sample else (),
-            hint=violation.hint,
-        )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        names = ("tokenizer", "what", "record", "expected", "found", "tokens", "hint")
-        return {name: getattr(self, name) for name in names}
-
-    def lines(self) -> Iterator[str]:
-        """The failure in a few lines of text."""
-        yield f"promise:  {self.promise}"
-        yield f"broken:   {self.what}"
-        if self.record is not None:
-            yield f"record:   {_shortened_json(self.record)}"
-        yield from _difference(self.expected, self.found)
-        if self.tokens:
-            yield f"ids:      {' '.join(self.tokens)}"
-        if self.hint:
-            yield f"hint:     {self.hint}"
+        """Plain values for JSON. `tokens` are the ids of the sample with their texts; a trained id ends with `*`."""
+        sample = self.violation.sample
+        return {
+            "tokenizer": self.subject.tokenizer.name,
+            "what": self.violation.what,
+            "record": _json_value(self.record),
+            "expected": _json_value(self.violation.expected),
+            "found": _json_value(self.violation.found),
+            "tokens": list(_described_ids(sample)) if sample else [],
+            "hint": self.violation.hint,
+        }
 
     def __str__(self) -> str:
-        head = f"{self.subject}, tokenizer {self.tokenizer}: {self.check} ({properties(self.properties)})"
-        return "\n".join([head, *(f"  {line}" for line in self.lines())])
+        return "\n  ".join(self._lines())
 
-
-def properties(numbers: Sequence[int]) -> str:
-    """`property 8`, `properties 14, 15`."""
-    return f"{'property' if len(numbers) == 1 else 'properties'} {', '.join(map(str, numbers))}"
+    def _lines(self) -> Iterator[str]:
+        facts = self.as_dict()
+        noun = "property" if len(self.properties) == 1 else "properties"
+        numbers = ", ".join(map(str, self.properties))
+        yield f"{self.subject.name}, tokenizer {facts['tokenizer']}: {self.check} ({noun} {numbers})"
+        yield f"promise:  {self.promise}"
+        yield f"broken:   {facts['what']}"
+        if facts["record"] is not None:
+            yield f"record:   {_shortened_json(facts['record'])}"
+        yield from _difference(facts["expected"], facts["found"])
+        if facts["tokens"]:
+            yield f"ids:      {' '.join(facts['tokens'])}"
+        if facts["hint"]:
+            yield f"hint:     {facts['hint']}"
 
 
 def _json_value(value: Any) -> Any:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from templatekit.hooks.contracts import Adapter
 from templatekit.testing.checked_record import CheckedRecord, NoSampleError, SkipInput
-from templatekit.testing.records import TextLocation, paths_of, with_value
+from templatekit.testing.records import TextLocation, paths_of, with_value, with_values
 from templatekit.testing.subject import Subject
 from templatekit.testing.texts import JSON_VALUES, MARKERS, WHITESPACE, control_strings, markers_of, plain_text
 from templatekit.types import Example, Message, Record, TrainOn
@@ -39,8 +39,8 @@ class RecordPair:
 
     original: CheckedRecord
     changed: CheckedRecord
-    locations: tuple[TextLocation, ...]
-    """The locations of the changed texts."""
+    replaced: bool
+    """Whether any text was replaced: a record need not have a suitable one."""
 
     @property
     def record(self) -> Record:
@@ -57,14 +57,10 @@ def _record_pairs(
     subject: Subject, replacements: st.SearchStrategy[ChooseReplacements]
 ) -> st.SearchStrategy[RecordPair]:
     def make_pair(record: Record, choose: ChooseReplacements) -> RecordPair:
-        changed, locations = record, []
-        for location, text in choose(subject.text_locations(record)):
-            changed = with_value(changed, location.path, text)
-            locations.append(location)
+        chosen = choose(subject.text_locations(record))
+        changed = with_values(record, ((location.path, text) for location, text in chosen))
         return RecordPair(
-            original=CheckedRecord(subject, record),
-            changed=CheckedRecord(subject, changed),
-            locations=tuple(locations),
+            original=CheckedRecord(subject, record), changed=CheckedRecord(subject, changed), replaced=bool(chosen)
         )
 
     return st.builds(make_pair, subject.records(plain_text()), replacements)
@@ -79,12 +75,10 @@ def control_strings_in_a_text(subject: Subject) -> st.SearchStrategy[RecordPair]
             if not locations:
                 return []
             location = locations[number % len(locations)]
-            # An answer may use added tokens that are not flagged special.
-            allowed = [
-                text
-                for text in fragments
-                if location.role != "assistant" or not (text in control and not control[text].special)
-            ]
+            if location.role == "assistant":  # an answer may use added tokens that are not flagged special
+                allowed = [text for text in fragments if text not in control or control[text].special]
+            else:
+                allowed = fragments
             return [(location, f"a{''.join(allowed)}b")]
 
         return choose
@@ -173,16 +167,12 @@ def malformed_records(subject: Subject) -> st.SearchStrategy[MalformedRecord]:
     """Valid records with a wrong value somewhere, and arbitrary values under the adapter's keys."""
     adapter = subject.adapter
     arbitrary = st.dictionaries(st.sampled_from(adapter.keys) | st.text(max_size=5), JSON_VALUES, max_size=4)
-    damaged = st.builds(
-        with_wrong_value, st.sampled_from(subject.shape.records), st.integers(0, 99), JSON_VALUES | st.just(...)
+    damaged = st.sampled_from(subject.shape.records).flatmap(
+        lambda record: st.builds(
+            with_value, st.just(record), st.sampled_from(list(paths_of(record))), JSON_VALUES | st.just(...)
+        )
     )
     return (damaged | arbitrary).map(lambda record: MalformedRecord(adapter=adapter, record=record))
-
-
-def with_wrong_value(record: Record, number: int, value: Any) -> Record:
-    """The record with another value at one of its paths, at any depth; the value `...` removes the entry."""
-    paths = list(paths_of(record))
-    return with_value(record, paths[number % len(paths)], value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +197,3 @@ def odd_roles(subject: Subject) -> st.SearchStrategy[OddRoles]:
         return OddRoles(subject=subject, example=Example(messages=tuple(messages)))
 
     return roles.map(make)
-
-
-def subject_alone(subject: Subject) -> st.SearchStrategy[Subject]:
-    """The subject itself, for checks that need no generated input."""
-    return st.just(subject)

@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -190,10 +190,9 @@ def expected_decoding(tokenizer: Tokenizer, rendered: RenderedText, end: int, cu
     return text[1:] if adds_prefix and text.startswith(" ") else text
 
 
-def true_runs(flags: Sequence[bool]) -> list[tuple[int, int]]:
+def true_runs(flags: Iterable[object]) -> list[tuple[int, int]]:
     """The half-open index ranges of consecutive true values."""
-    edges = [i for i in range(len(flags) + 1) if (i > 0 and flags[i - 1]) != (i < len(flags) and flags[i])]
-    return list(zip(edges[::2], edges[1::2], strict=True))
+    return merged([(index, index + 1) for index, flag in enumerate(flags) if flag])
 
 
 def merged(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

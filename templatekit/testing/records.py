@@ -21,31 +21,21 @@ Text = st.SearchStrategy[str]
 class Scope:
     """The parts of a conversation that a format can express, besides one turn of a user and an assistant."""
 
-    turns: int = 1
+    max_turns: int = 1
     """The maximum number of turns that are tried."""
     system: bool = False
     context: bool = False
     reasoning: bool = False
 
     def __and__(self, other: Scope) -> Scope:
-        return Scope(
-            turns=min(self.turns, other.turns),
-            system=self.system and other.system,
-            context=self.context and other.context,
-            reasoning=self.reasoning and other.reasoning,
-        )
+        ours, theirs = asdict(self), asdict(other)
+        return Scope(**{name: min(ours[name], theirs[name]) for name in ours})
 
     def __str__(self) -> str:
         parts = [name for name in OPTIONAL_PARTS if getattr(self, name)]
-        turns = "conversations" if self.turns > 1 else "one turn"
-        return f"{turns}{f' with {_joined_with_and(parts)}' if parts else ''}"
-
-
-EVERYTHING = Scope(turns=3, system=True, context=True, reasoning=True)
-
-
-def _joined_with_and(names: list[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+        turns = "conversations" if self.max_turns > 1 else "one turn"
+        listed = " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+        return f"{turns} with {listed}" if listed else turns
 
 
 def examples(text: Text | None = None, *, system: bool = False, context: bool = True) -> st.SearchStrategy[Example]:
@@ -78,18 +68,6 @@ def _conversation(system: Message | None, turns: list[tuple[Message, Message]]) 
     return Example(messages=tuple([system, *messages] if system else messages))
 
 
-def conversations_within(scope: Scope, text: Text, *, min_turns: int = 1) -> st.SearchStrategy[Example]:
-    """Conversations with all parts that a format can express."""
-    return conversations(
-        text,
-        system=scope.system,
-        context=scope.context,
-        reasoning=scope.reasoning,
-        min_turns=min_turns,
-        max_turns=scope.turns,
-    )
-
-
 class TextLocation(NamedTuple):
     """The location of a text in a record."""
 
@@ -106,12 +84,12 @@ class RecordShape:
     """The conversations that `to_record` writes and `to_example` reads again; None if the adapter does not write."""
     records: tuple[Record, ...]
     """Records that it reads: its `example_records` and the shortest that it writes, or texts under its keys."""
-    additional_keys: tuple[str, ...]
-    """Keys that may be added to the first record, with any text."""
-    optional_keys: tuple[str, ...]
-    """Keys that may be removed from the first record."""
     text_paths: tuple[tuple[tuple[Any, ...], ...], ...]
     """For each record the paths of its texts."""
+    additional_keys: tuple[str, ...] = ()
+    """Keys that may be added to the first record, with any text."""
+    optional_keys: tuple[str, ...] = ()
+    """Keys that may be removed from the first record."""
 
 
 RecordValidator = Callable[[Record], object]
@@ -161,33 +139,33 @@ def records_for(adapter: Adapter, text: Text | None = None) -> st.SearchStrategy
     adapter that has neither, they are records with a text under each key. Optional keys are sometimes left out. Raises
     `PluginError` if the adapter reads no such record.
     """
-    return records_of(adapter, record_shape(adapter), adversarial_text() if text is None else text)
+    shape = record_shape(adapter)
+    return records_of(adapter, shape, adversarial_text() if text is None else text, shape.scope or Scope())
 
 
 def records_of(
-    adapter: Adapter, shape: RecordShape, text: Text, scope: Scope = EVERYTHING, *, min_turns: int = 1
+    adapter: Adapter, shape: RecordShape, text: Text, scope: Scope, *, min_turns: int = 1
 ) -> st.SearchStrategy[Record]:
     """Records of a known shape, of conversations within `scope`."""
     filled = [_filled(record, paths, text) for record, paths in zip(shape.records, shape.text_paths, strict=True)]
     added = st.fixed_dictionaries({}, optional=dict.fromkeys(shape.additional_keys, text))
     removed = st.sets(st.sampled_from(shape.optional_keys)) if shape.optional_keys else st.just(set[str]())
-    changed = st.builds(lambda record, new, keys: _without({**record, **new}, keys), filled[0], added, removed)
+    changed = st.builds(
+        lambda record, new, absent: {key: value for key, value in {**record, **new}.items() if key not in absent},
+        filled[0],
+        added,
+        removed,
+    )
     if shape.scope is None:
         return st.one_of(*filled, changed)
-    written = conversations_within(shape.scope & scope, text, min_turns=min_turns).map(adapter.to_record)
+    written = conversations(text, min_turns=min_turns, **asdict(scope)).map(adapter.to_record)
     return written if min_turns > 1 else st.one_of(written, *filled[:-1], changed)
 
 
 def _filled(record: Record, paths: Sequence[tuple[Any, ...]], text: Text) -> st.SearchStrategy[Record]:
     """The record with other texts at all paths."""
-
-    def fill(texts: list[str]) -> Record:
-        changed = record
-        for path, each in zip(paths, texts, strict=True):
-            changed = with_value(changed, path, each)
-        return changed
-
-    return st.lists(text, min_size=len(paths), max_size=len(paths)).map(fill)
+    texts = st.lists(text, min_size=len(paths), max_size=len(paths))
+    return texts.map(lambda drawn: with_values(record, zip(paths, drawn, strict=True)))
 
 
 def text_locations(adapter: Adapter, record: Record) -> list[TextLocation]:
@@ -222,13 +200,8 @@ def _rendered(example: Example) -> Example:
 
 def texts_read(adapter: Adapter, record: Record) -> list[str]:
     """Every text in the examples that an adapter reads from a record."""
-    return [text for example in adapter.to_examples(copy.deepcopy(record)) for text in texts_of(example)]
-
-
-def texts_of(value: Message | Example) -> list[str]:
-    """Every text in an example or a message."""
-    fields = asdict(value)
-    return [text for path in paths_of(fields) if isinstance(text := value_at(fields, path), str)]
+    read = [asdict(example) for example in adapter.to_examples(copy.deepcopy(record))]
+    return [text for path in paths_of(read) if isinstance(text := value_at(read, path), str)]
 
 
 def with_value(record: Record, path: tuple[Any, ...], value: Any) -> Record:
@@ -242,14 +215,17 @@ def with_value(record: Record, path: tuple[Any, ...], value: Any) -> Record:
     return dict(changed)
 
 
+def with_values(record: Record, values: Iterable[tuple[tuple[Any, ...], Any]]) -> Record:
+    """A copy of the record with other values, given with their paths."""
+    for path, value in values:
+        record = with_value(record, path, value)
+    return record
+
+
 def paths_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The paths of all values inside a JSON value, outer ones first."""
-    items: Iterable[tuple[Any, Any]] = ()
-    if isinstance(value, Mapping):
-        items = value.items()
-    elif isinstance(value, (list, tuple)):
-        items = enumerate(value)
-    for key, item in items:
+    items: Iterable[tuple[Any, Any]] = enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for key, item in value.items() if isinstance(value, Mapping) else items:
         yield (*path, key)
         yield from paths_of(item, (*path, key))
 
@@ -261,18 +237,14 @@ def value_at(value: Any, path: tuple[Any, ...]) -> Any:
     return value
 
 
-def _without(record: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key not in keys}
-
-
 def _writable_scope(adapter: Adapter, validate: RecordValidator) -> tuple[Scope | None, str]:
     """The conversations that the adapter can write; None and the reason if it cannot write the simplest one."""
     reason = _round_trip_failure(adapter, validate, Scope())
     if reason:
         return None, reason
-    turns = 1 if _round_trip_failure(adapter, validate, Scope(turns=2)) else 3
+    max_turns = 1 if _round_trip_failure(adapter, validate, Scope(max_turns=2)) else 3
     parts = {name: not _round_trip_failure(adapter, validate, Scope(**{name: True})) for name in OPTIONAL_PARTS}
-    return Scope(turns=turns, **parts), ""
+    return Scope(max_turns=max_turns, **parts), ""
 
 
 OPTIONAL_PARTS = ("system", "context", "reasoning")
@@ -304,5 +276,5 @@ def short_example(scope: Scope) -> Example:
     user = Message(role="user", content="ask", context="facts" if scope.context else "")
     answer = Message(role="assistant", content="answer", reasoning="thoughts" if scope.reasoning else "")
     return _conversation(
-        Message(role="system", content="rule") if scope.system else None, [(user, answer)] * scope.turns
+        Message(role="system", content="rule") if scope.system else None, [(user, answer)] * scope.max_turns
     )

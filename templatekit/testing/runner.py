@@ -1,15 +1,24 @@
-"""The list of all checks, and the function that runs them."""
+"""The list of all checks, the function that runs them, and the pytest decorator that makes a test of each."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from templatekit.errors import UnknownNameError
+from templatekit.hooks.loading import create_registry
+from templatekit.hooks.registry import Registry
 from templatekit.testing import check_agreement, check_content, check_control, check_execution, check_mask
 from templatekit.testing.check import Check, Outcome, try_together, untried_outcomes
 from templatekit.testing.subject import Subject
+from templatekit.testing.subject_lookup import Format, subjects_of
+from templatekit.testing.tiny_tokenizers import MAIN
+from templatekit.tokens.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import pytest
 
 CHECKS: Mapping[str, Check[Any]] = {
     each.name: each
@@ -20,13 +29,12 @@ CHECKS: Mapping[str, Check[Any]] = {
 """Every check by name, in the order of the properties."""
 
 
-def find_check(name: str | Check[Any]) -> Check[Any]:
-    """A check by its name; raises `UnknownNameError`."""
-    if isinstance(name, Check):
-        return name
-    if name not in CHECKS:
-        raise UnknownNameError("check", name, CHECKS)
-    return CHECKS[name]
+def _chosen(checks: Collection[str | Check[Any]], expected_failures: Mapping[str, str]) -> list[Check[Any]]:
+    """The checks by these names; raises `UnknownNameError`."""
+    for name in (*(each for each in checks if isinstance(each, str)), *expected_failures):
+        if name not in CHECKS:
+            raise UnknownNameError("check", name, CHECKS)
+    return [CHECKS[each] if isinstance(each, str) else each for each in checks]
 
 
 def run_checks(
@@ -53,9 +61,7 @@ def run_checks(
         shrink: Search for the smallest record that fails. Otherwise a failure shows the first one found.
         progress: Called once for each input.
     """
-    chosen = [find_check(each) for each in (CHECKS if checks is None else checks)]
-    for name in expected_failures:
-        find_check(name)
+    chosen = _chosen(CHECKS if checks is None else list(checks), expected_failures)
     end = None if time_budget is None else time.monotonic() + time_budget
     outcomes = untried_outcomes(chosen, subject)
     groups: dict[Any, list[Check[Any]]] = {}
@@ -76,3 +82,42 @@ def run_checks(
         ):
             outcomes[outcome.check] = outcome
     return [outcomes[each] for each in chosen]
+
+
+def parametrize_with_checks(
+    formats: Iterable[Format | Subject],
+    *,
+    tokenizers: Iterable[str | os.PathLike[str] | Tokenizer] = MAIN,
+    checks: Iterable[str] | None = None,
+    expected_failures: Mapping[str, str] = {},
+    registry: Registry | None = None,
+) -> pytest.MarkDecorator:
+    """Parametrize a pytest test with `subject` and `check`: one call for each format, tokenizer and check.
+
+    `expected_failures` maps names of checks to the reason why the formats may fail them. A check that holds
+    although it is listed is reported as a failure.
+    """
+    import pytest
+
+    chosen = _chosen(CHECKS if checks is None else list(checks), expected_failures)
+    known = registry or create_registry()
+    subjects = [
+        subject
+        for each in formats
+        for subject in ([each] if isinstance(each, Subject) else subjects_of(each, tuple(tokenizers), known))
+    ]
+    return pytest.mark.parametrize(
+        ("subject", "check"),
+        [
+            pytest.param(
+                subject,
+                check,
+                id=f"{subject.label}-{check.name}",
+                marks=[pytest.mark.xfail(reason=expected_failures[check.name], raises=AssertionError, strict=True)]
+                if check.name in expected_failures
+                else [],
+            )
+            for subject in subjects
+            for check in chosen
+        ],
+    )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis import strategies as st
 
-from templatekit.testing.violation import Violation
+from templatekit.testing.checked_record import Violation
 
 SHRINK_SECONDS = 20.0
 """The longest search for a smaller failing input."""
@@ -27,15 +27,15 @@ class _StopSearch(BaseException):
     """Ends the search. Not an `Exception`, so that no code takes it for a failure."""
 
 
+@dataclass
 class SearchResult:
     """The results of one check on all inputs."""
 
-    def __init__(self) -> None:
-        self.tried = 0
-        self.skipped: Counter[str] = Counter()
-        """Inputs that showed nothing, by reason."""
-        self.violation: Violation | None = None
-        self.failing_input: Any = None
+    tried: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Inputs that showed nothing, by reason."""
+    violation: Violation | None = None
+    failing_input: Any = None
 
 
 def search(
@@ -100,12 +100,7 @@ def smallest_failing_input(
 
 
 def _generate(
-    strategy: st.SearchStrategy[Any],
-    use: Callable[[Any], None],
-    *,
-    examples: int,
-    seed: int,
-    phases: Sequence[Phase],
+    strategy: st.SearchStrategy[Any], use: Callable[[Any], None], *, examples: int, seed: int, phases: Sequence[Phase]
 ) -> None:
     """Run hypothesis on a strategy: deterministic for a seed, without output and without its database."""
 
@@ -125,8 +120,4 @@ def _generate(
     def test(value: Any) -> None:
         use(value)
 
-    state = random.getstate()
-    try:
-        test()
-    finally:
-        random.setstate(state)
+    test()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from templatekit.testing.records import (
 )
 from templatekit.testing.texts import adversarial_text
 from templatekit.tokens.tokenizer import Tokenizer
-from templatekit.types import Example, Message, Record, Sample
+from templatekit.types import Example, Message, Record
 
 TEMPLATES_FOR_ADAPTERS = ("alpaca", "text", "chatml")
 """Bundled templates to check an adapter with. The first one that prints everything the adapter reads is used."""
@@ -118,17 +118,11 @@ class Subject:
             scope = _scope_of(self.template)
             record = self.adapter.to_record(short_example(Scope(context=scope.context)))
             paths = tuple(location.path for location in self.text_locations(record))
-            return RecordShape(
-                scope=scope, records=(record,), additional_keys=(), optional_keys=(), text_paths=(paths,)
-            )
+            return RecordShape(scope=scope, records=(record,), text_paths=(paths,))
         try:
-            return record_shape(self.adapter, self._render)
+            return record_shape(self.adapter, partial(_render, self.template, self.adapter))
         except PluginError:  # if the template refuses every record, the checks report that
             return record_shape(self.adapter)
-
-    def _render(self, record: Record) -> None:
-        for example in conversations_of(self.adapter, record):
-            self.template.render(example)
 
     def with_tokenizer(self, tokenizer: Tokenizer) -> Subject:
         """The same subject with another tokenizer; the shape of the records is not computed again."""
@@ -160,10 +154,6 @@ class Subject:
             tokenizer=self.tokenizer,
         )
 
-    def run(self, record: Record, **options: Any) -> list[Sample]:
-        """The samples of one record; raises the exceptions of the pipeline."""
-        return list(self.pipeline(**options).run([record]))
-
     def texts(self) -> Text:
         """Adversarial texts for this subject."""
         return adversarial_text(self.tokenizer, self.template)
@@ -186,13 +176,17 @@ class Subject:
         return next((template for template in templates if _accepts_all(template, shape, self.adapter)), templates[-1])
 
 
+def _render(template: Template, adapter: Adapter, record: Record) -> None:
+    for example in conversations_of(adapter, record):
+        template.render(example)
+
+
 def _accepts_all(template: Template, shape: RecordShape, adapter: Adapter) -> bool:
     """Whether a template accepts everything that an adapter reads."""
     records = [*shape.records, *({**shape.records[0], key: f"some {key}"} for key in shape.additional_keys)]
     try:
         for record in records:
-            for example in conversations_of(adapter, record):
-                template.render(example)
+            _render(template, adapter, record)
         if shape.scope is not None:
             template.render(short_example(shape.scope))
     except Exception:  # a plugin's code may raise anything
@@ -206,7 +200,7 @@ def _scope_of(template: Template) -> Scope:
     if template.kind == "instruction":
         return Scope(system="system" in template.variables, context="context" in template.variables)
     return Scope(
-        turns=3 if capabilities.multi_turn else 1,
+        max_turns=3 if capabilities.multi_turn else 1,
         system=capabilities.system,
         context=True,
         reasoning=any(name in template.source for name in ("reasoning_content", ".thinking", "['thinking']")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from templatekit.errors import PluginError, TemplatekitError, UnknownNameError
 from templatekit.formats.lookup import TOKENIZER_TEMPLATE, find_template
@@ -65,8 +65,10 @@ def _adapters_and_templates(format: Format, registry: Registry) -> Iterator[Adap
         yield from _offered_by(Path(name))
         return
     plugin = next((plugin for plugin in registry.plugins if plugin.name == name), None)
-    adapters = [each for each in registry.adapters if each == name or _offers(plugin, registry.adapters, each)]
-    templates = [each for each in registry.templates if each == name or _offers(plugin, registry.templates, each)]
+    adapters, templates = (
+        [each for each in offers if each == name or (plugin is not None and offers.owner(each) is plugin)]
+        for offers in (registry.adapters, registry.templates)
+    )
     yield from (registry.adapters[each] for each in adapters)
     if name == TOKENIZER_TEMPLATE:
         yield name
@@ -75,14 +77,10 @@ def _adapters_and_templates(format: Format, registry: Registry) -> Iterator[Adap
     elif name.endswith((".jinja", ".jinja2", ".j2")) or Path(name).is_file():
         yield find_template(name, registry)
     elif not adapters:
+        names = {*registry.adapters, *registry.templates}
         if plugin is not None:
-            raise UnknownNameError(
-                "adapter or template",
-                name,
-                [*registry.adapters, *registry.templates],
-                hint=f"; the plugin {name!r} offers neither",
-            )
-        names = {*registry.adapters, *registry.templates, *(plugin.name for plugin in registry.plugins)}
+            raise UnknownNameError("adapter or template", name, names, hint=f"; the plugin {name!r} offers neither")
+        names.update(plugin.name for plugin in registry.plugins)
         raise UnknownNameError("adapter, template or plugin", name, names)
 
 
@@ -104,10 +102,6 @@ def _offered_by(path: Path) -> list[Adapter | Template]:
             "templatekit_adapters or templatekit_templates, marked @templatekit.hookimpl"
         )
     return found
-
-
-def _offers(plugin: Plugin | None, offers: Any, name: str) -> bool:
-    return plugin is not None and offers.owner(name) is plugin
 
 
 def _tokenizer(each: str | os.PathLike[str] | Tokenizer, registry: Registry) -> Tokenizer:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -27,13 +27,6 @@ QWEN_SPLIT = (
 SPECIAL = ("<|begin_of_text|>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
 
-class _TokenizerFiles(NamedTuple):
-    """The content of tokenizer.json and tokenizer_config.json."""
-
-    backend: tokenizers.Tokenizer
-    config: dict[str, Any]
-
-
 def _byte_level() -> tokenizers.Tokenizer:
     """Byte-level BPE like GPT-2, with the control tokens of ChatML and Llama 3."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
@@ -50,18 +43,14 @@ def _byte_level() -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _bytes() -> _TokenizerFiles:
-    return _TokenizerFiles(_byte_level(), {"bos_token": "<|begin_of_text|>", "eos_token": "<|endoftext|>"})
-
-
-def _dolly() -> _TokenizerFiles:
+def _dolly() -> tokenizers.Tokenizer:
     """With the special tokens that Dolly's authors add, one of which ends in a newline."""
     tokenizer = _byte_level()
     tokenizer.add_special_tokens(["### End", "### Instruction:", "### Response:\n"])
-    return _TokenizerFiles(tokenizer, {"eos_token": "<|endoftext|>"})
+    return tokenizer
 
 
-def _nfc() -> _TokenizerFiles:
+def _nfc() -> tokenizers.Tokenizer:
     """Like Qwen: NFC, a splitting pattern, and added tokens that are not flagged special."""
     tokenizer = _byte_level()
     tokenizer.normalizer = normalizers.NFC()
@@ -73,11 +62,15 @@ def _nfc() -> _TokenizerFiles:
     )
     open_tokens = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in open_tokens])
-    return _TokenizerFiles(tokenizer, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
+    return tokenizer
 
 
-def _llama_like(*, metaspace: str | None) -> tokenizers.Tokenizer:
-    """SentencePiece BPE with byte fallback, with normalizers like Llama 2, or with Metaspace."""
+def _sentencepiece(metaspace: str | None = None) -> tokenizers.Tokenizer:
+    """SentencePiece BPE with byte fallback, and BOS before plain text.
+
+    By default with normalizers like Llama 2, which write a dummy prefix after every control token. With `metaspace`,
+    like later Llama and Mistral files, with this `prepend_scheme`: "first" writes one only at the start of the text.
+    """
     trained = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
     trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
@@ -86,48 +79,37 @@ def _llama_like(*, metaspace: str | None) -> tokenizers.Tokenizer:
     pieces = sorted(definition["model"]["vocab"].items(), key=lambda item: item[1])
     byte_pieces = [f"<0x{value:02X}>" for value in range(256)]
     ordered = [*(text for text, _ in pieces[:3]), *byte_pieces, *(text for text, _ in pieces[3:])]
-    definition["model"] |= {
-        "vocab": {text: index for index, text in enumerate(ordered)},
-        "byte_fallback": True,
-        "fuse_unk": True,
-    }
+    vocabulary = {text: index for index, text in enumerate(ordered)}
+    definition["model"] |= {"vocab": vocabulary, "byte_fallback": True, "fuse_unk": True}
     definition["pre_tokenizer"] = None
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(definition))
     if metaspace is None:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=metaspace, split=False)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    tokenizer.decoder = _sentencepiece_decoder()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
     )
     return tokenizer
 
 
-def _sentencepiece() -> _TokenizerFiles:
-    """Like Llama 2: a dummy prefix after every control token, and BOS before plain text."""
-    return _TokenizerFiles(_llama_like(metaspace=None), {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
-
-
-def _metaspace() -> _TokenizerFiles:
-    """Like later Llama and Mistral files: a dummy prefix only at the start of the text."""
-    return _TokenizerFiles(
-        _llama_like(metaspace="first"), {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+def _sentencepiece_decoder() -> decoders.Decoder:
+    return decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
 
 
-def _strips() -> _TokenizerFiles:
+def _strips() -> tokenizers.Tokenizer:
     """Like Phi-3: control tokens that strip the whitespace next to them."""
-    tokenizer = _llama_like(metaspace=None)
+    tokenizer = _sentencepiece()
     right = [AddedToken(text, special=True, rstrip=True) for text in ("<|user|>", "<|assistant|>", "<|im_start|>")]
     tokenizer.add_special_tokens([*right, AddedToken("<|im_end|>", special=True, lstrip=True)])
     tokenizer.add_tokens([AddedToken("<mask>", special=False, normalized=False, lstrip=True)])
-    return _TokenizerFiles(tokenizer, {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"})
+    return tokenizer
 
 
-def _unigram() -> _TokenizerFiles:
+def _unigram() -> tokenizers.Tokenizer:
     """Unigram with a control token's text in the vocabulary, so that the model may produce it from plain text."""
     characters = sorted({character for text in CORPUS for character in text} - {" ", "\n"})
     pieces: list[tuple[str, float]] = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -3.0)]
@@ -136,45 +118,45 @@ def _unigram() -> _TokenizerFiles:
     pieces += [(f"▁{word}", -5.0) for word in ("the", "is", "a", "instruction", "user", "assistant", "s")]
     tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    tokenizer.decoder = _sentencepiece_decoder()
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
-    return _TokenizerFiles(tokenizer, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+    return tokenizer
 
 
-def _unknowing() -> _TokenizerFiles:
+def _unknowing() -> tokenizers.Tokenizer:
     """BPE over a small alphabet: most characters become the unknown token."""
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
     specials = ["<unk>", "</s>", *SPECIAL]
-    tokenizer.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=150, special_tokens=specials, show_progress=False)
-    )
-    return _TokenizerFiles(tokenizer, {"bos_token": "<|begin_of_text|>", "eos_token": "</s>", "unk_token": "<unk>"})
+    trainer = trainers.BpeTrainer(vocab_size=150, special_tokens=specials, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
 
 
-def _folding() -> _TokenizerFiles:
+def _folding() -> tokenizers.Tokenizer:
     """NFKC and lower case, with control tokens that are matched in normalized text: `＜ＴＨＩＮＫ＞` is `<think>`."""
     tokenizer = _byte_level()
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=True)])
     tokenizer.add_special_tokens([AddedToken("<halt>", special=True, normalized=True)])
-    return _TokenizerFiles(tokenizer, {"eos_token": "<|endoftext|>"})
+    return tokenizer
 
 
-_BUILDERS: Mapping[str, Callable[[], _TokenizerFiles]] = {
-    "bytes": _bytes,
-    "nfc": _nfc,
-    "sentencepiece": _sentencepiece,
-    "metaspace": _metaspace,
-    "dolly": _dolly,
-    "strips": _strips,
-    "unigram": _unigram,
-    "unknowing": _unknowing,
-    "folding": _folding,
+_END_OF_TEXT = {"eos_token": "<|endoftext|>"}
+_LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_BUILDERS: Mapping[str, tuple[Callable[[], tokenizers.Tokenizer], Mapping[str, str]]] = {
+    "bytes": (_byte_level, _END_OF_TEXT | {"bos_token": "<|begin_of_text|>"}),
+    "nfc": (_nfc, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}),
+    "sentencepiece": (_sentencepiece, _LLAMA),
+    "metaspace": (partial(_sentencepiece, "first"), _LLAMA),
+    "dolly": (_dolly, _END_OF_TEXT),
+    "strips": (_strips, _LLAMA | {"eos_token": "<|im_end|>"}),
+    "unigram": (_unigram, _LLAMA),
+    "unknowing": (_unknowing, _LLAMA | {"bos_token": "<|begin_of_text|>"}),
+    "folding": (_folding, _END_OF_TEXT),
 }
+"""By name, the function that makes the tokenizer, and its tokenizer_config.json."""
 
 TINY = tuple(_BUILDERS)
 """The names of all tiny tokenizers."""
@@ -201,7 +183,8 @@ def save_tiny_tokenizer(name: str, folder: Path) -> Path:
     return folder
 
 
-def _build(name: str) -> _TokenizerFiles:
+def _build(name: str) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     if name not in _BUILDERS:
         raise UnknownNameError("tiny tokenizer", name, TINY)
-    return _BUILDERS[name]()
+    build, config = _BUILDERS[name]
+    return build(), dict(config)

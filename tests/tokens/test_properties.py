@@ -112,7 +112,7 @@ def test_29_unknown_roles_are_text_or_refused(tokenizer_of: Any, builtin: Regist
     for name in CHAT:
         if name not in ANY_ROLE:
             with pytest.raises(RecordError, match=r"refuses: .*; found <\|im_end\|>"):
-                Subject(template=find_template(name, builtin), registry=builtin, **parts).run(record)
+                list(Subject(template=find_template(name, builtin), registry=builtin, **parts).pipeline().run([record]))
             continue
         case = CheckedRecord(Subject(template=find_template(name, builtin), registry=builtin, **parts), record)
         CHECKS["control_ids_are_the_templates"].attempt(case)
@@ -120,7 +120,7 @@ def test_29_unknown_roles_are_text_or_refused(tokenizer_of: Any, builtin: Regist
     for name in ONE_TURN:
         subject = Subject(template=find_template(name, builtin), registry=builtin, **parts)
         with pytest.raises(RecordError, match=r"found <\|im_end\|>, assistant"):
-            subject.run(record)
+            list(subject.pipeline().run([record]))
 
 
 def test_the_profile_is_derandomized_in_ci() -> None:
