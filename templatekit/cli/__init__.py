@@ -1,4 +1,4 @@
-"""The command line. A command's module is imported when the command runs, so that `--help` is quick."""
+"""The command line. A command's module is imported only when the command runs, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Any, NamedTuple, NoReturn
 import click
 
 from templatekit import __version__
-from templatekit.cli.groups import Group
+from templatekit.cli.groups import SuggestingGroup
 from templatekit.errors import TemplatekitError
 
 TRACEBACK_VARIABLE = "TEMPLATEKIT_TRACEBACK"
-"""Set to have errors come with Python's traceback: for authors of plugins, and for reports of bugs."""
+"""An environment variable: if it is set, errors come with Python's traceback, for plugin authors and bug reports."""
 
 
 class _Command(NamedTuple):
@@ -30,21 +30,21 @@ class _Command(NamedTuple):
 
 _COMMANDS = {
     "render": _Command("render", "Render records to text, ids and labels."),
-    "preview": _Command("preview", "Show records as a template renders them, with what is trained."),
-    "audit": _Command("audit", "Report what is wrong with a whole data set."),
+    "preview": _Command("preview", "Show records as a template renders them, with trained text marked."),
+    "audit": _Command("audit", "Report what is wrong with a data set."),
     "check": _Command("check", "Check an adapter, a template or a plugin against what formats promise."),
-    "finetune": _Command("finetune", "Fine-tune a model; with no options the small built-in one."),
+    "finetune": _Command("finetune", "Fine-tune a model; by default the small built-in one."),
     "generate": _Command("generate", "Have a model answer, prompted by a template."),
-    "cache": _Command("cache", "List or remove what is kept of prepared data, and of tokenizers."),
-    "new": _Command("new", "Begin an adapter, a template, or a plugin of both."),
-    "adapters": _Command("listing", "List the shapes of records that can be read."),
+    "cache": _Command("cache", "List or remove cached examples and tokenizers."),
+    "new": _Command("new", "Create an adapter, a template, or a plugin with both."),
+    "adapters": _Command("listing", "List the record formats that can be read."),
     "templates": _Command("listing", "List the prompt templates; show or export one."),
     "plugins": _Command("listing", "List the plugins and what each offers."),
 }
 
 
-class _LazyGroup(Group):
-    """Imports a command's module only to run it or to show its own help."""
+class _LazyCommandGroup(SuggestingGroup):
+    """Imports a command's module only to run the command or to show its help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -64,13 +64,13 @@ class _LazyGroup(Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # The reader has gone (`| head`): that is no failure. click would make it one.
+            # The reader has closed the pipe (`| head`). click would report that as a failure.
             _discard_stdout()
             ctx.exit(0)
 
 
 @click.group(
-    cls=_LazyGroup,
+    cls=_LazyCommandGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     invoke_without_command=True,
     subcommand_metavar="COMMAND [ARGS]...",
@@ -80,7 +80,7 @@ class _LazyGroup(Group):
 def cli(ctx: click.Context) -> None:
     """Turn data into training examples, and train on them.
 
-    Adapters read records of any shape, templates render them, and the loss falls on exactly what was asked.
+    Adapters read records of any format, templates render them, and the loss covers exactly the text that you choose.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
@@ -88,34 +88,35 @@ def cli(ctx: click.Context) -> None:
 
 
 class _Terminated(BaseException):
-    """SIGTERM, as an exception, so that unfinished files are removed on the way out."""
+    """Raised on SIGTERM, so that unfinished files are removed before the process ends."""
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Runs the command line and exits: 0 done, 1 findings or a failed run, 2 bad input, 130 interrupted."""
+    """Run the command line and exit with 0 for success, 1 for findings or a failed run, 2 for bad input, 130 if
+    interrupted."""
     if sys.stdout is None:  # closed by the caller (`>&-`)
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  (until the process ends)
     for stream in (sys.stdout, sys.stderr):
-        # LANG=C must not turn a text that holds more than ASCII into a traceback.
+        # Under LANG=C, text with more than ASCII must not cause a traceback.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _raise_terminated)
     code = _run(args)
     distributed = sys.modules.get("templatekit.training.distributed")
     if distributed is not None and distributed.joined():
-        _leave(code)
+        _exit_without_teardown(code)
     sys.exit(code)
 
 
-def _leave(code: int) -> NoReturn:
-    """Ends this process, one of several, without taking Python apart.
+def _exit_without_teardown(code: int) -> NoReturn:
+    """End this process, one of several, without the interpreter's teardown.
 
-    Threads of gloo's may still be about, which abort a process that is taken apart under them (torch 2.13): a run that
-    had done all of its work would have failed.
+    Threads of gloo may still run. They abort a process whose interpreter is torn down (torch 2.13), so a run that had
+    finished its work would fail.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # closed by whoever reads it
+        with suppress(OSError, ValueError):  # the reader has closed it
             stream.flush()
     os._exit(code)
 
@@ -124,39 +125,39 @@ def _run(args: Sequence[str] | None) -> Any:
     try:
         return cli.main(args, prog_name="templatekit", standalone_mode=False) or 0
     except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx else "templatekit"
-        return _fail(f"{error.format_message().rstrip('.')}; see {where} --help", error.exit_code)
+        command = error.ctx.command_path if error.ctx else "templatekit"
+        return _print_error(f"{error.format_message().rstrip('.')}; see {command} --help", error.exit_code)
     except click.ClickException as error:
-        return _fail(error.format_message(), error.exit_code)
+        return _print_error(error.format_message(), error.exit_code)
     except TemplatekitError as error:
-        return _fail(str(error), error.exit_code)
+        return _print_error(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort) as error:
-        # The training loop says what it has saved.
+        # The message of the training loop says what it has saved.
         click.echo(f"Interrupted{f': {error}' if str(error) else ''}.", err=True)
         return 130
     except _Terminated:
         return 128 + signal.SIGTERM
     except OSError as error:
-        # What files can do is said where they are opened; what is left is mostly standard output on a full disk.
+        # Errors of files are reported where they are opened. This is mostly standard output on a full disk.
         _discard_stdout()
-        return _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
+        return _print_error(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
     except Exception as error:
         hint = f"please report this; {TRACEBACK_VARIABLE}=1 shows where it happened"
-        return _fail(f"unexpected {type(error).__name__}: {error}; {hint}", 1)
+        return _print_error(f"unexpected {type(error).__name__}: {error}; {hint}", 1)
 
 
-def _fail(message: str, code: int) -> int:
-    """One line, whatever the message holds."""
+def _print_error(message: str, code: int) -> int:
+    """Print the message as one line and return the exit code."""
     if os.environ.get(TRACEBACK_VARIABLE):
         traceback.print_exc()
     click.echo(f"Error: {' '.join(line.strip() for line in message.splitlines())}", err=True)
     return code
 
 
-def _terminate(number: int, frame: object) -> NoReturn:
+def _raise_terminated(signal_number: int, frame: object) -> NoReturn:
     raise _Terminated
 
 
 def _discard_stdout() -> None:
-    """Sends what is still in the buffer nowhere, so that the interpreter does not complain at exit."""
+    """Send the rest of the buffer to the null device, so that the interpreter reports no error at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

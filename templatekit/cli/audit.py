@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
-from templatekit.cli.progress import progress
+from templatekit.cli.options import PLUGIN_DIR, add_options, given_options, load_registry
+from templatekit.cli.output import atomic_file
+from templatekit.cli.progress import progress_bar
 from templatekit.config.data_options import CACHE_OPTIONS, DataOptions
 from templatekit.errors import ConfigError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@option_set(DataOptions, only=[name for name in DataOptions.model_fields if name not in CACHE_OPTIONS])
+@add_options(DataOptions, only=[name for name in DataOptions.model_fields if name not in CACHE_OPTIONS])
 @click.option(
     "--against",
     multiple=True,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     "--shared",
     metavar="exact|near[=0.8]",
     default="exact",
-    help="What is told of as shared with --against: equal texts, or also similar ones, as --dedup has them.  "
+    help="Which texts count as shared with --against: equal ones, or also similar ones, as in --dedup.  "
     "[default: exact]",
 )
 @click.option(
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
     type=click.Choice(["error", "warning", "never"]),
     default="error",
     show_default=True,
-    help="Exit with 1 where there are findings of this level or above.",
+    help="Exit with 1 if there are findings of this level or above.",
 )
+@click.option("--ignore", "ignored", multiple=True, metavar="CODE", help="Skip a rule; may be given several times.")
 @click.option(
-    "--ignore", "ignored", multiple=True, metavar="CODE", help="Leave a rule out; may be given several times."
+    "--rows", type=click.IntRange(min=0), default=10, show_default=True, help="How many row numbers a finding shows."
 )
-@click.option("--rows", type=click.IntRange(min=0), default=10, show_default=True, help="Row numbers a finding shows.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write the report as a page of its own, too.")
+@click.option("--html", type=click.Path(path_type=Path), help="Also write the report to an HTML page.")
 @PLUGIN_DIR
 def audit(
     against: tuple[str, ...],
@@ -60,72 +60,58 @@ def audit(
     plugin_dirs: tuple[Path, ...],
     **options: Any,
 ) -> None:
-    """Report what is wrong with a data set, as an adapter, a template and a tokenizer see it.
+    """Report what is wrong with a data set for an adapter, a template and a tokenizer.
 
-    Every row is read to its end: --on-error changes nothing here, and --truncation is only tried. Each finding has a
-    code, a level, row numbers and one example, in which ⟦ ⟧ stand around what is trained and ▶ ◀ around the place that
-    is meant.
+    All rows are read: --on-error has no effect. No row is shortened: findings say what --truncation would do. Each
+    finding has a code, a level, row numbers and one example, in which ⟦ ⟧ enclose trained text and ▶ ◀ the cause.
     """
     registry = load_registry(plugin_dirs)
-    from templatekit.audit import audit as run_it
+    from templatekit.audit import audit as run_audit
 
-    checked = DataOptions.parse(given(options))
+    data_options = DataOptions.parse(given_options(options))
     if html is not None:
         _check_page(html)
-    # What a plugin prints is no part of the report.
-    with redirect_stdout(sys.stderr), progress(checked) as shown:
-        report = run_it(
-            checked,
+    # The output of plugins' print calls is not part of the report.
+    with redirect_stdout(sys.stderr), progress_bar(data_options) as show_rows:
+        report = run_audit(
+            data_options,
             registry=registry,
             against=against,
             shared=shared,
             ignored=ignored,
             shown=rows,
-            progress=shown,
+            progress=show_rows,
         )
     if html is not None:
         _write_page(report, html)
     if as_json:
         click.echo(json.dumps(report.as_dict(), ensure_ascii=False))
     else:
-        _show(report)
+        _print_report(report)
     if fail_on != "never" and report.at_or_above("error" if fail_on == "error" else "warning"):
         click.get_current_context().exit(1)
 
 
 def _check_page(path: Path) -> None:
-    """Says at once, and not after an hour, that a page cannot be written."""
+    """Raise `ConfigError` where the page cannot be written, before an audit that may take an hour."""
     try:
         path.resolve().parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise ConfigError(f"--html {str(path)!r} is a folder; expected a file")
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        raise _unwritable(path, error) from None
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--html {str(path)!r} cannot be written: {reason}") from None
 
 
 def _write_page(report: Report, path: Path) -> None:
-    """Whole or not at all; a device or a pipe is written as it is."""
+    """Write the report as a page."""
     from templatekit.audit.html_report import to_html
 
-    page = to_html(report).encode(errors="backslashreplace")  # a path may hold bytes that are no text
-    target = path if path.exists() and not path.is_file() else path.resolve()
-    beside = target if target.exists() and not target.is_file() else target.with_name(f".{secrets.token_hex(4)}.html")
-    try:
-        beside.write_bytes(page)
-        if beside is not target:
-            beside.replace(target)
-    except OSError as error:
-        raise _unwritable(path, error) from None
-    finally:
-        if beside is not target:
-            beside.unlink(missing_ok=True)
+    with atomic_file(path, option="--html") as file:
+        file.write(to_html(report).encode(errors="backslashreplace"))  # a path may hold bytes that are not text
 
 
-def _unwritable(path: Path, error: Exception) -> ConfigError:
-    return ConfigError(f"--html {str(path)!r} cannot be written: {getattr(error, 'strerror', None) or error}")
-
-
-def _show(report: Report) -> None:
+def _print_report(report: Report) -> None:
     from rich.console import Console
 
     from templatekit.audit.text_report import to_rich, to_text

@@ -21,8 +21,8 @@ from templatekit.errors import ConfigError
 if TYPE_CHECKING:
     from templatekit.testing import Check, Outcome, Subject
 
-STORAGE = "HYPOTHESIS_STORAGE_DIRECTORY"
-"""Where hypothesis keeps its tables: not in the folder that the command is called in."""
+HYPOTHESIS_STORAGE = "HYPOTHESIS_STORAGE_DIRECTORY"
+"""The environment variable for hypothesis' folder, which is by default in the current folder."""
 
 
 @click.command()
@@ -32,19 +32,23 @@ STORAGE = "HYPOTHESIS_STORAGE_DIRECTORY"
     "tokenizers",
     multiple=True,
     metavar="DIR",
-    help="Try this one too, beside the tiny ones; a folder or a model's name; may be given several times.",
+    help="Also try this tokenizer: a folder or a model's name; may be given several times.",
 )
 @click.option(
-    "--examples", type=click.IntRange(min=1), default=50, show_default=True, help="Inputs a check and tokenizer."
+    "--examples",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Number of inputs for each check and tokenizer.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed tries the same inputs.")
-@click.option("--time-budget", type=click.FloatRange(min=0, min_open=True), help="End after so many seconds.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The seed of the inputs.")
+@click.option("--time-budget", type=click.FloatRange(min=0, min_open=True), help="Stop after this many seconds.")
 @click.option(
     "--expect-failure",
     "expected",
     multiple=True,
     metavar="CHECK=REASON",
-    help="A check that the format may fail, and why; may be given several times.",
+    help="A check that the format is expected to fail, and why; may be given several times.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the outcomes as JSON.")
 @PLUGIN_DIR
@@ -60,12 +64,12 @@ def check(
 ) -> None:
     """Check an adapter, a template or a plugin against what formats promise.
 
-    NAME is one of these or several at once, FILE a .jinja template or a .py plugin. Records are generated, from plain
-    ones to the nastiest, and tried with tiny tokenizers of every common kind. A broken promise is shown with the
-    smallest record that breaks it. Exit code 1 where there is one, 0 where all hold.
+    NAME names one or several of these, FILE is a .jinja template or a .py plugin. The checks run on generated records,
+    from plain to extreme ones, with tiny tokenizers of every common kind. A failed check is shown with the smallest
+    record that fails it. The exit code is 1 if a check fails, else 0.
     """
-    os.environ.setdefault(STORAGE, str(Path(tempfile.gettempdir()) / "templatekit-hypothesis"))
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # small texts: threads cost more than they give
+    os.environ.setdefault(HYPOTHESIS_STORAGE, str(Path(tempfile.gettempdir()) / "templatekit-hypothesis"))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # for small texts threads cost more time than they save
     try:
         from templatekit.testing import MAIN, run_checks, subjects_of
     except ModuleNotFoundError as error:
@@ -76,32 +80,32 @@ def check(
         ) from None
 
     registry = load_registry(plugin_dirs)
-    shown = _Progress(sys.stderr.isatty())
-    with redirect_stdout(sys.stderr):  # what a plugin prints is no part of the result
+    progress = _Progress(sys.stderr.isatty())
+    with redirect_stdout(sys.stderr):  # the output of plugins' print calls is not result of the result
         subjects = subjects_of(format, [*(() if format == "tokenizer" else MAIN), *tokenizers], registry)
         if not subjects:
             raise ConfigError("the tokenizer's own template needs a tokenizer; expected --tokenizer DIR")
-        ends = None if time_budget is None else time.monotonic() + time_budget
+        deadline = None if time_budget is None else time.monotonic() + time_budget
         outcomes: list[Outcome] = []
-        for left, subject in zip(range(len(subjects), 0, -1), subjects, strict=True):
-            shown.start(subject)
+        for remaining, subject in zip(range(len(subjects), 0, -1), subjects, strict=True):
+            progress.start(subject)
             outcomes += run_checks(
                 subject,
                 examples=examples,
                 seed=seed,
                 expected_failures=dict(map(_expectation, expected)),
-                time_budget=None if ends is None else max(0.0, ends - time.monotonic()) / left,
-                progress=shown.step,
+                time_budget=None if deadline is None else max(0.0, deadline - time.monotonic()) / remaining,
+                progress=progress.step,
             )
-        shown.end()
-    parts = list(_parts(outcomes))
+        progress.end()
+    results = list(_group_outcomes(outcomes))
     if as_json:
-        facts = {"checked": [part.as_dict() for part in parts], "examples": examples, "seed": seed}
+        facts = {"checked": [result.as_dict() for result in results], "examples": examples, "seed": seed}
         click.echo(json.dumps(facts, ensure_ascii=False))
     else:
-        for line in _lines(parts, examples, seed):
+        for line in _report_lines(results, examples, seed):
             click.echo(line)
-    if any(row.status in ("failed", "unexpected") for part in parts for row in part.rows):
+    if any(row.status in ("failed", "unexpected") for result in results for row in result.rows):
         click.get_current_context().exit(1)
 
 
@@ -113,7 +117,7 @@ def _expectation(text: str) -> tuple[str, str]:
 
 
 class _Progress:
-    """Which subject it is, and how many inputs it has been given, on one line of a terminal."""
+    """Shows the subject and its count of inputs on one line of a terminal."""
 
     def __init__(self, shown: bool) -> None:
         self.shown = shown
@@ -121,23 +125,23 @@ class _Progress:
         self.subject = ""
 
     def start(self, subject: Subject) -> None:
-        """Goes on to a subject."""
+        """Start a subject."""
         self.subject = f"{subject.name}, tokenizer {subject.tokenizer.name}"
 
     def step(self) -> None:
-        """Counts an input."""
+        """Count an input."""
         self.count += 1
         if self.shown and self.count % 20 == 0:
             click.echo(f"\r\x1b[K{self.subject}: {self.count:,} inputs", err=True, nl=False)
 
     def end(self) -> None:
-        """Takes the line away."""
+        """Clear the line."""
         if self.shown:
             click.echo("\r\x1b[K", err=True, nl=False)
 
 
-class _Row(NamedTuple):
-    """One check with all tokenizers."""
+class _CheckResult(NamedTuple):
+    """The outcomes of one check with all tokenizers."""
 
     check: Check[Any]
     status: str
@@ -146,15 +150,15 @@ class _Row(NamedTuple):
     outcomes: tuple[Outcome, ...]
 
     @classmethod
-    def of(cls, outcomes: Sequence[Outcome]) -> _Row:
-        """The worst of them; where some hold, the others are only not applicable."""
+    def of(cls, outcomes: Sequence[Outcome]) -> _CheckResult:
+        """Combine the outcomes; the status is the worst one."""
         order = ("failed", "unexpected", "expected", "held", "not tried", "not applicable")
         status = min((outcome.status for outcome in outcomes), key=order.index)
         reasons = dict.fromkeys(o.reason for o in outcomes if o.status == status and o.reason)
         return cls(outcomes[0].check, status, sum(o.tried for o in outcomes), tuple(reasons), tuple(outcomes))
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the result for JSON."""
         return {
             "check": self.check.name,
             "properties": list(self.check.properties),
@@ -166,53 +170,55 @@ class _Row(NamedTuple):
         }
 
 
-class _Part(NamedTuple):
-    """One adapter or template with all tokenizers."""
+class _FormatResult(NamedTuple):
+    """The results of one adapter or template with all tokenizers."""
 
     subject: Subject
     tokenizers: tuple[str, ...]
-    rows: tuple[_Row, ...]
+    rows: tuple[_CheckResult, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the result for JSON."""
         return {
             "name": self.subject.name,
-            "takes": str(self.subject.scope) if self._readable else None,
-            "declares": _declared(self.subject),
+            "takes": str(self.subject.scope) if self._any_tried else None,
+            "declares": _declared_properties(self.subject),
             "tokenizers": list(self.tokenizers),
             "checks": [row.as_dict() for row in self.rows],
         }
 
     @property
-    def _readable(self) -> bool:
+    def _any_tried(self) -> bool:
         return any(row.tried for row in self.rows if row.check.name != "valid_records_are_rendered")
 
     def lines(self) -> Iterator[str]:
-        """A line a check, and those that say nothing by their reasons."""
-        takes = f": {self.subject.scope}" if self._readable else ""
-        beside = "" if self.subject.checked_template else f", with the template {self.subject.template.name}"
-        yield f"{self.subject.name}{beside}{takes}"
-        declared = ", ".join(f"{name}: {str(value).lower()}" for name, value in _declared(self.subject).items())
+        """Yield a line for each check; checks that were not tried are grouped by their reasons."""
+        takes = f": {self.subject.scope}" if self._any_tried else ""
+        template = "" if self.subject.checked_template else f", with the template {self.subject.template.name}"
+        yield f"{self.subject.name}{template}{takes}"
+        declared = ", ".join(
+            f"{name}: {str(value).lower()}" for name, value in _declared_properties(self.subject).items()
+        )
         yield f"declares {declared or 'nothing'}; tokenizers {', '.join(self.tokenizers)}"
         width = max(len(row.check.name) for row in self.rows)
         for row in self.rows:
-            if row.status in _WORDS:
-                said = f"  {_WORDS[row.status]:8}{row.check.name:{width}}  {_beside(row)}"
-                yield said.rstrip()
-        silent: dict[tuple[str, str], list[str]] = {}
+            if row.status in _STATUS_WORDS:
+                line = f"  {_STATUS_WORDS[row.status]:8}{row.check.name:{width}}  {_details(row)}"
+                yield line.rstrip()
+        untried: dict[tuple[str, str], list[str]] = {}
         for row in self.rows:
-            if row.status not in _WORDS:
-                silent.setdefault((row.status, "; ".join(row.reasons)), []).append(row.check.name)
-        for (status, reason), names in silent.items():
+            if row.status not in _STATUS_WORDS:
+                untried.setdefault((row.status, "; ".join(row.reasons)), []).append(row.check.name)
+        for (status, reason), names in untried.items():
             yield f"  {status}, since {reason}: {', '.join(names)}"
 
 
-_WORDS = {"held": "ok", "failed": "FAILED", "expected": "failed", "unexpected": "HOLDS"}
+_STATUS_WORDS = {"held": "ok", "failed": "FAILED", "expected": "failed", "unexpected": "HOLDS"}
 
 
-def _beside(row: _Row) -> str:
+def _details(row: _CheckResult) -> str:
     if row.status == "failed":
-        return f"with {', '.join(_short(o) for o in row.outcomes if o.status == 'failed')}"
+        return f"with {', '.join(_tokenizer_name(o) for o in row.outcomes if o.status == 'failed')}"
     if row.status == "expected":
         return f"as expected: {'; '.join(row.reasons)}"
     if row.status == "unexpected":
@@ -220,12 +226,12 @@ def _beside(row: _Row) -> str:
     return f"tried {row.tried:,} times"
 
 
-def _short(outcome: Outcome) -> str:
+def _tokenizer_name(outcome: Outcome) -> str:
     return Path(outcome.subject.tokenizer.name).name
 
 
-def _declared(subject: Subject) -> dict[str, bool]:
-    """What is declared that is not said of every format."""
+def _declared_properties(subject: Subject) -> dict[str, bool]:
+    """Return the properties that the format declares and that differ from the default."""
     found: dict[str, bool] = {}
     if subject.checked_template:
         fields = type(subject.capabilities).model_fields
@@ -235,32 +241,32 @@ def _declared(subject: Subject) -> dict[str, bool]:
     return found
 
 
-def _parts(outcomes: Iterable[Outcome]) -> Iterator[_Part]:
-    """The outcomes by what was checked, then by check."""
+def _group_outcomes(outcomes: Iterable[Outcome]) -> Iterator[_FormatResult]:
+    """Group the outcomes by format, then by check."""
     by_name: dict[str, dict[str, list[Outcome]]] = {}
     for outcome in outcomes:
         by_name.setdefault(outcome.subject.name, {}).setdefault(outcome.check.name, []).append(outcome)
     for by_check in by_name.values():
         first = next(iter(by_check.values()))
-        tokenizers = tuple(_short(outcome) for outcome in first)
-        yield _Part(first[0].subject, tokenizers, tuple(_Row.of(several) for several in by_check.values()))
+        tokenizers = tuple(_tokenizer_name(outcome) for outcome in first)
+        yield _FormatResult(first[0].subject, tokenizers, tuple(map(_CheckResult.of, by_check.values())))
 
 
-def _lines(parts: Sequence[_Part], examples: int, seed: int) -> Iterator[str]:
-    for part in parts:
-        yield from part.lines()
+def _report_lines(results: Sequence[_FormatResult], examples: int, seed: int) -> Iterator[str]:
+    for result in results:
+        yield from result.lines()
         yield ""
-    for part in parts:
-        for row in part.rows:
-            # One failure a check: with the other tokenizers it is most likely the same.
+    for result in results:
+        for row in result.rows:
+            # Show one failure for each check: with the other tokenizers it is most likely the same.
             failure = next((o.failure for o in row.outcomes if o.status == "failed" and o.failure), None)
             if failure is not None:
                 yield from f"{failure}".splitlines()
                 yield ""
-    yield _summary(Counter(row.status for part in parts for row in part.rows), parts, examples, seed)
+    yield _summary(Counter(row.status for result in results for row in result.rows), results, examples, seed)
 
 
-def _summary(counts: Mapping[str, int], parts: Sequence[_Part], examples: int, seed: int) -> str:
+def _summary(counts: Mapping[str, int], results: Sequence[_FormatResult], examples: int, seed: int) -> str:
     words = {
         "held": "held",
         "failed": "failed",
@@ -269,6 +275,6 @@ def _summary(counts: Mapping[str, int], parts: Sequence[_Part], examples: int, s
         "not tried": "not tried",
         "not applicable": "not applicable",
     }
-    said = ", ".join(f"{counts[status]} {word}" for status, word in words.items() if counts.get(status))
-    tried = sum(row.tried for part in parts for row in part.rows)
-    return f"{sum(counts.values())} checks: {said}; {tried:,} trials (--examples {examples} --seed {seed})"
+    totals = ", ".join(f"{counts[status]} {word}" for status, word in words.items() if counts.get(status))
+    tried = sum(row.tried for result in results for row in result.rows)
+    return f"{sum(counts.values())} checks: {totals}; {tried:,} trials (--examples {examples} --seed {seed})"

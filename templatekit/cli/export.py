@@ -12,7 +12,7 @@ from templatekit.formats.lookup import find_template
 
 @click.command("export")
 @click.argument("name")
-@click.option("--tokenizer", help="The tokenizer it is served with: its BOS, EOS and control tokens.")
+@click.option("--tokenizer", help="The tokenizer that the model is served with, for its BOS, EOS and control tokens.")
 @click.option(
     "--format",
     "format",
@@ -21,30 +21,30 @@ from templatekit.formats.lookup import find_template
     show_default=True,
     help="A Hugging Face chat template, or a Modelfile for Ollama.",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="The file to write, in place of standard output.")
+@click.option("--output", type=click.Path(path_type=Path), help="The file to write; by default stdout.")
 @PLUGIN_DIR
 def export_template(
     name: str, tokenizer: str | None, format: str, output: Path | None, plugin_dirs: tuple[Path, ...]
 ) -> None:
-    """Write a template as servers read it.
+    """Write a template in a form that servers read.
 
-    NAME is a template's name, a .jinja file, or `tokenizer` for the tokenizer's own.
+    NAME is a template's name, a .jinja file, or `tokenizer` for the tokenizer's own template.
     """
     registry = load_registry(plugin_dirs)
-    from templatekit.cli.output import whole_file
+    from templatekit.cli.output import atomic_file
     from templatekit.export.modelfile import modelfile
     from templatekit.export.serving import chat_template
     from templatekit.tokens.load import find_tokenizer
     from templatekit.types import NO_TOKENIZER
 
-    found = find_tokenizer(tokenizer, registry) if tokenizer else None
-    template = find_template(name, registry, chat_template=found.chat_template if found else None)
+    loaded = find_tokenizer(tokenizer, registry) if tokenizer else None
+    template = find_template(name, registry, chat_template=loaded.chat_template if loaded else None)
     if format == "modelfile":
-        text = modelfile(template, found)
+        text = modelfile(template, loaded)
     else:
-        text = chat_template(template, found.special_tokens if found else NO_TOKENIZER)
+        text = chat_template(template, loaded.special_tokens if loaded else NO_TOKENIZER)
     if output is None:
         click.echo(text, nl=not text.endswith("\n"))
         return
-    with whole_file(output) as file:
+    with atomic_file(output) as file:
         file.write(text.encode())

@@ -16,14 +16,26 @@ from templatekit.types import Example, Message
 @click.command()
 @click.option("--model", default="smollm2-135m-instruct", show_default=True, help="A run's folder, or any model.")
 @click.option("--template", help="The template to prompt with; by default the run's own, else the tokenizer's.")
-@click.option("--instruction", required=True, help="What the model is asked.")
-@click.option("--context", default="", help="Text that goes with it: Alpaca's input, Dolly's context.")
-@click.option("--system", default="", help="A system message, where the template has a place for one.")
-@click.option("--prefill", default="", help="How the answer begins; the model goes on from there.")
+@click.option("--instruction", required=True, help="The instruction for the model.")
+@click.option("--context", default="", help="More text for the instruction: Alpaca's input, Dolly's context.")
+@click.option("--system", default="", help="A system message, if the template supports one.")
+@click.option("--prefill", default="", help="The start of the answer; the model continues it.")
 @click.option("--chat-template-kwargs", metavar="NAME=VALUE,…", help="Values for variables that the template reads.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest answer.")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of sampling.")
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="The maximum length of the answer, in tokens.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="The sampling temperature; 0 is greedy.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="The seed of sampling.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0, mps.")
 @click.option("--json", "as_json", is_flag=True, help="Print prompt, ids and answer as JSON.")
 @PLUGIN_DIR
@@ -42,22 +54,22 @@ def generate(
     as_json: bool,
     plugin_dirs: tuple[Path, ...],
 ) -> None:
-    """Have a model answer an instruction, prompted as in training and stopped where the template says."""
+    """Have a model answer an instruction, prompted as in training and stopped where the template ends an answer."""
     registry = load_registry(plugin_dirs)
     from templatekit.export.serving import stops_of
     from templatekit.formats.kwargs import parse_kwargs
     from templatekit.tokens.encoder import Encoder
     from templatekit.tokens.load import from_transformers, load_transformers_tokenizer, resolve_model
-    from templatekit.training.generation import generate as answer_to
+    from templatekit.training.generation import generate as generate_answer
     from templatekit.training.model import load_model, resolve_device
 
     if not instruction.strip():
         raise ConfigError("--instruction: expected text; found none")
     address = resolve_model(model, registry) or model
     tokenizer = from_transformers(load_transformers_tokenizer(address), name=model)
-    own = Path(address) / "template.jinja"
-    chosen = find_template(
-        template or (str(own) if own.is_file() else TOKENIZER_TEMPLATE),
+    run_template = Path(address) / "template.jinja"
+    prompt_template = find_template(
+        template or (str(run_template) if run_template.is_file() else TOKENIZER_TEMPLATE),
         registry,
         chat_template=tokenizer.chat_template,
         kwargs=parse_kwargs(chat_template_kwargs or ""),
@@ -68,10 +80,10 @@ def generate(
     if prefill:
         messages.append(Message(role="assistant", content=prefill))
     example = Example(messages=tuple(messages))
-    prompt = chosen.prompt(example, tokenizer.special_tokens, continue_final=bool(prefill))
+    prompt = prompt_template.prompt(example, tokenizer.special_tokens, continue_final=bool(prefill))
     prompt_ids = Encoder(tokenizer).encode(prompt).input_ids
-    stops = stops_of(chosen, tokenizer)
-    answer = answer_to(
+    stops = stops_of(prompt_template, tokenizer)
+    answer = generate_answer(
         load_model(address, device=resolve_device(device)),
         prompt_ids,
         decode=tokenizer.decode,

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from templatekit.cli.export import export_template
-from templatekit.cli.groups import Noun
+from templatekit.cli.groups import ListingGroup
 from templatekit.cli.options import PLUGIN_DIR, load_registry
 from templatekit.errors import UnknownNameError
 from templatekit.formats.lookup import find_template
@@ -21,7 +21,7 @@ from templatekit.hooks.registry import Registry
 from templatekit.types import Example, Message
 from templatekit.views import to_marked
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _EXAMPLE = Example(
     messages=(
         Message(role="user", content="Name the capital.", context="Country: France"),
@@ -44,7 +44,7 @@ def _print_table(rows: list[dict[str, Any]], *, as_json: bool) -> None:
 
 
 def _cell(value: Any) -> str:
-    """A value on one line: what plugins say of themselves may hold any text."""
+    """Return a value on one line. Descriptions come from plugins and may hold any text."""
     return " ".join((", ".join(value) if isinstance(value, list) else str(value)).split())
 
 
@@ -53,13 +53,13 @@ def _owner(offers: Offers[Any], name: str) -> str:
     return f"{plugin.name} ({plugin.origin})"
 
 
-@click.group(cls=Noun)
+@click.group(cls=ListingGroup)
 def adapters() -> None:
-    """The shapes of records that can be read."""
+    """The record formats that can be read."""
 
 
 @adapters.command("list")
-@_JSON
+@_JSON_OPTION
 @PLUGIN_DIR
 def list_adapters(as_json: bool, plugin_dirs: tuple[Path, ...]) -> None:
     """List the adapters."""
@@ -70,7 +70,7 @@ def list_adapters(as_json: bool, plugin_dirs: tuple[Path, ...]) -> None:
 
 @adapters.command("show")
 @click.argument("name")
-@_JSON
+@_JSON_OPTION
 @PLUGIN_DIR
 def show_adapter(name: str, as_json: bool, plugin_dirs: tuple[Path, ...]) -> None:
     """Show the keys that an adapter reads."""
@@ -83,16 +83,16 @@ def show_adapter(name: str, as_json: bool, plugin_dirs: tuple[Path, ...]) -> Non
         "keys": list(adapter.keys),
         "known by": list(adapter.required),
     }
-    _print_facts(facts, as_json=as_json)
+    _print_fields(facts, as_json=as_json)
 
 
-@click.group(cls=Noun)
+@click.group(cls=ListingGroup)
 def templates() -> None:
     """The prompt templates."""
 
 
 @templates.command("list")
-@_JSON
+@_JSON_OPTION
 @PLUGIN_DIR
 def list_templates(as_json: bool, plugin_dirs: tuple[Path, ...]) -> None:
     """List the templates."""
@@ -106,10 +106,10 @@ def list_templates(as_json: bool, plugin_dirs: tuple[Path, ...]) -> None:
 
 @templates.command("show")
 @click.argument("name")
-@_JSON
+@_JSON_OPTION
 @PLUGIN_DIR
 def show_template(name: str, as_json: bool, plugin_dirs: tuple[Path, ...]) -> None:
-    """Show a template's source and an example, with ⟦ ⟧ around what is trained."""
+    """Show a template's source and an example, with ⟦ ⟧ around trained text."""
     registry = load_registry(plugin_dirs)
     template = find_template(name, registry)
     example = template.render(_EXAMPLE if template.multi_turn or "context" in template.variables else _WITHOUT_CONTEXT)
@@ -124,53 +124,53 @@ def show_template(name: str, as_json: bool, plugin_dirs: tuple[Path, ...]) -> No
         "source": template.original,
         "example": to_marked(example.view()),
     }
-    _print_facts(facts, as_json=as_json)
+    _print_fields(facts, as_json=as_json)
 
 
 templates.add_command(export_template)
 
 
-@click.group(cls=Noun)
+@click.group(cls=ListingGroup)
 def plugins() -> None:
     """The plugins and what each offers."""
 
 
 @plugins.command("list")
-@_JSON
+@_JSON_OPTION
 @PLUGIN_DIR
 def list_plugins(as_json: bool, plugin_dirs: tuple[Path, ...]) -> None:
-    """List the plugins, those that were left out included."""
+    """List the plugins, including those that failed to load."""
     registry = load_registry(plugin_dirs)
     rows = _plugin_rows(registry)
-    _print_table(rows if as_json else [_in_words(row) for row in rows], as_json=as_json)
+    _print_table(rows if as_json else [_as_table_row(row) for row in rows], as_json=as_json)
 
 
 @plugins.command("show")
 @click.argument("name")
-@_JSON
+@_JSON_OPTION
 @PLUGIN_DIR
 def show_plugin(name: str, as_json: bool, plugin_dirs: tuple[Path, ...]) -> None:
     """Show what a plugin offers."""
     rows = {row["name"]: row for row in _plugin_rows(load_registry(plugin_dirs))}
     if name not in rows:
         raise UnknownNameError("plugin", name, rows)
-    _print_facts(rows[name], as_json=as_json)
+    _print_fields(rows[name], as_json=as_json)
 
 
 def _plugin_rows(registry: Registry) -> list[dict[str, Any]]:
-    """A row a plugin, and one for each that failed to import; what failed later stands beside what is offered."""
-    kinds = (registry.adapters, registry.templates, registry.sources, registry.models, registry.exporters)
+    """Return one row for each plugin, with its offers and failures, including plugins that failed to import."""
+    offers = (registry.adapters, registry.templates, registry.sources, registry.models, registry.exporters)
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for plugin in registry.plugins:
-        offered = [f"{o.kind} {name}" for o in kinds for name in o if o.owner(name) is plugin]
+        offered = [f"{o.kind} {name}" for o in offers for name in o if o.owner(name) is plugin]
         rows[plugin.name, plugin.origin] = {"name": plugin.name, "from": plugin.origin, "offers": offered, "failed": []}
     for failure in registry.failures:
-        blank: dict[str, Any] = {"name": failure.name, "from": failure.origin, "offers": [], "failed": []}
-        rows.setdefault((failure.name, failure.origin), blank)["failed"].append(failure.reason)
+        empty: dict[str, Any] = {"name": failure.name, "from": failure.origin, "offers": [], "failed": []}
+        rows.setdefault((failure.name, failure.origin), empty)["failed"].append(failure.reason)
     return list(rows.values())
 
 
-def _in_words(row: Mapping[str, Any]) -> dict[str, str]:
+def _as_table_row(row: Mapping[str, Any]) -> dict[str, str]:
     facts = [*row["offers"], *(f"left out: {reason}" for reason in row["failed"])]
     return {"name": row["name"], "from": row["from"], "offers": ", ".join(facts) or "nothing"}
 
@@ -178,11 +178,11 @@ def _in_words(row: Mapping[str, Any]) -> dict[str, str]:
 def _description(name: str, registry: Registry) -> str:
     try:
         return find_template(name, registry).metadata.description
-    except Exception as error:  # a broken template is listed with what is wrong with it
+    except Exception as error:  # a broken template is listed with its error
         return f"broken: {error}"
 
 
-def _print_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
+def _print_fields(facts: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, ensure_ascii=False))
         return

@@ -1,4 +1,4 @@
-"""`templatekit new adapter|template|plugin`: files that work, and pass their checks, from the first minute."""
+"""`templatekit new adapter|template|plugin`: create files that work and pass their checks."""
 
 from __future__ import annotations
 
@@ -118,23 +118,23 @@ def test_the_format(subject: Subject, check: Check) -> None:
 }
 
 
-class _Kind(NamedTuple):
+class _Scaffold(NamedTuple):
     files: Mapping[str, str]
     folder: str
     next_steps: str
 
 
 KINDS = {
-    "adapter": _Kind(
+    "adapter": _Scaffold(
         {"$module.py": ADAPTER},
         "",
         "templatekit check $path\n"
         "templatekit preview --plugin-dir $folder --adapter $name --template chatml --dataset ROWS.jsonl",
     ),
-    "template": _Kind(
+    "template": _Scaffold(
         {"$name.jinja": TEMPLATE}, "", "templatekit check $path\ntemplatekit preview --template $path --limit 3"
     ),
-    "plugin": _Kind(PLUGIN_FILES, "templatekit-$name", "cd $path\npip install --editable '.[test]'\npytest"),
+    "plugin": _Scaffold(PLUGIN_FILES, "templatekit-$name", "cd $path\npip install --editable '.[test]'\npytest"),
 }
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
@@ -146,30 +146,31 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
     "--directory",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(),
-    help="Where to write; here if left out.",
+    help="The folder to write to; by default the current one.",
 )
 def new(kind: str, name: str, directory: Path) -> None:
-    """Begin an adapter, a template, or a plugin of both.
+    """Create an adapter, a template, or a plugin with both.
 
-    An adapter is one Python file, a template one Jinja file; a plugin is a distribution of its own, with its entry
-    point and a test that runs the checks. Each works and passes its checks as it is; change it from there. Nothing that
-    exists is overwritten.
+    An adapter is one Python file, and a template is one Jinja file. A plugin is a Python package with an entry point
+    and a test that runs the checks. Each works and passes its checks; change it from there. Existing files are never
+    overwritten.
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(f"name {name!r}: expected small letters, digits and single hyphens, such as 'my-format'")
-    chosen = KINDS[kind]
+    scaffold = KINDS[kind]
     module = name.replace("-", "_")
     names = {
         "name": name,
         "module": f"templatekit_{module}" if kind == "plugin" else module,
-        "class_name": "".join(part.capitalize() for part in name.split("-")),
+        "class_name": "".join(word.capitalize() for word in name.split("-")),
         "version": __version__,
     }
-    top = directory / Template(chosen.folder).substitute(names)
+    top = directory / Template(scaffold.folder).substitute(names)
     files = {
-        top / Template(path).substitute(names): Template(text).substitute(names) for path, text in chosen.files.items()
+        top / Template(path).substitute(names): Template(text).substitute(names)
+        for path, text in scaffold.files.items()
     }
-    for path in [top, *files] if chosen.folder else files:
+    for path in [top, *files] if scaffold.folder else files:
         if path.exists():
             raise ConfigError(f"{str(path)!r} exists; choose another name or --directory")
     for path, text in files.items():
@@ -179,7 +180,7 @@ def new(kind: str, name: str, directory: Path) -> None:
         except OSError as error:
             raise ConfigError(f"{str(path)!r} cannot be written: {error.strerror}") from None
         click.echo(f"wrote {path}")
-    path = top if chosen.folder else next(iter(files))
+    path = top if scaffold.folder else next(iter(files))
     click.echo("\nNext:")
-    for line in Template(chosen.next_steps).substitute(names, path=path, folder=directory).splitlines():
+    for line in Template(scaffold.next_steps).substitute(names, path=path, folder=directory).splitlines():
         click.echo(f"  {line}")

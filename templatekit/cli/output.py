@@ -1,4 +1,4 @@
-"""What commands print beside their result: summaries on stderr, and files that are whole or absent."""
+"""Write results: the choice of an exporter, files that appear only when they are complete, and the summary of a run."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any, BinaryIO, cast
 
 import click
 
-from templatekit.config.options import DataOptions
+from templatekit.config.data_options import DataOptions
 from templatekit.errors import ConfigError, PluginError, RunError, TemplatekitError
-from templatekit.hooks.exporters import Exporter, FolderExporter, RecordExporter, Sink
+from templatekit.hooks.exporters import BaseExporter, Exporter, FolderExporter, RecordExporter
 from templatekit.hooks.registry import Registry
 from templatekit.packing import Packs
-from templatekit.pipeline.outputs import Part
+from templatekit.pipeline.outputs import OutputChunk
 from templatekit.pipeline.pipeline import Pipeline
 
 
 @dataclass
-class Packed:
-    """Examples in packs, which are counted as they pass."""
+class CountedPacks:
+    """An iterable of packs that counts the packs and tokens that pass."""
 
     packs: Iterable[Packs]
     pack_tokens: int
@@ -32,27 +32,27 @@ class Packed:
     tokens: int = 0
 
     def __iter__(self) -> Iterator[Packs]:
-        for some in self.packs:
-            self.count += len(some)
-            self.tokens += int(some.offsets[-1])
-            yield some
+        for packs in self.packs:
+            self.count += len(packs)
+            self.tokens += int(packs.offsets[-1])
+            yield packs
 
     @property
     def fill(self) -> float:
-        """How much of the packs is tokens; 1 where there are none."""
+        """The share of the packs' capacity that tokens use; 1 where there are no packs."""
         return self.tokens / (self.count * self.pack_tokens) if self.count else 1.0
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The counts for JSON."""
         return {"packs": self.count, "pack_tokens": self.pack_tokens, "fill": round(self.fill, 4)}
 
     def line(self) -> str:
-        """The same in words."""
+        """The counts in words."""
         return f"packs: {self.count:,} of at most {self.pack_tokens:,} tokens, {self.fill:.1%} full"
 
 
-def choose_exporter(registry: Registry, format: str | None, output: Path | None) -> Sink:
-    """By name, else by the file's ending, else JSON Lines."""
+def choose_exporter(registry: Registry, format: str | None, output: Path | None) -> BaseExporter:
+    """Return the exporter of this name, else the one for the file's suffix, else that for JSON Lines."""
     if format is not None:
         return registry.exporters[format]
     if output is not None and output.suffix:
@@ -64,43 +64,52 @@ def choose_exporter(registry: Registry, format: str | None, output: Path | None)
     return registry.exporters["jsonl"]
 
 
-def check_packs(exporter: Sink, registry: Registry, options: DataOptions) -> None:
-    """Raises `ConfigError` where packs have no place in a format, or there is nothing to make them of."""
+def check_can_pack(exporter: BaseExporter, registry: Registry, options: DataOptions) -> None:
+    """Raise `ConfigError` where the format cannot hold packs, or there is no tokenizer."""
     if not exporter.takes_packs:
-        known = ", ".join(name for name, one in registry.exporters.items() if one.takes_packs)
+        known = ", ".join(name for name, other in registry.exporters.items() if other.takes_packs)
         raise ConfigError(f"--pack-tokens: format {exporter.name!r} has no place for packs; expected one of: {known}")
     if options.tokenizer is None:
         raise ConfigError("--pack-tokens packs token ids; found no tokenizer; expected --tokenizer too")
 
 
-def write(exporter: Sink, items: Iterable[Part] | Packed, target: BinaryIO | Path, *, columns: bool = False) -> None:
-    """Has an exporter write parts, or packs, and sees that it leaves nothing out; `columns`: it converted the parts."""
+def write_output(
+    exporter: BaseExporter,
+    contents: Iterable[OutputChunk] | CountedPacks,
+    target: BinaryIO | Path,
+    *,
+    columns: bool = False,
+) -> None:
+    """Have an exporter write output chunks or packs to a file or folder, and check that it wrote all of them.
+
+    `columns` says that the chunks hold columns, which the exporter converted.
+    """
     given = 0
-    ended = False
+    exhausted = False
 
     def counted() -> Iterator[Any]:
-        """Packs window by window, what was converted part by part, else item by item."""
-        nonlocal given, ended
-        if isinstance(items, Packed):
-            for some in items:
-                given += len(some)
-                yield some
+        """Yield groups of packs, converted chunks, or single samples."""
+        nonlocal given, exhausted
+        if isinstance(contents, CountedPacks):
+            for packs in contents:
+                given += len(packs)
+                yield packs
         else:
-            for part in items:
-                for samples, item in [part] if columns else ((1, one) for one in part.content):
+            for chunk in contents:
+                for samples, content in [chunk] if columns else ((1, sample) for sample in chunk.content):
                     given += samples
-                    yield item
-        ended = True
+                    yield content
+        exhausted = True
 
     try:
         if isinstance(exporter, FolderExporter):
             if not isinstance(target, Path):
                 raise ConfigError(f"format {exporter.name!r} writes a folder; found none; expected --output FOLDER")
-            write_folder = exporter.write_packs if isinstance(items, Packed) else exporter.write_folder
+            write_folder = exporter.write_packs if isinstance(contents, CountedPacks) else exporter.write_folder
             written = write_folder(counted(), target)
-        elif columns or isinstance(items, Packed):
+        elif columns or isinstance(contents, CountedPacks):
             assert isinstance(exporter, Exporter)
-            write_file = exporter.write_packs if isinstance(items, Packed) else exporter.write_converted
+            write_file = exporter.write_packs if isinstance(contents, CountedPacks) else exporter.write_converted
             written = write_file(counted(), cast("BinaryIO", target))
         else:
             assert isinstance(exporter, (Exporter, RecordExporter))
@@ -109,61 +118,67 @@ def write(exporter: Sink, items: Iterable[Part] | Packed, target: BinaryIO | Pat
         raise
     except Exception as error:  # a plugin's code may raise anything
         raise PluginError(f"format {exporter.name!r} raised {type(error).__name__}: {error}") from error
-    if written != given or not ended:
-        more = "" if ended else " and more to come"
-        what = "packs" if isinstance(items, Packed) else "examples"
-        raise PluginError(f"format {exporter.name!r} wrote {written!r} {what}; expected all: {given}{more}")
+    if written != given or not exhausted:
+        more = "" if exhausted else " and more to come"
+        kind = "packs" if isinstance(contents, CountedPacks) else "examples"
+        raise PluginError(f"format {exporter.name!r} wrote {written!r} {kind}; expected all: {given}{more}")
 
 
-def write_whole(exporter: Sink, items: Iterable[Part] | Packed, output: Path, *, columns: bool = False) -> None:
-    """Has an exporter write a file, or a folder, that is whole or absent."""
+def write_atomically(
+    exporter: BaseExporter,
+    contents: Iterable[OutputChunk] | CountedPacks,
+    output: Path,
+    *,
+    columns: bool = False,
+) -> None:
+    """Have an exporter write a file or a folder, which appears only when it is complete."""
     if isinstance(exporter, FolderExporter):
-        with whole_folder(output) as folder:
-            write(exporter, items, folder)
+        with atomic_folder(output) as folder:
+            write_output(exporter, contents, folder)
         return
-    with whole_file(output) as file:
-        write(exporter, items, file, columns=columns)
+    with atomic_file(output) as file:
+        write_output(exporter, contents, file, columns=columns)
 
 
 @contextmanager
-def whole_folder(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that is moved there once it is complete; on any error nothing is left."""
-    where = f"--output {str(output)!r}"
+def atomic_folder(output: Path) -> Iterator[Path]:
+    """Create a temporary folder next to `output`, and rename it to `output` once complete; remove it on any error."""
+    name = f"--output {str(output)!r}"
     try:
         target = output.resolve()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ConfigError(f"{where} is there already; expected a new folder, or an empty one")
+            raise ConfigError(f"{name} is there already; expected a new folder, or an empty one")
         staging = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}")
         staging.mkdir(parents=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        raise ConfigError(f"{where} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+        raise ConfigError(f"{name} cannot be written: {getattr(error, 'strerror', None) or error}") from None
     try:
         yield staging
         staging.replace(target)
     except OSError as error:
-        raise RunError(f"{where} cannot be written: {error.strerror or error}") from error
+        raise RunError(f"{name} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager
-def whole_file(output: Path) -> Iterator[BinaryIO]:
-    """A file beside `output` that is moved there once it is complete; on any error nothing is left.
+def atomic_file(output: Path, *, option: str = "--output") -> Iterator[BinaryIO]:
+    """Open a temporary file next to `output`, and rename it to `output` once complete; remove it on any error.
 
-    A device or a pipe is written as it is.
+    A device or a pipe is written directly. `option` names the path in errors.
     """
-    where = f"--output {str(output)!r}"
+    name = f"{option} {str(output)!r}"
     try:
         if output.is_dir():
-            raise ConfigError(f"{where} is a folder; expected a file")
+            raise ConfigError(f"{name} is a folder; expected a file")
         special = output.exists() and not output.is_file()
-        target = output if special else output.resolve()  # of a link, the file behind it
+        target = output if special else output.resolve()  # a link stays, and its target is replaced
         path = target if special else target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}")
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("wb" if special else "xb")
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        said = "Not a directory" if isinstance(error, FileExistsError) else getattr(error, "strerror", None) or error
-        raise ConfigError(f"{where} cannot be written: {said}") from None
+        reason = "Not a directory" if isinstance(error, FileExistsError) else getattr(error, "strerror", None) or error
+        raise ConfigError(f"{name} cannot be written: {reason}") from None
     try:
         with file:
             yield file
@@ -172,23 +187,23 @@ def whole_file(output: Path) -> Iterator[BinaryIO]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise RunError(f"{where} cannot be written: {error.strerror or error}") from error
+        raise RunError(f"{name} cannot be written: {error.strerror or error}") from error
     finally:
         if not special:
             path.unlink(missing_ok=True)
 
 
-def summarize(pipeline: Pipeline, *, as_json: bool, packed: Packed | None = None) -> None:
-    """What became of the rows, on stderr, and how full packs are."""
+def print_summary(pipeline: Pipeline, *, as_json: bool, packs: CountedPacks | None = None) -> None:
+    """Print to stderr how many rows were read, written and dropped, and how full the packs are."""
     counts = pipeline.counts
     if as_json:
         adapter = pipeline.adapter.name if pipeline.adapter else None
-        values = {"adapter": adapter, **counts.as_dict(), **(packed.as_dict() if packed else {})}
+        values = {"adapter": adapter, **counts.as_dict(), **(packs.as_dict() if packs else {})}
         click.echo(json.dumps(values, ensure_ascii=False), err=True)
         return
     if pipeline.options.adapter is None and pipeline.adapter is not None:
-        click.echo(f"adapter: {pipeline.adapter.name} (told by the records' keys)", err=True)
+        click.echo(f"adapter: {pipeline.adapter.name} (inferred from the records' keys)", err=True)
     for line in counts.lines(tokens=pipeline.tokenizer is not None):
         click.echo(line, err=True)
-    if packed is not None:
-        click.echo(packed.line(), err=True)
+    if packs is not None:
+        click.echo(packs.line(), err=True)

@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
-from templatekit.cli.output import summarize
-from templatekit.config.options import CACHE, DataOptions
+from templatekit.cli.options import PLUGIN_DIR, add_options, given_options, load_registry
+from templatekit.cli.output import print_summary
+from templatekit.config.data_options import CACHE_OPTIONS, DataOptions
 from templatekit.errors import ConfigError
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.tokens.supervision import view_of
@@ -22,30 +22,31 @@ from templatekit.views import legend, to_marked, to_rich
 
 
 @click.command()
-@option_set(DataOptions, only=[name for name in DataOptions.model_fields if name not in ("limit", *CACHE)])
+@add_options(DataOptions, only=[name for name in DataOptions.model_fields if name not in ("limit", *CACHE_OPTIONS)])
 @click.option("--row", type=click.IntRange(min=0), default=0, help="The first row to show, counted from 0.")
 @click.option("--limit", type=click.IntRange(min=1), default=1, help="How many rows to show.  [default: 1]")
 @PLUGIN_DIR
 def preview(row: int, limit: int, plugin_dirs: tuple[Path, ...], **options: Any) -> None:
-    """Show records as a template renders them: template text dim, data in colour, what is trained in green.
+    """Show records as a template renders them: template text dim, data in colour, trained text in green.
 
-    Without colours (in a file, in a pipe) what is trained stands in ⟦ ⟧, behind its weight where that is not 1. Control
-    characters stand as pictures (␛).
+    Without colours (in a file or a pipe) trained text is in ⟦ ⟧, after its weight if that is not 1. Control characters
+    are shown as symbols (␛).
     """
     registry = load_registry(plugin_dirs)
-    pipeline = Pipeline(DataOptions.parse({**given(options), "limit": row + limit}), registry)
-    with redirect_stdout(sys.stderr):  # what a plugin prints is no part of the result
+    pipeline = Pipeline(DataOptions.parse({**given_options(options), "limit": row + limit}), registry)
+    with redirect_stdout(sys.stderr):  # the output of plugins' print calls is not part of the result
         records = pipeline.open()
-        before = sum(1 for _ in islice(records, row))
-        shown = [item.result for item in pipeline.run(records, source=pipeline.options.dataset, first_row=row)]
+        skipped = sum(1 for _ in islice(records, row))
+        samples = pipeline.run(records, source=pipeline.options.dataset, first_row=row)
+        examples = [sample.result for sample in samples]
     if not pipeline.counts.rows_in:
-        raise ConfigError(f"--row {row}: the data set ends before it; found {before} rows, 0 to {before - 1}")
-    show(shown, pipeline.options.train_on)
-    summarize(pipeline, as_json=False)
+        raise ConfigError(f"--row {row}: the data set ends before it; found {skipped} rows, 0 to {skipped - 1}")
+    show_examples(examples, pipeline.options.train_on)
+    print_summary(pipeline, as_json=False)
 
 
-def show(examples: Iterable[RenderedText | TokenizedExample], train_on: TrainOn) -> None:
-    """Prints examples in colour, or with marks where there is none."""
+def show_examples(examples: Iterable[RenderedText | TokenizedExample], train_on: TrainOn) -> None:
+    """Print examples in colour, or with marks where colours are not supported."""
     from rich.console import Console
 
     console = Console(soft_wrap=True, highlight=False)
@@ -54,10 +55,10 @@ def show(examples: Iterable[RenderedText | TokenizedExample], train_on: TrainOn)
         console.print(legend())
     for example in examples:
         view = view_of(example, train_on)
-        counted = f", {view.caption}" if view.caption else ""
+        caption = f", {view.caption}" if view.caption else ""
         rendered = example.rendered if isinstance(example, TokenizedExample) else example
-        numbered = f", sample {rendered.sample + 1} of {rendered.samples}" if rendered.samples > 1 else ""
-        console.rule(f"row {example.row}{numbered}{counted}", align="left", style="dim")
+        sample = f", sample {rendered.sample + 1} of {rendered.samples}" if rendered.samples > 1 else ""
+        console.rule(f"row {example.row}{sample}{caption}", align="left", style="dim")
         if coloured:
             console.print(to_rich(view))
         else:

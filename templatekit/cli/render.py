@@ -10,46 +10,51 @@ from typing import Any
 
 import click
 
-from templatekit.cache import prepared_batches, prepared_parts
-from templatekit.cli.lengths import Distributions, check_picture
-from templatekit.cli.options import PLUGIN_DIR, given, load_registry, option_set
-from templatekit.cli.output import Packed, check_packs, choose_exporter, summarize, write, write_whole
-from templatekit.cli.progress import progress, watched
-from templatekit.config.options import RenderOptions
+from templatekit.cache import prepare_batches, prepare_output
+from templatekit.cli.histograms import LengthHistograms, check_plot_file
+from templatekit.cli.options import PLUGIN_DIR, add_options, given_options, load_registry
+from templatekit.cli.output import (
+    CountedPacks,
+    check_can_pack,
+    choose_exporter,
+    print_summary,
+    write_atomically,
+    write_output,
+)
+from templatekit.cli.progress import progress_bar, report_progress
+from templatekit.config.render_options import RenderOptions
 from templatekit.engines.jobs import Engine
-from templatekit.engines.processes import local_workers
-from templatekit.packing import packed
-from templatekit.pipeline.mixture import pipeline_of
-from templatekit.pipeline.outputs import ForSink, in_columns
+from templatekit.engines.processes import process_engine
+from templatekit.packing import pack_stream
+from templatekit.pipeline.mixture import create_pipeline
+from templatekit.pipeline.outputs import ExporterConverter, takes_columns
 
 _ON_STDERR = "-"
-ON_SCREEN = 5
-"""Rows shown on a terminal where no limit is given."""
+_TERMINAL_ROWS = 5
+"""Number of rows to show on a terminal if no limit is given."""
 
 
 @click.command()
-@option_set(RenderOptions)
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="The file or folder to write; without it, standard output."
-)
+@add_options(RenderOptions)
+@click.option("--output", type=click.Path(path_type=Path), help="The file or folder to write; by default stdout.")
 @click.option(
     "--format",
     help="jsonl, parquet, arrow, datasets, axolotl, openai, sharegpt, prompt-completion, llama-factory, or a plugin's; "
-    "by default told by the output's ending.",
+    "by default inferred from the suffix of the output.",
 )
 @click.option(
     "--stats",
     is_flag=False,
     flag_value=_ON_STDERR,
     metavar="[FILE.png]",
-    help="Show how long examples are, and how much of them is trained; as a picture where a file is named.",
+    help="Show histograms of the lengths of examples and of their trained tokens; with a file name, as a picture.",
 )
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
     default="local",
-    help="Where they run: on this machine, or on a Ray cluster, by default one that is started here "
-    "(RAY_ADDRESS names another).  [default: local]",
+    help="Where the workers run: on this machine, or on a Ray cluster: the one that RAY_ADDRESS names, or a new one on "
+    "this machine.  [default: local]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @PLUGIN_DIR
@@ -64,63 +69,64 @@ def render(
 ) -> None:
     """Render records to text, ids and labels.
 
-    One object a row: row, text, input_ids, labels (-100 where not trained) and spans; without a tokenizer row, text
-    and spans. On a terminal, coloured text instead. With --pack-tokens one object a pack: input_ids, labels,
-    position_ids, seq_lengths and rows.
+    Writes one JSON object for each row: row, text, input_ids, labels (-100 where not trained) and spans; without a
+    tokenizer only row, text and spans. With --pack-tokens, writes one object for each pack: input_ids, labels,
+    position_ids, seq_lengths and rows. On a terminal, shows coloured text instead.
     """
     registry = load_registry(plugin_dirs)
-    values = given(options)
-    chosen = RenderOptions.parse(values)
-    on_screen = output is None and format is None and chosen.pack_tokens is None and sys.stdout.isatty()
-    if on_screen and chosen.limit is None:
-        chosen = chosen.model_copy(update={"limit": ON_SCREEN})
+    render_options = RenderOptions.parse(given_options(options))
+    packing = render_options.pack_tokens is not None
+    on_screen = output is None and format is None and not packing and sys.stdout.isatty()
+    if on_screen and render_options.limit is None:
+        render_options = render_options.model_copy(update={"limit": _TERMINAL_ROWS})
     exporter = choose_exporter(registry, format, output)
-    if chosen.pack_tokens is not None:
-        check_packs(exporter, registry, chosen)
-    pipeline = pipeline_of(chosen, registry)
-    workshop = _engine(engine, chosen.workers)
-    lengths = Distributions()
+    if packing:
+        check_can_pack(exporter, registry, render_options)
+    pipeline = create_pipeline(render_options, registry)
+    workers = _create_engine(engine, render_options.workers)
+    histograms = LengthHistograms()
     if stats is not None and stats != _ON_STDERR:
-        check_picture(Path(stats))
-    counted = lengths if stats is not None else None
-    packs: Packed | None = None
+        check_plot_file(Path(stats))
+    observer = histograms if stats is not None else None
+    packs: CountedPacks | None = None
 
     def say(line: str) -> None:
         click.echo(line, err=True)
 
     if on_screen:
-        from templatekit.cli.preview import show
+        from templatekit.cli.preview import show_examples
 
-        batches = prepared_batches(pipeline, say=say)
-        samples = chain.from_iterable(batches if counted is None else counted.watch(batches))
-        show((item.result for item in samples), pipeline.options.train_on)
+        batches = prepare_batches(pipeline, say=say)
+        samples = chain.from_iterable(batches if observer is None else observer.observe(batches))
+        show_examples((sample.result for sample in samples), pipeline.options.train_on)
     else:
         stdout = sys.stdout.buffer
-        # What a plugin prints must not get between the rows.
-        with redirect_stdout(sys.stderr), progress(pipeline.options) as shown:
-            make = ForSink.of(exporter, registry)
-            parts = prepared_parts(pipeline, make, engine=workshop, lengths=counted, say=say)
-            parts = watched(parts, pipeline, shown)
-            if chosen.pack_tokens is not None:
-                packs = Packed(packed((part.content for part in parts), chosen.pack_tokens), chosen.pack_tokens)
-            columns = in_columns(exporter, pipeline)
+        # The output of plugins' print calls must not get between the rows.
+        with redirect_stdout(sys.stderr), progress_bar(pipeline.options) as show_rows:
+            converter = ExporterConverter.of(exporter, registry)
+            chunks = prepare_output(pipeline, converter, engine=workers, lengths=observer, say=say)
+            chunks = report_progress(chunks, pipeline, show_rows)
+            if render_options.pack_tokens is not None:
+                pack_tokens = render_options.pack_tokens
+                packs = CountedPacks(pack_stream((chunk.content for chunk in chunks), pack_tokens), pack_tokens)
+            columns = takes_columns(exporter, pipeline)
             if output is None:
-                write(exporter, packs or parts, stdout, columns=columns)
+                write_output(exporter, packs or chunks, stdout, columns=columns)
                 stdout.flush()
             else:
-                write_whole(exporter, packs or parts, output, columns=columns)
-    summarize(pipeline, as_json=as_json, packed=packs)
+                write_atomically(exporter, packs or chunks, output, columns=columns)
+    print_summary(pipeline, as_json=as_json, packs=packs)
     if stats == _ON_STDERR:
-        for line in lengths.lines():
+        for line in histograms.lines():
             click.echo(line, err=True)
     elif stats is not None:
-        lengths.save(Path(stats))
+        histograms.save(Path(stats))
 
 
-def _engine(name: str, workers: int | None) -> Engine | None:
-    """What does the work; None where this process does it itself."""
+def _create_engine(name: str, workers: int | None) -> Engine | None:
+    """Return the engine that runs the workers; None where this process does the work itself."""
     if name == "ray":
-        from templatekit.engines.ray import on_ray
+        from templatekit.engines.ray import ray_engine
 
-        return on_ray(workers)
-    return local_workers(workers)
+        return ray_engine(workers)
+    return process_engine(workers)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from testkit.command_line import Templatekit
 
-from templatekit.cli.cache import in_words
-from templatekit.config.folders import cache_folder
+from templatekit.cli.cache import format_bytes
+from templatekit.config.cache_folder import cache_folder
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_clear_by_key_by_age_and_all(templatekit: Templatekit, kept: Path) -> No
     for wrong, said in (
         ((), "expected one of: keys"),
         (("--all", "--older-than", "1d"), "expected one of: keys"),
-        (("zzz",), "no kept data named 'zzz'; known: "),
+        (("zzz",), "no cache entry named 'zzz'; known: "),
         (("--older-than", "soon"), "found 'soon'; expected a number of minutes, hours, days or weeks"),
     ):
         done = run("cache", "clear", *wrong, "--cache-dir", kept)
@@ -160,6 +160,6 @@ def test_tokenizers_are_listed_and_cleared(templatekit: Templatekit, tmp_path: P
 
 
 def test_sizes_in_words() -> None:
-    assert [in_words(size) for size in (0, 999, 1000, 12_900_000, 2_500_000_000, 10**15)] == [
+    assert [format_bytes(size) for size in (0, 999, 1000, 12_900_000, 2_500_000_000, 10**15)] == [
         *("0 B", "999 B", "1.0 kB", "12.9 MB", "2.5 GB", "1000.0 TB")
     ]

@@ -82,7 +82,7 @@ def test_an_adapter_is_shown(templatekit: Templatekit) -> None:
     assert result.out == (
         "name: dolly\n"
         f"plugin: dolly ({BUILT_IN})\n"
-        "description: `instruction`, `context` (missing, null and empty mean none), `response`; `category` is kept as "
+        "description: Reads `instruction`, `context` (may be missing, null or empty) and `response`; `category` becomes "
         "metadata.\n"
         "keys: instruction, context, response, category\n"
         "known by: instruction, response\n"

@@ -37,7 +37,7 @@ def test_a_new_adapter_reads_its_records_and_passes_its_checks(templatekit: Temp
     (here / "rows.json").write_text(json.dumps([{"question": "Why?", "answer": "So."}]))
     shown = templatekit("render", "--plugin-dir", ".", "--dataset", "rows.json", "--template", "chatml")
     assert json.loads(shown.out)["text"].endswith("<|im_start|>assistant\nSo.<|im_end|>\n")
-    assert "adapter: my-fable (told by the records' keys)" in shown.err
+    assert "adapter: my-fable (inferred from the records' keys)" in shown.err
     checked = templatekit("check", "my_fable.py", "--examples", "5")
     assert checked.code == 0, checked.out + checked.err
 

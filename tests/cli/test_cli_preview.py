@@ -63,7 +63,7 @@ def test_without_a_terminal_what_is_trained_is_marked(templatekit: Templatekit, 
     result = templatekit("preview", *data, env={"COLUMNS": "40"})
     assert result.code == 0
     assert result.out == "row 0 " + "─" * 34 + "\nQ: say 0\nA:⟦it is 0⟧\n"
-    assert result.err == "adapter: alpaca (told by the records' keys)\nrows in: 1, rows out: 1, dropped: 0\n"
+    assert result.err == "adapter: alpaca (inferred from the records' keys)\nrows in: 1, rows out: 1, dropped: 0\n"
 
 
 def test_rows_are_chosen_and_counted(templatekit: Templatekit, data: list[str], tokenizer_folder: Path) -> None:

@@ -21,7 +21,7 @@ ROWS = [
     {"instruction": "Add", "input": "1, 2", "output": "3"},
 ]
 TEMPLATE = "Q: {{ instruction }}{{ context }}\nA:{{ response }}{{ eos_token }}"
-SUMMARY = "adapter: alpaca (told by the records' keys)\nrows in: 2, rows out: 2, dropped: 0"
+SUMMARY = "adapter: alpaca (inferred from the records' keys)\nrows in: 2, rows out: 2, dropped: 0"
 SPANS = [
     {"start": 0, "end": 3, "origin": "template"},
     {"start": 3, "end": 6, "origin": "messages[0].content"},

@@ -17,7 +17,7 @@ Usage: templatekit [OPTIONS] COMMAND [ARGS]...
 
   Turn data into training examples, and train on them.
 
-  Adapters read records of any shape, templates render them, and the loss falls on exactly what was asked.
+  Adapters read records of any format, templates render them, and the loss covers exactly the text that you choose.
 
 Options:
   --version   Show the version and exit.

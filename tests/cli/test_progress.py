@@ -18,16 +18,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from templatekit.cli.lengths import Distributions, bins_of
-from templatekit.cli.progress import known_rows
-from templatekit.config.options import DataOptions
+from templatekit.cli.histograms import LengthHistograms, histogram_bins
+from templatekit.cli.progress import known_row_count
+from templatekit.config.data_options import DataOptions
 
 COMMAND = [sys.executable, "-m", "templatekit", "render", "--template", "alpaca"]
 
 
 @given(st.lists(st.integers(0, 100_000) | st.integers(0, 30), min_size=1, max_size=60))
 def test_every_value_is_in_one_bin(values: list[int]) -> None:
-    bins = bins_of(Counter(values))
+    bins = histogram_bins(Counter(values))
     assert sum(one.examples for one in bins) == len(values)
     assert all(one.examples == sum(one.start <= value < one.end for value in values) for one in bins)
     assert len(bins) <= 16
@@ -35,7 +35,7 @@ def test_every_value_is_in_one_bin(values: list[int]) -> None:
 
 
 def test_bars_are_as_long_as_their_counts() -> None:
-    shown = Distributions(lengths=Counter({3: 10, 4: 5, 9: 1}), trained=Counter({2: 16}), unit="tokens")
+    shown = LengthHistograms(lengths=Counter({3: 10, 4: 5, 9: 1}), trained=Counter({2: 16}), unit="tokens")
     assert list(shown.lines()) == [
         "tokens of an example: 3 to 9, mean 3.7",
         f"  3 {'█' * 40} 10",
@@ -63,7 +63,7 @@ def test_known_rows(tmp_path: Path) -> None:
         ({"dataset": str(tmp_path / "broken.parquet")}, None),
     ]
     for options, rows in cases:
-        assert known_rows(DataOptions.parse(options)) == rows
+        assert known_row_count(DataOptions.parse(options)) == rows
 
 
 def test_stats_on_stderr_and_as_a_picture(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from testkit.at_hand import Tokenizers
 from testkit.pieces import KINDS, in_pieces, line, lost, swapped, twice
 
 from templatekit import DataOptions, Registry
-from templatekit.cli.output import Packed, write_whole
+from templatekit.cli.output import CountedPacks, write_atomically
 from templatekit.config.render_options import RenderOptions
 from templatekit.engines.jobs import ChunkResult, Engine, WorkerSetup, output_chunks
 from templatekit.errors import RecordError, TemplatekitError
@@ -46,9 +46,9 @@ def run(engine: Engine | str, options: DataOptions, sink: str, registry: Registr
         parts = output_chunks(pipeline, ExporterConverter(sink), engine=workshop, lengths=lengths)
     output = folder / "output"
     error = ""
-    packs = Packed(pack_stream((part.content for part in parts), 500), 500) if is_packed(pipeline) else None
+    packs = CountedPacks(pack_stream((part.content for part in parts), 500), 500) if is_packed(pipeline) else None
     try:
-        write_whole(exporter, packs or parts, output, columns=takes_columns(exporter, pipeline))
+        write_atomically(exporter, packs or parts, output, columns=takes_columns(exporter, pipeline))
     except TemplatekitError as raised:
         error = f"{type(raised).__name__}: {raised}"
     # The name of an Arrow file of `datasets` and its fingerprint are drawn anew each time.

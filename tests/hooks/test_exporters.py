@@ -16,7 +16,7 @@ from templatekit_sharegpt import ShareGPT
 
 import templatekit
 from templatekit import Example, Message, Record, RecordError, RecordExporter, prepare
-from templatekit.cli.output import write, write_whole
+from templatekit.cli.output import write_atomically, write_output
 from templatekit.config.data_options import DataOptions
 from templatekit.errors import ConfigError, RunError
 from templatekit.hooks.loading import create_registry
@@ -136,7 +136,7 @@ def test_openai_has_calls_as_json_and_weights_of_answers() -> None:
 def exported(rows: list[Any], format: str, output: Path, **options: Any) -> Pipeline:
     pipeline = Pipeline(DataOptions.parse({"template": "alpaca", **options}), REGISTRY)
     exporter = REGISTRY.exporters[format]
-    write_whole(
+    write_atomically(
         exporter, chunks_for_exporter(pipeline.batches(pipeline.reader.select(rows)), exporter, pipeline), output
     )
     return pipeline
@@ -250,7 +250,7 @@ def test_folders_are_complete_or_absent(tmp_path: Path, tokenizer_of: Any) -> No
         exported([*ALPACA, {"instruction": 3, "output": "x"}], "axolotl", tmp_path / "cut", tokenizer=tokenizer)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "taken"]
     with pytest.raises(ConfigError, match="writes a folder; found none"):
-        write(REGISTRY.exporters["axolotl"], [], sys.stdout.buffer)
+        write_output(REGISTRY.exporters["axolotl"], [], sys.stdout.buffer)
     with pytest.raises((ConfigError, RunError)):
         exported(ALPACA, "datasets", tmp_path / "taken" / "file" / "x", tokenizer=tokenizer)
 

@@ -312,7 +312,7 @@ def test_keys_that_nobody_reads_are_said_once(run: Callable[..., Result]) -> Non
     result = run(rows)
     assert result.code == 0
     assert result.err == [
-        "adapter: alpaca (told by the records' keys)",
+        "adapter: alpaca (inferred from the records' keys)",
         "rows in: 4, rows out: 4, dropped: 0",
         "note: keys that the adapter does not read: id (first in row 1), source (first in row 2)",
     ]

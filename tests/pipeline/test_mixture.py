@@ -131,9 +131,9 @@ def test_each_set_has_its_own_adapter_and_template(files: Path) -> None:
     assert pipeline.counts.lines(tokens=False) == [
         "rows in: 10, rows out: 10, dropped: 0",
         "alpaca: rows in: 6, rows out: 6, dropped: 0 (60.0% of the rows)",
-        "  note: adapter alpaca, told by the records' keys",
+        "  note: adapter alpaca, inferred from the records' keys",
         "chat: rows in: 4, rows out: 4, dropped: 0 (40.0% of the rows)",
-        "  note: adapter messages, told by the records' keys",
+        "  note: adapter messages, inferred from the records' keys",
     ]
 
 

@@ -1,4 +1,4 @@
-"""How long examples are, and how much of them is trained: as bars in a terminal, or as a picture."""
+"""Histograms of the lengths of examples and of their trained tokens, as text or as a picture (`render --stats`)."""
 
 from __future__ import annotations
 
@@ -9,53 +9,54 @@ from pathlib import Path
 from typing import NamedTuple
 
 from templatekit.errors import ConfigError, RunError
-from templatekit.pipeline.outputs import Lengths
+from templatekit.pipeline.outputs import LengthCounts
 
-_BINS = 16
-_WIDTH = 40
-_STEPS = (1, 2, 5)
+_MAX_BINS = 16
+_BAR_WIDTH = 40
+_BIN_WIDTHS = (1, 2, 5)
+"""Widths of bins, each times a power of ten."""
 
 
 class Bin(NamedTuple):
-    """How many examples have a value in `start <= value < end`."""
+    """The count of examples with a value in `start <= value < end`."""
 
     start: int
     end: int
     examples: int
 
 
-class Distributions(Lengths):
-    """Lengths and numbers of trained tokens, to be looked at."""
+class LengthHistograms(LengthCounts):
+    """Counts of lengths and of trained tokens, shown as histograms."""
 
-    def parts(self) -> list[tuple[str, Counter[int]]]:
-        """What there is to show, with a title each."""
+    def titled_counts(self) -> list[tuple[str, Counter[int]]]:
+        """The counts to show, each with a title."""
         both = [(f"{self.unit} of an example", self.lengths), ("trained tokens of an example", self.trained)]
         return [(title, counts) for title, counts in both if counts]
 
     def lines(self) -> Iterator[str]:
-        """Bars of text, the longest of 40 characters."""
-        for title, counts in self.parts():
+        """Yield the histograms as text. The longest bar has 40 characters."""
+        for title, counts in self.titled_counts():
             total = counts.total()
             mean = sum(value * count for value, count in counts.items()) / total
             yield f"{title}: {min(counts):,} to {max(counts):,}, mean {mean:,.1f}"
-            bins = bins_of(counts)
-            names = [f"{one.start:,}–{one.end - 1:,}" if one.end - one.start > 1 else f"{one.start:,}" for one in bins]
-            most = max(one.examples for one in bins)
-            for name, one in zip(names, bins, strict=True):
-                bar = "█" * max(round(_WIDTH * one.examples / most), one.examples > 0)
-                yield f"  {name:>{max(map(len, names))}} {bar} {one.examples:,}".rstrip()
+            bins = histogram_bins(counts)
+            labels = [f"{b.start:,}–{b.end - 1:,}" if b.end - b.start > 1 else f"{b.start:,}" for b in bins]
+            highest = max(b.examples for b in bins)
+            for label, b in zip(labels, bins, strict=True):
+                bar = "█" * max(round(_BAR_WIDTH * b.examples / highest), b.examples > 0)
+                yield f"  {label:>{max(map(len, labels))}} {bar} {b.examples:,}".rstrip()
 
     def save(self, path: Path) -> None:
-        """A picture of the bars."""
+        """Write the histograms to a picture."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        parts = self.parts()
-        figure = Figure(figsize=(6, 3 * max(1, len(parts))), layout="constrained")
+        plots = self.titled_counts()
+        figure = Figure(figsize=(6, 3 * max(1, len(plots))), layout="constrained")
         FigureCanvasAgg(figure)
-        for place, (title, counts) in enumerate(parts, 1):
-            axes = figure.add_subplot(len(parts), 1, place)
-            bins = bins_of(counts)
+        for index, (title, counts) in enumerate(plots, 1):
+            axes = figure.add_subplot(len(plots), 1, index)
+            bins = histogram_bins(counts)
             axes.bar([b.start for b in bins], [b.examples for b in bins], [b.end - b.start for b in bins], align="edge")
             axes.set(xlabel=title, ylabel="examples")
         try:
@@ -64,24 +65,24 @@ class Distributions(Lengths):
             raise RunError(f"--stats {str(path)!r} cannot be written: {error}") from None
 
 
-def bins_of(counts: Counter[int]) -> list[Bin]:
-    """At most 16 bins of one width, 1, 2 or 5 times a power of ten, that hold every value."""
+def histogram_bins(counts: Counter[int]) -> list[Bin]:
+    """Return at most 16 bins that hold every value, all of one width: 1, 2 or 5 times a power of ten."""
     low, high = min(counts), max(counts)
     width = next(
-        step * 10**power
+        factor * 10**power
         for power in range(len(str(high)) + 1)
-        for step in _STEPS
-        if high // (step * 10**power) - low // (step * 10**power) < _BINS
+        for factor in _BIN_WIDTHS
+        if high // (factor * 10**power) - low // (factor * 10**power) < _MAX_BINS
     )
     first, last = low // width, high // width
     by_bin: Counter[int] = Counter()
     for value, count in counts.items():
         by_bin[value // width] += count
-    return [Bin(place * width, (place + 1) * width, by_bin[place]) for place in range(first, last + 1)]
+    return [Bin(index * width, (index + 1) * width, by_bin[index]) for index in range(first, last + 1)]
 
 
-def check_picture(path: Path) -> None:
-    """Says at once, and not at the end, that a picture cannot be made."""
+def check_plot_file(path: Path) -> None:
+    """Raise `ConfigError` where a picture cannot be written, before the run rather than at its end."""
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"--stats {str(path)!r}: expected a file that ends in .png, .svg or .pdf; or --stats alone")
     if not path.resolve().parent.is_dir():
