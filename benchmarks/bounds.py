@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 
-from benchmarks.rows import starter
+from benchmarks.rows import bundled_rows
 from templatekit.formats.sandbox.untrusted import UntrustedTemplate
 from templatekit.formats.sandbox.worker import WORKER
 from templatekit.formats.template import Template
@@ -27,7 +27,7 @@ UNMETERED = "{# an operation that is not metered #}{% set _ = 'ab' * 2 %}"
 
 def examples(count: int) -> list[Example]:
     adapter = create_registry().adapters["alpaca"]
-    return [adapter.to_example(row) for row in starter(count)]
+    return [adapter.to_example(row) for row in bundled_rows(count)]
 
 
 def seconds(template: Template, given: Iterable[Example], clock: Callable[[], float] = time.process_time) -> float:
@@ -49,10 +49,10 @@ def main() -> None:
         with interpreting():
             pairs = [(seconds(trusted, given), seconds(metered, given)) for _ in range(ROUNDS)]
             seconds(in_worker, given[:1])
-            away = min(seconds(in_worker, given, time.perf_counter) for _ in range(3))
+            worker_seconds = min(seconds(in_worker, given, time.perf_counter) for _ in range(3))
         ratio = statistics.median(other / one for one, other in pairs)
         plain = min(one for one, _ in pairs) / len(given)
-        print(f"{name:12} {plain * 1e6:12.1f} {ratio:8.2f}× {away / len(given) * 1e6:12.1f}")
+        print(f"{name:12} {plain * 1e6:12.1f} {ratio:8.2f}× {worker_seconds / len(given) * 1e6:12.1f}")
     starts = []
     for _ in range(5):
         WORKER.stop()

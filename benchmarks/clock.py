@@ -1,4 +1,4 @@
-"""What runs take, and how contenders compare, as a table."""
+"""Measure runs, and print the figures of contenders as a table."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import NamedTuple
 from benchmarks.results import SetResult
 
 
-def best_of(times: int, work: Callable[[], object]) -> float:
-    """The shortest of several runs, in seconds: what the machine's noise lengthened least."""
-    return min(timed(work).seconds for _ in range(times))
+def shortest_seconds(times: int, work: Callable[[], object]) -> float:
+    """The time of the shortest of several runs, in seconds: the one least affected by other work on the machine."""
+    return min(measure_cost(work).seconds for _ in range(times))
 
 
 class Cost(NamedTuple):
-    """What a run took."""
+    """The time of a run."""
 
     seconds: float
     cpu: float
-    """Seconds of all cores, worker processes among them."""
+    """Seconds of all cores, worker processes included."""
 
 
-def timed(work: Callable[[], object]) -> Cost:
+def measure_cost(work: Callable[[], object]) -> Cost:
     start, busy = time.perf_counter(), cpu_seconds()
     work()
     return Cost(time.perf_counter() - start, cpu_seconds() - busy)
@@ -35,7 +35,7 @@ def cpu_seconds() -> float:
 
 
 class Report:
-    """The figures of one set, printed as they come."""
+    """The figures of one data set, each printed when it is measured."""
 
     def __init__(self, name: str, rows: int, tokens: int, bare: Cost) -> None:
         self._name, self._rows, self._tokens, self._bare = name, rows, tokens, bare
@@ -46,7 +46,7 @@ class Report:
         self.add("bare encode_batch_fast", bare)
 
     def add(self, contender: str, cost: Cost) -> None:
-        """A contender's figures."""
+        """Add a contender's figures."""
         speed, ratio = self._rows / cost.seconds, self._bare.seconds / cost.seconds
         each = cost.cpu / self._rows * 1e6
         print(
@@ -57,22 +57,22 @@ class Report:
         self._lines.append(f"| {contender} | {speed:,.0f} | {ratio:.2f} | {each:.1f} |")
 
     def add_stages(self, stages: Mapping[str, float]) -> None:
-        """Where the time of one process goes, in seconds."""
-        parts = ", ".join(f"{name} {seconds / self._rows * 1e6:.1f}" for name, seconds in stages.items())
-        self.say(f"one process, µs a row: {parts}")
+        """Add the time of each stage in one process, in seconds."""
+        times = ", ".join(f"{name} {seconds / self._rows * 1e6:.1f}" for name, seconds in stages.items())
+        self.say(f"one process, µs a row: {times}")
 
     def say(self, line: str) -> None:
-        """A line of its own."""
+        """Add a line of text."""
         print(f"  {line}", flush=True)
         self._lines += ["", line]
 
     @property
     def result(self) -> SetResult:
-        """What README shows: not the workers, which save time by the clock at the price of their start."""
+        """The figures for README, without `--workers`, which saves wall-clock time but costs processor time."""
         costs = {name: cost for name, cost in self._costs.items() if "--workers" not in name}
         return SetResult(self._name, self._rows, self._tokens, costs)
 
     @property
     def markdown(self) -> str:
-        """The table, and the lines."""
+        """The table and the lines of text."""
         return "\n".join(self._lines) + "\n"

@@ -1,11 +1,11 @@
-"""One process, two of this machine and two of a Ray cluster: the same bytes, and how long each takes.
+"""The same data with one process, two processes, and two on a Ray cluster: equal bytes, and the time of each.
 
 usage: python -m benchmarks.engines [--rows N] [--shared FOLDER] [--format parquet] [--engines one two ray]
 
-The set is Alpaca's where a folder of real data lies beside the project, else the bundled one, so many times over, each
-row with its number, so that no two are the same. Times are of the whole command: starting Python, workers and, with
-Ray, a cluster on this machine, reading, writing. Memory is the most that each process held, without the pages of shared
-memory that several see. `travels` is what goes to a worker and what comes back.
+The data set is Alpaca's if a folder of real data is next to the project, else the bundled one. It is repeated, with a
+number in each row, so that no two rows are equal. Times are of the whole command: starting Python, workers and, with
+Ray, a cluster on this machine; reading and writing. Memory is the peak of each process, without shared memory.
+`travels` is the size of the data sent to a worker and received from it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.render import SHARED, save_smollm2
-from benchmarks.rows import starter, write_numbered
+from benchmarks.rows import bundled_rows, write_numbered
 from templatekit.config.data_options import DataOptions
 from templatekit.engines.jobs import Job, Worker, WorkerSetup
 from templatekit.hooks.loading import create_registry
@@ -41,33 +41,33 @@ ENGINES = {
 
 
 class Process(NamedTuple):
-    """A process of the run, as last seen."""
+    """A process of the run, when last inspected."""
 
     kind: str
     peak: float
-    """MiB held at most, but for shared memory."""
+    """Peak memory in MiB, without shared memory."""
     seconds: float
-    """Of a core."""
+    """Seconds of processor time."""
 
 
-class Watch(threading.Thread):
-    """Looks at all processes of a run, by a variable in their environment, four times a second."""
+class ProcessMonitor(threading.Thread):
+    """Inspects all processes of a run four times a second. It finds them by a variable in their environment."""
 
-    def __init__(self, mark: str) -> None:
+    def __init__(self, marker: str) -> None:
         super().__init__(daemon=True)
-        self.mark = mark.encode()
-        self.seen: dict[int, Process] = {}
-        self.ended = threading.Event()
+        self.marker = marker.encode()
+        self.processes: dict[int, Process] = {}
+        self.stopped = threading.Event()
 
     def run(self) -> None:
-        while not self.ended.wait(0.25):
+        while not self.stopped.wait(0.25):
             for entry in Path("/proc").iterdir():
                 if entry.name.isdigit():
-                    self.look(entry)
+                    self.inspect_process(entry)
 
-    def look(self, entry: Path) -> None:
+    def inspect_process(self, entry: Path) -> None:
         try:
-            if self.mark not in (entry / "environ").read_bytes():
+            if self.marker not in (entry / "environ").read_bytes():
                 return
             words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().split()
             status = dict(line.split(":\t", 1) for line in (entry / "status").read_text().splitlines() if ":\t" in line)
@@ -76,17 +76,17 @@ class Watch(threading.Thread):
             return
         if "RssAnon" not in status or not words:
             return
-        held = int(status["RssAnon"].split()[0]) / 1024
-        before = self.seen.get(int(entry.name))
+        anonymous = int(status["RssAnon"].split()[0]) / 1024
+        before = self.processes.get(int(entry.name))
         seconds = sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
-        kind = kind_of(words)
+        kind = process_kind(words)
         if before is not None:
-            held = max(held, before.peak)
-            kind = before.kind if before.kind.startswith("ray::") else kind  # between two tasks it is called otherwise
-        self.seen[int(entry.name)] = Process(kind, held, seconds)
+            anonymous = max(anonymous, before.peak)
+            kind = before.kind if before.kind.startswith("ray::") else kind  # between two tasks it has another name
+        self.processes[int(entry.name)] = Process(kind, anonymous, seconds)
 
 
-def kind_of(words: list[str]) -> str:
+def process_kind(words: list[str]) -> str:
     line = " ".join(words)
     if words[0].startswith("ray::"):
         return words[0].partition("(")[0] if "MapBatches" in words[0] else "Ray's own"
@@ -110,52 +110,52 @@ def main() -> None:
             data = Path(folder) / "rows.jsonl"
             write_numbered(data, rows(options.shared), count)
             print(f"{count:,} rows, {data.stat().st_size / 1e6:,.0f} MB")
-            print(f"  travels: {travels(data, tokenizer, options.format)}")
+            print(f"  travels: {transfer_sizes(data, tokenizer, options.format)}")
             for name in options.engines:
                 measure(name, data, tokenizer, options.format)
 
 
 def rows(shared: Path) -> list[Record]:
     alpaca = shared / "data" / "alpaca" / "alpaca_cleaned_short_12k.json"
-    return json.loads(alpaca.read_text(encoding="utf-8")) if alpaca.is_file() else starter(1000)
+    return json.loads(alpaca.read_text(encoding="utf-8")) if alpaca.is_file() else bundled_rows(1000)
 
 
-def travels(data: Path, tokenizer: str, format: str, chunks: int = 20) -> str:
-    """Bytes a row to a worker and back, of the first chunks."""
+def transfer_sizes(data: Path, tokenizer: str, format: str, chunks: int = 20) -> str:
+    """Bytes for each row sent to a worker and back, over the first chunks."""
     options = DataOptions(dataset=str(data), template="alpaca", tokenizer=tokenizer)
     pipeline = Pipeline(options, create_registry())
     worker = Worker(WorkerSetup.of(pipeline, Job(ExporterConverter(format))))
-    there = back = count = 0
+    sent = received = count = 0
     for chunk in itertools.islice(pipeline.chunks(), chunks):
-        there += len(pickle.dumps(chunk, protocol=5))
-        back += len(pickle.dumps(worker(chunk), protocol=5))
+        sent += len(pickle.dumps(chunk, protocol=5))
+        received += len(pickle.dumps(worker(chunk), protocol=5))
         count += len(chunk.records)
-    return f"{there / count:,.0f} bytes a row to a worker, {back / count:,.0f} back"
+    return f"{sent / count:,.0f} bytes a row to a worker, {received / count:,.0f} back"
 
 
 def measure(engine: str, data: Path, tokenizer: str, format: str) -> None:
-    """Prints a line a run, and one a kind of process."""
+    """Print a line for the run, and one for each kind of process."""
     output = data.with_name(f"rendered.{format}")
     options = ["--dataset", data, "--template", "alpaca", "--tokenizer", tokenizer, "--output", output]
     command = [sys.executable, "-m", "templatekit", "render", *map(str, options), *ENGINES[engine]]
-    mark = f"BENCHMARK_RUN={os.getpid()}.{time.monotonic_ns()}"
-    name, _, value = mark.partition("=")
-    watch = Watch(mark)
+    marker = f"BENCHMARK_RUN={os.getpid()}.{time.monotonic_ns()}"
+    name, _, value = marker.partition("=")
+    watch = ProcessMonitor(marker)
     watch.start()
-    began = time.monotonic()
+    started = time.monotonic()
     subprocess.run(command, check=True, env={**os.environ, name: value}, stderr=subprocess.DEVNULL)
-    took = time.monotonic() - began
-    watch.ended.set()
+    duration = time.monotonic() - started
+    watch.stopped.set()
     watch.join()
-    busy = sum(process.seconds for process in watch.seen.values())
+    busy = sum(process.seconds for process in watch.processes.values())
     digest = hashlib.sha256(output.read_bytes()).hexdigest()
     size = output.stat().st_size / 1e6
-    print(f"  {engine}: {took:.1f} s, {busy:.1f} s of all cores; {size:,.0f} MB, sha256 {digest[:16]}", flush=True)
-    kinds = sorted({process.kind for process in watch.seen.values()})
+    print(f"  {engine}: {duration:.1f} s, {busy:.1f} s of all cores; {size:,.0f} MB, sha256 {digest[:16]}", flush=True)
+    kinds = sorted({process.kind for process in watch.processes.values()})
     for kind in kinds:
-        of = [process for process in watch.seen.values() if process.kind == kind]
-        most, cores = max(process.peak for process in of), sum(process.seconds for process in of)
-        print(f"    {kind} ({len(of)}): {most:,.0f} MiB at most, {cores:.1f} s")
+        members = [process for process in watch.processes.values() if process.kind == kind]
+        peak, core_seconds = max(process.peak for process in members), sum(process.seconds for process in members)
+        print(f"    {kind} ({len(members)}): {peak:,.0f} MiB at most, {core_seconds:.1f} s")
 
 
 if __name__ == "__main__":

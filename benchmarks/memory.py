@@ -1,4 +1,4 @@
-"""What a run of a benchmark took at its peak."""
+"""The peak memory of a benchmark's run."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 import torch
 
-PEAK = Path("/proc/self/clear_refs")
-"""Where Linux takes a 5 for: begin the process's peak memory anew."""
+CLEAR_REFS = Path("/proc/self/clear_refs")
+"""The file to which a process writes 5 to have Linux reset its peak memory."""
 
 
-def begin_peak(device: torch.device) -> Callable[[], float]:
-    """Begins to watch; gives what tells the GiB that were taken since, at the peak: by the process, or on the GPU."""
+def watch_peak_memory(device: torch.device) -> Callable[[], float]:
+    """Return a function that returns the peak memory since now in GiB, of the process or of the GPU."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         allocated = torch.cuda.memory_allocated(device)
         return lambda: (torch.cuda.max_memory_allocated(device) - allocated) / 2**30
-    if not PEAK.exists():
+    if not CLEAR_REFS.exists():
         return lambda: math.nan
-    PEAK.write_text("5")
+    CLEAR_REFS.write_text("5")
 
     def resident(key: str) -> float:
         lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -31,7 +31,7 @@ def begin_peak(device: torch.device) -> Callable[[], float]:
     return lambda: resident("VmHWM") - before
 
 
-def state_gib(model: Any) -> float:
-    """What gradients and AdamW's moments take; the weights were there before."""
+def gradient_and_optimizer_gib(model: Any) -> float:
+    """The size of gradients and AdamW's moments in GiB."""
     sizes: list[int] = [w.numel() * w.element_size() for w in model.parameters() if w.requires_grad]
     return 3 * sum(sizes) / 2**30

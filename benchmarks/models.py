@@ -1,4 +1,4 @@
-"""The models that training is measured on."""
+"""The models for the benchmarks of training."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ SHAPES = {
     "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32},
     "3b": {"hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24},
 }
-"""Of Llama 3.2, as their configurations on the hub say it."""
-ALIKE = {"intermediate_size": 8192, "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": True}
+"""Sizes of Llama 3.2, from the configurations on the hub."""
+COMMON_SHAPE = {"intermediate_size": 8192, "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": True}
 
 
-def path_of_small() -> Path:
-    """The small built-in model's file."""
+def small_model_path() -> Path:
+    """The file of the small built-in model."""
     return Path(resolve_model(SMALL, create_registry()) or SMALL)
 
 
-def model_of(shape: str | None, device: str) -> PreTrainedModel:
-    """The small built-in model, or random weights of a shape, in fp32."""
+def load_benchmark_model(shape: str | None, device: str) -> PreTrainedModel:
+    """The small built-in model, or a model with random weights of a shape, in fp32."""
     if shape is None:
-        return load_model(path_of_small(), device=resolve_device(device))
+        return load_model(small_model_path(), device=resolve_device(device))
     torch.manual_seed(0)
-    config = LlamaConfig.from_dict({**SHAPES[shape], **ALIKE})
+    config = LlamaConfig.from_dict({**SHAPES[shape], **COMMON_SHAPE})
     with resolve_device(device):
         return LlamaForCausalLM(config)
 
 
-def product_flops(device: str, *, bf16: bool) -> float:
-    """What a large matrix product reaches there, in operations a second: the best of some."""
-    place = resolve_device(device)
-    size, number = (8192, 20) if place.type == "cuda" else (2048, 20)
-    one = torch.randn(size, size, device=place, dtype=torch.bfloat16 if bf16 else torch.float32)
-    found = []
-    for _ in range(number):
+def matmul_flops(device: str, *, bf16: bool) -> float:
+    """The speed of a large matrix product on the device, in operations a second, the best of several."""
+    target = resolve_device(device)
+    size, repeats = (8192, 20) if target.type == "cuda" else (2048, 20)
+    matrix = torch.randn(size, size, device=target, dtype=torch.bfloat16 if bf16 else torch.float32)
+    durations = []
+    for _ in range(repeats):
         start = time.perf_counter()
-        one @ one
-        if place.type == "cuda":
+        matrix @ matrix
+        if target.type == "cuda":
             torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
-    return 2 * size**3 / min(found)
+        durations.append(time.perf_counter() - start)
+    return 2 * size**3 / min(durations)

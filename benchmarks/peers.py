@@ -1,4 +1,4 @@
-"""The same training steps by others: TRL's trainer and LitGPT's loop, on the same ids, labels and weights."""
+"""The same training steps in TRL's trainer and LitGPT's loop, on the same ids, labels and weights."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from unittest.mock import patch
 
 from transformers import PreTrainedModel
 
-from benchmarks.memory import begin_peak, state_gib
-from benchmarks.models import path_of_small
+from benchmarks.memory import gradient_and_optimizer_gib, watch_peak_memory
+from benchmarks.models import small_model_path
 from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.types import TokenizedExample, TokenizedPair
 
-TRL_WAYS: dict[str, dict[str, Any]] = {
+TRL_SETTINGS: dict[str, dict[str, Any]] = {
     "free": {"padding_free": True},
     "compile": {"torch_compile": True},
     "liger": {"use_liger_kernel": True},
     "flash": {},
 }
-"""What can be asked of TRL's trainer: rows in one line, a compiled model, Liger's kernels, and FlashAttention's."""
+"""Settings of TRL's trainer: padding-free rows, a compiled model, Liger's kernels, and FlashAttention's."""
 
 
 def run_trl(
@@ -31,12 +31,12 @@ def run_trl(
     rows: int,
     ways: Sequence[str],
 ) -> dict[str, Any]:
-    """TRL's trainer on the same ids and labels, so many rows a pass; of pairs its trainer for DPO, so many pairs."""
+    """Run TRL's trainer with `rows` rows a pass; for preference pairs its DPO trainer, with `rows` pairs a pass."""
     import datasets
     from transformers import AutoTokenizer
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    path = path_of_small()
+    path = small_model_path()
     tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     with tempfile.TemporaryDirectory() as folder:
         common: dict[str, Any] = {
@@ -58,7 +58,7 @@ def run_trl(
             "disable_tqdm": True,
         }
         for way in ways:
-            common |= TRL_WAYS[way]
+            common |= TRL_SETTINGS[way]
         if "flash" in ways:
             model.set_attn_implementation("flash_attention_2")
         rest: dict[str, Any] = {"model": model, "processing_class": tokenizer}
@@ -67,7 +67,7 @@ def run_trl(
         trainer: SFTTrainer | DPOTrainer
         start = time.perf_counter()
         if pairs:
-            data = datasets.Dataset.from_list([_answers(pair) for pair in pairs])
+            data = datasets.Dataset.from_list([_trl_pair(pair) for pair in pairs])
             config = DPOConfig(
                 **common,
                 beta=options.dpo_beta,
@@ -75,7 +75,9 @@ def run_trl(
                 label_smoothing=options.dpo_label_smoothing,
                 precompute_ref_log_probs=True,
             )
-            with patch.object(DPOTrainer, "_prepare_dataset", lambda _, dataset, *__: dataset):  # these are ids already
+            with patch.object(
+                DPOTrainer, "_prepare_dataset", lambda _, dataset, *__: dataset
+            ):  # the data is tokenized already
                 trainer = DPOTrainer(**rest, args=config, train_dataset=data)
         else:
             columns = {
@@ -83,19 +85,19 @@ def run_trl(
                 "labels": [list(example.labels) for example in examples],
             }
             trainer = SFTTrainer(**rest, args=SFTConfig(**common), train_dataset=datasets.Dataset.from_dict(columns))
-        peak = begin_peak(model.device)
+        peak = watch_peak_memory(model.device)
         prepared = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - prepared
-        above = peak() - state_gib(model)
+        above = peak() - gradient_and_optimizer_gib(model)
         log = trainer.state.log_history[0]
     texts = [
         [one for item in items[first : first + rows] for one in _texts(item)] for first in range(0, len(items), rows)
     ]
-    counted = _real if "free" in ways else _padded
+    count_tokens = _token_count if "free" in ways else _padded_token_count
     return {
         "seconds": seconds,
-        "computed_tokens": sum(map(counted, texts)),
+        "computed_tokens": sum(map(count_tokens, texts)),
         "loss": float(log["loss"]),
         "grad_norm": float(log["grad_norm"]),
         "above": above,
@@ -107,13 +109,13 @@ def _texts(item: TokenizedExample | TokenizedPair) -> list[TokenizedExample]:
     return [item.chosen, item.rejected] if isinstance(item, TokenizedPair) else [item]
 
 
-def _answers(pair: TokenizedPair) -> dict[str, list[int]]:
-    """A pair as TRL takes it: all after the prompt is trained. What stands untrained at the end, it does without."""
+def _trl_pair(pair: TokenizedPair) -> dict[str, list[int]]:
+    """A pair in TRL's form, which trains all tokens after the prompt. Untrained tokens at the end are left out."""
     first, answers = [], []
     for one in (pair.chosen, pair.rejected):
         trained = [weight > 0 for weight in one.loss_weights]
         begin, end = trained.index(True), len(trained) - trained[::-1].index(True)
-        assert all(trained[begin:end]), "an answer in several parts, of which TRL would train what lies between"
+        assert all(trained[begin:end]), "the answer has untrained tokens inside, which TRL would train"
         first.append(one.input_ids[:begin])
         answers.append(list(one.input_ids[begin:end]))
     assert first[0] == first[1]
@@ -121,12 +123,13 @@ def _answers(pair: TokenizedPair) -> dict[str, list[int]]:
 
 
 def run_litgpt(
-    options: FinetuneOptions, theirs: PreTrainedModel, examples: Sequence[TokenizedExample], rows: int
+    options: FinetuneOptions, original: PreTrainedModel, examples: Sequence[TokenizedExample], rows: int
 ) -> dict[str, Any]:
-    """LitGPT's model, batches, loss and loop (`litgpt/finetune/full.py`, without its validation), so many rows a pass.
+    """Run LitGPT's model, batches, loss and loop with `rows` rows a pass.
 
-    Of the small model alone, without `--shape`. Its head has weights of its own, which in this model are those of the
-    embeddings: one gradient more than elsewhere.
+    The loop is that of `litgpt/finetune/full.py`, without its validation. It supports only the small model, without
+    `--shape`. LitGPT's head has separate weights, which in the original model are those of the embeddings. That makes
+    one more gradient.
     """
     import lightning
     import torch
@@ -137,9 +140,9 @@ def run_litgpt(
 
     config = Config.from_name("SmolLM2-135M-Instruct", padded_vocab_size=49152)
     weights: dict[str, Any] = {}
-    copy_weights_hf_llama(config, {}, weights, theirs.state_dict())
+    copy_weights_hf_llama(config, {}, weights, original.state_dict())
     precision: Any = "bf16-mixed" if options.precision == "bf16" else "32-true"
-    fabric = lightning.Fabric(accelerator=theirs.device.type, devices=1, precision=precision)
+    fabric = lightning.Fabric(accelerator=original.device.type, devices=1, precision=precision)
     model = GPT(config)
     model.load_state_dict({name: weight.clone() for name, weight in weights.items()})
     del weights
@@ -160,7 +163,7 @@ def run_litgpt(
     passes = options.batch_size // rows
     losses: list[float] = []
     norm = measuring = 0.0
-    peak = begin_peak(theirs.device)
+    peak = watch_peak_memory(original.device)
     start = time.perf_counter()
     for number, first in enumerate(range(0, len(samples), rows), 1):
         batch = fabric.to_device(collate(samples[first : first + rows]))
@@ -179,16 +182,18 @@ def run_litgpt(
             optimizer.zero_grad()
     return {
         "seconds": time.perf_counter() - start - measuring,
-        "computed_tokens": sum(_padded(examples[start : start + rows]) for start in range(0, len(examples), rows)),
+        "computed_tokens": sum(
+            _padded_token_count(examples[start : start + rows]) for start in range(0, len(examples), rows)
+        ),
         "loss": sum(losses[:passes]) / passes,
         "grad_norm": norm,
-        "above": peak() - state_gib(model),
+        "above": peak() - gradient_and_optimizer_gib(model),
     }
 
 
-def _real(examples: Sequence[TokenizedExample]) -> int:
+def _token_count(examples: Sequence[TokenizedExample]) -> int:
     return sum(map(len, examples))
 
 
-def _padded(examples: Sequence[TokenizedExample]) -> int:
+def _padded_token_count(examples: Sequence[TokenizedExample]) -> int:
     return len(examples) * max(map(len, examples))

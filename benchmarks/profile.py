@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, by kind of work."""
+"""The time of a training step by kind of operation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-KINDS = {
+OPERATION_KINDS = {
     "matrix products": {"mm", "addmm", "bmm", "baddbmm", "addmv_", "mkldnn_linear"},
     "attention kernel": {"_scaled_dot_product_flash_attention_for_cpu"},
     "casts and copies": {"copy_", "cat", "index_select", "gather", "index", "clone"},
@@ -28,8 +28,8 @@ KINDS = {
 }
 
 
-def shares(step: Callable[[], Any]) -> dict[str, float]:
-    """The kinds' shares of one call's processor time; what is of no kind, and what Python itself takes, is `other`."""
+def time_shares(step: Callable[[], Any]) -> dict[str, float]:
+    """Each kind's share of one call's processor time. Operations of no kind, and Python itself, count as `other`."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -37,7 +37,7 @@ def shares(step: Callable[[], Any]) -> dict[str, float]:
     times: dict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
         name = event.key.removeprefix("aten::").removesuffix("_backward" if "flash" in event.key else "\0")
-        kind = next((kind for kind, names in KINDS.items() if name in names), "other")
+        kind = next((kind for kind, names in OPERATION_KINDS.items() if name in names), "other")
         times[kind] += event.self_cpu_time_total
     total = sum(times.values())
     return {kind: time / total for kind, time in sorted(times.items(), key=lambda item: -item[1])}

@@ -1,15 +1,17 @@
-"""Records of a file to masked ids on disk, beside bare tokenization of the finished texts, as ratios of one run.
+"""Rendering records from a file to masked ids on disk, compared with bare tokenization of the rendered texts.
 
 usage: python -m benchmarks.render [--shared FOLDER] [--repeat N] [--trl] [--table FILE] [--save] [--memory ROWS ...]
 
-`bare` is `tokenizers.encode_batch_fast` on the texts that templatekit rendered, ids thrown away: no reading, rendering,
-masking or writing. Everything else goes from the records' file to a parquet file. As for `bare` the tokenizer is there
-before the clock runs, and so is the template, but nothing that is learnt from data; workers are started while it runs.
-With a folder of real data and tokenizers beside the project the sets are Alpaca, ShareGPT and a tokenizer's own chat
-template; without one, the bundled set many times over. Beside the rows a second stands the time of all cores a row,
-which says more where the machine has other work, and then where it goes, stage by stage. `--table FILE` writes all that
-as Markdown, too; `--save` keeps the processor times for README (`benchmarks.results`). `--memory 10000 1000000` asks
-instead for the peak memory of so many rows.
+`bare` is `tokenizers.encode_batch_fast` on the texts that templatekit rendered, with the ids thrown away: no reading,
+rendering, masking or writing. All other contenders go from the records' file to a Parquet file. The tokenizer and the
+template are loaded before the clock starts, for `bare` too, but nothing that is learnt from the data. Workers are
+started while it runs.
+
+With a folder of real data and tokenizers next to the project, the data sets are Alpaca, ShareGPT and Alpaca with a
+tokenizer's own chat template; without it, the bundled set, repeated. The time of all cores for each row is shown with
+the rows a second: it says more where the machine has other work. It is also shown stage by stage. `--table FILE` also
+writes the figures as Markdown. `--save` saves the processor times for README (`benchmarks.results`). `--memory 10000
+1000000` measures the peak memory of so many rows instead.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from benchmarks import results
-from benchmarks.clock import Report, best_of, timed
-from benchmarks.rows import starter, write_numbered
+from benchmarks.clock import Report, measure_cost, shortest_seconds
+from benchmarks.rows import bundled_rows, write_numbered
 from templatekit.config.render_options import RenderOptions
 from templatekit.engines.jobs import output_chunks
 from templatekit.engines.processes import process_engine
@@ -50,7 +52,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 ROWS = 14_000
 
 
-PEAK = """
+PEAK_PROGRAM = """
 import sys
 from pathlib import Path
 from templatekit.cli import main
@@ -59,11 +61,11 @@ try:
 finally:
     print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line))
 """
-"""The command, and how many KiB its process held at most; what the system itself reports counts the parent's too."""
+"""Runs the command and prints the peak KiB of its process. The system's own count includes the parent process."""
 
 
-class Set(NamedTuple):
-    """What is rendered, and how."""
+class DataSet(NamedTuple):
+    """A data set, with the template and the tokenizer for it."""
 
     name: str
     rows: list[Record]
@@ -74,11 +76,11 @@ class Set(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--shared", type=Path, default=SHARED, help="a folder of real data and tokenizers")
-    parser.add_argument("--repeat", type=int, default=1, help="each set so many times over")
-    parser.add_argument("--trl", action="store_true", help="TRL's and transformers' preparation too")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="write the figures as Markdown, too")
-    parser.add_argument("--save", action="store_true", help="keep the figures that README shows")
-    parser.add_argument("--memory", type=int, nargs="+", metavar="ROWS", help="peak memory instead")
+    parser.add_argument("--repeat", type=int, default=1, help="repeat each data set so many times")
+    parser.add_argument("--trl", action="store_true", help="also measure the preparation of TRL and transformers")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="also write the figures as Markdown")
+    parser.add_argument("--save", action="store_true", help="save the figures for README")
+    parser.add_argument("--memory", type=int, nargs="+", metavar="ROWS", help="measure peak memory instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         smollm2 = save_smollm2(Path(folder) / "smollm2")
@@ -86,8 +88,8 @@ def main() -> None:
             measure_memory(Path(folder), smollm2, options.memory)
             return
         reports = [
-            measure(one._replace(rows=one.rows * options.repeat), Path(folder), trl=options.trl)
-            for one in sets(options.shared, smollm2)
+            measure_set(data_set._replace(rows=data_set.rows * options.repeat), Path(folder), trl=options.trl)
+            for data_set in sets(options.shared, smollm2)
         ]
     if options.table:
         options.table.write_text("\n".join(report.markdown for report in reports), encoding="utf-8")
@@ -96,53 +98,56 @@ def main() -> None:
 
 
 def save_smollm2(folder: Path) -> str:
-    """The tokenizer of the small built-in model as tokenizer.json: to read it out of the model takes seconds."""
+    """Save the tokenizer of the small built-in model as tokenizer.json. Reading it from the model takes seconds."""
     from templatekit.tokens.load import load_transformers_tokenizer, resolve_model
 
     load_transformers_tokenizer(resolve_model("smollm2-135m-instruct", create_registry()) or "").save_pretrained(folder)
     return str(folder)
 
 
-def sets(shared: Path, smollm2: str) -> Iterable[Set]:
-    """The real sets, or the bundled one."""
+def sets(shared: Path, smollm2: str) -> Iterable[DataSet]:
+    """The real data sets, or the bundled one."""
     alpaca = [shared / "data" / "alpaca" / f"{name}.json" for name in ("alpaca_cleaned_short_12k", "alpaca_long_2000")]
     if not all(path.is_file() for path in alpaca):
-        rows = starter(ROWS)
-        return [Set("bundled, alpaca", rows, "alpaca", smollm2), Set("bundled, chatml", rows, "chatml", smollm2)]
+        rows = bundled_rows(ROWS)
+        return [
+            DataSet("bundled, alpaca", rows, "alpaca", smollm2),
+            DataSet("bundled, chatml", rows, "chatml", smollm2),
+        ]
     instructions = [row for path in alpaca for row in json.loads(path.read_text(encoding="utf-8"))]
     chats = json.loads((shared / "data" / "chat" / "sharegpt_fastchat_dummy_500.json").read_text(encoding="utf-8"))
     qwen = str(shared / "tokenizers" / "qwen3")
     return [
-        Set("Alpaca, SmolLM2", instructions, "alpaca", smollm2),
-        Set("ShareGPT, ChatML, SmolLM2", chats * 20, "chatml", smollm2),
-        Set("Alpaca, Qwen 3's own template", instructions, "tokenizer", qwen),
+        DataSet("Alpaca, SmolLM2", instructions, "alpaca", smollm2),
+        DataSet("ShareGPT, ChatML, SmolLM2", chats * 20, "chatml", smollm2),
+        DataSet("Alpaca, Qwen 3's own template", instructions, "tokenizer", qwen),
     ]
 
 
-def measure(one: Set, folder: Path, *, trl: bool) -> Report:
-    """Prints a line a contender."""
+def measure_set(data_set: DataSet, folder: Path, *, trl: bool) -> Report:
+    """Measure every contender on a data set, and print a line for each."""
     file = folder / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in one.rows), encoding="utf-8")
-    pipeline = pipeline_of(one, file)
+    file.write_text("".join(json.dumps(row) + "\n" for row in data_set.rows), encoding="utf-8")
+    pipeline = pipeline_of(data_set, file)
     assert pipeline.tokenizer is not None
     prepared = [*pipeline.run(pipeline.open())]
     texts = [item.rendered.text for item in prepared]
     backend = pipeline.tokenizer.backend(control=True, prefix=True)
-    bare = min(timed(lambda: backend.encode_batch_fast(texts, add_special_tokens=False)) for _ in range(3))
-    report = Report(one.name, len(one.rows), round(pipeline.counts.tokens / len(texts)), bare)
-    for name, work in contenders(one, file, folder).items():
-        report.add(name, min(timed(work()) for _ in range(2)))
-    setup = timed(partial(pipeline_of, one, file))
+    bare = min(measure_cost(lambda: backend.encode_batch_fast(texts, add_special_tokens=False)) for _ in range(3))
+    report = Report(data_set.name, len(data_set.rows), round(pipeline.counts.tokens / len(texts)), bare)
+    for name, work in contenders(data_set, file, folder).items():
+        report.add(name, min(measure_cost(work()) for _ in range(2)))
+    setup = measure_cost(partial(pipeline_of, data_set, file))
     report.say(f"before the clock runs: {setup.seconds:.2f} s for the tokenizer, the template and the plugins")
-    report.add_stages(min((stages(one, file, folder) for _ in range(2)), key=lambda found: sum(found.values())))
+    report.add_stages(min((stages(data_set, file, folder) for _ in range(2)), key=lambda found: sum(found.values())))
     compare_rendering(report, pipeline, [item.example for item in prepared])
     if trl:
-        measure_theirs(report, one, [halves(item.rendered) for item in prepared])
+        measure_peers(report, data_set, [split_prompt(item.rendered) for item in prepared])
     return report
 
 
-def contenders(one: Set, file: Path, folder: Path) -> dict[str, Callable[[], Callable[[], object]]]:
-    """Each makes all that is there before the clock runs, and returns the work."""
+def contenders(data_set: DataSet, file: Path, folder: Path) -> dict[str, Callable[[], Callable[[], object]]]:
+    """Each contender prepares what is needed before the clock starts, and returns the function to measure."""
     kinds: dict[str, dict[str, Any]] = {
         "templatekit --no-reuse": {"reuse": False},
         "templatekit, tokenizers alone": {"quick": False},
@@ -150,29 +155,29 @@ def contenders(one: Set, file: Path, folder: Path) -> dict[str, Callable[[], Cal
         "templatekit --pack-tokens 2048": {"pack_tokens": 2048},
         "templatekit --workers 2": {"workers": 2},
     }
-    return {name: partial(writing, one, file, folder, **kind) for name, kind in kinds.items()}
+    return {name: partial(writing, data_set, file, folder, **kind) for name, kind in kinds.items()}
 
 
-def pipeline_of(one: Set, file: Path, **options: Any) -> Pipeline:
-    values = {"dataset": str(file), "template": one.template, "tokenizer": one.tokenizer, **options}
+def pipeline_of(data_set: DataSet, file: Path, **options: Any) -> Pipeline:
+    values = {"dataset": str(file), "template": data_set.template, "tokenizer": data_set.tokenizer, **options}
     return Pipeline(RenderOptions.parse(values), create_registry())
 
 
 def writing(
-    one: Set, file: Path, folder: Path, *, workers: int = 1, quick: bool = True, **options: Any
+    data_set: DataSet, file: Path, folder: Path, *, workers: int = 1, quick: bool = True, **options: Any
 ) -> Callable[[], None]:
-    """The work of writing the set's rows, or packs of them; without `quick`, with the reference as encoder alone."""
-    pipeline = pipeline_of(one, file, **options)
+    """Return a function that writes the rows or packs; without `quick`, only the tokenizers library encodes."""
+    pipeline = pipeline_of(data_set, file, **options)
     exporter = pipeline.registry.exporters["parquet"]
     assert isinstance(exporter, Exporter)
 
     reference_alone = partial(patch, "templatekit.tokens.word_table.load_fast_backend", return_value=None)
 
     def write() -> None:
-        parts = output_chunks(
+        chunks = output_chunks(
             pipeline, ExporterConverter.of(exporter, pipeline.registry), engine=process_engine(workers)
         )
-        content = (part.content for part in parts)
+        content = (chunk.content for chunk in chunks)
         with (folder / "rows.parquet").open("wb") as output, nullcontext() if quick else reference_alone():
             if "pack_tokens" in options:
                 exporter.write_packs(pack_stream(content, options["pack_tokens"]), output)
@@ -182,16 +187,16 @@ def writing(
     return write
 
 
-def stages(one: Set, file: Path, folder: Path) -> dict[str, float]:
-    """Seconds of this process for each stage, one after another for all rows."""
-    pipeline = pipeline_of(one, file)
+def stages(data_set: DataSet, file: Path, folder: Path) -> dict[str, float]:
+    """Processor seconds of each stage. Each stage runs over all rows before the next one starts."""
+    pipeline = pipeline_of(data_set, file)
     exporter = pipeline.registry.exporters["parquet"]
     assert isinstance(exporter, Exporter) and pipeline.encoder is not None
     encoder, train_on, tokens = pipeline.encoder, pipeline.options.train_on, pipeline.special_tokens
     found: dict[str, float] = {}
 
-    def lap(name: str, work: Callable[[], Any]) -> Any:
-        gc.disable()  # here all rows are held, which to look through again and again takes longer than the work
+    def run_stage(name: str, work: Callable[[], Any]) -> Any:
+        gc.disable()  # all rows are in memory here, and garbage collections over them take longer than the work
         start = time.process_time()
         result = work()
         found[name] = time.process_time() - start
@@ -204,51 +209,55 @@ def stages(one: Set, file: Path, folder: Path) -> dict[str, float]:
             for at in range(0, len(texts), BATCH_SIZE)
         ]
 
-    records = lap("reading", lambda: [row for row in pipeline.open() if not isinstance(row, RecordError)])
-    examples = lap("adapting", lambda: [example for record in records for example in pipeline.reader.examples(record)])
-    samples = lap("rendering", lambda: [one for e in examples for one in pipeline.template.samples(e, tokens)])
+    records = run_stage("reading", lambda: [row for row in pipeline.open() if not isinstance(row, RecordError)])
+    examples = run_stage(
+        "adapting", lambda: [example for record in records for example in pipeline.reader.examples(record)]
+    )
+    samples = run_stage(
+        "rendering", lambda: [sample for e in examples for sample in pipeline.template.samples(e, tokens)]
+    )
     texts = [sample.rendered for sample in samples]
-    batches = lap("ids and weights", columns)
-    parts = lap("columns", lambda: [*map(exporter.convert, batches)])
+    batches = run_stage("ids and weights", columns)
+    converted = run_stage("columns", lambda: [*map(exporter.convert, batches)])
     with (folder / "rows.parquet").open("wb") as output:
-        lap("writing", lambda: exporter.write_converted(parts, output))
+        run_stage("writing", lambda: exporter.write_converted(converted, output))
     return found
 
 
 def render_all(pipeline: Pipeline, examples: list[Example]) -> None:
-    """Texts, origins and targets, without a tokenizer's work."""
+    """Render texts, origins and targets, without a tokenizer."""
     for example in examples:
         for sample in pipeline.template.samples(example, pipeline.special_tokens):
             _ = sample.rendered.text, sample.rendered.spans, sample.rendered.target_spans
 
 
 def compare_rendering(report: Report, pipeline: Pipeline, examples: list[Example]) -> None:
-    """Rendering alone: with compiled traces, and interpreted."""
-    compiled = best_of(3, partial(render_all, pipeline, examples)) / len(examples)
+    """Compare rendering with compiled traces and interpreted rendering."""
+    compiled = shortest_seconds(3, partial(render_all, pipeline, examples)) / len(examples)
     few = examples[: len(examples) // 10]
     with interpreting():
-        interpreted = best_of(3, partial(render_all, pipeline, few)) / len(few)
+        interpreted = shortest_seconds(3, partial(render_all, pipeline, few)) / len(few)
     report.say(
         f"rendering with texts and origins: {compiled * 1e6:.1f} µs a row, interpreted {interpreted * 1e6:.1f}, "
         f"ratio {interpreted / compiled:.1f}"
     )
 
 
-def halves(rendered: RenderedText) -> tuple[str, str]:
-    """The text as a prompt and its last answer, for those who want it so."""
+def split_prompt(rendered: RenderedText) -> tuple[str, str]:
+    """The text split into the prompt and the last answer."""
     at = rendered.target_spans[-1].start
     return rendered.text[:at], rendered.text[at:]
 
 
-def measure_theirs(report: Report, one: Set, texts: list[tuple[str, str]]) -> None:
-    """What TRL's trainer does to finished prompts and answers, and transformers to messages without a mask."""
+def measure_peers(report: Report, data_set: DataSet, texts: list[tuple[str, str]]) -> None:
+    """Measure TRL's trainer on rendered prompts and answers, and transformers on messages without a mask."""
     from datasets import Dataset, disable_progress_bars
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
 
     from templatekit.tokens.load import load_transformers_tokenizer
 
-    tokenizer = load_transformers_tokenizer(one.tokenizer)
+    tokenizer = load_transformers_tokenizer(data_set.tokenizer)
     shape: dict[str, Any] = {
         "hidden_size": 16,
         "intermediate_size": 16,
@@ -265,7 +274,7 @@ def measure_theirs(report: Report, one: Set, texts: list[tuple[str, str]]) -> No
         def prepare() -> None:
             SFTTrainer(model=model, args=settings, train_dataset=data, processing_class=tokenizer)
 
-        report.add("TRL, finished texts", timed(prepare))
+        report.add("TRL, finished texts", measure_cost(prepare))
     if tokenizer.chat_template:
         chats = [
             [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}] for prompt, answer in texts
@@ -275,20 +284,23 @@ def measure_theirs(report: Report, one: Set, texts: list[tuple[str, str]]) -> No
             for chat in chats:
                 tokenizer.apply_chat_template(chat, return_dict=True)
 
-        report.add("transformers, no mask", timed(template))
+        report.add("transformers, no mask", measure_cost(template))
 
 
 def measure_memory(folder: Path, tokenizer: str, counts: list[int]) -> None:
-    """Peak memory of the command for several sizes, in processes of their own."""
-    rows = starter(1000)
+    """Print the peak memory of the command for several sizes, each in a separate process."""
+    rows = bundled_rows(1000)
     for count in counts:
         file = folder / "rows.jsonl"
         write_numbered(file, rows, count)
         for workers in (1, 2):
             options = {"dataset": file, "tokenizer": tokenizer, "workers": workers, "output": folder / "rows.parquet"}
-            named = [str(text) for name, value in options.items() for text in (f"--{name}", value)]
+            arguments = [str(text) for name, value in options.items() for text in (f"--{name}", value)]
             run = subprocess.run(
-                [sys.executable, "-c", PEAK, "render", *named], check=True, stdout=subprocess.PIPE, encoding="utf-8"
+                [sys.executable, "-c", PEAK_PROGRAM, "render", *arguments],
+                check=True,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
             )
             peak = int(run.stdout.split()[-1]) / (1 << 20)
             print(f"{count:9,} rows, {workers} workers: {peak:.2f} GiB at most in the process that writes", flush=True)

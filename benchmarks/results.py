@@ -1,10 +1,10 @@
-"""The figures that README shows: kept in a file, told as tables, drawn as a picture.
+"""The figures in README: saved to a file, shown as tables, drawn as a picture.
 
 usage: python -m benchmarks.results
 
-Writes README's tables and docs/render.svg anew from benchmarks/results.json, which `python -m benchmarks.render --trl
---save` and `python -m benchmarks.train ... --save` leave. The picture is written by hand, a few rectangles: it is
-small, the same for every version of every library, and takes the colours of a dark page.
+Writes README's tables and docs/render.svg from benchmarks/results.json, which `python -m benchmarks.render --trl
+--save` and `python -m benchmarks.train ... --save` write. The picture is SVG of a few rectangles without a plotting
+library: it is small, the same for every version of every library, and follows a page's dark colours.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ OURS = "templatekit"
 
 
 class SetResult(NamedTuple):
-    """What was measured on a set."""
+    """The results of rendering a data set."""
 
     name: str
     rows: int
     tokens: int
-    """Of a text, on average."""
+    """Mean tokens of a text."""
     costs: Mapping[str, float]
-    """By contender: µs of processor time a row, of all cores; the first is what the others are set beside."""
+    """µs of processor time a row, over all cores, by contender. The others are compared with the first."""
 
 
 class TrainResult(NamedTuple):
-    """What training on a set gave."""
+    """The results of training on a data set."""
 
     name: str
     rows: int
     tokens: int
-    """Of an example, on average."""
+    """Mean tokens of an example."""
     speeds: Mapping[str, float]
-    """By contender: tokens of the examples a second, optimizer steps included."""
+    """Tokens of examples a second, optimizer steps included, by contender."""
     memory: Mapping[str, float]
-    """By contender: GiB above weights, gradients and optimizer."""
+    """GiB above weights, gradients and optimizer, by contender."""
     losses: Mapping[str, float]
-    """By contender: that of the first step, as a witness that the work is the same."""
+    """The loss of the first step, by contender. Equal losses show that the work is the same."""
 
 
 class Section(NamedTuple):
-    """A table of README."""
+    """A table in README."""
 
     name: str
     kind: type[SetResult] | type[TrainResult]
@@ -62,23 +62,23 @@ class Section(NamedTuple):
 
     @property
     def begin(self) -> str:
-        """The line of README that the table stands after."""
+        """The line of README before the table."""
         return f"<!-- figures of benchmarks.{self.name}: python -m benchmarks.results writes them -->\n"
 
     def save(self, results: Sequence[SetResult | TrainResult], command: str, path: Path = RESULTS) -> None:
-        """Leaves the figures for README, those of other sections untouched."""
+        """Save the figures for README, and keep those of other sections."""
         values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         sets = [one._asdict() for one in results]
         values[self.name] = {"command": command, "machine": machine(self.libraries), "sets": sets}
         path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
     def load(self, path: Path = RESULTS) -> tuple[dict[str, Any], list[Any]]:
-        """What was saved: how it was measured, and the figures."""
+        """Return the saved figures, with how they were measured."""
         values = json.loads(path.read_text(encoding="utf-8"))[self.name]
         return values, [self.kind(**one) for one in values["sets"]]
 
     def within(self, readme: str, figures: str) -> str:
-        """README with its figures in their place."""
+        """Return README with these figures in their place."""
         before, found, rest = readme.partition(self.begin)
         _, ended, after = rest.partition(END)
         assert found and ended, f"README.md: expected {self.begin!r} and {END!r}"
@@ -86,7 +86,7 @@ class Section(NamedTuple):
 
 
 def machine(libraries: Sequence[str]) -> str:
-    """What ran it, in words."""
+    """Describe the machine and the versions in words."""
     names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     installed = [name for name in libraries if find_spec(name) is not None]
     versions = ", ".join(f"{name} {version(name).partition('+')[0]}" for name in installed)
@@ -104,7 +104,7 @@ def _lines(path: str) -> list[str]:
 
 
 def cost_table(about: Mapping[str, Any], results: Sequence[SetResult]) -> str:
-    """Markdown: a row a contender, a column a set; beside a cost, its ratio to the first one."""
+    """A Markdown table: a row for each contender, a column for each data set, and each cost's ratio to the first."""
     cells = [
         {name: f"{cost:,.0f} ({cost / next(iter(one.costs.values())):.2f} ×)" for name, cost in one.costs.items()}
         for one in results
@@ -113,7 +113,7 @@ def cost_table(about: Mapping[str, Any], results: Sequence[SetResult]) -> str:
 
 
 def speed_table(about: Mapping[str, Any], results: Sequence[TrainResult]) -> str:
-    """Markdown: a row a contender, a column a set; beside a speed, its ratio to the fastest peer's, and the memory."""
+    """A Markdown table of speeds, with the ratio to the fastest other library and the memory; rows are contenders."""
     cells = []
     for one in results:
         best = max((speed for name, speed in one.speeds.items() if not name.startswith(OURS)), default=None)
@@ -150,7 +150,7 @@ SECTIONS = (RENDER, TRAIN)
 
 
 def picture(results: Sequence[SetResult]) -> str:
-    """SVG: a bar for each figure of a set, each set to a scale of its own."""
+    """An SVG with a bar for each figure. Each data set has its own scale."""
     width, left, bar, gap = 760, 236, 18, 6
     parts, y = [], 8
     for one in results:

@@ -1,4 +1,4 @@
-"""Rows to measure with: the bundled ones, as many as wanted."""
+"""Rows for benchmarks: the bundled ones, repeated."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from templatekit.pipeline.pipeline import Pipeline
 from templatekit.types import Record
 
 
-def starter(count: int) -> list[Record]:
-    """The bundled rows, over and over."""
+def bundled_rows(count: int) -> list[Record]:
+    """This many rows: the bundled ones, repeated."""
     pipeline = Pipeline(DataOptions(dataset="starter"), create_registry())
     rows = [record for record in pipeline.open() if not isinstance(record, Exception)]
     return list(itertools.islice(itertools.cycle(rows), count))
 
 
 def write_numbered(file: Path, rows: Sequence[Record], count: int) -> None:
-    """Writes so many rows as JSON Lines, over and over, each with its number behind its output: no two are the same."""
+    """Write the rows, repeated, as JSON Lines, each with its number after its output, so that no two are equal."""
     with file.open("w", encoding="utf-8") as output:
         for number, row in zip(range(count), itertools.cycle(rows), strict=False):
             output.write(json.dumps({**row, "output": f"{row['output']} {number}"}) + "\n")

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.clock import best_of
+from benchmarks.clock import shortest_seconds
 
 PLUGIN = """
 from templatekit import Adapter, Example, Message, hookimpl
@@ -38,12 +38,12 @@ COMMANDS = {
 
 
 def install(site: Path, count: int) -> None:
-    """Leaves `count` distributions in a folder, as pip would."""
+    """Install this many plugins in a folder, as pip would."""
     for number in range(count):
-        facts = site / f"templatekit_dummy_{number}-1.0.dist-info"
-        facts.mkdir(parents=True)
-        (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: templatekit-dummy-{number}\nVersion: 1.0\n")
-        (facts / "entry_points.txt").write_text(f"[templatekit]\ndummy-{number} = templatekit_dummy_{number}\n")
+        dist_info = site / f"templatekit_dummy_{number}-1.0.dist-info"
+        dist_info.mkdir(parents=True)
+        (dist_info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: templatekit-dummy-{number}\nVersion: 1.0\n")
+        (dist_info / "entry_points.txt").write_text(f"[templatekit]\ndummy-{number} = templatekit_dummy_{number}\n")
         (site / f"templatekit_dummy_{number}.py").write_text(PLUGIN.format(number=number))
 
 
@@ -62,7 +62,7 @@ def main() -> None:
                         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True
                     )
 
-                cells.append(f"{best_of(7, work) * 1e3:12.0f}")
+                cells.append(f"{shortest_seconds(7, work) * 1e3:12.0f}")
             print(f"{name:30} {' '.join(cells)}")
 
 

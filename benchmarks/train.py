@@ -1,26 +1,28 @@
-"""Training steps side by side: TRL's trainer, LitGPT's, padded batches, plain packs, packs that share prefixes, LoRA.
+"""Training steps compared: TRL's trainer, LitGPT, padded batches, plain packs, packs with shared prefixes, LoRA.
 
-`again` is the shared packs with activation checkpointing, `compiled` with compiled layers (made before the clock
-starts), `8bit` with the optimizer's moments in eight bits, `qlora` is `lora` over frozen weights in four. All but these
-last two train every weight of the small built-in model on the same rows, the same steps and the same targets; each runs
-in a process of its own, so that its peak memory is its own. The loss and the gradient's norm of the first step stand
-beside the speed: they show that it is the same work.
+Of our variants, `again` is the shared packs with activation checkpointing, `compiled` the same with compiled layers
+(compiled before the clock starts), `8bit` with the optimizer's moments in eight bits, `qlora` is `lora` over frozen
+weights in four bits. All except `lora` and `qlora` train every weight of the small built-in model on the same rows, the
+same steps and the same targets. Each variant runs in its own process, so that its peak memory is its own. The loss and
+the gradient norm of the first step are shown with the speed: they show that the work is the same.
 
-`trl-4` is TRL with 4 rows a pass and as many passes a step as give the same effective batch; `trl+free-4` has them in
-one line without padding, `+compile` compiles the model, `+liger` and `+flash` take the kernels of those packages, for
-GPUs. `litgpt-4` likewise (left out where `pip install litgpt` was not done). All stand beside the fastest of TRL's.
+`trl-4` is TRL with 4 rows a pass, and as many passes a step as give the same effective batch. `trl+free-4` puts them in
+one row without padding, `+compile` compiles the model, `+liger` and `+flash` use the kernels of those packages, for
+GPUs. `litgpt-4` is the same for LitGPT (left out if `pip install litgpt` was not run). All variants are compared with
+the fastest of TRL's.
 
-Memory is what a run took at its peak above weights, gradients and the optimizer's state, which takes two steps to show:
-the first begins without them. `of a product` is what six operations a weight and token come to, computed or shared,
-beside the fastest large matrix product there. Few steps show little of a run: in the first ones it takes its memory, in
-later ones rows of other lengths come. `--profile` looks at one more step after them.
+Memory is the peak above weights, gradients and the optimizer's state. It takes two steps to show, since the first one
+starts without them. `of a product` compares the time with that of six operations for each weight and token, computed or
+shared, at the speed of the fastest large matrix product on the device. A few steps do not show all of a run: the first
+ones allocate its memory, and later ones have rows of other lengths. `--profile` profiles one more step after them.
 
-`--device` takes a GPU where there is one. `--shape` takes random weights in the shape of a larger model. Several
-`--rows` are measured one after the other, each with its own `--count` where there are several; `--save` keeps what came
-of them for README (`benchmarks.results`).
+`--device` selects a GPU. `--shape` uses random weights in the shape of a larger model. Several `--rows` are measured
+one after the other, each with its own `--count` if several are given. `--save` saves the results for README
+(`benchmarks.results`).
 
-With `--pairs`, steps of direct preference optimization instead, by TRL too, with the starting weights' answers asked
-for once and counted apart: each answer with its own prompt, and answers that share it.
+With `--pairs`, the steps are of direct preference optimization, in TRL too. The log-probabilities of the starting
+weights are computed once and timed separately. Variants compute each answer with its own prompt, or answers that share
+it.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ import click
 from transformers import PreTrainedModel
 
 from benchmarks import results
-from benchmarks.memory import begin_peak, state_gib
-from benchmarks.models import SHAPES, SMALL, model_of, product_flops
+from benchmarks.memory import gradient_and_optimizer_gib, watch_peak_memory
+from benchmarks.models import SHAPES, SMALL, load_benchmark_model, matmul_flops
 from templatekit.config.data_options import DataOptions
 from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.hooks.loading import create_registry
@@ -66,7 +68,7 @@ OURS: dict[str, dict[str, Any]] = {
 }
 COMPARED, PAIRED = "trl-1,trl-4,trl-8,litgpt-8,padded,packed,shared,again,lora", "trl-1,trl-4,packed,shared"
 LONGEST_ANSWER = 1024
-"""Tokens of a prompt with its answer; longer pairs are left out."""
+"""Maximum tokens of a prompt with its answer. Longer pairs are left out."""
 
 
 def examples_of(rows: str | None, count: int) -> list[TokenizedExample]:
@@ -90,10 +92,10 @@ def pairs_from(path: str, count: int) -> list[TokenizedPair]:
 def run_ours(
     options: FinetuneOptions, model: PreTrainedModel, items: Sequence[Any], *, profiled: bool
 ) -> dict[str, Any]:
-    """Our own step, once over the examples, or over the pairs."""
+    """Run our own training step once over the examples or pairs."""
     import torch
 
-    from benchmarks.profile import shares
+    from benchmarks.profile import time_shares
     from templatekit.training.dpo import REFERENCE, DPOObjective, precompute_reference
     from templatekit.training.forward_pass import ForwardPass
     from templatekit.training.kernels.memory import keep_freed_memory, limit_kernel_cache
@@ -109,7 +111,7 @@ def run_ours(
         model = attach_lora(model, rank=options.lora_rank, alpha=options.lora_alpha, seed=options.seed)
     keep_freed_memory()
     limit_kernel_cache(options.pack_tokens)
-    peak = begin_peak(model.device)
+    peak = watch_peak_memory(model.device)
     forward_pass = ForwardPass.of(model, options)
     objective: Objective[Any] = SupervisedObjective(forward_pass)
     examples: list[Any] = list(items)
@@ -134,9 +136,9 @@ def run_ours(
         return train_step(objective, optimizer, examples, documents, clip_norm=1.0)
 
     if profiled:
-        for documents in steps:  # memory is taken, for a while in every step, and kernels are made
+        for documents in steps:  # the first steps allocate memory and create kernels
             step(documents)
-        return {"shares": shares(lambda: step(steps[-1]))}
+        return {"shares": time_shares(lambda: step(steps[-1]))}
     start = time.perf_counter()
     numbers = [step(documents) for documents in steps]
     if forward_pass.model.device.type == "cuda":
@@ -147,12 +149,12 @@ def run_ours(
         "computed_tokens": sum(step.computed_tokens for step in numbers),
         "loss": numbers[0].loss,
         "grad_norm": numbers[0].grad_norm,
-        "above": peak() - state_gib(model),
+        "above": peak() - gradient_and_optimizer_gib(model),
     }
 
 
 def parsed(variant: str) -> tuple[str | None, list[str], str]:
-    """Whose it is, None for ours, what was asked of it, and how many rows a pass."""
+    """Return the library of a variant (None for ours), its settings, and its rows a pass."""
     who, _, width = variant.partition("-")
     peer, *ways = who.split("+")
     return (peer, ways, width) if peer in PEERS else (None, [], "")
@@ -161,7 +163,7 @@ def parsed(variant: str) -> tuple[str | None, list[str], str]:
 def measure(
     variant: str, options: FinetuneOptions, model: PreTrainedModel, items: Sequence[Any], *, profiled: bool
 ) -> dict[str, Any]:
-    """What one variant does, in this process."""
+    """Run one variant in this process."""
     peer, ways, width = parsed(variant)
     if peer is None:
         return run_ours(options, model, items, profiled=profiled)
@@ -174,7 +176,7 @@ def measure(
 
 
 def measured(variant: str, arguments: Sequence[str]) -> dict[str, Any] | None:
-    """What a process of its own says of a variant; where it says nothing, the reason is shown."""
+    """Run a variant in a separate process and return its figures; print the reason if it fails."""
     command = [sys.executable, "-m", "benchmarks.train", *arguments, "--variants", variant, "--alone"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -187,7 +189,7 @@ def measured(variant: str, arguments: Sequence[str]) -> dict[str, Any] | None:
 def compare(
     variants: Sequence[str], size: int, arguments: Sequence[str], *, profiled: bool
 ) -> dict[str, dict[str, Any]]:
-    """What each variant does, beside the fastest of TRL's so far; told as it comes."""
+    """Run each variant and print it, compared with the fastest of TRL's so far."""
     found: dict[str, dict[str, Any]] = {}
     best = None
     fastest = math.inf
@@ -207,13 +209,13 @@ def compare(
             continue
         if peer == "trl":
             best = max(best or 0.0, numbers["tokens"] / numbers["seconds"])
-        fastest = min(fastest, numbers["product_seconds"])  # a busy machine may have had a slow moment
+        fastest = min(fastest, numbers["product_seconds"])  # other work may have slowed down one measurement
         click.echo(told(variant, numbers, best, fastest))
     return found
 
 
 def told(variant: str, numbers: dict[str, Any], best: float | None, product_seconds: float) -> str:
-    """A line of what was measured; `product_seconds` as products alone would take for a token."""
+    """A line of figures; `product_seconds` is the time that matrix products alone would take for a token."""
     speed = numbers["tokens"] / numbers["seconds"]
     return (
         f"{variant:10} {speed:7.1f} tokens/s  "
@@ -226,7 +228,7 @@ def told(variant: str, numbers: dict[str, Any], best: float | None, product_seco
 
 
 def named(variant: str) -> str:
-    """A variant as README calls it."""
+    """The name of a variant in README."""
     peer, ways, width = parsed(variant)
     if peer is not None:
         return f"{'+'.join([PEERS[peer], *ways])}, {width or 'all'} row{'' if width == '1' else 's'} a pass"
@@ -235,7 +237,7 @@ def named(variant: str) -> str:
 
 
 def result(name: str, found: dict[str, dict[str, Any]]) -> results.TrainResult:
-    """What README shows of a set."""
+    """The figures of a data set for README."""
     first = next(iter(found.values()))
     return results.TrainResult(
         name=name,
@@ -248,23 +250,28 @@ def result(name: str, found: dict[str, dict[str, Any]]) -> results.TrainResult:
 
 
 @click.command(help=__doc__)
-@click.option("--rows", multiple=True, help="A file of records; the bundled set if left out.")
+@click.option("--rows", multiple=True, help="A file of records; by default the bundled set.")
 @click.option("--pairs", help="A file of preference pairs: DPO, on `--count` of them.")
 @click.option("--count", multiple=True, type=int, default=[96], show_default=True, help="Rows to train on.")
-@click.option("--batch-size", default="8", show_default=True, help="Rows a step; several as 8,32,96.")
+@click.option("--batch-size", default="8", show_default=True, help="Rows a step; several are given as 8,32,96.")
 @click.option(
     "--variants",
-    help="Of trl, trl-N, trl+free-N, litgpt, litgpt-N, padded, packed, shared, again, compiled, 8bit, lora, qlora; "
-    "with --pairs of trl, trl-N, packed, shared, again, compiled.",
+    help="Among trl, trl-N, trl+free-N, litgpt, litgpt-N, padded, packed, shared, again, compiled, 8bit, lora, qlora; "
+    "with --pairs among trl, trl-N, packed, shared, again, compiled.",
 )
 @click.option("--device", default="auto", show_default=True)
-@click.option("--shape", type=click.Choice(list(SHAPES)), help=f"Random weights of this shape; {SMALL} if left out.")
-@click.option("--pack-tokens", default=2048, show_default=True, help="Budget of one pass.")
+@click.option("--shape", type=click.Choice(list(SHAPES)), help=f"Random weights of this shape; by default {SMALL}.")
+@click.option("--pack-tokens", default=2048, show_default=True, help="Token budget of one pass.")
 @click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
 @click.option("--threads", default=2, show_default=True)
-@click.option("--profile", "profiled", is_flag=True, help="Show where the time of a step goes instead; ours alone.")
-@click.option("--save", is_flag=True, help="Keep the figures that README shows.")
-@click.option("--alone", is_flag=True, hidden=True, help="Run the one variant here and print its numbers.")
+@click.option(
+    "--profile",
+    "profiled",
+    is_flag=True,
+    help="Show the time of a step by kind of operation instead, for our variants.",
+)
+@click.option("--save", is_flag=True, help="Save the figures for README.")
+@click.option("--alone", is_flag=True, hidden=True, help="Run the one variant in this process and print its figures.")
 def main(
     rows: tuple[str, ...],
     pairs: str | None,
@@ -295,12 +302,12 @@ def main(
         }
         values["method"] = "dpo" if pairs else "sft"
         options = FinetuneOptions.parse({**values, "learning_rate": RATE, **OURS.get(variants, {})})
-        model = model_of(shape, device)
+        model = load_benchmark_model(shape, device)
         parameters = sum(weight.numel() for weight in model.parameters())
         path = rows[-1] if rows else None
         items: list[Any] = [*(pairs_from(pairs, count[-1]) if pairs else examples_of(path, count[-1]))]
         numbers = measure(variants, options, model, items, profiled=profiled)
-        numbers["product_seconds"] = 6 * parameters / product_flops(device, bf16=precision == "bf16")
+        numbers["product_seconds"] = 6 * parameters / matmul_flops(device, bf16=precision == "bf16")
         tokens = sum(len(i.chosen) + len(i.rejected) if isinstance(i, TokenizedPair) else len(i) for i in items)
         click.echo(json.dumps({"tokens": tokens, "examples": len(items), **numbers}))
         return
