@@ -12,7 +12,7 @@ records ──row_stream──▶ AuditedRow   ──Rule.check_row────�
 | `rules_content`, `rules_text`, `rules_training`, `rules_template` | the functions of the rules, by subject |
 | `rows`, `context` | the input of rules: a row with its samples; the facts that are the same for every row |
 | `row_stream`, `batches`, `other_dataset`, `round_trip` | read the rows and gather the facts about each |
-| `template_markers`, `data_ranges` | the texts around fields; the characters that come from data |
+| `template_markers` | the texts that the template writes around fields |
 | `findings`, `lengths`, `excerpts` | count occurrences and lengths in bounded memory; cut out the example |
 | `report`, `text_report`, `html_report` | the result, as JSON, for a terminal, and as a page |
 """

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from templatekit.audit.template_markers import TemplateMarker, ending_of, markers_of
 from templatekit.config.data_options import DataOptions
@@ -49,10 +47,6 @@ def audit_context(pipeline: Pipeline, options: DataOptions) -> AuditContext:
     """The context of a pipeline. `options` are those of the user; the pipeline's may differ."""
     template, special_tokens, tokenizer = pipeline.template, pipeline.special_tokens, pipeline.tokenizer
     ending = ending_of(template, special_tokens)
-    stop_tokens = None
-    if tokenizer is not None:
-        address = pipeline.options.tokenizer or tokenizer.name
-        stop_tokens = _configured_stop_tokens(_model_folder(address, pipeline)) or _eos_token(tokenizer)
     return AuditContext(
         options=options,
         template=template,
@@ -61,40 +55,28 @@ def audit_context(pipeline: Pipeline, options: DataOptions) -> AuditContext:
         markers=markers_of(template, special_tokens, tokenizer),
         end_marker=ending.marker,
         trailing=ending.trailing,
-        stop_tokens=stop_tokens,
+        stop_tokens=_stop_tokens(pipeline, tokenizer) if tokenizer else None,
     )
 
 
-def _model_folder(address: str, pipeline: Pipeline) -> Path | None:
+def _stop_tokens(pipeline: Pipeline, tokenizer: Tokenizer) -> StopTokens:
+    """The stop tokens that a file of the model names; else the tokenizer's EOS, at which servers stop then."""
     try:
-        path = resolve_model(address, pipeline.registry)
+        model = resolve_model(pipeline.options.tokenizer or tokenizer.name, pipeline.registry)
     except TokenizerError:
-        return None  # a tokenizer that was given as an object has no address
-    return path.parent if path is not None and path.is_file() else path
-
-
-def _configured_stop_tokens(folder: Path | None) -> StopTokens | None:
-    for name in _STOP_TOKEN_FILES if folder is not None else ():
-        assert folder is not None
-        path = folder / name
-        try:
-            ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, AttributeError) as error:
-            raise TokenizerError(f"{str(path)!r} cannot be read: {error}; expected an object of JSON") from None
-        if (found := _as_ids(ids)) is not None:
-            return StopTokens(ids=found, source=name)
-    return None
-
-
-def _as_ids(value: Any) -> tuple[int, ...] | None:
-    values = value if isinstance(value, list) else [value]
-    return tuple(values) if all(type(item) is int for item in values) else None
-
-
-def _eos_token(tokenizer: Tokenizer) -> StopTokens:
-    """The stop token that servers use where no file of the model names any."""
-    id = tokenizer.id_of(tokenizer.special_tokens.eos)
-    ids = () if id is None else (id,)
-    return StopTokens(ids=ids, source="the tokenizer's eos_token (there is no generation_config.json beside it)")
+        model = None  # a tokenizer that was given as an object has no address
+    if model is not None:
+        folder = model.parent if model.is_file() else model
+        for path in (folder / name for name in _STOP_TOKEN_FILES):
+            try:
+                ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError, AttributeError) as error:
+                raise TokenizerError(f"{str(path)!r} cannot be read: {error}; expected an object of JSON") from None
+            ids = ids if isinstance(ids, list) else [ids]
+            if all(type(id) is int for id in ids):
+                return StopTokens(ids=tuple(ids), source=path.name)
+    eos = tokenizer.id_of(tokenizer.special_tokens.eos)
+    source = "the tokenizer's eos_token (there is no generation_config.json beside it)"
+    return StopTokens(ids=() if eos is None else (eos,), source=source)

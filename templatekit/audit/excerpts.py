@@ -9,7 +9,7 @@ from itertools import pairwise
 from templatekit.audit.report import Excerpt, ExcerptRun
 from templatekit.audit.rows import AuditedSample
 from templatekit.audit.rule import Occurrence
-from templatekit.types import RenderedText
+from templatekit.types import TEMPLATE
 from templatekit.views import CONTROL_PICTURES
 
 BEFORE, AFTER = 100, 140
@@ -50,26 +50,20 @@ _HIDDEN = {"Cf", "Co", "Cs", "Zl", "Zp"}
 
 def _runs(sample: AuditedSample, window: tuple[int, int], marked: tuple[int, int] | None) -> Iterator[ExcerptRun]:
     rendered = sample.rendered
+
+    def run(start: int, end: int, *, here: bool) -> ExcerptRun:
+        origins = (span.origin for span in rendered.spans if span.end > start or span is rendered.spans[-1])
+        origin = next(origins, TEMPLATE)  # a text without spans is empty
+        trained = start < end and sample.is_trained(start, end)
+        text = visible(rendered.text[start:end])
+        return ExcerptRun(text=text, kind=origin.kind, origin=str(origin), trained=trained, here=here)
+
     edges = {*window, *(marked or ())}
     edges |= {edge for span in rendered.spans for edge in (span.start, span.end)}
     edges |= {edge for span in sample.loss_spans for edge in (span.start, span.end)}
     for start, end in pairwise(sorted(edge for edge in edges if window[0] <= edge <= window[1])):
-        origin = next(span.origin for span in rendered.spans if span.end > start)
         if marked == (start, start):
-            yield ExcerptRun(text="", kind=origin.kind, origin=str(origin), trained=False, here=True)
-        yield ExcerptRun(
-            text=visible(rendered.text[start:end]),
-            kind=origin.kind,
-            origin=str(origin),
-            trained=sample.is_trained(start, start + 1),
-            here=marked is not None and marked[0] <= start < marked[1],
-        )
+            yield run(start, start, here=True)
+        yield run(start, end, here=marked is not None and marked[0] <= start < marked[1])
     if marked == (window[1], window[1]):
-        yield _empty_run_at_end(rendered)
-
-
-def _empty_run_at_end(rendered: RenderedText) -> ExcerptRun:
-    origin = rendered.spans[-1].origin if rendered.spans else None
-    return ExcerptRun(
-        text="", kind=origin.kind if origin else "template", origin=str(origin or ""), trained=False, here=True
-    )
+        yield run(window[1], window[1], here=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from templatekit.audit.context import AuditContext
 from templatekit.audit.excerpts import excerpt_of, visible
 from templatekit.audit.report import Excerpt, Finding, FindingPart
-from templatekit.audit.rule import LEVELS, Occurrence, Rule
+from templatekit.audit.rule import Occurrence, Rule
 
 MAX_KINDS = 1000
 """Kinds that are counted separately for one rule; all further ones are counted together."""
@@ -74,8 +74,3 @@ class FindingCounter:
             parts=parts if any(part.what for part in parts) else (),
             example=self.example,
         )
-
-
-def by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Sort findings: the most severe first, within a level the most frequent first."""
-    return tuple(sorted(findings, key=lambda finding: (LEVELS.index(finding.rule.level), -finding.count)))

@@ -7,6 +7,7 @@ from html import escape
 
 from templatekit.audit.report import Excerpt, ExcerptRun, Finding, Lengths, Report
 from templatekit.audit.text_report import (
+    example_line,
     header_lines,
     one_line,
     over_line,
@@ -75,7 +76,7 @@ def _body(report: Report, title: str) -> Iterator[str]:
         yield from _lengths(report.lengths, report.usable)
     if report.findings:
         yield from _overview(report)
-        yield _legend()
+        yield _LEGEND
     for finding in report.findings:
         yield from _section(finding)
     if report.clean:
@@ -99,11 +100,10 @@ def _overview(report: Report) -> Iterator[str]:
     yield "</table></nav>\n"
 
 
-def _legend() -> str:
-    return (
-        '<p class="soft">In the examples: <span class="template">template text</span>, '
-        '<span class="field">data</span>, <span class="trained">trained</span>, <mark>what was found</mark>.</p>\n'
-    )
+_LEGEND = (
+    '<p class="soft">In the examples: <span class="template">template text</span>, '
+    '<span class="field">data</span>, <span class="trained">trained</span>, <mark>what was found</mark>.</p>\n'
+)
 
 
 def _section(finding: Finding) -> Iterator[str]:
@@ -134,8 +134,7 @@ def _parts(finding: Finding) -> Iterator[str]:
 
 
 def _example(example: Excerpt) -> Iterator[str]:
-    parts = [f"row {example.row}" if example.row is not None else "", one_line(example.detail)]
-    yield f"<p>{escape(': '.join(part for part in parts if part))}</p>\n"
+    yield f"<p>{escape(example_line(example))}</p>\n"
     if example.runs:
         yield "<pre>" + ("…" if example.cut_left else "")
         for run in example.runs:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
+from itertools import accumulate
 from typing import Literal
 
 from templatekit.audit.report import Lengths
@@ -33,16 +35,12 @@ class LengthCounter:
         if not self._counts:
             return None
         ordered = sorted(self._counts.items())
-        total = self._counts.total()
+        cumulative = list(accumulate(count for _, count in ordered))
 
         def quantile(percent: int) -> int:
             """The smallest length that this percentage of texts does not exceed."""
-            left = -(-total * percent // 100)
-            for length, count in ordered:
-                left -= count
-                if left <= 0:
-                    return length
-            raise AssertionError("the counts add up to the total")
+            rank = -(-cumulative[-1] * percent // 100)
+            return ordered[bisect_left(cumulative, rank)][0]
 
         return Lengths(
             unit=unit,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from templatekit.audit.batches import BatchErrors, continued_in_next, prompt_keys, row_batches, text_keys
 from templatekit.audit.report import ComparedDataset
@@ -17,7 +17,7 @@ from templatekit.types import Sample
 class OtherDataset:
     """Another data set, stored as hashes of its texts and prompts."""
 
-    def __init__(self, pipeline: Pipeline, dataset: str, *, similarity: float | None = None) -> None:
+    def __init__(self, pipeline: Pipeline, dataset: str, *, similarity: float | None) -> None:
         """Read the data set at the address `dataset`, with the options of `pipeline`.
 
         With `similarity`, rows that are at least this similar are found too.
@@ -50,14 +50,10 @@ class OtherDataset:
 
     def find(
         self, texts: Sequence[int], prompts: Sequence[int]
-    ) -> tuple[list[MatchingRow | None], list[MatchingRow | None]]:
-        """For each text the row with the same text; for each other text the row with the same prompt."""
-        same_text = self._texts.find(texts)
-        same_prompt = [
-            None if text is not None else prompt
-            for text, prompt in zip(same_text, self._prompts.find(prompts), strict=True)
-        ]
-        return self._matching(same_text), self._matching(same_prompt)
+    ) -> Iterator[tuple[MatchingRow | None, MatchingRow | None]]:
+        """For each text the row with the same text, or else the row with the same prompt."""
+        for text, prompt in zip(self._texts.find(texts), self._prompts.find(prompts), strict=True):
+            yield self._matching(text), self._matching(prompt) if text is None else None
 
     def find_similar(self, samples: Sequence[Sample]) -> list[MatchingRow | None]:
         """For each sample the row with the most similar messages; text that the template adds does not count."""
@@ -69,8 +65,8 @@ class OtherDataset:
             for near in self._near.find(_conversation_texts(samples))
         ]
 
-    def _matching(self, rows: Sequence[int | None]) -> list[MatchingRow | None]:
-        return [None if row is None else MatchingRow(self.summary.dataset, row) for row in rows]
+    def _matching(self, row: int | None) -> MatchingRow | None:
+        return None if row is None else MatchingRow(self.summary.dataset, row)
 
 
 def _conversation_texts(samples: Iterable[Sample]) -> list[str]:

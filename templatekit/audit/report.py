@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 from templatekit.audit.rule import LEVELS, Level, Rule
@@ -185,19 +185,9 @@ class Report:
         """Plain values for JSON; docs/audit.md describes the keys."""
         return {
             "version": JSON_VERSION,
-            "dataset": self.dataset,
-            "adapter": self.adapter,
-            "template": self.template,
-            "tokenizer": self.tokenizer,
-            "train_on": self.train_on,
-            "max_length": self.max_length,
-            "rows": self.rows,
-            "usable": self.usable,
-            "tokens": self.tokens,
-            "trained_tokens": self.trained_tokens,
+            **{field.name: getattr(self, field.name) for field in fields(self)},
             "lengths": self.lengths.as_dict() if self.lengths else None,
             "against": [asdict(other) for other in self.against],
             "findings": [finding.as_dict() for finding in self.findings],
             "clean": list(self.clean),
-            "not_checked": self.not_checked,
         }

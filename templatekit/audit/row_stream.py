@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import compress
+from itertools import compress, count
 
 from templatekit.audit.batches import BatchErrors, continued_in_next, prompt_keys, row_batches, text_keys
 from templatekit.audit.other_dataset import OtherDataset
-from templatekit.audit.report import ComparedDataset
 from templatekit.audit.round_trip import RoundTrip
 from templatekit.audit.rows import AuditedRow, AuditedSample, EncodingDifference, MatchingRow
 from templatekit.errors import RecordError
@@ -27,14 +26,17 @@ class RowStream:
         self,
         pipeline: Pipeline,
         *,
-        compare_encodings: bool = True,
-        round_trips: bool = True,
-        limit: LengthLimit | None = None,
+        compare_encodings: bool,
+        round_trips: bool,
+        limit: LengthLimit | None,
+        against: Sequence[str],
+        similarity: float | None,
     ) -> None:
         """Prepare to read the rows.
 
         `compare_encodings` also encodes every text as a whole, `round_trips` decodes every text again, and `limit`
-        shortens samples that are too long.
+        shortens samples that are too long. The data sets at the addresses `against` are read at once, to find their
+        rows in this one; with `similarity` also rows that are this similar.
         """
         self.pipeline = pipeline
         self._limit = limit
@@ -45,13 +47,7 @@ class RowStream:
         )
         self._round_trip = RoundTrip(pipeline.tokenizer) if round_trips and pipeline.tokenizer else None
         self._texts, self._prompts = FirstRows(), FirstRows()
-        self._others: list[OtherDataset] = []
-
-    def compare_with(self, dataset: str, *, similarity: float | None = None) -> ComparedDataset:
-        """Read another data set, to find its rows in this one; with `similarity` also rows that are this similar."""
-        other = OtherDataset(self.pipeline, dataset, similarity=similarity)
-        self._others.append(other)
-        return other.summary
+        self.others = [OtherDataset(pipeline, dataset, similarity=similarity) for dataset in against]
 
     def rows(self, records: Iterable[Record | RecordError]) -> Iterator[AuditedRow]:
         """Every row, in order."""
@@ -72,12 +68,7 @@ class RowStream:
         differences = self._encoding_differences(samples)
         continued = continued_in_next(samples)
         audited = [
-            replace(
-                _audited_sample(sample, self.pipeline),
-                encoding_difference=differences.get(index),
-                shortened=self._shortened(sample),
-                continued=continued[index],
-            )
+            self._audited_sample(sample, differences.get(index), continued=continued[index])
             for index, sample in enumerate(samples)
         ]
         self._add_matching_rows(audited, samples)
@@ -96,8 +87,8 @@ class RowStream:
         earlier = zip(self._texts.add(texts, rows), self._prompts.add(prompts, rows), strict=True)
         for index, (text, prompt) in zip(longest, earlier, strict=True):
             audited[index] = replace(audited[index], same_text=text, same_prompt=prompt if text is None else None)
-        for other in self._others:
-            for index, same_text, same_prompt in zip(longest, *other.find(texts, prompts), strict=True):
+        for other in self.others:
+            for index, (same_text, same_prompt) in zip(longest, other.find(texts, prompts), strict=True):
                 sample = audited[index]
                 audited[index] = replace(
                     sample,
@@ -106,6 +97,29 @@ class RowStream:
                 )
             for index, similar in zip(longest, other.find_similar(compared), strict=True):
                 audited[index] = _with_more_similar(audited[index], similar)
+
+    def _audited_sample(
+        self, sample: Sample, difference: EncodingDifference | None, *, continued: bool
+    ) -> AuditedSample:
+        """The sample with the facts that need no other row."""
+        tokenized = sample.tokenized
+        if tokenized is None:
+            spans = loss_spans(sample.rendered, self.pipeline.options.train_on)
+            length = len(sample.rendered.text)
+            trained = [position for span in spans if span.weight > 0 for position in (span.start, span.end - 1)]
+        else:
+            spans, length = tokenized.loss_spans, len(tokenized)
+            trained = list(compress(count(), tokenized.loss_weights))
+        return AuditedSample(
+            example=sample.example,
+            rendered=sample.rendered,
+            loss_spans=spans,
+            length=length,
+            trained_range=(trained[0], trained[-1]) if trained else None,
+            encoding_difference=difference,
+            shortened=self._shortened(sample),
+            continued=continued,
+        )
 
     def _shortened(self, sample: Sample) -> TokenizedExample | None:
         if self._limit is None or sample.tokenized is None:
@@ -142,32 +156,3 @@ def _with_more_similar(sample: AuditedSample, similar: MatchingRow | None) -> Au
     elif similar is None or (known is not None and (known.similarity or 0) >= (similar.similarity or 0)):
         return sample
     return replace(sample, nearly_shared=similar)
-
-
-def _audited_sample(sample: Sample, pipeline: Pipeline) -> AuditedSample:
-    tokenized = sample.tokenized
-    if tokenized is None:
-        spans = loss_spans(sample.rendered, pipeline.options.train_on)
-        trained = [(span.start, span.end) for span in spans if span.weight > 0]
-        return AuditedSample(
-            example=sample.example,
-            rendered=sample.rendered,
-            loss_spans=spans,
-            length=len(sample.rendered.text),
-            trained_range=(trained[0][0], trained[-1][1] - 1) if trained else None,
-        )
-    return AuditedSample(
-        example=sample.example,
-        rendered=sample.rendered,
-        loss_spans=tokenized.loss_spans,
-        length=len(tokenized),
-        trained_range=_nonzero_range(tokenized.loss_weights),
-    )
-
-
-def _nonzero_range(weights: Sequence[float]) -> tuple[int, int] | None:
-    """The indices of the first and the last weight other than 0."""
-    first = next(compress(range(len(weights)), weights), None)
-    if first is None:
-        return None
-    return first, next(compress(range(len(weights) - 1, -1, -1), reversed(weights)))

@@ -79,3 +79,14 @@ class AuditedRow:
     """The record's keys that the adapter does not read, with their values."""
     samples: tuple[AuditedSample, ...] = ()
     error: RecordError | None = None
+
+
+def field_ranges(sample: AuditedSample) -> dict[tuple[int, str], tuple[int, int]]:
+    """By message and field, the range of its characters in the rendered text."""
+    ranges: dict[tuple[int, str], tuple[int, int]] = {}
+    for span in sample.rendered.spans:
+        origin = span.origin
+        if origin.kind == "field" and origin.message is not None and origin.field is not None:
+            start = ranges.get((origin.message, origin.field), (span.start, 0))[0]
+            ranges[origin.message, origin.field] = (start, span.end)
+    return ranges

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from templatekit.audit.context import AuditContext
-from templatekit.audit.rows import AuditedRow, AuditedSample
+from templatekit.audit.rows import AuditedRow, field_ranges
 from templatekit.audit.rule import Occurrence
 from templatekit.errors import NOTHING_TRAINED, ExcludedRecord, shorten
 from templatekit.types import Message
@@ -44,7 +44,7 @@ def empty_prompt(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]
     for sample in row.samples:
         for index, message in enumerate(sample.example.messages):
             if message.role == "user" and _is_empty(message):
-                start, end = _field_range(sample, index, "role")
+                start, end = field_ranges(sample).get((index, "role"), (0, 0))
                 yield Occurrence(kind="in a later turn" if index else "", sample=sample, start=start, end=end)
 
 
@@ -59,14 +59,9 @@ def placeholder(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]:
             for field in ("content", "context"):
                 text = getattr(message, field)
                 if text and is_placeholder(text):
-                    start, end = _field_range(sample, index, field)
+                    start, end = field_ranges(sample).get((index, field), (0, 0))
                     kind = f"{shorten(text.strip())} as {message.role} {field}"
                     yield Occurrence(kind=kind, sample=sample, start=start, end=end)
-
-
-def _field_range(sample: AuditedSample, message: int, field: str) -> tuple[int, int]:
-    spans = [span for span in sample.rendered.spans if span.origin.message == message and span.origin.field == field]
-    return (spans[0].start, spans[-1].end) if spans else (0, 0)
 
 
 def duplicate_rows(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]:

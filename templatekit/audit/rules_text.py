@@ -6,13 +6,47 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 from templatekit.audit.context import AuditContext
-from templatekit.audit.data_ranges import data_ranges, field_name, origin_at
-from templatekit.audit.rows import TEXT_FIELDS, AuditedRow, AuditedSample
+from templatekit.audit.rows import TEXT_FIELDS, AuditedRow, field_ranges
 from templatekit.audit.rule import Occurrence
 from templatekit.errors import shorten
 from templatekit.tokens.tokenizer import Tokenizer
+from templatekit.types import Origin, RenderedText
+
+
+class _DataRange(NamedTuple):
+    """Consecutive characters that come from data, of one field or of several."""
+
+    start: int
+    end: int
+
+
+def _data_ranges(rendered: RenderedText, *, headers: bool = True) -> Iterator[_DataRange]:
+    """The longest ranges of text from data, in order. Without `headers`, roles and names count as template text."""
+    start = end = 0
+    for span in rendered.spans:
+        if span.origin.is_template or (span.origin.in_header and not headers):
+            if end > start:
+                yield _DataRange(start, end)
+            start = end = span.end
+        else:
+            end = span.end
+    if end > start:
+        yield _DataRange(start, end)
+
+
+def _origin_at(rendered: RenderedText, position: int) -> Origin:
+    """The origin of a character."""
+    return next(span.origin for span in rendered.spans if position < span.end)
+
+
+def _field_name(rendered: RenderedText, origin: Origin) -> str:
+    """The name of a field, the same in every row: `user content`, `tools`."""
+    if origin.message is None:
+        return origin.field or "computed text"
+    return f"{rendered.roles[origin.message]} {origin.field}"
 
 
 def control_text(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]:
@@ -35,16 +69,16 @@ def _control_strings(row: AuditedRow, context: AuditContext) -> Iterator[tuple[O
     everywhere = context.options.control_tokens == "everywhere"
     for sample in row.samples:
         rendered = sample.rendered
-        for data in data_ranges(rendered):
+        for data in _data_ranges(rendered):
             for match in pattern.finditer(rendered.text, data.start, data.end):
-                origin = origin_at(rendered, match.start())
+                origin = _origin_at(rendered, match.start())
                 in_answer = (
                     origin.message is not None
                     and rendered.roles[origin.message] == "assistant"
                     and not origin.in_header
                 )
                 acts = everywhere or (in_answer and not context.tokenizer.control_tokens[match[0]].special)
-                kind = f"{match[0]} in {field_name(rendered, origin)}"
+                kind = f"{match[0]} in {_field_name(rendered, origin)}"
                 yield Occurrence(kind=kind, sample=sample, start=match.start(), end=match.end()), acts
 
 
@@ -58,27 +92,21 @@ def template_markers(row: AuditedRow, context: AuditContext) -> Iterator[Occurre
     """Texts in data that the template also writes around fields."""
     for sample in row.samples:
         rendered = sample.rendered
-        for data in data_ranges(rendered, headers=False):
+        for data in _data_ranges(rendered, headers=False):
             for marker in context.markers:
                 start = _find_marker(rendered.text, marker.text, data.start, data.end, line_start=marker.line_start)
                 if start >= 0:
-                    kind = f"{marker.text} in {field_name(rendered, origin_at(rendered, start))}"
+                    kind = f"{marker.text} in {_field_name(rendered, _origin_at(rendered, start))}"
                     yield Occurrence(kind=kind, sample=sample, start=start, end=start + len(marker.text))
 
 
 def _find_marker(text: str, marker: str, start: int, end: int, *, line_start: bool) -> int:
-    """The first position of the marker, at the start of a line where asked; -1 if there is none."""
+    """The first position of the marker, at the start of a line or of the data where asked; -1 if there is none."""
     found = text.find(marker, start, end)
-    while line_start and found >= 0 and not _starts_line(text, start, found):
-        found = text.find(marker, found + 1, end)
+    if line_start and found >= 0:
+        match = re.search(rf"^[ \t]*{re.escape(marker)}", text[start:end], re.MULTILINE)
+        found = start + match.end() - len(marker) if match else -1
     return found
-
-
-def _starts_line(text: str, start: int, position: int) -> bool:
-    """Whether there is only white space between a position and the start of its line, or of the data."""
-    while position > start and text[position - 1] in " \t":
-        position -= 1
-    return position == start or text[position - 1] == "\n"
 
 
 def text_trimmed(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]:
@@ -94,7 +122,7 @@ def text_changed(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]
 def _changed_texts(row: AuditedRow) -> Iterator[tuple[Occurrence, bool]]:
     """Every text that is printed otherwise than it is in the data, and whether only its edges were trimmed."""
     for sample in row.samples:
-        ranges = _field_ranges(sample)
+        ranges = field_ranges(sample)
         computed = any(span.origin.kind == "computed" for span in sample.rendered.spans)
         trained = {target.message for target in sample.rendered.target_spans}
         for index, message in enumerate(sample.example.messages):
@@ -110,20 +138,8 @@ def _changed_texts(row: AuditedRow) -> Iterator[tuple[Occurrence, bool]]:
                 if printed == text or (computed and text in sample.rendered.text) or text in printed:
                     continue
                 trimmed = printed.strip() == text.strip()
-                kind = f"{message.role} {field}"
-                detail = _difference(text, printed)
+                kind, detail = f"{message.role} {field}", _difference(text, printed)
                 yield Occurrence(kind=kind, detail=detail, sample=sample, start=start, end=end), trimmed
-
-
-def _field_ranges(sample: AuditedSample) -> dict[tuple[int, str], tuple[int, int]]:
-    """By message and field, the range of its characters in the rendered text."""
-    ranges: dict[tuple[int, str], tuple[int, int]] = {}
-    for span in sample.rendered.spans:
-        origin = span.origin
-        if origin.kind == "field" and origin.message is not None and origin.field is not None:
-            start = ranges.get((origin.message, origin.field), (span.start, 0))[0]
-            ranges[origin.message, origin.field] = (start, span.end)
-    return ranges
 
 
 def _difference(text: str, printed: str) -> str:
@@ -141,7 +157,7 @@ def text_normalized(row: AuditedRow, context: AuditContext) -> Iterator[Occurren
     for sample in row.samples:
         for difference in sample.round_trip_differences:
             text, decoded = difference.text, difference.decoded
-            start, end = _field_ranges(sample).get((difference.message, difference.field), (0, 0))
+            start, end = field_ranges(sample).get((difference.message, difference.field), (0, 0))
             same = next((i for i, (a, b) in enumerate(zip(text, decoded, strict=False)) if a != b), 0)
             position = max(start, sample.rendered.text.find(text[same : same + 1], start + same, end))
             before, after = _code_points(text[same : same + 3]), _code_points(decoded[same : same + 3])
@@ -169,7 +185,7 @@ def encoding_oddities(row: AuditedRow, context: AuditContext) -> Iterator[Occurr
         rendered = sample.rendered
         if rendered.text.isascii() and rendered.text.replace("\n", "").replace("\t", "").isprintable():
             continue
-        for data in data_ranges(rendered):
+        for data in _data_ranges(rendered):
             for match in _ODD.finditer(rendered.text, data.start, data.end):
                 yield Occurrence(kind=_oddity(match[0]), sample=sample, start=match.start(), end=match.end())
 

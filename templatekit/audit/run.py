@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from templatekit.audit.context import audit_context
-from templatekit.audit.findings import FindingCounter, by_severity
+from templatekit.audit.findings import FindingCounter
 from templatekit.audit.lengths import LengthCounter
 from templatekit.audit.report import Report
 from templatekit.audit.row_stream import RowStream
-from templatekit.audit.rule import Requirement, Rule
+from templatekit.audit.rule import LEVELS, Requirement, Rule
 from templatekit.audit.rules import rules_without
 from templatekit.config.data_options import DataOptions, parse_dedup
 from templatekit.errors import NOTHING_TRAINED, ConfigError, RecordError
@@ -61,9 +61,9 @@ def audit(
         compare_encodings="unstable-boundary" in codes,
         round_trips="text-normalized" in codes,
         limit=pipeline.length_limit(options),
+        against=against,
+        similarity=threshold if "nearly-shared-rows" in codes else None,
     )
-    similarity = threshold if "nearly-shared-rows" in codes else None
-    compared = tuple(stream.compare_with(dataset, similarity=similarity) for dataset in against)
     counters = [FindingCounter(rule=rule, rows_shown=shown) for rule in rules]
     lengths = LengthCounter()
     rows = usable = 0
@@ -81,6 +81,7 @@ def audit(
         if progress is not None and rows % _PROGRESS_INTERVAL == 0:
             progress(rows)
     counts = stream.counts
+    findings = [counter.finding(rows) for counter in counters if counter.count]
     return Report(
         dataset=options.dataset,
         adapter=pipeline.adapter.name if pipeline.adapter else None,
@@ -93,8 +94,8 @@ def audit(
         tokens=counts.tokens if pipeline.tokenizer else None,
         trained_tokens=counts.trained_tokens if pipeline.tokenizer else None,
         lengths=lengths.result("tokens" if pipeline.tokenizer else "characters"),
-        against=compared,
-        findings=by_severity(counter.finding(rows) for counter in counters if counter.count),
+        against=tuple(other.summary for other in stream.others),
+        findings=tuple(sorted(findings, key=lambda finding: (LEVELS.index(finding.rule.level), -finding.count))),
         clean=tuple(counter.rule.code for counter in counters if not counter.count),
         not_checked=not_checked,
     )

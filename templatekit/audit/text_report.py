@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, TypeAlias
 
 from templatekit.audit.report import Excerpt, Finding, Lengths, Report
 from templatekit.audit.rule import LEVELS
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+_Part: TypeAlias = "str | Text | tuple[str, str]"
+"""Text of the report, with or without a style."""
 
 KINDS_SHOWN = 8
 _LEVEL_STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold blue"}
@@ -24,43 +27,32 @@ _EXCERPT_STYLES = {
 _INDENT = "    │"
 
 
-class StyledText(NamedTuple):
-    """Text with a style of rich."""
-
-    text: str
-    style: str = ""
-
-
 def to_text(report: Report) -> str:
     """The report without colours."""
-    return "".join(part.text for part in styled_report(report))
+    return to_rich(report).plain
 
 
 def to_rich(report: Report) -> Text:
-    """The report with colours."""
+    """The report with colours, and with a newline at its end."""
     from rich.text import Text
 
-    text = Text()
-    for part in styled_report(report):
-        text.append(part.text, part.style)
-    return text
+    return Text.assemble(*_report(report))
 
 
-def styled_report(report: Report) -> Iterator[StyledText]:
-    """The whole report, with a newline at its end."""
+def _report(report: Report) -> Iterator[_Part]:
     for line in (*header_lines(report), *length_lines(report)):
-        yield StyledText(f"{line}\n")
+        yield f"{line}\n"
     for finding in report.findings:
-        yield StyledText("\n")
+        yield "\n"
         yield from _finding(finding)
-    yield StyledText("\n")
+    yield "\n"
     if report.clean:
-        yield StyledText(f"nothing found: {', '.join(report.clean)}\n", "dim")
+        yield f"nothing found: {', '.join(report.clean)}\n", "dim"
     for reason in dict.fromkeys(report.not_checked.values()):
         codes = [code for code, why in report.not_checked.items() if why == reason]
         need = "need" if len(codes) > 1 else "needs"
-        yield StyledText(f"not checked: {', '.join(codes)}, which {need} {reason}\n", "dim")
-    yield StyledText(f"{summary(report)}\n", "bold")
+        yield f"not checked: {', '.join(codes)}, which {need} {reason}\n", "dim"
+    yield f"{summary(report)}\n", "bold"
 
 
 def header_lines(report: Report) -> Iterator[str]:
@@ -85,7 +77,7 @@ def length_lines(report: Report) -> Iterator[str]:
     yield (
         f"length in {lengths.unit}: "
         + ", ".join(f"{name} {value:,}" for name, value in quantiles(lengths))
-        + (f" (row {lengths.longest_row})")
+        + f" (row {lengths.longest_row})"
     )
     if lengths.unit == "tokens":
         yield over_line(lengths, report.usable)
@@ -139,44 +131,41 @@ def rows_line(finding: Finding) -> str:
     return f"{plural(finding.count, 'row')} ({percent(finding.share)}){numbers}"
 
 
-def _finding(finding: Finding) -> Iterator[StyledText]:
+def _finding(finding: Finding) -> Iterator[_Part]:
     rule = finding.rule
-    yield StyledText(f"{rule.level} {rule.code}", _LEVEL_STYLES[rule.level])
-    yield StyledText(f": {rule.title}\n", "bold")
+    yield f"{rule.level} {rule.code}", _LEVEL_STYLES[rule.level]
+    yield f": {rule.title}\n", "bold"
     if line := rows_line(finding):
-        yield StyledText(f"  {line}\n")
-    yield StyledText(f"  {rule.help}\n", "italic")
+        yield f"  {line}\n"
+    yield f"  {rule.help}\n", "italic"
     for part in finding.parts[:KINDS_SHOWN]:
         first = "" if part.first_row is None else f" (first in row {part.first_row})"
         # A single kind has the same detail as the example.
         detail = f": {one_line(part.detail)}" if part.detail and len(finding.parts) > 1 else ""
-        yield StyledText(f"  {part.count:>7,} × {one_line(part.what or 'other')}{first}{detail}\n")
+        yield f"  {part.count:>7,} × {one_line(part.what or 'other')}{first}{detail}\n"
     if len(finding.parts) > KINDS_SHOWN:
-        yield StyledText(f"  and {len(finding.parts) - KINDS_SHOWN:,} other kinds; --json has them all\n")
+        yield f"  and {len(finding.parts) - KINDS_SHOWN:,} other kinds; --json has them all\n"
     if finding.example is not None:
         yield from _example(finding.example)
 
 
-def _example(example: Excerpt) -> Iterator[StyledText]:
+def example_line(example: Excerpt) -> str:
+    """The row and the detail of an example."""
     parts = [f"row {example.row}" if example.row is not None else "", one_line(example.detail)]
-    if any(parts):
-        yield StyledText(f"  {': '.join(part for part in parts if part)}\n")
-    if not example.runs:
-        return
-    yield StyledText(_INDENT, "dim")
-    line_start = True
-    for segment in example.segments():
+    return ": ".join(filter(None, parts))
+
+
+def _example(example: Excerpt) -> Iterator[_Part]:
+    from rich.text import Text
+
+    if line := example_line(example):
+        yield f"  {line}\n"
+    if example.runs:
+        excerpt = Text.assemble(*((segment.text, _EXCERPT_STYLES[segment.style]) for segment in example.segments()))
         # Each line of the excerpt follows a mark, so that data cannot pass for a line of the report.
-        for index, line in enumerate(segment.text.split("\n")):
-            if index:
-                yield StyledText(f"\n{_INDENT}", "dim")
-                line_start = True
-            if line:
-                if line_start:
-                    yield StyledText(" ")
-                    line_start = False
-                yield StyledText(line, _EXCERPT_STYLES[segment.style])
-    yield StyledText("\n")
+        for excerpt_line in excerpt.split(allow_blank=True):
+            yield _INDENT, "dim"
+            yield Text.assemble(" " if excerpt_line else "", excerpt_line, "\n")
 
 
 def one_line(text: str) -> str:
