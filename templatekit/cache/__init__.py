@@ -16,7 +16,7 @@ FOLDER/prepared-1/KEY/      KEY: the hash of everything that decides about the s
 | `preparation` | goes through the shards: takes those on disk and makes the others, here or by an engine's workers |
 | `key`, `code_hash` | compute the key from data, adapter, template, tokenizer, options and code |
 | `missing_shards` | reads the records of the shards to be made |
-| `tables`, `example_json` | samples as Arrow tables; conversations and origins as JSON |
+| `tables`, `example_json` | samples as Arrow tables; conversations as JSON |
 | `writer`, `shard` | collect batches and write them as a shard; open a shard and check it |
 | `reader` | reads samples from tables |
 | `sequences` | all samples as one sequence, for training |

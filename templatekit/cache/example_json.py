@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from templatekit.types import Example, Message, Origin
+from templatekit.types import Example, Message
 
 
 class NotJsonSafe(Exception):
@@ -28,17 +28,6 @@ def example_from_json(text: bytes) -> Example:
     values = json.loads(text.decode("utf-8", "surrogatepass"))
     messages = tuple(Message(**_restored(Message, message)) for message in values.pop("messages"))
     return Example(messages=messages, **_restored(Example, values))
-
-
-def origin_to_json(origin: Origin) -> list[Any]:
-    """An origin as a list of plain values."""
-    return [origin.kind, origin.message, origin.field, origin.generation]
-
-
-def origin_from_json(values: list[Any]) -> Origin:
-    """The inverse of `origin_to_json`."""
-    kind, message, field, generation = values
-    return Origin(kind=kind, message=message, field=field, generation=generation)
 
 
 def _non_default_fields(value: Any, **replaced: Any) -> dict[str, Any]:

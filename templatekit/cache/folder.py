@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,10 +100,10 @@ def entries(folder: Path) -> list[Entry]:
     return sorted(found, key=lambda entry: entry.age)
 
 
-def remove(chosen: Iterable[Entry], *, say: Callable[[str], None] = lambda line: None) -> int:
+def remove(chosen: Iterable[Entry]) -> int:
     """Remove entries and return how many bytes that frees. A run that reads one of them keeps its files open.
 
-    Calls `say` with the key of each removed entry. Raises `RunError` where an entry cannot be removed.
+    Raises `RunError` where an entry cannot be removed.
     """
     freed = 0
     for entry in chosen:
@@ -112,7 +112,6 @@ def remove(chosen: Iterable[Entry], *, say: Callable[[str], None] = lambda line:
             entry.path.rename(gone)
             shutil.rmtree(gone)
         freed += entry.bytes
-        say(entry.key)
     return freed
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from templatekit.cache.atomic_files import STATE, Damaged, check_size, hash_file, read_state
-from templatekit.cache.example_json import origin_from_json
 from templatekit.cache.reader import TableColumns
 from templatekit.cache.writer import EXAMPLES, TEXTS, TOKENS
 from templatekit.pipeline.counts import Counts
+from templatekit.types import Origin
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,7 +46,7 @@ class Shard(TableColumns):
                 counts=Counts.from_dict(values["counts"]),
                 adapter=values["adapter"],
             )
-            self.origins = [origin_from_json(origin) for origin in values["origins"]]
+            self.origins = [Origin(kind=k, message=m, field=f, generation=g) for k, m, f, g in values["origins"]]
             self.roles = values["roles"]
             sizes = {name: files[name]["bytes"] for name in (TOKENS, TEXTS, EXAMPLES)}
         except (KeyError, TypeError, ValueError) as error:

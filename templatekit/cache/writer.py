@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from templatekit.cache.atomic_files import STATE, hash_file, staging, write_state
-from templatekit.cache.example_json import NotJsonSafe, origin_to_json
+from templatekit.cache.example_json import NotJsonSafe
 from templatekit.cache.tables import SampleTables
 from templatekit.pipeline.batches import SampleBatch
 from templatekit.pipeline.counts import Counts
@@ -75,7 +75,7 @@ def write_shard(
             "samples": len(found),
             "counts": counts.as_dict(),
             "adapter": adapter,
-            "origins": [origin_to_json(origin) for origin in found.origins],
+            "origins": [[o.kind, o.message, o.field, o.generation] for o in found.origins],
             "roles": list(found.roles),
             "files": {
                 name: {"bytes": (folder / name).stat().st_size, "xxh3_128": hash_file(folder / name)} for name in tables

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -40,22 +40,17 @@ def parse_dedup(text: str, *, option: str = "dedup") -> float:
     return threshold
 
 
-def _check_dedup(text: str) -> str:
-    parse_dedup(text)
-    return text
+def _parsed_by(parse: Callable[[str], object]) -> AfterValidator:
+    """A validator of an option that stays text: `parse` raises for a wrong one."""
+
+    def check(text: str) -> str:
+        parse(text)
+        return text
+
+    return AfterValidator(check)
 
 
-def _check_filter(text: str) -> str:
-    FilterExpression(text)
-    return text
-
-
-def _check_train_on(text: TrainOn) -> TrainOn:
-    parse_train_on(text)
-    return text
-
-
-Filter = Annotated[str, AfterValidator(_check_filter)]
+Filter = Annotated[str, _parsed_by(FilterExpression)]
 
 
 class MixedSet(Options):
@@ -124,7 +119,7 @@ class DataOptions(Options):
 
     # Tokens and loss weights
     tokenizer: str | None = Field(None, description="A folder with tokenizer.json, or a model's name.")
-    train_on: Annotated[TrainOn, AfterValidator(_check_train_on)] = Field(
+    train_on: Annotated[TrainOn, _parsed_by(parse_train_on)] = Field(
         "response",
         description="What is trained: response, content, last or all. Weights may follow, also for roles and fields: "
         "`response=1,context=0.1,user=0.2`.",
@@ -160,7 +155,7 @@ class DataOptions(Options):
         description="Keep only records that meet this condition on their columns, such as `len(response) > 10`; may be "
         "given several times.",
     )
-    dedup: Annotated[str, AfterValidator(_check_dedup)] | None = Field(
+    dedup: Annotated[str, _parsed_by(parse_dedup)] | None = Field(
         None, description="Skip records that repeat an earlier one: `exact`, `near`, or `near=0.9`."
     )
     shuffle: Annotated[int, BeforeValidator(refuse_bool), Field(ge=0)] | None = Field(

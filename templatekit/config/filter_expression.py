@@ -15,7 +15,6 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from templatekit.errors import ConfigError, nearest, shorten
@@ -142,7 +141,8 @@ def _compile(node: ast.expr, text: str) -> Evaluate:
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]):
             if name not in _FUNCTIONS:
                 raise _refuse(text, f"no function named {name!r}; {nearest(name, _FUNCTIONS)}")
-            return _compile_call(_FUNCTIONS[name], [_compile(argument, text) for argument in arguments])
+            function, operands = _FUNCTIONS[name], [_compile(argument, text) for argument in arguments]
+            return lambda record: function(*[operand(record) for operand in operands])
         case ast.Call(func=ast.Attribute(value=value, attr=name), args=arguments, keywords=[]):
             if name not in _METHODS:
                 raise _refuse(text, f"no method named {name!r}; {nearest(name, _METHODS)}")
@@ -163,9 +163,7 @@ def _compile_name(name: str) -> Evaluate:
             return record[name]
         if name == ROW:
             return record
-        known = [str(key) for key in record]
-        close = get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known)) or 'none'}"
+        hint = nearest(name, map(str, record))
         raise _MissingColumn(f"no column {name!r}; {hint} (for one that may be missing: row.get({name!r}))")
 
     return value
@@ -207,10 +205,6 @@ def _compile_arithmetic(compute: Callable[[Any, Any], Any], left: Evaluate, righ
         return compute(one, other)
 
     return value
-
-
-def _compile_call(function: Callable[..., Any], arguments: list[Evaluate]) -> Evaluate:
-    return lambda record: function(*[argument(record) for argument in arguments])
 
 
 def _compile_method(name: str, owner: Evaluate, arguments: list[Evaluate]) -> Evaluate:

@@ -8,8 +8,8 @@ record ──filter, dedup, shuffle──▶ adapt ──▶ render ──▶ en
 | module | what it holds |
 | --- | --- |
 | `pipeline` | `Pipeline`: adapter, template and tokenizer in one object. Start to read here |
-| `reader` | which records are read, and the examples that the adapter makes of each |
-| `filters`, `deduplication`, `first_rows` | records that the options exclude: by a condition, or because they repeat |
+| `reader` | which records are read and meet the filters, and the examples that the adapter makes of each |
+| `deduplication`, `first_rows` | records that are excluded because they repeat |
 | `preference` | a pipeline whose samples come in pairs, for DPO |
 | `mixture` | a pipeline over several data sets |
 | `batches`, `chunks` | samples that are passed on together; records that are worked on together |

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from templatekit.config.data_options import parse_dedup
 from templatekit.errors import ConfigError, ExcludedRecord, RecordError
@@ -37,19 +37,6 @@ class DuplicateOf(NamedTuple):
     """The estimated similarity; None where the texts are equal."""
 
 
-class TextIndex(Protocol):
-    """Finds texts among those seen before."""
-
-    def add(self, texts: list[str], ids: list[int]) -> list[DuplicateOf | None]:
-        """The earlier text that each text repeats; a text that repeats none is stored under its id."""
-
-
-def create_text_index(dedup: str) -> TextIndex:
-    """An empty index for the option `dedup`; raises `ConfigError` where it needs a package that is not installed."""
-    threshold = parse_dedup(dedup)
-    return ExactTextIndex() if threshold == 1 else NearTextIndex(threshold)
-
-
 def conversation_text(examples: Iterable[Example]) -> str:
     """All messages of a record's examples as one text."""
     return "\n".join(_line(message) for example in examples for message in _messages(example))
@@ -75,7 +62,7 @@ class ExactTextIndex:
         self._first = FirstRows()
 
     def add(self, texts: list[str], ids: list[int]) -> list[DuplicateOf | None]:
-        """As `TextIndex` says."""
+        """The earlier text that each text repeats; a text that repeats none is stored under its id."""
         keys = [text_key(text) for text in texts]
         return [None if first is None else DuplicateOf(first) for first in self._first.add(keys, ids)]
 
@@ -100,7 +87,7 @@ class NearTextIndex:
         self._signatures: dict[int, rensa.RMinHash] = {}
 
     def add(self, texts: list[str], ids: list[int]) -> list[DuplicateOf | None]:
-        """As `TextIndex` says; of several earlier texts the most similar, of equally similar ones the first."""
+        """As `ExactTextIndex.add`; of several earlier texts the most similar, of equally similar ones the first."""
         return [self._add(text, id) for text, id in zip(texts, ids, strict=True)]
 
     def store(self, texts: list[str], ids: list[int]) -> None:
@@ -146,6 +133,16 @@ def _bands(threshold: float) -> int:
         if 1 - (1 - threshold**rows) ** bands >= 0.99:
             return bands
     return _PERMUTATIONS
+
+
+TextIndex: TypeAlias = ExactTextIndex | NearTextIndex
+"""Finds texts among those seen before."""
+
+
+def create_text_index(dedup: str) -> TextIndex:
+    """An empty index for the option `dedup`; raises `ConfigError` where it needs a package that is not installed."""
+    threshold = parse_dedup(dedup)
+    return ExactTextIndex() if threshold == 1 else NearTextIndex(threshold)
 
 
 class IdentifiedRecord(NamedTuple):

@@ -93,19 +93,15 @@ class LengthCounts:
     unit: str = "characters"
     """`tokens`, or without a tokenizer `characters`."""
 
-    def add(self, batch: SampleBatch) -> None:
-        """Count the samples of a batch."""
-        if batch.columns is not None:
-            self.unit = "tokens"
-            self.lengths.update(batch.columns.lengths.tolist())
-            self.trained.update(batch.columns.trained_tokens.tolist())
-        else:
-            self.lengths.update(len(item.rendered.text) for item in batch)
-
     def observe(self, batches: Iterable[SampleBatch], pipeline: Pipeline | None = None) -> Iterator[SampleBatch]:
         """The batches, each counted."""
         for batch in batches:
-            self.add(batch)
+            if batch.columns is not None:
+                self.unit = "tokens"
+                self.lengths.update(batch.columns.lengths.tolist())
+                self.trained.update(batch.columns.trained_tokens.tolist())
+            else:
+                self.lengths.update(len(item.rendered.text) for item in batch)
             yield batch
 
     def merge(self, later: LengthCounts) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from templatekit.config.data_options import DataOptions
-from templatekit.errors import PluginError, RecordError, TemplatekitError, shorten
+from templatekit.config.filter_expression import FilterExpression
+from templatekit.errors import ExcludedRecord, PluginError, RecordError, TemplatekitError, shorten
 from templatekit.formats.lookup import choose_adapter
 from templatekit.hooks.contracts import Adapter
 from templatekit.hooks.registry import Registry
@@ -48,10 +49,7 @@ class Reader:
         options = self.options
         records = islice(group_records(records, self._group), options.limit)
         if options.filter:
-            from templatekit.config.filter_expression import FilterExpression
-            from templatekit.pipeline.filters import filtered
-
-            records = filtered(records, [FilterExpression(text) for text in options.filter])
+            records = _filtered(records, [FilterExpression(text) for text in options.filter])
         if options.dedup is not None:
             from templatekit.pipeline.deduplication import IdentifiedRecord, create_text_index, mark_duplicates
 
@@ -118,6 +116,27 @@ class Reader:
                     "name the adapter to use (--adapter)"
                 ) from error
         return self.adapter
+
+
+def _filtered(
+    records: Iterable[Record | RecordError], conditions: Sequence[FilterExpression]
+) -> Iterator[Record | RecordError]:
+    """The records, with an `ExcludedRecord` in place of each that fails a condition.
+
+    A `RecordError` that names the condition replaces a record on which it cannot be evaluated.
+    """
+    for record in records:
+        yield record if isinstance(record, RecordError) else _check_conditions(record, conditions)
+
+
+def _check_conditions(record: Record, conditions: Sequence[FilterExpression]) -> Record | RecordError:
+    for condition in conditions:
+        try:
+            if not condition.holds(columns_of(record)):
+                return ExcludedRecord(f"not {condition.text}", reason="filtered")
+        except ValueError as error:
+            return RecordError(f"filter {condition.text!r}: {error}", reason="filter_failed")
+    return record
 
 
 _TEXT_FIELDS = ("role", "content", "context", "reasoning", "name", "tool_call_id")

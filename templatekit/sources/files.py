@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from abc import abstractmethod
 from collections import Counter
@@ -30,16 +31,12 @@ def to_path(address: str) -> Path:
 
 def exists(path: Path) -> bool:
     """Whether `path` exists; False as well for text that cannot be a path."""
-    try:
-        path.stat()
-    except (OSError, ValueError):
-        return False
-    return True
+    return os.path.exists(path)  # noqa: PTH110 - `Path.exists` raises for such text
 
 
 def is_folder(path: Path) -> bool:
     """Whether `path` is a folder; False as well for text that cannot be a path."""
-    return exists(path) and path.is_dir()
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def extension(path: PurePath) -> str:
