@@ -1,1 +1,1 @@
-"""Speed beside the limit, in one run, as ratios: `make bench`."""
+"""Benchmarks, mostly as ratios to a bound that is measured in the same run: `make bench`."""

@@ -25,20 +25,20 @@ ROUNDS = 15
 UNMETERED = "{# an operation that is not metered #}{% set _ = 'ab' * 2 %}"
 
 
-def examples(count: int) -> list[Example]:
+def bundled_examples(count: int) -> list[Example]:
     adapter = create_registry().adapters["alpaca"]
     return [adapter.to_example(row) for row in bundled_rows(count)]
 
 
-def seconds(template: Template, given: Iterable[Example], clock: Callable[[], float] = time.process_time) -> float:
+def seconds(template: Template, inputs: Iterable[Example], clock: Callable[[], float] = time.process_time) -> float:
     start = clock()
-    for example in given:
+    for example in inputs:
         _ = template.render(example).text
     return clock() - start
 
 
 def main() -> None:
-    given = examples(300)
+    inputs = bundled_examples(300)
     offered = create_registry().templates
     print(f"{'template':12} {'trusted':>12} {'metered':>9} {'in a worker':>12}   (µs a text; the last by the clock)")
     for name in NAMES:
@@ -47,16 +47,16 @@ def main() -> None:
         metered = UntrustedTemplate(TemplateFile(name=name, source=source))
         in_worker = UntrustedTemplate(TemplateFile(name=name, source=source + UNMETERED))
         with interpreting():
-            pairs = [(seconds(trusted, given), seconds(metered, given)) for _ in range(ROUNDS)]
-            seconds(in_worker, given[:1])
-            worker_seconds = min(seconds(in_worker, given, time.perf_counter) for _ in range(3))
-        ratio = statistics.median(other / one for one, other in pairs)
-        plain = min(one for one, _ in pairs) / len(given)
-        print(f"{name:12} {plain * 1e6:12.1f} {ratio:8.2f}× {worker_seconds / len(given) * 1e6:12.1f}")
+            pairs = [(seconds(trusted, inputs), seconds(metered, inputs)) for _ in range(ROUNDS)]
+            seconds(in_worker, inputs[:1])
+            worker_seconds = min(seconds(in_worker, inputs, time.perf_counter) for _ in range(3))
+        ratio = statistics.median(metered_time / trusted_time for trusted_time, metered_time in pairs)
+        plain = min(trusted_time for trusted_time, _ in pairs) / len(inputs)
+        print(f"{name:12} {plain * 1e6:12.1f} {ratio:8.2f}× {worker_seconds / len(inputs) * 1e6:12.1f}")
     starts = []
     for _ in range(5):
         WORKER.stop()
-        starts.append(seconds(in_worker, given[:1], time.perf_counter))
+        starts.append(seconds(in_worker, inputs[:1], time.perf_counter))
     print(f"start of a worker: {min(starts):.2f} s by the clock")
 
 

@@ -29,7 +29,7 @@ def run_trl(
     model: PreTrainedModel,
     items: Sequence[TokenizedExample] | Sequence[TokenizedPair],
     rows: int,
-    ways: Sequence[str],
+    settings: Sequence[str],
 ) -> dict[str, Any]:
     """Run TRL's trainer with `rows` rows a pass; for preference pairs its DPO trainer, with `rows` pairs a pass."""
     import datasets
@@ -57,9 +57,9 @@ def run_trl(
             "save_strategy": "no",
             "disable_tqdm": True,
         }
-        for way in ways:
-            common |= TRL_SETTINGS[way]
-        if "flash" in ways:
+        for name in settings:
+            common |= TRL_SETTINGS[name]
+        if "flash" in settings:
             model.set_attn_implementation("flash_attention_2")
         rest: dict[str, Any] = {"model": model, "processing_class": tokenizer}
         pairs = [item for item in items if isinstance(item, TokenizedPair)]
@@ -92,9 +92,9 @@ def run_trl(
         above = peak() - gradient_and_optimizer_gib(model)
         log = trainer.state.log_history[0]
     texts = [
-        [one for item in items[first : first + rows] for one in _texts(item)] for first in range(0, len(items), rows)
+        [text for item in items[first : first + rows] for text in _texts(item)] for first in range(0, len(items), rows)
     ]
-    count_tokens = _token_count if "free" in ways else _padded_token_count
+    count_tokens = _token_count if "free" in settings else _padded_token_count
     return {
         "seconds": seconds,
         "computed_tokens": sum(map(count_tokens, texts)),
@@ -111,15 +111,15 @@ def _texts(item: TokenizedExample | TokenizedPair) -> list[TokenizedExample]:
 
 def _trl_pair(pair: TokenizedPair) -> dict[str, list[int]]:
     """A pair in TRL's form, which trains all tokens after the prompt. Untrained tokens at the end are left out."""
-    first, answers = [], []
-    for one in (pair.chosen, pair.rejected):
-        trained = [weight > 0 for weight in one.loss_weights]
+    prompts, answers = [], []
+    for answer in (pair.chosen, pair.rejected):
+        trained = [weight > 0 for weight in answer.loss_weights]
         begin, end = trained.index(True), len(trained) - trained[::-1].index(True)
         assert all(trained[begin:end]), "the answer has untrained tokens inside, which TRL would train"
-        first.append(one.input_ids[:begin])
-        answers.append(list(one.input_ids[begin:end]))
-    assert first[0] == first[1]
-    return {"prompt_ids": list(first[0]), "chosen_ids": answers[0], "rejected_ids": answers[1]}
+        prompts.append(answer.input_ids[:begin])
+        answers.append(list(answer.input_ids[begin:end]))
+    assert prompts[0] == prompts[1]
+    return {"prompt_ids": list(prompts[0]), "chosen_ids": answers[0], "rejected_ids": answers[1]}
 
 
 def run_litgpt(
@@ -175,9 +175,9 @@ def run_litgpt(
         losses.append(float(loss.detach()))
         if last:
             if number == passes:
-                began = time.perf_counter()
+                norm_start = time.perf_counter()
                 norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf")))
-                measuring = time.perf_counter() - began
+                measuring = time.perf_counter() - norm_start
             optimizer.step()
             optimizer.zero_grad()
     return {

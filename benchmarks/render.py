@@ -234,9 +234,9 @@ def render_all(pipeline: Pipeline, examples: list[Example]) -> None:
 def compare_rendering(report: Report, pipeline: Pipeline, examples: list[Example]) -> None:
     """Compare rendering with compiled traces and interpreted rendering."""
     compiled = shortest_seconds(3, partial(render_all, pipeline, examples)) / len(examples)
-    few = examples[: len(examples) // 10]
+    sample_examples = examples[: len(examples) // 10]
     with interpreting():
-        interpreted = shortest_seconds(3, partial(render_all, pipeline, few)) / len(few)
+        interpreted = shortest_seconds(3, partial(render_all, pipeline, sample_examples)) / len(sample_examples)
     report.say(
         f"rendering with texts and origins: {compiled * 1e6:.1f} µs a row, interpreted {interpreted * 1e6:.1f}, "
         f"ratio {interpreted / compiled:.1f}"

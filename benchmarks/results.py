@@ -68,14 +68,14 @@ class Section(NamedTuple):
     def save(self, results: Sequence[SetResult | TrainResult], command: str, path: Path = RESULTS) -> None:
         """Save the figures for README, and keep those of other sections."""
         values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        sets = [one._asdict() for one in results]
+        sets = [result._asdict() for result in results]
         values[self.name] = {"command": command, "machine": machine(self.libraries), "sets": sets}
         path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
     def load(self, path: Path = RESULTS) -> tuple[dict[str, Any], list[Any]]:
         """Return the saved figures, with how they were measured."""
         values = json.loads(path.read_text(encoding="utf-8"))[self.name]
-        return values, [self.kind(**one) for one in values["sets"]]
+        return values, [self.kind(**result) for result in values["sets"]]
 
     def within(self, readme: str, figures: str) -> str:
         """Return README with these figures in their place."""
@@ -106,8 +106,8 @@ def _lines(path: str) -> list[str]:
 def cost_table(about: Mapping[str, Any], results: Sequence[SetResult]) -> str:
     """A Markdown table: a row for each contender, a column for each data set, and each cost's ratio to the first."""
     cells = [
-        {name: f"{cost:,.0f} ({cost / next(iter(one.costs.values())):.2f} ×)" for name, cost in one.costs.items()}
-        for one in results
+        {name: f"{cost:,.0f} ({cost / next(iter(result.costs.values())):.2f} ×)" for name, cost in result.costs.items()}
+        for result in results
     ]
     return _table("µs of processor time a row", about, results, cells)
 
@@ -115,12 +115,12 @@ def cost_table(about: Mapping[str, Any], results: Sequence[SetResult]) -> str:
 def speed_table(about: Mapping[str, Any], results: Sequence[TrainResult]) -> str:
     """A Markdown table of speeds, with the ratio to the fastest other library and the memory; rows are contenders."""
     cells = []
-    for one in results:
-        best = max((speed for name, speed in one.speeds.items() if not name.startswith(OURS)), default=None)
+    for result in results:
+        best = max((speed for name, speed in result.speeds.items() if not name.startswith(OURS)), default=None)
         cells.append(
             {
-                name: f"{speed:,.0f}{f' ({speed / best:.2f} ×)' if best else ''}, {one.memory[name]:.2f} GiB"
-                for name, speed in one.speeds.items()
+                name: f"{speed:,.0f}{f' ({speed / best:.2f} ×)' if best else ''}, {result.memory[name]:.2f} GiB"
+                for name, speed in result.speeds.items()
             }
         )
     return _table("tokens a second, memory", about, results, cells)
@@ -133,13 +133,13 @@ def _table(
     cells: Sequence[Mapping[str, str]],
 ) -> str:
     lines = [
-        f"| {what} | " + " | ".join(f"{one.name}, {one.tokens} tokens" for one in results) + " |",
+        f"| {what} | " + " | ".join(f"{result.name}, {result.tokens} tokens" for result in results) + " |",
         "| --- |" + " --- |" * len(results),
     ]
     for name in dict.fromkeys(name for column in cells for name in column):
         shown = f"**{name}**" if name == OURS else name
         lines.append(f"| {shown} | " + " | ".join(column.get(name, "") for column in cells) + " |")
-    rows = ", ".join(f"{one.rows:,}" for one in results)
+    rows = ", ".join(f"{result.rows:,}" for result in results)
     source = f"`{about['command']}` on {rows} rows; {about['machine']}."
     return "\n".join(lines) + f"\n\n{source}\n"
 
@@ -153,11 +153,11 @@ def picture(results: Sequence[SetResult]) -> str:
     """An SVG with a bar for each figure. Each data set has its own scale."""
     width, left, bar, gap = 760, 236, 18, 6
     parts, y = [], 8
-    for one in results:
-        parts.append(f'<text class="name" x="0" y="{y + 14}">{escape(one.name)}</text>')
+    for result in results:
+        parts.append(f'<text class="name" x="0" y="{y + 14}">{escape(result.name)}</text>')
         y += 24
-        most = max(one.costs.values())
-        for name, cost in one.costs.items():
+        most = max(result.costs.values())
+        for name, cost in result.costs.items():
             length = (width - left - 150) * cost / most
             kind = "ours" if name.startswith(OURS) else "theirs"
             parts.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{escape(name)}</text>')

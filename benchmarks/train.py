@@ -153,29 +153,29 @@ def run_ours(
     }
 
 
-def parsed(variant: str) -> tuple[str | None, list[str], str]:
+def parse_variant(variant: str) -> tuple[str | None, list[str], str]:
     """Return the library of a variant (None for ours), its settings, and its rows a pass."""
-    who, _, width = variant.partition("-")
-    peer, *ways = who.split("+")
-    return (peer, ways, width) if peer in PEERS else (None, [], "")
+    library, _, pass_rows = variant.partition("-")
+    peer, *settings = library.split("+")
+    return (peer, settings, pass_rows) if peer in PEERS else (None, [], "")
 
 
-def measure(
+def run_variant(
     variant: str, options: FinetuneOptions, model: PreTrainedModel, items: Sequence[Any], *, profiled: bool
 ) -> dict[str, Any]:
     """Run one variant in this process."""
-    peer, ways, width = parsed(variant)
+    peer, settings, pass_rows = parse_variant(variant)
     if peer is None:
         return run_ours(options, model, items, profiled=profiled)
     from benchmarks import peers
 
-    rows = int(width or options.batch_size)
+    rows = int(pass_rows or options.batch_size)
     if peer == "litgpt":
         return peers.run_litgpt(options, model, items, rows)
-    return peers.run_trl(options, model, items, rows, ways)
+    return peers.run_trl(options, model, items, rows, settings)
 
 
-def measured(variant: str, arguments: Sequence[str]) -> dict[str, Any] | None:
+def run_in_process(variant: str, arguments: Sequence[str]) -> dict[str, Any] | None:
     """Run a variant in a separate process and return its figures; print the reason if it fails."""
     command = [sys.executable, "-m", "benchmarks.train", *arguments, "--variants", variant, "--alone"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -194,13 +194,13 @@ def compare(
     best = None
     fastest = math.inf
     for variant in variants:
-        peer, _, width = parsed(variant)
-        if peer is not None and (profiled or size % int(width or size)):
+        peer, _, pass_rows = parse_variant(variant)
+        if peer is not None and (profiled or size % int(pass_rows or size)):
             continue
         if peer is not None and find_spec(peer) is None:
             click.echo(f"{variant:10} left out: pip install {peer}")
             continue
-        numbers = measured(variant, arguments)
+        numbers = run_in_process(variant, arguments)
         if numbers is None:
             continue
         found[variant] = numbers
@@ -210,11 +210,11 @@ def compare(
         if peer == "trl":
             best = max(best or 0.0, numbers["tokens"] / numbers["seconds"])
         fastest = min(fastest, numbers["product_seconds"])  # other work may have slowed down one measurement
-        click.echo(told(variant, numbers, best, fastest))
+        click.echo(result_line(variant, numbers, best, fastest))
     return found
 
 
-def told(variant: str, numbers: dict[str, Any], best: float | None, product_seconds: float) -> str:
+def result_line(variant: str, numbers: dict[str, Any], best: float | None, product_seconds: float) -> str:
     """A line of figures; `product_seconds` is the time that matrix products alone would take for a token."""
     speed = numbers["tokens"] / numbers["seconds"]
     return (
@@ -227,25 +227,27 @@ def told(variant: str, numbers: dict[str, Any], best: float | None, product_seco
     )
 
 
-def named(variant: str) -> str:
+def readme_name(variant: str) -> str:
     """The name of a variant in README."""
-    peer, ways, width = parsed(variant)
+    peer, settings, pass_rows = parse_variant(variant)
     if peer is not None:
-        return f"{'+'.join([PEERS[peer], *ways])}, {width or 'all'} row{'' if width == '1' else 's'} a pass"
+        return f"{'+'.join([PEERS[peer], *settings])}, {pass_rows or 'all'} row{'' if pass_rows == '1' else 's'} a pass"
     switches = {"packed": "--no-share", "again": "--activation-checkpointing", "compiled": "--compile"}
     return " ".join([results.OURS, *([switches.get(variant, variant)] if variant != "shared" else [])])
 
 
-def result(name: str, found: dict[str, dict[str, Any]]) -> results.TrainResult:
+def readme_result(name: str, found: dict[str, dict[str, Any]]) -> results.TrainResult:
     """The figures of a data set for README."""
     first = next(iter(found.values()))
     return results.TrainResult(
         name=name,
         rows=first["examples"],
         tokens=round(first["tokens"] / first["examples"]),
-        speeds={named(one): round(numbers["tokens"] / numbers["seconds"], 1) for one, numbers in found.items()},
-        memory={named(one): round(numbers["above"], 2) for one, numbers in found.items()},
-        losses={named(one): round(numbers["loss"], 5) for one, numbers in found.items()},
+        speeds={
+            readme_name(variant): round(numbers["tokens"] / numbers["seconds"], 1) for variant, numbers in found.items()
+        },
+        memory={readme_name(variant): round(numbers["above"], 2) for variant, numbers in found.items()},
+        losses={readme_name(variant): round(numbers["loss"], 5) for variant, numbers in found.items()},
     )
 
 
@@ -306,7 +308,7 @@ def main(
         parameters = sum(weight.numel() for weight in model.parameters())
         path = rows[-1] if rows else None
         items: list[Any] = [*(pairs_from(pairs, count[-1]) if pairs else examples_of(path, count[-1]))]
-        numbers = measure(variants, options, model, items, profiled=profiled)
+        numbers = run_variant(variants, options, model, items, profiled=profiled)
         numbers["product_seconds"] = 6 * parameters / matmul_flops(device, bf16=precision == "bf16")
         tokens = sum(len(i.chosen) + len(i.rejected) if isinstance(i, TokenizedPair) else len(i) for i in items)
         click.echo(json.dumps({"tokens": tokens, "examples": len(items), **numbers}))
@@ -316,12 +318,12 @@ def main(
     if len(count) not in (1, len(sets)):
         raise click.UsageError(f"{len(count)} counts of {len(sets)} sets: expected one, or one each")
     for (path, number), size in product(zip(sets, cycle(count), strict=False), sizes):
-        what = f"{pairs}, {number} pairs" if pairs else f"{path or 'starter'}, {number} rows"
-        click.echo(f"{what}, {size} a step, {precision}, {threads} threads")
-        own = [*sys.argv[1:], "--batch-size", size, "--count", str(number), *(["--rows", path] if path else [])]
-        found = compare(variants.split(","), int(size), own, profiled=profiled)
+        label = f"{pairs}, {number} pairs" if pairs else f"{path or 'starter'}, {number} rows"
+        click.echo(f"{label}, {size} a step, {precision}, {threads} threads")
+        arguments = [*sys.argv[1:], "--batch-size", size, "--count", str(number), *(["--rows", path] if path else [])]
+        found = compare(variants.split(","), int(size), arguments, profiled=profiled)
         if found and not profiled:
-            saved.append(result(Path(path).stem if path else "starter", found))
+            saved.append(readme_result(Path(path).stem if path else "starter", found))
     if save:
         results.TRAIN.save(saved, " ".join(["python -m benchmarks.train", *(Path(word).name for word in sys.argv[1:])]))
 
