@@ -79,8 +79,10 @@ def _selected(select: Iterable[str] | None) -> set[str] | None:
 def _load_entry_points(registry: Registry, selected: set[str] | None) -> None:
     seen: dict[str, tuple[str, str]] = {}
     installed: set[str] = set()
-    # Not with pluggy's own loader: it silently skips the second plugin of a name.
-    for entry_point in sorted(metadata.entry_points(group=hookspecs.PROJECT), key=_built_in_first):
+    # The built-in plugin first. Not with pluggy's own loader: it silently skips the second plugin of a name.
+    for entry_point in sorted(
+        metadata.entry_points(group=hookspecs.PROJECT), key=lambda one: (_distribution(one)[0] != BUILT_IN, one.name)
+    ):
         name = entry_point.name
         distribution, origin = _distribution(entry_point)
         built_in = distribution == BUILT_IN
@@ -117,10 +119,6 @@ def _distribution(entry_point: metadata.EntryPoint) -> tuple[str, str]:
     if facts is None or "Name" not in facts:
         return "", "an unknown distribution"
     return facts["Name"], f"{facts['Name']} {facts['Version']}" if "Version" in facts else facts["Name"]
-
-
-def _built_in_first(entry_point: metadata.EntryPoint) -> tuple[bool, str]:
-    return _distribution(entry_point)[0] != BUILT_IN, entry_point.name
 
 
 def _required_version(entry_point: metadata.EntryPoint) -> str:

@@ -182,9 +182,9 @@ def _check_hooks(plugin: Plugin, manager: pluggy.PluginManager) -> None:
             )
 
 
-def _one_line(error: BaseException, limit: int = 300) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    return text if len(text) <= limit else f"{text[:limit]}…"
+    return text if len(text) <= 300 else f"{text[:300]}…"
 
 
 @contextmanager
