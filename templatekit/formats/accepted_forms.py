@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from templatekit.errors import RecordError, TemplatekitError
@@ -45,20 +46,12 @@ class AcceptedForms:
     def __init__(self, render: Callable[[Variables], str]) -> None:
         self._render = render
         self._content: dict[str, ContentForm] = {}
-        self._calls: CallForm | None = None
 
     def content(self, role: str) -> ContentForm:
         """The form of this role's content; "text" if the template prints no form, so that rendering gives the error."""
         if role not in self._content:
             self._content[role] = self._probe_content(role)
         return self._content[role]
-
-    @property
-    def calls(self) -> CallForm:
-        """The form of tool calls."""
-        if self._calls is None:
-            self._calls = self._probe_calls()
-        return self._calls
 
     def _probe_content(self, role: str) -> ContentForm:
         text = _FIRST in self._printed(self._conversation_with(role, _FIRST))
@@ -87,7 +80,9 @@ class AcceptedForms:
     def _in_accepted_form(self, role: str, text: str) -> Any:
         return text if self.content(role) in ("text", "either") else [{"type": "text", "text": text}]
 
-    def _probe_calls(self) -> CallForm:
+    @cached_property
+    def calls(self) -> CallForm:
+        """The form of tool calls."""
         user = {"role": "user", "content": self._in_accepted_form("user", "x")}
         empty = self._in_accepted_form("assistant", "")
         for content in (empty, None):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Set
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from templatekit.errors import ConfigError, RecordError, TemplateError
@@ -35,16 +35,11 @@ def find_template(
         return UntrustedTemplate(
             TemplateFile(name=TOKENIZER_TEMPLATE, source=chat_template), strict=False, kwargs=kwargs
         )
-    if address.endswith((".jinja", ".jinja2", ".j2")) or (address not in registry.templates and _is_file(address)):
+    # `Path.is_file` raises for a text that is too long for a path.
+    is_file = os.path.isfile(address)  # noqa: PTH113
+    if address.endswith((".jinja", ".jinja2", ".j2")) or (is_file and address not in registry.templates):
         return load_template(address, kwargs=kwargs)
     return Template(registry.templates[address], kwargs=kwargs)
-
-
-def _is_file(address: str) -> bool:
-    try:
-        return Path(address).is_file()
-    except OSError:  # the text is too long for a path
-        return False
 
 
 def check_end_marker(marker: str, template: Template, tokens: SpecialTokens) -> None:

@@ -62,8 +62,6 @@ def template_line(error: BaseException, template: jinja2.Template) -> str:
 
 def _with_builtin_names(error: Exception) -> str:
     """An error's message with `str`, `dict` and `list` in place of the names of the tracked types."""
-    return re.sub(r"(templatekit\.formats\.provenance\.)?Tracked(Text|Dict|List)\b", _builtin_name, str(error))
-
-
-def _builtin_name(match: re.Match[str]) -> str:
-    return "str" if match[2] == "Text" else match[2].lower()
+    names = {"Text": "str", "Dict": "dict", "List": "list"}
+    tracked = r"(?:templatekit\.formats\.provenance\.)?Tracked(Text|Dict|List)\b"
+    return re.sub(tracked, lambda match: names[match[1]], str(error))

@@ -32,7 +32,8 @@ def instruction_variables(
 
     `allows_no_prompt` accepts an answer without a user's message, for a template that writes nothing before the answer.
     """
-    system, rest = _leading_system(messages)
+    system = messages[0] if messages and messages[0].role == "system" else None
+    rest = messages if system is None else messages[1:]
     roles = tuple(message.role for message in rest)
     if allows_no_prompt and roles in (("assistant",), ()):
         rest = (Message(role="user"), *rest)
@@ -159,12 +160,6 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError("not a JSON number, or too large")
     return number
-
-
-def _leading_system(messages: tuple[Message, ...]) -> tuple[Message | None, tuple[Message, ...]]:
-    if messages and messages[0].role == "system":
-        return messages[0], messages[1:]
-    return None, messages
 
 
 def untracked(value: Any) -> Any:
