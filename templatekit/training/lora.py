@@ -38,7 +38,7 @@ def attach_lora(
         lora_dropout=0.0,
         target_modules="all-linear",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's transposed weights
-        trainable_token_indices=_token_rows(model, new_tokens) if new_tokens else None,
+        trainable_token_indices={name: list(new_tokens) for name in _token_tables(model)} if new_tokens else None,
     )
     device = model.device
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -48,12 +48,9 @@ def attach_lora(
     return cast("PreTrainedModel", adapted.to(device))
 
 
-def _token_rows(model: PreTrainedModel, new_tokens: Sequence[int]) -> dict[str, list[int]]:
-    """The rows of the new tokens, by the name of each table's module. PEFT follows tied weights itself."""
-    embeddings: Any = cast("Any", model).get_input_embeddings()
-    head: Any = cast("Any", model).get_output_embeddings()
-    tables = [embeddings]
-    if head is not None and head.weight is not embeddings.weight:
-        tables.append(head)
-    names = {id(module): name for name, module in model.named_modules()}
-    return {names[id(table)].rpartition(".")[2]: list(new_tokens) for table in tables}
+def _token_tables(model: Any) -> list[str]:
+    """The names of the modules with a row for each token. PEFT follows tied weights itself."""
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is None or head.weight is embeddings.weight
+    names = {module: name for name, module in model.named_modules()}
+    return [names[table].rpartition(".")[2] for table in ([embeddings] if tied else [embeddings, head])]

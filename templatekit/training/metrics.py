@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO, TypeAlias
 
 from templatekit.errors import RunError
 from templatekit.training.distributed import SINGLE_PROCESS, ProcessGroup
+from templatekit.training.run_folder import write_text
 
 METRICS = "metrics.jsonl"
 MetricsLine: TypeAlias = Mapping[str, float]
@@ -23,14 +24,10 @@ count from 1; step 0 is the model before training."""
 def read_metrics(path: Path) -> list[MetricsLine]:
     """The complete lines of a metrics file. A killed process may leave half a line at the end, which is skipped."""
     lines: list[MetricsLine] = []
-    if not path.is_file():
-        return lines
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break
-        lines.append(line)
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    with suppress(ValueError):
+        for line in text.splitlines():
+            lines.append(json.loads(line))
     return lines
 
 
@@ -46,36 +43,26 @@ class MetricsFile:
         self._file: TextIO | None = None
         self.lines = [line for line in read_metrics(self._path) if line["step"] <= up_to_step] if up_to_step else []
         group.any(False)  # wait until every process has read the file
-        group.run_on_main(lambda: self._rewrite(folder))
+        group.run_on_main(self._rewrite)
 
-    def _rewrite(self, folder: Path) -> None:
-        staging = folder / f".{METRICS}"
-        try:
-            staging.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
-            staging.replace(self._path)
+    def _rewrite(self) -> None:
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
+        with self._reporting_errors():
             self._file = self._path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise self._failure(error) from error
 
     def write(self, line: MetricsLine) -> None:
         """Append a line and flush it, so that others can follow the file."""
         self.lines.append(line)
-        if self._file is None:
-            return
-        try:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise self._failure(error) from error
+        if self._file is not None:
+            with self._reporting_errors():
+                self._file.write(json.dumps(line) + "\n")
+                self._file.flush()
 
     def fsync(self) -> None:
         """Sync the file to the disk."""
-        if self._file is None:
-            return
-        try:
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise self._failure(error) from error
+        if self._file is not None:
+            with self._reporting_errors():
+                os.fsync(self._file.fileno())
 
     def eval_loss_at(self, step: int) -> float | None:
         """The held-out loss after `step` steps; None where it was not evaluated."""
@@ -87,5 +74,9 @@ class MetricsFile:
             with suppress(OSError):  # `write` has reported that it cannot be written
                 self._file.close()
 
-    def _failure(self, error: OSError) -> RunError:
-        return RunError(f"{str(self._path)!r} cannot be written: {error.strerror}")
+    @contextmanager
+    def _reporting_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"{str(self._path)!r} cannot be written: {error.strerror}") from error

@@ -7,7 +7,7 @@ from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from templatekit.errors import ConfigError, RunError
-
-Precision: TypeAlias = Literal["auto", "bf16", "fp32"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -26,20 +24,17 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"device={name!r}: expected auto, cpu, cuda, cuda:N or mps") from None
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise ConfigError(f"device={name!r}: this machine has {count} CUDA devices; use --device auto")
-    elif device.type == "mps":
-        if not torch.backends.mps.is_available():
-            raise ConfigError(f"device={name!r}: this machine has none; use --device auto")
-    elif device.type != "cpu":
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
         raise ConfigError(f"device={name!r}: expected auto, cpu, cuda, cuda:N or mps")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise ConfigError(f"device={name!r}: this machine has {count} CUDA devices; use --device auto")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"device={name!r}: this machine has none; use --device auto")
     return device
 
 
-def uses_bf16(precision: Precision, device: torch.device) -> bool:
+def uses_bf16(precision: Literal["auto", "bf16", "fp32"], device: torch.device) -> bool:
     """Whether matrix products run in bf16. `auto` means yes where the hardware has instructions for it."""
     if precision != "auto":
         return precision == "bf16"
@@ -142,14 +137,14 @@ def check_vocabulary(model: PreTrainedModel, vocabulary: int) -> None:
         )
 
 
-def add_token_embeddings(model: PreTrainedModel, tokens: Sequence[int]) -> tuple[int, ...]:
+def add_token_embeddings(model: PreTrainedModel, tokens: Sequence[int]) -> None:
     """Set the embeddings of new tokens, and their rows in a head that is not tied, to the mean of the rows before them.
 
     `tokens` are ids that the model has not been trained on. Rows that a model has in reserve are used first, then the
-    tables grow. Returns the ids.
+    tables grow.
     """
     if not tokens:
-        return ()
+        return
     known = min(tokens)
     if max(tokens) >= min(table.shape[0] for table in _vocabulary_tables(model)):
         with quiet_transformers():
@@ -158,7 +153,6 @@ def add_token_embeddings(model: PreTrainedModel, tokens: Sequence[int]) -> tuple
     with torch.no_grad():
         for table in _vocabulary_tables(model):
             table[list(tokens)] = table[:known].mean(dim=0)
-    return tuple(tokens)
 
 
 @contextmanager

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -26,9 +26,9 @@ class Progress:
     """Shows the progress of a run on stderr: a bar on a terminal, else a line now and then. Call it with each line of
     the metrics."""
 
-    def __init__(self, total_steps: int | None = None, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
-        self._total = total_steps
+        self._total = 0
         self._speed = 0.0
         self._shown = {"loss": "", "held-out": "", "tokens/s": ""}
         self._last_line = float("-inf")
@@ -41,15 +41,13 @@ class Progress:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=total_steps, numbers="")
+        self._task = self._bar.add_task("", total=None, numbers="")
 
     def __enter__(self) -> Progress:
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
     def __call__(self, line: MetricsLine) -> None:
@@ -93,10 +91,6 @@ class Cost:
     peak_memory: int
     """Bytes on the GPU, or of this process where there is none."""
 
-    def as_dict(self) -> dict[str, float]:
-        """The fields by name, for JSON."""
-        return asdict(self)
-
     def line(self) -> str:
         """One line for the terminal."""
         speed = f" ({self.tokens / self.step_seconds:,.0f} tokens/s)" if self.step_seconds else ""
@@ -113,13 +107,9 @@ def cost_of(metrics: Path, device: torch.device) -> Cost:
     lines = read_metrics(metrics)
     names = ("tokens", "computed_tokens", "padded_tokens", "target_tokens")
     totals = {name: sum(int(line.get(name, 0)) for line in lines) for name in names}
-    steps = sum(line["seconds"] for line in lines if "loss" in line)
-    return Cost(
-        seconds=round(sum(line["seconds"] for line in lines), 3),
-        step_seconds=round(steps, 3),
-        peak_memory=_peak_memory(device),
-        **totals,
-    )
+    seconds = round(sum(line["seconds"] for line in lines), 3)
+    step_seconds = round(sum(line["seconds"] for line in lines if "loss" in line), 3)
+    return Cost(seconds=seconds, step_seconds=step_seconds, peak_memory=_peak_memory(device), **totals)
 
 
 def _peak_memory(device: torch.device) -> int:
@@ -146,48 +136,36 @@ def plot_run(metrics: Path, picture: Path) -> str | None:
 
     lines = read_metrics(metrics)
     steps = [line for line in lines if "loss" in line]
-    held_out = [(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line]
+    losses, held_out = _points(steps, "loss"), _points(lines, "eval_loss")
     if not steps and not held_out:
         return f"no picture of the losses: {str(metrics)!r} holds none"
     preferences = any("reward_margin" in line for line in steps)
-    losses = [(line["step"], line["loss"]) for line in steps]
-    panels: list[tuple[str, dict[str, list[tuple[float, float]]]]] = [
-        (
-            f"mean loss of a {'pair' if preferences else 'trained token'} (nats)",
-            {"each step": losses, "running mean": _running_mean(losses), "held out": held_out},
-        )
-    ]
+    unit = "pair" if preferences else "trained token"
+    curves = {"each step": losses, "running mean": _running_mean(losses), "held out": held_out}
+    panels = {f"mean loss of a {unit} (nats)": curves}
     if preferences:
-        named = {"margin": "reward_margin", "chosen": "reward_chosen", "rejected": "reward_rejected"}
-        panels.append(("mean reward", {label: _points(steps, name) for label, name in named.items()}))
-        panels.append(("share of pairs with a margin above 0", {"accuracy": _points(steps, "reward_accuracy")}))
+        rewards = {label: _points(steps, f"reward_{label}") for label in ("margin", "chosen", "rejected")}
+        panels["mean reward"] = rewards
+        panels["share of pairs with a margin above 0"] = {"accuracy": _points(steps, "reward_accuracy")}
     speed = [(line["step"], line["tokens"] / max(line["seconds"], 1e-9)) for line in steps]
-    panels += [
-        ("learning rate", {"": _points(steps, "learning_rate")}),
-        ("tokens a second", {"each step": speed, "running mean": _running_mean(speed)}),
-        (
-            "tokens for each one computed",
-            {
-                "in padded batches (padding avoided)": _ratios(steps, "padded_tokens"),
-                "in plain packs (sharing gained)": _ratios(steps, "tokens"),
-            },
-        ),
-    ]
+    panels["learning rate"] = {"": _points(steps, "learning_rate")}
+    panels["tokens a second"] = {"each step": speed, "running mean": _running_mean(speed)}
+    panels["tokens for each one computed"] = {
+        "in padded batches (padding avoided)": _ratios(steps, "padded_tokens"),
+        "in plain packs (sharing gained)": _ratios(steps, "tokens"),
+    }
     rows = (len(panels) + 1) // 2
     figure = Figure(figsize=(11, 3.2 * rows), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    for number, (title, curves) in enumerate(panels, 1):
+    styles: dict[str, dict[str, Any]] = {
+        "each step": {"alpha": 0.3, "linewidth": 1},
+        "held out": {"marker": "o"},  # few points, and the curve between them is unknown
+    }
+    for number, (title, curves) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(rows, 2, number)
         for label, points in curves.items():
             if points:
-                faint = label == "each step"
-                axes.plot(
-                    *zip(*points, strict=True),
-                    label=label,
-                    alpha=0.3 if faint else 1,
-                    linewidth=1 if faint else 2,
-                    marker="o" if label == "held out" else None,  # few points, and the curve between them is unknown
-                )
+                axes.plot(*zip(*points, strict=True), label=label, **{"linewidth": 2} | styles.get(label, {}))
         axes.set_title(title, fontsize="medium")
         axes.set_xlabel("optimizer step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

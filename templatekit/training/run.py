@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from templatekit.export.serving import chat_template, stops_of
 from templatekit.hooks.loading import create_registry
 from templatekit.hooks.registry import Registry
 from templatekit.pipeline.counts import Counts
-from templatekit.tokens.load import from_transformers, resolve_model
+from templatekit.tokens.load import from_transformers, load_transformers_tokenizer, resolve_model
 from templatekit.training.data import data_fingerprints, read_splits, training_pipeline
 from templatekit.training.distributed import ProcessGroup, full_tensor, join_process_group, local_device
-from templatekit.training.loop import train
+from templatekit.training.loop import TrainResult, train
 from templatekit.training.lora import attach_lora
 from templatekit.training.metrics import METRICS, MetricsLine
 from templatekit.training.model import (
@@ -36,41 +37,34 @@ from templatekit.training.model import (
 )
 from templatekit.training.quantization import dequantized_weights, quantize
 from templatekit.training.report import Cost, Progress, cost_of, plot_run
-from templatekit.training.run_folder import (
-    PICTURE,
-    SUMMARY,
+from templatekit.training.run_folder import PICTURE, SUMMARY, lock_run, run_folder, write_json, write_recipe
+from templatekit.training.sample_answers import (
     SampledAnswer,
-    lock_run,
-    run_folder,
-    write_json,
-    write_recipe,
+    answer,
+    answers_before_training,
+    samples_with_prompt,
     write_samples,
 )
-from templatekit.training.sample_answers import answer, answers_before_training, samples_with_prompt
 from templatekit.training.save_model import final_dtype, save_model
-from templatekit.training.served_tokenizer import add_special_tokens, check_prompts, load_served_tokenizer, pad_id
+from templatekit.training.served_tokenizer import add_special_tokens, check_prompts, pad_id
 from templatekit.training.trackers import check_installed, open_trackers
+from templatekit.types import Example
+
+_SUMMARY_FIELDS = ("steps", "eval_before", "eval_after", "best_step", "stopped_early", "splits")
 
 
 @dataclass(kw_only=True)
-class Run:
+class Run(TrainResult):
     """A finished run."""
 
     folder: Path
     """The run folder, which `AutoModelForCausalLM` and `AutoTokenizer` can load."""
-    steps: int
-    eval_before: float | None
-    eval_after: float | None
-    """Held-out loss: the mean over target tokens, or over pairs with DPO; None without held-out examples."""
     splits: dict[str, int]
     """The count of examples in each split; of pairs with DPO."""
     counts: Counts
     cost: Cost
     samples: list[SampledAnswer] = field(default_factory=list)
     seconds: float = 0.0
-    best_step: int | None = None
-    """The step whose weights the model has; None where it is the last step."""
-    stopped_early: bool = False
 
     def _repr_html_(self) -> str:
         from html import escape
@@ -122,8 +116,9 @@ def _run(
 ) -> Run:
     started = time.monotonic()
     address = resolve_model(options.model, registry) or options.model
-    served = load_served_tokenizer(options, registry, address)
-    tokenizer = from_transformers(served, name=options.tokenizer or options.model)
+    name = options.tokenizer or options.model
+    served = load_transformers_tokenizer(resolve_model(name, registry) or name)
+    tokenizer = from_transformers(served, name=name)
     pipeline = training_pipeline(options, registry, tokenizer=tokenizer)
     added = add_special_tokens(options, pipeline, served)
     if added:
@@ -145,57 +140,46 @@ def _run(
 
     def build(*, quantized: bool = options.quantize is not None) -> PreTrainedModel:
         model = load_model(address, device=device)
-        new_rows = add_token_embeddings(model, added)
+        add_token_embeddings(model, added)
         check_vocabulary(model, tokenizer.vocabulary_size)
         if quantized:
             quantize(model)
         if not options.lora:
             return model
-        return attach_lora(
-            model, rank=options.lora_rank, alpha=options.lora_alpha, seed=options.seed, new_tokens=new_rows
-        )
+        return attach_lora(model, rank=options.lora_rank, alpha=options.lora_alpha, seed=options.seed, new_tokens=added)
+
+    def ask(model: PreTrainedModel, example: Example) -> str:
+        return answer(model, pipeline, example, stops, options.max_new_tokens)
 
     model = build()
-    template = pipeline.template.original
-    group.run_on_main(lambda: write_recipe(folder, options, adapter=adapter, template=template))
+    group.run_on_main(lambda: write_recipe(folder, options, adapter=adapter, template=pipeline.template.original))
     samples = group.run_on_main(
-        lambda: answers_before_training(folder, options, splits.prompt_samples, model, pipeline, stops)
+        lambda: answers_before_training(folder, options, splits.prompt_samples, partial(ask, model))
     )
-    examples, held_out = splits.train, splits.held_out
+    examples = splits.train
     fingerprints = data_fingerprints(pipeline, examples)
     with ExitStack() as reporters:
         receivers: list[Callable[[MetricsLine], None]] = []
         if group.is_main:
-            settings = options.model_dump(mode="json")
-            receivers = [
-                reporters.enter_context(Progress()),
-                reporters.enter_context(open_trackers(options.report_to, folder, settings, say)),
-            ]
-
-        def report(line: MetricsLine) -> None:
-            for receive in receivers:
-                receive(line)
-
+            trackers = open_trackers(options.report_to, folder, options.model_dump(mode="json"), say)
+            receivers = [reporters.enter_context(Progress()), reporters.enter_context(trackers)]
         result = train(
             model,
             examples,
-            held_out,
+            splits.held_out,
             options,
             folder=folder,
             fingerprints=fingerprints,
             group=group,
-            report=report,
+            report=lambda line: [receive(line) for receive in receivers],
             say=say,
             warn=say,
         )
     trained = _whole_model(model, build, options, group)
 
-    def save_tokenizer(staging: Path) -> None:
-        served.save_pretrained(staging)
-
     def finish() -> Run:
         for answered, sample in zip(samples, samples_with_prompt(splits.prompt_samples), strict=False):
-            answered.after = answer(trained, pipeline, sample.example, stops, options.max_new_tokens)
+            answered.after = ask(trained, sample.example)
         write_samples(folder, samples)
         save_model(
             trained,
@@ -204,25 +188,29 @@ def _run(
             pad_id=pad_id(tokenizer, stops),
             stop_strings=stops.strings,
             dtype=final_dtype(options, device),
-            extra=save_tokenizer,
+            extra=served.save_pretrained,
         )
-        no_picture = plot_run(folder / METRICS, folder / PICTURE)
-        if no_picture:
+        if no_picture := plot_run(folder / METRICS, folder / PICTURE):
             say(no_picture)
         run = Run(
             folder=folder,
-            steps=result.steps,
-            eval_before=result.eval_before,
-            eval_after=result.eval_after,
+            **asdict(result),
             splits=splits.sizes,
             counts=pipeline.counts,
             cost=cost_of(folder / METRICS, device),
             samples=samples,
             seconds=time.monotonic() - started,
-            best_step=result.best_step,
-            stopped_early=result.stopped_early,
         )
-        _write_summary(folder, run, fingerprints)
+        summary = {
+            "templatekit": __version__,
+            "torch": torch.__version__,
+            **{name: getattr(run, name) for name in _SUMMARY_FIELDS},
+            "counts": run.counts.as_dict(),
+            "sha256": fingerprints,
+            "seconds": round(run.seconds, 1),
+            "cost": asdict(run.cost),
+        }
+        write_json(folder / SUMMARY, summary)
         return run
 
     return group.run_on_main(finish)
@@ -251,24 +239,6 @@ def _whole_model(
                 weight.copy_(weights[name])
     rebuilt.train(False)
     return rebuilt
-
-
-def _write_summary(folder: Path, run: Run, fingerprints: Mapping[str, str]) -> None:
-    summary = {
-        "templatekit": __version__,
-        "torch": torch.__version__,
-        "steps": run.steps,
-        "eval_before": run.eval_before,
-        "eval_after": run.eval_after,
-        "best_step": run.best_step,
-        "stopped_early": run.stopped_early,
-        "splits": run.splits,
-        "counts": run.counts.as_dict(),
-        "sha256": dict(fingerprints),
-        "seconds": round(run.seconds, 1),
-        "cost": run.cost.as_dict(),
-    }
-    write_json(folder / SUMMARY, summary)
 
 
 __all__ = ["Run", "SampledAnswer", "finetune"]

@@ -7,9 +7,8 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from itertools import chain, count
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -22,18 +21,7 @@ RECIPE = "recipe.yaml"
 TEMPLATE = "template.jinja"
 """The template's source, with which `generate` prompts."""
 PICTURE = "loss.png"
-SAMPLES = "samples.json"
 SUMMARY = "run.json"
-
-
-@dataclass(kw_only=True)
-class SampledAnswer:
-    """A held-out prompt with its reference answer and the model's answers before and after training."""
-
-    prompt: str
-    reference: str
-    before: str = ""
-    after: str = ""
 
 
 def run_folder(options: FinetuneOptions) -> Path:
@@ -48,7 +36,7 @@ def run_folder(options: FinetuneOptions) -> Path:
         folder = _free_folder(options)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output {str(folder)!r} is a file; expected a folder")
-    if folder.is_dir() and (folder / RECIPE).exists() and not options.resume:
+    if (folder / RECIPE).exists() and not options.resume:
         raise ConfigError(
             f"output {str(folder)!r} holds another run; go on with it (--resume) or choose another folder (--output)"
         )
@@ -92,40 +80,19 @@ def lock_run(folder: Path) -> Iterator[None]:
 def _free_folder(options: FinetuneOptions) -> Path:
     """`runs/DATASET-TEMPLATE`, with a number where that exists."""
     name = f"{Path(options.dataset.split(':')[0]).name.split('.')[0]}-{Path(options.template).stem}"
-    folder, number = Path("runs") / name, 1
-    while folder.exists():
-        number += 1
-        folder = Path("runs") / f"{name}-{number}"
-    return folder
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(folder for folder in map(Path("runs").joinpath, names) if not folder.exists())
 
 
 def write_recipe(folder: Path, options: FinetuneOptions, *, adapter: str | None, template: str) -> None:
     """Write the options, with the adapter that was detected filled in, and the template's source."""
     resolved = options.model_copy(update={"output": folder, "adapter": adapter, "resume": False})
     text = yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    _write(folder / TEMPLATE, template)
-    _write(folder / RECIPE, text)
+    write_text(folder / TEMPLATE, template)
+    write_text(folder / RECIPE, text)
 
 
-def write_samples(folder: Path, samples: list[SampledAnswer]) -> None:
-    """Write the sample answers; before training those of the untrained model alone."""
-    write_json(folder / SAMPLES, [asdict(sample) for sample in samples])
-
-
-def read_samples(folder: Path) -> list[SampledAnswer] | None:
-    """The sample answers that the first start of a run wrote; None where there is no readable file."""
-    try:
-        return [SampledAnswer(**sample) for sample in json.loads((folder / SAMPLES).read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON."""
-    _write(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a file atomically: a killed process leaves the new file or the old one, never half of one."""
     staging = path.with_name(f".{path.name}")
     try:
@@ -133,3 +100,8 @@ def _write(path: Path, text: str) -> None:
         staging.replace(path)
     except OSError as error:
         raise RunError(f"{str(path)!r} cannot be written: {error.strerror}") from error
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write indented JSON, atomically."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")

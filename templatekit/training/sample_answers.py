@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -12,29 +15,41 @@ from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.export.serving import Stops
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.training.generation import generate
-from templatekit.training.run_folder import SampledAnswer, read_samples, write_samples
+from templatekit.training.run_folder import write_json
 from templatekit.types import Example, Sample
+
+SAMPLES = "samples.json"
+
+
+@dataclass(kw_only=True)
+class SampledAnswer:
+    """A held-out prompt with its reference answer and the model's answers before and after training."""
+
+    prompt: str
+    reference: str
+    before: str = ""
+    after: str = ""
 
 
 def answers_before_training(
-    folder: Path,
-    options: FinetuneOptions,
-    held_out: Sequence[Sample],
-    model: PreTrainedModel,
-    pipeline: Pipeline,
-    stops: Stops,
+    folder: Path, options: FinetuneOptions, held_out: Sequence[Sample], ask: Callable[[Example], str]
 ) -> list[SampledAnswer]:
     """Answer the first held-out prompts before training. A resumed run reads the answers of its first start."""
-    if options.resume and (known := read_samples(folder)) is not None:
-        return known
+    if options.resume:
+        with suppress(OSError, ValueError, TypeError):  # there is no readable file
+            return [SampledAnswer(**sample) for sample in json.loads((folder / SAMPLES).read_text(encoding="utf-8"))]
     answers = []
     for sample in islice(samples_with_prompt(held_out), options.samples):
         question, reference = sample.example.messages[-2:]
         prompt = question.content + (f"\n\n{question.context}" if question.context else "")
-        before = answer(model, pipeline, sample.example, stops, options.max_new_tokens)
-        answers.append(SampledAnswer(prompt=prompt, reference=reference.content, before=before))
+        answers.append(SampledAnswer(prompt=prompt, reference=reference.content, before=ask(sample.example)))
     write_samples(folder, answers)
     return answers
+
+
+def write_samples(folder: Path, answers: list[SampledAnswer]) -> None:
+    """Write the sample answers, before training only those of the untrained model."""
+    write_json(folder / SAMPLES, [asdict(each) for each in answers])
 
 
 def samples_with_prompt(samples: Iterable[Sample]) -> Iterator[Sample]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
@@ -12,20 +11,11 @@ from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
 from templatekit.export.serving import Stops
 from templatekit.formats.variables import chat_variables, untracked
-from templatekit.hooks.registry import Registry
 from templatekit.pipeline.pipeline import Pipeline
-from templatekit.tokens.load import load_transformers_tokenizer, resolve_model
 from templatekit.types import Sample
 
 if TYPE_CHECKING:
     from templatekit.tokens.tokenizer import Tokenizer
-
-
-def load_served_tokenizer(options: FinetuneOptions, registry: Registry, model: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer as transformers loads it, and as it is saved beside the model."""
-    if options.tokenizer is None:
-        return load_transformers_tokenizer(model)
-    return load_transformers_tokenizer(resolve_model(options.tokenizer, registry) or options.tokenizer)
 
 
 def add_special_tokens(options: FinetuneOptions, pipeline: Pipeline, served: PreTrainedTokenizerBase) -> list[int]:

@@ -145,7 +145,7 @@ def test_a_vocabulary_larger_than_the_embeddings_is_refused(tiny_model: MakeMode
 def test_new_tokens_begin_as_the_mean_of_the_old(tiny_model: MakeModel, kind: str) -> None:
     model: Any = tiny_model(kind)
     before = [table.weight.detach().clone() for table in (model.get_input_embeddings(), model.get_output_embeddings())]
-    assert add_token_embeddings(model, range(64, 67)) == (64, 65, 66)
+    add_token_embeddings(model, range(64, 67))
     check_vocabulary(model, 67)
     for old, table in zip(before, (model.get_input_embeddings(), model.get_output_embeddings()), strict=True):
         assert torch.equal(table.weight[:64], old)
@@ -160,7 +160,8 @@ def test_rows_kept_in_reserve_are_used_first(tiny_model: MakeModel) -> None:
     add_token_embeddings(model, [60, 61])
     assert model.get_input_embeddings().weight.shape[0] == 64
     torch.testing.assert_close(model.get_input_embeddings().weight[61], expected)
-    assert add_token_embeddings(model, []) == ()
+    add_token_embeddings(model, [])
+    assert model.get_input_embeddings().weight.shape[0] == 64
 
 
 def _train(model: PreTrainedModel, examples: list[TokenizedExample], folder: Path, **values: object) -> None:

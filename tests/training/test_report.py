@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def test_elsewhere_there_are_plain_lines() -> None:
 
 
 def test_the_bar_is_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(total_steps=4) as progress:
+    with Progress() as progress:
         progress(LINES[0])
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -91,7 +92,7 @@ def test_the_cost_is_that_of_all_steps(tmp_path: Path) -> None:
     counts = {"computed_tokens": 250, "padded_tokens": 600, "target_tokens": 90}
     lines = [line | counts if "loss" in line else line for line in LINES]
     cost = cost_of(_metrics(tmp_path, lines), torch.device("cpu"))
-    assert cost.as_dict() == {
+    assert asdict(cost) == {
         "seconds": 6.0,
         "step_seconds": 2.0,
         "tokens": 1600,
