@@ -70,6 +70,7 @@ class PairBatch(Batch):
 def collate_packed(packed: PackedBatch, device: torch.device) -> Batch:
     """The batch of a pack: one row."""
     positions, targets, weights, _ = _merge_equal_targets(packed)
+    examples = sum(len(segment.documents) for segment in packed.segments)
     return Batch(
         input_ids=torch.from_numpy(packed.input_ids)[None].to(device),
         position_ids=torch.from_numpy(packed.position_ids)[None].to(device),
@@ -79,13 +80,9 @@ def collate_packed(packed: PackedBatch, device: torch.device) -> Batch:
         weights=torch.from_numpy(weights).to(device),
         total_weight=float(packed.weights.sum(dtype="float64")),
         tokens=packed.tokens,
-        padded_tokens=_example_count(packed) * (int(packed.position_ids.max(initial=-1)) + 1),
+        padded_tokens=examples * (int(packed.position_ids.max(initial=-1)) + 1),
         target_tokens=len(packed.targets),
     )
-
-
-def _example_count(packed: PackedBatch) -> int:
-    return sum(len(segment.documents) for segment in packed.segments)
 
 
 def _merge_equal_targets(
@@ -105,27 +102,24 @@ def _merge_equal_targets(
 
 def collate_pairs(
     examples: Sequence[TokenizedExample],
-    indices: Sequence[int],
     reference: Sequence[tuple[float, float]],
     device: torch.device,
     *,
     packing: bool,
     share: bool,
 ) -> PairBatch:
-    """The batch of the answers `examples[i]` for each i of `indices`, chosen and rejected in turn.
+    """The batch of these answers, chosen and rejected in turn.
 
     `reference` holds the log-probabilities of chosen and rejected answer for each pair.
     """
+    indices = range(len(examples))
     packed = pack_examples(examples, indices, share=packing and share)
     batch = collate_packed(packed, device) if packing else collate_padded(examples, indices, device)
-    target_indices = _merge_equal_targets(packed)[-1] if packing else np.arange(len(packed.targets))
-    answer_of = {document: answer for answer, document in enumerate(indices)}
-    answers = np.fromiter((answer_of[d] for d in packed.target_documents.tolist()), np.int64, len(packed.targets))
     own = {field.name: getattr(batch, field.name) for field in fields(Batch)}
     return PairBatch(
-        **own | {"total_weight": float(len(indices) // 2)},
-        target_indices=torch.from_numpy(target_indices).to(device),
-        answer_indices=torch.from_numpy(answers).to(device),
+        **own | {"total_weight": float(len(reference))},
+        target_indices=torch.from_numpy(_merge_equal_targets(packed)[-1]).to(device),
+        answer_indices=torch.from_numpy(packed.target_documents).to(device),
         answer_weights=torch.from_numpy(packed.weights).to(device),
         reference=torch.tensor(reference, dtype=torch.float64).reshape(-1, 2).to(device),
     )
@@ -147,17 +141,13 @@ def collate_padded(
         length = segment.end - segment.start
         input_ids[row, :length] = torch.from_numpy(packed.input_ids[segment.start : segment.end])
         new_positions[segment.start : segment.end] = torch.arange(row * width, row * width + length)
-    return Batch(
+    return replace(
+        collate_packed(packed, device),
         input_ids=input_ids.to(device),
         position_ids=None,
         segments=None,
         target_positions=new_positions[torch.from_numpy(packed.target_positions)].to(device),
-        targets=torch.from_numpy(packed.targets).to(device),
-        weights=torch.from_numpy(packed.weights).to(device),
-        total_weight=float(packed.weights.sum(dtype="float64")),
-        tokens=packed.tokens,
         padded_tokens=input_ids.numel(),
-        target_tokens=len(packed.targets),
     )
 
 
@@ -166,24 +156,10 @@ def empty_batch(batch: Batch) -> Batch:
 
     Its loss is 0, and so are all its gradients.
     """
-    none = batch.targets[:0]
-    empty: dict[str, Any] = {
-        "input_ids": batch.input_ids[:1, :1],
-        "position_ids": None if batch.position_ids is None else batch.position_ids[:1, :1],
-        "segments": None if batch.segments is None else (Segment(documents=(), start=0, end=1),),
-        "target_positions": none,
-        "targets": none,
-        "weights": batch.weights[:0],
-        "total_weight": 0.0,
-        "tokens": 0,
-        "padded_tokens": 0,
-        "target_tokens": 0,
-    }
-    if isinstance(batch, PairBatch):
-        empty |= {
-            "target_indices": none,
-            "answer_indices": none,
-            "answer_weights": batch.weights[:0],
-            "reference": batch.reference[:0],
-        }
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    empty: dict[str, Any] = {name: value[:0] for name, value in values.items() if isinstance(value, Tensor)}
+    empty |= {"input_ids": batch.input_ids[:1, :1], "total_weight": 0.0}
+    empty |= {"tokens": 0, "padded_tokens": 0, "target_tokens": 0}
+    if batch.position_ids is not None:
+        empty |= {"position_ids": batch.position_ids[:1, :1], "segments": (Segment(documents=(), start=0, end=1),)}
     return replace(batch, **empty)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from templatekit.cache import ColumnarExamples, ColumnarSamples, prepare_samples
 from templatekit.config.finetune_options import FinetuneOptions
@@ -78,9 +77,8 @@ def training_pipeline(
 
     Raises `ConfigError` for a mixture with several templates, since a trained model is served with one.
     """
-    pipeline = create_pipeline(
-        options, registry, pipeline_type=_pipeline_type(options), tokenizer=tokenizer, template=template
-    )
+    kind = _pipeline_type(options)
+    pipeline = create_pipeline(options, registry, pipeline_type=kind, tokenizer=tokenizer, template=template)
     if isinstance(pipeline, Mixture) and not pipeline.has_one_template:
         raise ConfigError(
             f"mix: a model is served with one template, {pipeline.template.name!r}; found sets with another or with "
@@ -99,24 +97,21 @@ def read_splits(
     """Read the data set and split it. A separate evaluation set is `validation`. `say` gets messages of the cache."""
     engine = process_engine(options.workers)
     items = prepare_samples(pipeline, engine=engine, say=say)
-    pairs = options.method == "dpo"
     if options.eval_dataset is not None:
+        changed = {"dataset": options.eval_dataset, "limit": None, "mix": (), "mix_strategy": None}
         held_out = _pipeline_type(options)(
-            options.model_copy(
-                update={"dataset": options.eval_dataset, "limit": None, "mix": (), "mix_strategy": None}
-            ),
+            options.model_copy(update=changed),
             pipeline.registry,
             adapter=pipeline.adapter,
             template=pipeline.template,
             tokenizer=pipeline.tokenizer,
         )
-        return Splits(
-            samples={"train": items, "validation": prepare_samples(held_out, engine=engine, say=say)}, pairs=pairs
-        )
-    samples = _split_samples(items, options)
-    if not samples["train"]:
-        raise ConfigError(f"split {options.split!r} leaves no training examples of {len(items)}")
-    return Splits(samples=samples, pairs=pairs)
+        samples = {"train": items, "validation": prepare_samples(held_out, engine=engine, say=say)}
+    else:
+        samples = _split_samples(items, options)
+        if not samples["train"]:
+            raise ConfigError(f"split {options.split!r} leaves no training examples of {len(items)}")
+    return Splits(samples=samples, pairs=options.method == "dpo")
 
 
 def _split_samples(items: Sequence[Sample], options: FinetuneOptions) -> dict[str, Sequence[Sample]]:
@@ -127,10 +122,9 @@ def _split_samples(items: Sequence[Sample], options: FinetuneOptions) -> dict[st
 
     if isinstance(items, ColumnarSamples):  # one data set, each row once
         edges = np.append(np.flatnonzero(np.diff(items.rows, prepend=-1)), len(items))
-        splits = split(len(edges) - 1)
-        return {
-            name: items.take(_samples_of_rows(edges, np.array(rows, dtype=np.int64))) for name, rows in splits.items()
-        }
+        splits = {name: np.array(rows, dtype=np.int64) for name, rows in split(len(edges) - 1).items()}
+        starts, counts = edges[:-1], np.diff(edges)
+        return {name: items.take(range_indices(starts[rows], counts[rows])) for name, rows in splits.items()}
     by_row: dict[tuple[str, int], list[Sample]] = {}
     for item in items:
         by_row.setdefault((item.rendered.source, item.rendered.row), []).append(item)
@@ -138,25 +132,15 @@ def _split_samples(items: Sequence[Sample], options: FinetuneOptions) -> dict[st
     return {name: [item for row in rows for item in groups[row]] for name, rows in split(len(groups)).items()}
 
 
-def _samples_of_rows(edges: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The indices of the samples of these rows: row r has those from `edges[r]` to `edges[r + 1]`."""
-    return range_indices(edges[rows], np.diff(edges)[rows])
-
-
 def data_fingerprints(
     pipeline: Pipeline, items: Sequence[TokenizedExample] | Sequence[TokenizedPair]
 ) -> dict[str, str]:
-    """Fingerprints of token ids and weights, template and tokenizer. A checkpoint resumes only with equal ones."""
+    """Fingerprints of data, template and tokenizer. A checkpoint resumes only with equal ones.
+
+    That of the data are the hashes of the concatenated lengths, ids and weights: the same for columnar examples and
+    for a list.
+    """
     assert pipeline.tokenizer is not None
-    return {
-        "data": _data_hash(items),
-        "template": hashlib.sha256(pipeline.template.source.encode()).hexdigest(),
-        "tokenizer": pipeline.tokenizer.fingerprint,
-    }
-
-
-def _data_hash(items: Sequence[TokenizedExample] | Sequence[TokenizedPair]) -> str:
-    """The hashes of the concatenated lengths, ids and weights: the same for columnar examples and for a list."""
     lengths, ids, weights = (xxhash.xxh3_128() for _ in range(3))
     if isinstance(items, ColumnarExamples):
         lengths.update(items.samples.lengths.tobytes())
@@ -169,4 +153,8 @@ def _data_hash(items: Sequence[TokenizedExample] | Sequence[TokenizedPair]) -> s
                 lengths.update(np.int64(len(example)).tobytes())
                 ids.update(np.array(example.input_ids, dtype=np.int32).tobytes())
                 weights.update(np.array(example.loss_weights, dtype=np.float64).tobytes())
-    return " ".join(digest.hexdigest() for digest in (lengths, ids, weights))
+    return {
+        "data": " ".join(digest.hexdigest() for digest in (lengths, ids, weights)),
+        "template": hashlib.sha256(pipeline.template.source.encode()).hexdigest(),
+        "tokenizer": pipeline.tokenizer.fingerprint,
+    }

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from templatekit.errors import RunError, TemplatekitError
 from templatekit.training.model import decoder_layers
 
-Strategy: TypeAlias = Literal["ddp", "fsdp"]
 Value = TypeVar("Value")
 _CPU = torch.device("cpu")
 _joined_groups: list[Any] = []
@@ -76,12 +75,10 @@ class ProcessGroup:
             except TemplatekitError as error:
                 failure, message[1] = error, str(error)
         dist.broadcast_object_list(message, src=0, device=self.device)
-        if failure is not None:
-            raise failure
-        if message[1] is not None:
-            raise OtherProcessFailed(f"the first process failed: {message[1]}")
-        value: Value = message[0]
-        return value
+        value, reason = message
+        if reason is not None:
+            raise failure or OtherProcessFailed(f"the first process failed: {reason}")
+        return cast("Value", value)
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """The tensor of every process, all of one shape and on the CPU, in the order of the ranks."""
@@ -131,28 +128,19 @@ def join_process_group(device: torch.device) -> Iterator[ProcessGroup]:
     _joined_groups.append(dist.group.WORLD)
     try:
         yield ProcessGroup(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
-    except dist.DistError as error:
-        raise _peer_died(error) from error
     except RuntimeError as error:
-        if isinstance(error, TemplatekitError) or not _is_about_peers(error):
+        # gloo has no error class for a process that has died: it raises `RuntimeError` and names the connection.
+        words = ("gloo", "connection closed", "connection reset", "broken pipe", "timed out")
+        about_peers = isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+        if isinstance(error, TemplatekitError) or not about_peers:
             raise
-        raise _peer_died(error) from error
+        reason = " ".join(str(error).split())[:200]
+        raise OtherProcessFailed(f"another process of this run is gone; its own message says why ({reason})") from error
     finally:
         dist.destroy_process_group()
 
 
-def _peer_died(error: Exception) -> OtherProcessFailed:
-    reason = " ".join(str(error).split())[:200]
-    return OtherProcessFailed(f"another process of this run is gone; its own message says why ({reason})")
-
-
-def _is_about_peers(error: RuntimeError) -> bool:
-    """Whether a process has died. gloo has no error class for it: it raises `RuntimeError` and names the connection."""
-    text = str(error).lower()
-    return any(word in text for word in ("gloo", "connection closed", "connection reset", "broken pipe", "timed out"))
-
-
-def distribute(losses: nn.Module, group: ProcessGroup, strategy: Strategy) -> nn.Module:
+def distribute(losses: nn.Module, group: ProcessGroup, strategy: Literal["ddp", "fsdp"]) -> nn.Module:
     """Wrap the module that computes losses so that gradients are averaged over the processes.
 
     `ddp`: every process holds the whole model. `fsdp`: each holds its shard of every weight, of its gradient and of its
@@ -177,8 +165,7 @@ def distribute(losses: nn.Module, group: ProcessGroup, strategy: Strategy) -> nn
 def gradient_sync(losses: nn.Module, *, enabled: bool) -> AbstractContextManager[Any]:
     """A context in which DDP exchanges gradients only if `enabled`: once a step, with its last micro-batch."""
     if isinstance(losses, nn.parallel.DistributedDataParallel) and not enabled:
-        no_sync: AbstractContextManager[Any] = losses.no_sync()
-        return no_sync
+        return cast("AbstractContextManager[Any]", losses.no_sync())
     return nullcontext()
 
 

@@ -27,7 +27,7 @@ from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import RunError
 from templatekit.training.collator import Batch, PairBatch, collate_pairs, empty_batch
 from templatekit.training.forward_pass import ForwardPass
-from templatekit.types import TokenizedExample, TokenizedPair
+from templatekit.types import TokenizedPair
 
 REFERENCE = "reference.safetensors"
 HELD_OUT_REFERENCE = "reference-held-out.safetensors"
@@ -63,12 +63,8 @@ class DPOObjective:
     @classmethod
     def of(cls, forward_pass: ForwardPass, options: FinetuneOptions) -> DPOObjective:
         """The objective with the coefficients that the options give."""
-        return cls(
-            forward_pass=forward_pass,
-            beta=options.dpo_beta,
-            label_smoothing=options.dpo_label_smoothing,
-            mean=options.dpo_logps == "mean",
-        )
+        beta, smoothing, mean = options.dpo_beta, options.dpo_label_smoothing, options.dpo_logps == "mean"
+        return cls(forward_pass=forward_pass, beta=beta, label_smoothing=smoothing, mean=mean)
 
     def micro_batches(self, items: Sequence[ScoredPair], indices: Sequence[int]) -> Iterator[tuple[list[int], Batch]]:
         """See `Objective`. A pair is never divided."""
@@ -77,17 +73,11 @@ class DPOObjective:
             (items[index].pair.chosen.input_ids[:-1], items[index].pair.rejected.input_ids[:-1]) for index in indices
         ]
         for members, is_empty in batcher.cut(answers):
-            own = [items[indices[member]] for member in members]
-            examples: list[TokenizedExample] = [a for item in own for a in (item.pair.chosen, item.pair.rejected)]
-            batch = collate_pairs(
-                examples,
-                range(len(examples)),
-                [item.reference for item in own],
-                batcher.device,
-                packing=batcher.packing,
-                share=batcher.share,
-            )
-            yield ([], empty_batch(batch)) if is_empty else ([indices[member] for member in members], batch)
+            own = [indices[member] for member in members]
+            examples = [answer for i in own for answer in (items[i].pair.chosen, items[i].pair.rejected)]
+            reference = [items[i].reference for i in own]
+            batch = collate_pairs(examples, reference, batcher.device, packing=batcher.packing, share=batcher.share)
+            yield ([], empty_batch(batch)) if is_empty else (own, batch)
 
     @contextmanager
     def logps(self, batch: PairBatch) -> Iterator[Tensor]:
@@ -112,15 +102,13 @@ class DPOObjective:
             if self.label_smoothing:
                 losses = torch.lerp(losses, -logsigmoid(-margins), self.label_smoothing)
             chosen, rejected = rewards.detach().sum(dim=0)
-            yield (
-                losses.sum(),
-                {
-                    "reward_chosen": chosen,
-                    "reward_rejected": rejected,
-                    "reward_margin": margins.detach().sum(),
-                    "reward_accuracy": (margins.detach() > 0).sum(),
-                },
-            )
+            metrics = {
+                "reward_chosen": chosen,
+                "reward_rejected": rejected,
+                "reward_margin": margins.detach().sum(),
+                "reward_accuracy": (margins.detach() > 0).sum(),
+            }
+            yield losses.sum(), metrics
 
 
 def precompute_reference(
@@ -159,34 +147,30 @@ def precompute_reference(
 
 
 def _score(objective: DPOObjective, pairs: Sequence[TokenizedPair], steps: Iterable[Sequence[int]]) -> Tensor:
-    """The log-probabilities of all pairs, shape (pairs, 2), float64, on the CPU."""
+    """The log-probabilities of all pairs, shape (pairs, 2), float64, on the CPU.
+
+    First the pairs of `steps`, step by step, then the others as an evaluation takes them.
+    """
     forward_pass = objective.forward_pass
     forward_pass.model.train(False)
     unscored = [ScoredPair(pair=pair, reference=(0.0, 0.0)) for pair in pairs]
     found = torch.zeros(len(pairs), 2, dtype=torch.float64)
+    order = list(steps)
+    rest = sorted(set(range(len(pairs))).difference(*order))
+    size = forward_pass.micro_batcher.evaluation_batch_size
+    order += [rest[start : start + size] for start in range(0, len(rest), size)]
     with torch.no_grad():
-        for indices in _scoring_order(objective, len(pairs), steps):
+        for indices in order:
             for members, batch in objective.micro_batches(unscored, indices):
                 assert isinstance(batch, PairBatch)
                 with objective.logps(batch) as logps:
                     found[members] = logps.double().cpu()
     sums = forward_pass.group.sum(found.flatten().tolist())
     found = torch.tensor(sums, dtype=torch.float64).view(-1, 2)
-    not_finite = [pairs[index].row for index in (~found.isfinite()).any(dim=1).nonzero().flatten().tolist()]
-    if not_finite:
-        raise RunError(
-            f"the starting weights give rows {not_finite[:16]} no finite log-probability; look at these rows"
-        )
+    rows = [pairs[index].row for index in (~found.isfinite()).any(dim=1).nonzero().flatten().tolist()]
+    if rows:
+        raise RunError(f"the starting weights give rows {rows[:16]} no finite log-probability; look at these rows")
     return found
-
-
-def _scoring_order(objective: DPOObjective, count: int, steps: Iterable[Sequence[int]]) -> list[Sequence[int]]:
-    """The indices of all pairs: step by step, then the remaining ones as an evaluation takes them."""
-    order = list(steps)
-    in_steps = {index for step in order for index in step}
-    rest = [index for index in range(count) if index not in in_steps]
-    size = objective.forward_pass.micro_batcher.evaluation_batch_size
-    return order + [rest[start : start + size] for start in range(0, len(rest), size)]
 
 
 def _fingerprint(pairs: Sequence[TokenizedPair], identity: Mapping[str, Any]) -> str:

@@ -40,7 +40,7 @@ def generate(
     settings (penalties, other stop tokens) are ignored. The state of torch's random generators is restored.
     """
     causal: Any = unwrap(model)
-    length = len(prompt_ids)
+    length, sampled = len(prompt_ids), temperature > 0
 
     def found_stop_string(ids: Tensor, scores: Tensor, **more: Any) -> Tensor:
         text = decode(ids[0, length:].tolist()) if stop_strings else ""
@@ -48,9 +48,9 @@ def generate(
 
     settings = cast("Any", GenerationConfig)(
         max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
-        temperature=temperature if temperature > 0 else None,
-        top_k=0 if temperature > 0 else None,
+        do_sample=sampled,
+        temperature=temperature if sampled else None,
+        top_k=0 if sampled else None,
         eos_token_id=sorted(stop_ids) or None,
         pad_token_id=min(stop_ids, default=0),  # for rows that end early; a single prompt has none
     )
@@ -70,16 +70,11 @@ def generate(
     finally:
         causal.generation_config = own_settings
         causal.train(training)
-    return _answer(output[0, length:].tolist(), decode, stop_ids, stop_strings)
-
-
-def _answer(
-    ids: list[int], decode: Callable[[Sequence[int]], str], stop_ids: Collection[int], stop_strings: Collection[str]
-) -> Answer:
+    ids = output[0, length:].tolist()
     ended = bool(ids) and ids[-1] in stop_ids
-    content = ids[:-1] if ended else ids
+    content = tuple(ids[:-1] if ended else ids)
     text = decode(content)
     cuts = [text.index(stop) for stop in stop_strings if stop in text]
     if cuts:
-        return Answer(text[: min(cuts)], tuple(content), "string")
-    return Answer(text, tuple(content), "token" if ended else "length")
+        return Answer(text[: min(cuts)], content, "string")
+    return Answer(text, content, "token" if ended else "length")

@@ -65,8 +65,7 @@ class MicroBatcher:
         """
         size = self.group.size
         if not self.packing:
-            cuts = [list(range(len(inputs)))[start::size] for start in range(size)]
-            cuts = [members for members in cuts if members]
+            cuts = [list(range(start, len(inputs), size)) for start in range(min(size, len(inputs)))]
         else:
             budget = self.pack_tokens
             cuts = self._packs(inputs, budget)
@@ -75,9 +74,7 @@ class MicroBatcher:
                 cuts = self._packs(inputs, budget)
         if size == 1 or not cuts:
             return [(members, False) for members in cuts]
-        heaviest_first = sorted(
-            cuts, key=lambda members: -sum(len(ids) for member in members for ids in inputs[member])
-        )
+        heaviest_first = sorted(cuts, key=lambda cut: -sum(len(ids) for member in cut for ids in inputs[member]))
         own = heaviest_first[self.group.rank :: size]
         missing = math.ceil(len(cuts) / size) - len(own)
         return [(members, False) for members in own] + [(cuts[0], True)] * missing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -18,15 +18,13 @@ def make_optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Op
     Raises `ConfigError` where eight bits are wanted and bitsandbytes is not installed.
     """
     weights = list(trainable_parameters(model).values())
-    decayed_and_not = [
+    groups: list[dict[str, Any]] = [
         {"params": [weight for weight in weights if weight.dim() > 1], "weight_decay": options.weight_decay},
         {"params": [weight for weight in weights if weight.dim() <= 1], "weight_decay": 0.0},
     ]
-    groups: list[dict[str, Any]] = [group for group in decayed_and_not if group["params"]]
+    groups = [group for group in groups if group["params"]]
     rate, betas = options.peak_learning_rate, (options.beta1, options.beta2)
     if options.optimizer == "adamw8bit":
-        eight_bit: torch.optim.Optimizer = bitsandbytes("optimizer='adamw8bit'").optim.AdamW8bit(
-            groups, lr=rate, betas=betas
-        )
-        return eight_bit
+        package = bitsandbytes("optimizer='adamw8bit'")
+        return cast("torch.optim.Optimizer", package.optim.AdamW8bit(groups, lr=rate, betas=betas))
     return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)

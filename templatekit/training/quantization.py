@@ -68,8 +68,7 @@ def _linear4bit() -> Any:
             device = x.device.type
             if torch.is_autocast_enabled(device):
                 x = x.to(torch.get_autocast_dtype(device))
-            result: Tensor = super().forward(x)
-            return result
+            return cast("Tensor", super().forward(x))
 
     return Linear4bit
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import islice
 
 from templatekit.errors import ConfigError, nearest
 
@@ -39,14 +40,12 @@ def split_rows(spec: str, count: int, *, shuffle: bool, seed: int) -> dict[str, 
     rows = list(range(count))
     if shuffle:
         random.Random(seed).shuffle(rows)
-    sizes = {name: 0 if fraction is None else int(count * fraction) for name, fraction in fractions.items()}
+    sizes = {name: int(count * (fraction or 0)) for name, fraction in fractions.items()}
     rest = count - sum(sizes.values())
-    splits = {}
-    start = 0
-    for name, fraction in fractions.items():
-        size = rest if fraction is None else sizes[name]
-        splits[name] = sorted(rows[start : start + size])
-        start += size
+    remaining = iter(rows)
+    splits = {
+        name: sorted(islice(remaining, rest if fractions[name] is None else size)) for name, size in sizes.items()
+    }
     if count and not splits[TRAIN]:
         raise ConfigError(f"split={spec!r} leaves none of {count} rows to train on")
     return splits

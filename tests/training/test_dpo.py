@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import RunError
 from templatekit.packing import pack_groups, prefix_tree
-from templatekit.training import dpo
+from templatekit.training import dpo, loop
 from templatekit.training.attention import dispatch as attention
 from templatekit.training.collator import PairBatch, collate_pairs
 from templatekit.training.dpo import REFERENCE, DPOObjective, ScoredPair, precompute_reference
@@ -260,8 +260,11 @@ def test_in_bf16_too_a_model_that_has_not_moved_has_no_reward(
         of = "eval_" if "eval_loss" in line else ""
         assert line[f"{of}reward_chosen"] == line[f"{of}reward_rejected"] == 0
         assert line[f"{of}loss"] == pytest.approx(math.log(2), abs=1e-8)
-    in_order = dpo._scoring_order
-    monkeypatch.setattr(dpo, "_scoring_order", lambda objective, count, steps: in_order(objective, count, ()))
+
+    def in_other_packs(*values: Any, steps: object = (), **more: Any) -> list[ScoredPair]:
+        return precompute_reference(*values, **more)
+
+    monkeypatch.setattr(loop, "precompute_reference", in_other_packs)
     if options.packing:
         assert any(line.get("reward_chosen") for line in first_epoch(tmp_path / "other packs"))  # the negative control
 
