@@ -6,8 +6,8 @@ optimizer steps: the `sampler` picks the examples of a step, `micro_batches` cut
 `collator` makes tensors, `forward_pass` and `loss` compute the loss of each target token, and `step.train_step`
 normalises it over the target tokens of the step, runs the backward pass and lets the `optimizer` change the weights.
 The `objective` is supervised or `dpo`; the learning rate comes from `schedule`; `distributed` joins several processes.
-Along the way `metrics` writes `metrics.jsonl`, `checkpoint` writes and verifies checkpoints (`resume` continues from
-one), and `early_stopping` may end the run. At the end `save_model` writes the model, `served_tokenizer` its tokenizer,
+Along the way `metrics` writes `metrics.jsonl`, `checkpoint` writes and verifies checkpoints and continues from one,
+and `early_stopping` may end the run. At the end `save_model` writes the model, `served_tokenizer` its tokenizer,
 `sample_answers` what it answers before and after; `report` shows progress, cost and loss curves.
 """
 

@@ -1,4 +1,4 @@
-"""Checkpoints: written completely or not at all, verified against a manifest before they are loaded.
+"""Checkpoints: written completely or not at all, verified before a run resumes from them.
 
 ```
 RUN/checkpoints/step-00000040/
@@ -19,10 +19,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from templatekit.cache.atomic_files import sync_path
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError, RunError, shorten
 from templatekit.training.distributed import SINGLE_PROCESS, ProcessGroup, full_tensor, shard_like
 from templatekit.training.model import trainable_parameters
@@ -45,9 +45,15 @@ _FILES = (_WEIGHTS, _OPTIMIZER, _RANDOM, _STATE)
 _MANIFEST = "manifest.json"
 _STAGING = ".in-the-making"
 _PREFIX = "step-"
+_CHANGEABLE_OPTIONS = {
+    *("output", "resume", "report_to", "samples", "max_new_tokens"),
+    *("device", "distributed", "workers", "cache", "cache_dir", "activation_checkpointing"),
+    *("eval_every", "eval_limit", "save_every", "keep_checkpoints", "keep_best", "patience", "min_delta"),
+}
+"""Options that a resumed run may change, since no weight depends on them."""
 
 
-class DamagedCheckpoint(Exception):
+class _Damaged(Exception):
     """A checkpoint differs from its manifest; the message says how."""
 
 
@@ -60,6 +66,18 @@ class Checkpoint:
     """Optimizer steps done."""
     identity: Mapping[str, Any]
     """A run must have the same to resume from here: options, fingerprints of data, template and tokenizer."""
+
+
+def run_identity(
+    options: FinetuneOptions, *, bf16: bool, example_count: int, fingerprints: Mapping[str, str]
+) -> dict[str, Any]:
+    """All that the weights of a run depend on. A checkpoint resumes only in a run with an equal identity."""
+    return {
+        **options.model_dump(mode="json", exclude=_CHANGEABLE_OPTIONS),
+        "precision": "bf16" if bf16 else "fp32",
+        "training examples": example_count,
+        **fingerprints,
+    }
 
 
 def has_checkpoints(folder: Path) -> bool:
@@ -89,11 +107,10 @@ def save_checkpoint(
         _RANDOM: _random_state(group),
     }
     group.run_on_main(lambda: _write(folder, step, tensors, {"step": step, "identity": dict(identity)}))
-    if not group.is_main:
-        return
-    for path in [path for path in _checkpoint_folders(folder) if _step(path) <= step][keep:]:
-        if _step(path) != best:
-            shutil.rmtree(path, ignore_errors=True)
+    if group.is_main:
+        for path in [path for path in _checkpoint_folders(folder) if _step(path) <= step][keep:]:
+            if _step(path) != best:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _write(folder: Path, step: int, tensors: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any]) -> None:
@@ -106,11 +123,11 @@ def _write(folder: Path, step: int, tensors: Mapping[str, dict[str, Tensor]], st
         _write_json(staging / _STATE, state)
         _write_json(staging / _MANIFEST, {name: _manifest_entry(staging / name) for name in _FILES})
         fsync_folder(staging)
-        target = folder / CHECKPOINTS / f"{_PREFIX}{step:08d}"
+        target = _folder_of(folder, step)
         if target.exists():  # a damaged one: the run resumed from an earlier step
             shutil.rmtree(target)
         staging.rename(target)
-        fsync_folder(folder / CHECKPOINTS, deep=False)
+        sync_path(folder / CHECKPOINTS)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise RunError(
@@ -125,18 +142,9 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     for path in _checkpoint_folders(folder):
         try:
             return _verify(path), damaged
-        except DamagedCheckpoint as error:
+        except _Damaged as error:
             damaged.append(f"checkpoint {str(path)!r} is damaged and left out: {error}")
     return None, damaged
-
-
-def open_checkpoint(folder: Path, step: int) -> tuple[Checkpoint | None, str]:
-    """The verified checkpoint of a step, or None with a message on what is wrong with it."""
-    path = folder / CHECKPOINTS / f"{_PREFIX}{step:08d}"
-    try:
-        return _verify(path), ""
-    except DamagedCheckpoint as error:
-        return None, f"checkpoint {str(path)!r} is damaged: {error}"
 
 
 def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
@@ -155,14 +163,61 @@ def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
         )
 
 
+def resume_run(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any],
+    *,
+    resume: bool,
+    group: ProcessGroup,
+    warn: Callable[[str], None],
+) -> int:
+    """Restore the newest checkpoint that is not damaged. Returns the steps it has done, 0 where the run starts here.
+
+    Raises `ConfigError` for a checkpoint of another run, and without `resume` for any checkpoint in the folder;
+    `RunError` where all checkpoints are damaged.
+    """
+    if not resume:
+        if has_checkpoints(folder):
+            raise ConfigError(f"output {str(folder)!r} holds checkpoints of a run; use --resume or another --output")
+        return 0
+    checkpoint, damaged = newest_checkpoint(folder)
+    for message in damaged:
+        warn(message)
+    if checkpoint is None:
+        if damaged:
+            raise RunError(f"no checkpoint in {str(folder)!r} is whole; begin anew in another --output")
+        return 0
+    check_identity(checkpoint, identity)
+    restore(checkpoint, model, optimizer, group)
+    return checkpoint.step
+
+
+def load_best(folder: Path, model: nn.Module, step: int, warn: Callable[[str], None]) -> int | None:
+    """Load the weights of an earlier step. Returns the step, or None where its checkpoint is damaged."""
+    path = _folder_of(folder, step)
+    try:
+        _restore_weights(_verify(path), model)
+    except _Damaged as error:
+        warn(
+            f"the best step is {step}, but checkpoint {str(path)!r} is damaged: {error}; "
+            "the model keeps the last step's weights"
+        )
+        return None
+    return step
+
+
 def restore(
     checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, group: ProcessGroup = SINGLE_PROCESS
 ) -> None:
-    """Load weights, optimizer state and random generators from the checkpoint."""
-    restore_weights(checkpoint, model)
+    """Load the weights, the optimizer's state and the random generators' states."""
+    _restore_weights(checkpoint, model)
     weights = trainable_parameters(model)
     states: dict[int, dict[str, Any]] = {}
-    indices = {name: index for index, name in enumerate(_names_in_order(optimizer, weights))}
+    names = {id(weight): name for name, weight in weights.items()}
+    in_order = (weight for param_group in optimizer.param_groups for weight in param_group["params"])
+    indices = {names[id(weight)]: index for index, weight in enumerate(in_order)}
     for key, value in load_file(checkpoint.path / _OPTIMIZER).items():
         kind, _, name = key.partition(":")
         like = weights[name]
@@ -171,17 +226,16 @@ def restore(
         states.setdefault(indices[name], {})[kind] = value.item() if is_count else state
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
     generators = load_file(checkpoint.path / _RANDOM)
-    if (own := generators.get(_generator_key("cpu", group.rank))) is not None:
+    if (own := generators.get(_cpu_generator(group.rank))) is not None:
         torch.set_rng_state(own)
     if group.size > 1:
-        if (own := generators.get(_generator_key("cuda", group.rank))) is not None and group.device.type == "cuda":
+        if (own := generators.get(f"cuda:{group.rank}")) is not None and group.device.type == "cuda":
             torch.cuda.set_rng_state(own, group.device)
     elif sum(name.startswith("cuda") for name in generators) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([generators[f"cuda:{index}"] for index in range(torch.cuda.device_count())])
 
 
-def restore_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Load the weights of the checkpoint into the trainable parameters of the model."""
+def _restore_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
     weights = trainable_parameters(model)
     saved = load_file(checkpoint.path / _WEIGHTS)
     if {name: weight.shape for name, weight in weights.items()} != {name: w.shape for name, w in saved.items()}:
@@ -191,20 +245,14 @@ def restore_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
             weight.copy_(shard_like(saved[name], weight))
 
 
-def fsync_folder(folder: Path, *, deep: bool = True) -> None:
-    """Sync a folder's directory entries to the disk, and with `deep` also the files and folders in it."""
-    for path in folder.iterdir() if deep else ():
-        if path.is_dir():
-            fsync_folder(path)
-        else:
-            with path.open("rb") as handle:
-                os.fsync(handle.fileno())
-    if sys.platform != "win32":  # which cannot open folders
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def fsync_folder(folder: Path) -> None:
+    """Sync a folder, with all files and folders in it, to the disk."""
+    for path in (*folder.rglob("*"), folder):
+        sync_path(path)
+
+
+def _folder_of(folder: Path, step: int) -> Path:
+    return folder / CHECKPOINTS / f"{_PREFIX}{step:08d}"
 
 
 def _checkpoint_folders(folder: Path) -> list[Path]:
@@ -219,30 +267,21 @@ def _step(path: Path) -> int:
 
 def _verify(path: Path) -> Checkpoint:
     """Check every file against the manifest; nothing is loaded before all of them agree."""
-    manifest = _read_json(path / _MANIFEST)
-    for name in _FILES:
-        expected = manifest.get(name)
+    for name in (_MANIFEST, *_FILES):
         if not (path / name).is_file():
-            raise DamagedCheckpoint(f"{name} is missing")
-        size = (path / name).stat().st_size
-        if not isinstance(expected, dict) or size != expected.get("size"):
-            raise DamagedCheckpoint(f"{name} has {size} bytes; the manifest says {shorten(expected)}")
-        if _manifest_entry(path / name) != expected:
-            raise DamagedCheckpoint(f"{name} has another sha256 than the manifest says")
-    state = _read_json(path / _STATE)
-    return Checkpoint(path=path, step=state["step"], identity=state["identity"])
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+            raise _Damaged(f"{name} is missing")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DamagedCheckpoint(f"{path.name} is missing") from None
-    except (OSError, ValueError) as error:
-        raise DamagedCheckpoint(f"{path.name} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise DamagedCheckpoint(f"{path.name} holds no object")
-    return value
+        manifest = dict(json.loads((path / _MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise _Damaged(f"{_MANIFEST} cannot be read: {error}") from error
+    for name in _FILES:
+        found, expected = _manifest_entry(path / name), manifest.get(name)
+        if not isinstance(expected, dict) or found["size"] != expected.get("size"):
+            raise _Damaged(f"{name} has {found['size']} bytes; the manifest says {shorten(expected)}")
+        if found != expected:
+            raise _Damaged(f"{name} has another sha256 than the manifest says")
+    state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    return Checkpoint(path=path, step=state["step"], identity=state["identity"])
 
 
 def _write_json(path: Path, value: object) -> None:
@@ -255,12 +294,6 @@ def _manifest_entry(path: Path) -> dict[str, Any]:
         while block := handle.read(2**20):
             digest.update(block)
     return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def _names_in_order(optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter]) -> list[str]:
-    """The names of the weights in the order in which the optimizer counts them."""
-    names = {id(weight): name for name, weight in weights.items()}
-    return [names[id(weight)] for param_group in optimizer.param_groups for weight in param_group["params"]]
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -278,15 +311,16 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.
 
 def _random_state(group: ProcessGroup) -> dict[str, Tensor]:
     """The states of the random generators of every process."""
-    states = {_generator_key("cpu", rank): state for rank, state in enumerate(group.all_gather(torch.get_rng_state()))}
-    if group.size > 1 and group.device.type == "cuda":
-        own = torch.cuda.get_rng_state(group.device)
-        states |= {_generator_key("cuda", rank): state for rank, state in enumerate(group.all_gather(own))}
-    elif torch.cuda.is_available() and group.size == 1:
-        states |= {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
-    return states
+    cpu = group.all_gather(torch.get_rng_state())
+    cuda: list[Tensor] = []
+    if group.size == 1:
+        cuda = torch.cuda.get_rng_state_all()
+    elif group.device.type == "cuda":
+        cuda = group.all_gather(torch.cuda.get_rng_state(group.device))
+    states = {_cpu_generator(rank): state for rank, state in enumerate(cpu)}
+    return states | {f"cuda:{index}": state for index, state in enumerate(cuda)}
 
 
-def _generator_key(kind: str, rank: int) -> str:
+def _cpu_generator(rank: int) -> str:
     """The key of a process's generator; the main process has the key of a run of one process."""
-    return f"{kind}:{rank}" if rank or kind == "cuda" else kind
+    return f"cpu:{rank}" if rank else "cpu"

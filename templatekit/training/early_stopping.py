@@ -20,12 +20,9 @@ def should_stop_early(lines: Iterable[MetricsLine], *, patience: int | None, min
     """
     if patience is None:
         return False
-    best = float("inf")
-    since = 0
-    for line in lines:
-        if "eval_loss" not in line:
-            continue
+    best, since = float("inf"), 0
+    for loss in (line["eval_loss"] for line in lines if "eval_loss" in line):
         since += 1
-        if line["eval_loss"] < best - min_delta:
-            best, since = line["eval_loss"], 0
+        if loss < best - min_delta:
+            best, since = loss, 0
     return since >= patience

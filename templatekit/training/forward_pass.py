@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -45,10 +45,10 @@ class ForwardPass:
     micro_batcher: MicroBatcher
     bf16: bool
     """Whether matrix products run in bf16."""
-    group: ProcessGroup = SINGLE_PROCESS
-    fusion: Fusion = field(default_factory=Fusion)
+    group: ProcessGroup
+    fusion: Fusion
     """The parts of the model that run in fewer passes over memory, with the same result."""
-    checkpointing: bool = False
+    checkpointing: bool
     """Whether the backward pass computes each layer's activations again."""
 
     @classmethod

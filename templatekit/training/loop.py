@@ -6,13 +6,18 @@ Each turn of the loop evaluates if due, saves a checkpoint if due, and makes one
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias
+from types import FrameType
+from typing import Any, TypeAlias, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -20,7 +25,7 @@ from transformers import PreTrainedModel
 from templatekit.cache import ColumnarExamples
 from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
-from templatekit.training.checkpoint import save_checkpoint
+from templatekit.training.checkpoint import load_best, resume_run, run_identity, save_checkpoint
 from templatekit.training.distributed import SINGLE_PROCESS, ProcessGroup
 from templatekit.training.dpo import HELD_OUT_REFERENCE, REFERENCE, DPOObjective, precompute_reference
 from templatekit.training.early_stopping import best_step, should_stop_early
@@ -29,17 +34,15 @@ from templatekit.training.kernels.memory import keep_freed_memory, limit_kernel_
 from templatekit.training.metrics import MetricsFile, MetricsLine
 from templatekit.training.objective import Objective, SupervisedObjective
 from templatekit.training.optimizer import make_optimizer
-from templatekit.training.resume import load_best, resume_run, run_identity
 from templatekit.training.sampler import BatchSampler, total_steps
 from templatekit.training.schedule import learning_rate
-from templatekit.training.signals import stop_requests
 from templatekit.training.step import evaluate, train_step
 from templatekit.types import TokenizedExample, TokenizedPair
 
 Items: TypeAlias = Sequence[TokenizedExample] | Sequence[TokenizedPair]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class TrainResult:
     """The result of the training loop."""
 
@@ -65,7 +68,7 @@ def train(
     folder: Path,
     fingerprints: Mapping[str, str] | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
-    report: Callable[[MetricsLine], None] = lambda line: None,
+    report: Callable[[MetricsLine], object] = lambda line: None,
     say: Callable[[str], None] = lambda line: None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> TrainResult:
@@ -99,12 +102,24 @@ def train(
         options, bf16=forward_pass.bf16, example_count=len(examples), fingerprints=fingerprints or {}
     )
     torch.manual_seed(options.seed + group.rank)
-    objective, examples, held_out = _make_objective(
-        forward_pass, options, examples, held_out, sampler, folder, identity, warn
-    )
+    objective: Objective[Any] = SupervisedObjective(forward_pass)
+    items, held_out_items = cast("Sequence[Any]", examples), cast("Sequence[Any]", held_out)
+    if options.method == "dpo":
+        objective = DPOObjective.of(forward_pass, options)
+        score = partial(precompute_reference, objective, identity=identity, warn=warn)
+        first_epoch = [sampler.indices(step) for step in range(sampler.steps_per_epoch)]
+        items = score(items, path=folder / REFERENCE, steps=first_epoch)
+        held_out_items = score(held_out_items, path=folder / HELD_OUT_REFERENCE) if held_out else []
     start = resume_run(folder, model, optimizer, identity, resume=options.resume, group=group, warn=warn)
+    save = partial(save_checkpoint, folder, model=model, optimizer=optimizer, identity=identity, group=group)
 
-    with closing(MetricsFile(folder, up_to_step=start, group=group)) as metrics, stop_requests() as stop:
+    with closing(MetricsFile(folder, up_to_step=start, group=group)) as metrics, _stop_requests() as stop:
+
+        def log(line: MetricsLine, started: float) -> None:
+            line = {**line, "seconds": time.perf_counter() - started}
+            metrics.write(line)
+            report(line)
+
         report({"step": start, "total_steps": total})
         for step in range(start, total + 1):  # `step` counts the steps that are done
             stopping = group.any(stop.is_set())
@@ -112,25 +127,15 @@ def train(
             if evaluate_now and metrics.eval_loss_at(step) is None:
                 started = time.perf_counter()
                 with _located(f"step {step}"):
-                    evaluation = evaluate(objective, held_out)
+                    evaluation = evaluate(objective, held_out_items)
                 means = {f"eval_{name}": value for name, value in evaluation.objective_metrics.items()}
-                line = {"step": step, "eval_loss": evaluation.loss, **means}
-                _log({**line, "seconds": time.perf_counter() - started}, metrics, report)
+                log({"step": step, "eval_loss": evaluation.loss, **means}, started)
             stopping = stopping or group.any(stop.is_set())
             stop_early = should_stop_early(metrics.lines, patience=options.patience, min_delta=options.min_delta)
             best = best_step(metrics.lines) if options.keep_best else None
             if step > start and (stopping or stop_early or step == best or _is_due(step, options.save_every, total)):
                 metrics.fsync()
-                save_checkpoint(
-                    folder,
-                    step=step,
-                    model=model,
-                    optimizer=optimizer,
-                    identity=identity,
-                    keep=options.keep_checkpoints,
-                    best=best,
-                    group=group,
-                )
+                save(step=step, best=best, keep=options.keep_checkpoints)
             if stopping:
                 raise KeyboardInterrupt(f"stopped and saved after step {step} of {total}; --resume goes on from it")
             if step == total or stop_early:
@@ -144,9 +149,8 @@ def train(
                 param_group["lr"] = rate
             model.train(True)
             with _located(f"step {step + 1}, learning_rate={rate:.3g}"):
-                trained = train_step(objective, optimizer, examples, sampler.indices(step), clip_norm=options.clip_norm)
-            line = {"step": step + 1, "learning_rate": rate, **trained.as_dict()}
-            _log({**line, "seconds": time.perf_counter() - started}, metrics, report)
+                trained = train_step(objective, optimizer, items, sampler.indices(step), clip_norm=options.clip_norm)
+            log({"step": step + 1, "learning_rate": rate, **trained.as_dict()}, started)
         model.train(False)
         if best is not None and best != step:
             best = load_best(folder, model, best, warn)
@@ -158,34 +162,6 @@ def train(
             best_step=None if best == step else best,
             stopped_early=step < total,
         )
-
-
-def _make_objective(
-    forward_pass: ForwardPass,
-    options: FinetuneOptions,
-    examples: Sequence[Any],
-    held_out: Sequence[Any],
-    sampler: BatchSampler,
-    folder: Path,
-    identity: Mapping[str, Any],
-    warn: Callable[[str], None],
-) -> tuple[Objective[Any], Sequence[Any], Sequence[Any]]:
-    """The objective, with the examples or pairs that it takes. DPO first scores all pairs with the untrained model."""
-    if options.method == "sft":
-        return SupervisedObjective(forward_pass), examples, held_out
-    objective = DPOObjective.of(forward_pass, options)
-    first_epoch = [sampler.indices(step) for step in range(sampler.steps_per_epoch)]
-    to_score: list[tuple[Sequence[Any], str, Sequence[Sequence[int]]]] = [
-        (examples, REFERENCE, first_epoch),
-        (held_out, HELD_OUT_REFERENCE, ()),
-    ]
-    scored = [
-        precompute_reference(objective, pairs, path=folder / name, identity=identity, warn=warn, steps=steps)
-        if pairs
-        else []
-        for pairs, name, steps in to_score
-    ]
-    return objective, scored[0], scored[1]
 
 
 def _check_lengths(examples: Items, held_out: Items, model: PreTrainedModel) -> None:
@@ -203,15 +179,9 @@ def _check_lengths(examples: Items, held_out: Items, model: PreTrainedModel) -> 
 def _rows_longer_than(items: Items, longest: float) -> list[int]:
     """The rows of the examples with more than `longest` input tokens."""
     if isinstance(items, ColumnarExamples):
-        found: list[int] = items.samples.rows[items.samples.lengths - 1 > longest].tolist()
-        return found
-    return [example.row for example in _answers(items) if len(example) - 1 > longest]
-
-
-def _answers(items: Items) -> Iterator[TokenizedExample]:
-    """The examples, or the chosen and rejected answer of each pair."""
-    for item in items:
-        yield from (item.chosen, item.rejected) if isinstance(item, TokenizedPair) else (item,)
+        return cast("list[int]", items.samples.rows[items.samples.lengths - 1 > longest].tolist())
+    answers = ((item.chosen, item.rejected) if isinstance(item, TokenizedPair) else (item,) for item in items)
+    return [example.row for example in chain.from_iterable(answers) if len(example) - 1 > longest]
 
 
 def _is_due(step: int, every: int | None, total: int, *, at_start: bool = False) -> bool:
@@ -228,6 +198,17 @@ def _located(where: str) -> Iterator[None]:
         raise RunError(f"{where}: {error}") from None
 
 
-def _log(line: MetricsLine, metrics: MetricsFile, report: Callable[[MetricsLine], None]) -> None:
-    metrics.write(line)
-    report(line)
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets. The next signal goes to the previous handler again."""
+    stop = threading.Event()
+    with ExitStack() as previous_handlers:
+
+        def request(number: int, frame: FrameType | None) -> None:
+            stop.set()
+            previous_handlers.close()
+
+        if threading.current_thread() is threading.main_thread():  # Python can set handlers there only
+            for number in (signal.SIGINT, signal.SIGTERM):
+                previous_handlers.callback(signal.signal, number, signal.signal(number, request))
+        yield stop

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from templatekit.cache.atomic_files import sync_path
 from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import RunError
 from templatekit.training.checkpoint import fsync_folder
@@ -41,7 +42,7 @@ def save_model(
     pad_id: int | None,
     stop_strings: Sequence[str] = (),
     dtype: torch.dtype,
-    extra: Callable[[Path], None] | None = None,
+    extra: Callable[[Path], object] | None = None,
 ) -> None:
     """Save the model in `folder`, which may hold other files. A killed process never leaves half a model there.
 
@@ -125,4 +126,4 @@ def _move(staging: Path, folder: Path) -> None:
             shutil.rmtree(target)
         path.replace(target)
     staging.rmdir()
-    fsync_folder(folder, deep=False)
+    sync_path(folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -40,8 +40,9 @@ class StepMetrics:
 
     def as_dict(self) -> dict[str, float]:
         """The metrics by their names in `metrics.jsonl`."""
-        names = ("loss", "grad_norm", "tokens", "computed_tokens", "padded_tokens", "target_tokens")
-        return {**{name: getattr(self, name) for name in names}, **self.objective_metrics}
+        values = asdict(self)
+        means = values.pop("objective_metrics")
+        return {**values, **means}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,15 +96,7 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     mean_loss, counts, means = sums.means(group, total_weight)
-    return StepMetrics(
-        loss=mean_loss,
-        grad_norm=float(norm),
-        tokens=counts[0],
-        computed_tokens=counts[1],
-        padded_tokens=counts[2],
-        target_tokens=counts[3],
-        objective_metrics=means,
-    )
+    return StepMetrics(loss=mean_loss, grad_norm=float(norm), objective_metrics=means, **counts)
 
 
 def evaluate(objective: Objective[Item], items: Sequence[Item]) -> EvaluationMetrics:
@@ -131,24 +124,22 @@ class _MetricSums:
 
     def __init__(self) -> None:
         self.loss = self.total_weight = 0.0
-        self.counts = [0, 0, 0, 0]
+        self.counts = dict.fromkeys(("tokens", "computed_tokens", "padded_tokens", "target_tokens"), 0)
         self.more: dict[str, float] = {}
 
     def add(self, batch: Batch, loss: Tensor, more: Mapping[str, Tensor]) -> None:
         self.loss += float(loss.detach())
         self.total_weight += batch.total_weight
-        counts = (batch.tokens, batch.computed_tokens, batch.padded_tokens, batch.target_tokens)
-        for index, count in enumerate(counts):
-            self.counts[index] += count
+        for name in self.counts:
+            self.counts[name] += getattr(batch, name)
         for name, value in more.items():
             self.more[name] = self.more.get(name, 0.0) + float(value)
 
-    def means(self, group: ProcessGroup, total_weight: float) -> tuple[float, list[int], dict[str, float]]:
+    def means(self, group: ProcessGroup, total_weight: float) -> tuple[float, dict[str, int], dict[str, float]]:
         """The mean loss, the token counts and the other means, over all processes."""
-        loss, *rest = group.sum([self.loss, *self.counts, *self.more.values()])
-        size = len(self.counts)
-        counts = [int(count) for count in rest[:size]]
-        means = {name: value / total_weight for name, value in zip(self.more, rest[size:], strict=True)}
+        loss, *rest = group.sum([self.loss, *self.counts.values(), *self.more.values()])
+        counts = {name: int(count) for name, count in zip(self.counts, rest, strict=False)}
+        means = {name: value / total_weight for name, value in zip(self.more, rest[len(counts) :], strict=True)}
         return loss / total_weight, counts, means
 
 
