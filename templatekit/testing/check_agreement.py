@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, get_args
 
@@ -15,7 +16,7 @@ from templatekit.testing.exemptions import no_template, not_prefix_stable, one_t
 from templatekit.testing.inputs import OddRoles, checked_conversations, checked_records, odd_roles
 from templatekit.testing.subject import Subject
 from templatekit.tokens.tokenizer import SPECIAL_TOKEN_KEYS, Tokenizer
-from templatekit.types import Message
+from templatekit.types import Message, Sample
 
 
 @check(25, given=checked_records)
@@ -168,14 +169,10 @@ def cut_samples_keep_a_label(checked: CheckedRecord) -> str | None:
     for length in sorted({max(1, count - 1), max(1, count // 2), max(1, prompt)} - {count}):
         for policy in POLICIES:
             pipeline = checked.subject.new_pipeline(max_length=length, truncation=policy, on_error="skip")
-            try:
-                samples = [
-                    CheckedSample(subject=checked.subject, sample=sample, pipeline=checked.pipeline)
-                    for sample in pipeline.run([checked.record])
-                ]
-            except (ConfigError, RecordError):
-                samples = []
-            for sample in samples:
+            samples: list[Sample] = []
+            with suppress(ConfigError, RecordError):
+                samples = list(pipeline.run([checked.record]))
+            for sample in (CheckedSample(subject=checked.subject, sample=each, pipeline=pipeline) for each in samples):
                 holds(len(sample.tokenized) <= length, f"longer than max_length={length} ({policy})", sample)
                 holds(sample.tokenized.trained_tokens, f"no label is left (truncation={policy})", sample)
                 for run in _trained_texts(sample):

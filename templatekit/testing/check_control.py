@@ -24,13 +24,11 @@ def bos_comes_first_or_never(checked: CheckedRecord) -> None:
     bos = checked.subject.tokenizer.id_of(tokens.bos)
     for sample in checked.samples:
         positions = [index for index, id in enumerate(sample.tokenized.input_ids) if id == bos]
+        what = f"the positions of {tokens.bos}"
         if "bos_token" in template.variables:
-            holds(
-                positions in ([], [0]), f"the positions of {tokens.bos}", sample, expected="[0] or []", found=positions
-            )
+            holds(positions in ([], [0]), what, sample, expected="[0] or []", found=positions)
         else:
-            expected = [0] if template.kind == "instruction" and tokens.adds_bos else []
-            equal(positions, expected, f"the positions of {tokens.bos}", sample)
+            equal(positions, [0] if template.kind == "instruction" and tokens.adds_bos else [], what, sample)
 
 
 @check(21, given=checked_records)

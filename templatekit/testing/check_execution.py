@@ -43,11 +43,8 @@ def bad_records_are_refused_by_name(malformed: MalformedRecord) -> None:
     except RecordError as error:
         holds(error.field, f"the refusal names no field: {error}", hint="raise RecordError(…, field=…)")
         holds(error.reason.isidentifier(), f"the reason is no short code: {error.reason!r}")
-        holds(
-            len(str(error)) < 2_000,
-            f"the refusal is {len(str(error))} characters long",
-            hint="shorten the quoted values",
-        )
+        length = len(str(error))
+        holds(length < 2_000, f"the refusal is {length} characters long", hint="shorten the quoted values")
     except Exception as error:  # a plugin's code may raise anything
         raise Violation(
             "the adapter raised an exception of Python's own",
@@ -79,9 +76,8 @@ def equal_records_give_equal_ids(checked: CheckedRecord) -> None:
 
     with patch("templatekit.formats.template.datetime", _Clock1999), ThreadPoolExecutor(1) as thread:
         second = thread.submit(render_again).result()
-    equal(
-        [text for text, _, _ in second], [text for text, _, _ in first], "rendered again, the record gives another text"
-    )
+    texts, first_texts = ([text for text, _, _ in results] for results in (second, first))
+    equal(texts, first_texts, "rendered again, the record gives another text")
     equal(second, first, "encoded again, the record gives other ids or weights")
 
 
@@ -127,14 +123,11 @@ def labels_agree(sample: CheckedSample) -> None:
     size = sample.subject.tokenizer.vocabulary_size
     outside = [id for id in tokenized.input_ids if not 0 <= id < size]
     holds(not outside, f"ids outside of the vocabulary of {size}", sample, found=outside)
-    wrong = [
-        at
-        for at, (label, id) in enumerate(zip(tokenized.labels, tokenized.input_ids, strict=True))
-        if label not in (IGNORE_INDEX, id)
-    ]
+    pairs = enumerate(zip(tokenized.labels, tokenized.input_ids, strict=True))
+    wrong = [index for index, (label, id) in pairs if label not in (IGNORE_INDEX, id)]
     holds(not wrong, "labels that are neither the id nor ignored", sample, found=wrong)
-    trained = sum(1 for weight in tokenized.loss_weights if weight)
-    equal(sum(label != IGNORE_INDEX for label in tokenized.labels), trained, "labels and weights disagree", sample)
+    trained = sum(label != IGNORE_INDEX for label in tokenized.labels)
+    equal(trained, tokenized.trained_tokens, "labels and weights disagree", sample)
 
 
 @check(5, 6, given=record_lists)

@@ -83,9 +83,7 @@ def _marker_length(sample: CheckedSample, turn: int, literal: str) -> int:
         opening = re.match(f"(?:{pattern.pattern})*", _literal_at(followed, 0))
         openers = set(pattern.findall(opening[0])) if opening else set()
         opened = min((match.start() for match in found if match[0] in openers), default=len(literal))
-        found = [
-            match for match in found if match.end() <= opened and literal_between.startswith(literal[: match.end()])
-        ]
+        found = [m for m in found if m.end() <= opened and literal_between.startswith(literal[: m.end()])]
     return found[-1].end() if found else 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +12,7 @@ from templatekit.hooks.contracts import Adapter
 from templatekit.testing.checked_record import CheckedRecord, NoSampleError, SkipInput
 from templatekit.testing.records import TextLocation, paths_of, with_value, with_values
 from templatekit.testing.subject import Subject
-from templatekit.testing.texts import JSON_VALUES, MARKERS, WHITESPACE, control_strings, markers_of, plain_text
+from templatekit.testing.texts import JSON_VALUES, MARKERS, WHITESPACE, control_strings, markers_of
 from templatekit.types import Example, Message, Record, TrainOn
 
 TRAIN_ON: tuple[TrainOn, ...] = ("response", "content", "last", "all")
@@ -23,7 +22,7 @@ def checked_records(subject: Subject) -> st.SearchStrategy[CheckedRecord]:
     """A record of adversarial or plain texts, with one of the options `train_on`."""
     return st.builds(
         lambda record, train_on: CheckedRecord(subject, record, train_on=train_on),
-        subject.records(subject.texts()) | subject.records(plain_text()),
+        subject.records(subject.texts()) | subject.plain_records,
         st.sampled_from(TRAIN_ON),
     )
 
@@ -48,76 +47,49 @@ class RecordPair:
         return self.changed.record
 
 
-Replacements = list[tuple[TextLocation, str]]
-ChooseReplacements = Callable[[list[TextLocation]], Replacements]
-"""Chooses which of a record's texts to replace, and by which texts."""
-
-
-def _record_pairs(
-    subject: Subject, replacements: st.SearchStrategy[ChooseReplacements]
-) -> st.SearchStrategy[RecordPair]:
-    def make_pair(record: Record, choose: ChooseReplacements) -> RecordPair:
-        chosen = choose(subject.text_locations(record))
-        changed = with_values(record, ((location.path, text) for location, text in chosen))
-        return RecordPair(
-            original=CheckedRecord(subject, record), changed=CheckedRecord(subject, changed), replaced=bool(chosen)
-        )
-
-    return st.builds(make_pair, subject.records(plain_text()), replacements)
-
-
-def control_strings_in_a_text(subject: Subject) -> st.SearchStrategy[RecordPair]:
-    """One text is replaced by a text with control strings."""
-    control = subject.tokenizer.control_tokens
-
-    def replace_one(number: int, fragments: list[str]) -> ChooseReplacements:
-        def choose(locations: list[TextLocation]) -> Replacements:
-            if not locations:
-                return []
-            location = locations[number % len(locations)]
-            if location.role == "assistant":  # an answer may use added tokens that are not flagged special
-                allowed = [text for text in fragments if text not in control or control[text].special]
-            else:
-                allowed = fragments
-            return [(location, f"a{''.join(allowed)}b")]
-
-        return choose
-
-    fragments = st.lists(st.sampled_from([*control_strings(subject.tokenizer), " ", "\n", "a"]), min_size=1, max_size=5)
-    return _record_pairs(subject, st.builds(replace_one, st.integers(0, 11), fragments))
-
-
-def halves_in_all_texts(subject: Subject) -> st.SearchStrategy[RecordPair]:
-    """Every text starts with the second half of a control string and ends with its first half."""
-    control = [text for text in control_strings(subject.tokenizer) if len(text) > 1]
-
-    def replace_all(text: str, share: float) -> ChooseReplacements:
-        middle = 1 + int(share * (len(text) - 2))
-        return lambda locations: [(location, f"{text[middle:]}x{text[:middle]}") for location in locations]
-
-    return _record_pairs(subject, st.builds(replace_all, st.sampled_from(control), st.floats(0, 1)))
-
-
-def markers_in_a_text(subject: Subject) -> st.SearchStrategy[RecordPair]:
-    """One text that is no answer is replaced by a text with the template's own markers."""
-    markers = markers_of(subject.template) or list(MARKERS)
-
-    def replace_one(number: int, chosen: list[str], edge: str) -> ChooseReplacements:
-        text = f"x{edge}{''.join(chosen)}{edge}y"
-
-        def choose(locations: list[TextLocation]) -> Replacements:
-            untrained = [location for location in locations if location.role != "assistant"]
-            return [(untrained[number % len(untrained)], text)] if untrained else []
-
-        return choose
-
-    replacements = st.builds(
-        replace_one,
-        st.integers(0, 11),
-        st.lists(st.sampled_from(markers), min_size=1, max_size=3),
-        st.sampled_from(["", *WHITESPACE]),
+def _record_pair(subject: Subject, record: Record, replacements: list[tuple[TextLocation, str]]) -> RecordPair:
+    changed = with_values(record, ((location.path, text) for location, text in replacements))
+    return RecordPair(
+        original=CheckedRecord(subject, record), changed=CheckedRecord(subject, changed), replaced=bool(replacements)
     )
-    return _record_pairs(subject, replacements)
+
+
+@st.composite
+def control_strings_in_a_text(draw: st.DrawFn, subject: Subject) -> RecordPair:
+    """One text is replaced by a text with control strings."""
+    record = draw(subject.plain_records)
+    locations = subject.text_locations(record)
+    if not locations:
+        return _record_pair(subject, record, [])
+    location, control = draw(st.sampled_from(locations)), subject.tokenizer.control_tokens
+    fragments = [*control_strings(subject.tokenizer), " ", "\n", "a"]
+    if location.role == "assistant":  # an answer may use added tokens that are not flagged special
+        fragments = [text for text in fragments if text not in control or control[text].special]
+    chosen = draw(st.lists(st.sampled_from(fragments), min_size=1, max_size=5))
+    return _record_pair(subject, record, [(location, f"a{''.join(chosen)}b")])
+
+
+@st.composite
+def halves_in_all_texts(draw: st.DrawFn, subject: Subject) -> RecordPair:
+    """Every text starts with the second half of a control string and ends with its first half."""
+    record = draw(subject.plain_records)
+    control = draw(st.sampled_from([text for text in control_strings(subject.tokenizer) if len(text) > 1]))
+    middle = draw(st.integers(1, len(control) - 1))
+    text = f"{control[middle:]}x{control[:middle]}"
+    return _record_pair(subject, record, [(location, text) for location in subject.text_locations(record)])
+
+
+@st.composite
+def markers_in_a_text(draw: st.DrawFn, subject: Subject) -> RecordPair:
+    """One text that is no answer is replaced by a text with the template's own markers."""
+    record = draw(subject.plain_records)
+    untrained = [location for location in subject.text_locations(record) if location.role != "assistant"]
+    if not untrained:
+        return _record_pair(subject, record, [])
+    markers = st.sampled_from(markers_of(subject.template) or MARKERS)
+    chosen = draw(st.lists(markers, min_size=1, max_size=3))
+    edge = draw(st.sampled_from(["", *WHITESPACE]))
+    return _record_pair(subject, record, [(draw(st.sampled_from(untrained)), f"x{edge}{''.join(chosen)}{edge}y")])
 
 
 @dataclass(frozen=True, kw_only=True)

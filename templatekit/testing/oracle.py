@@ -177,16 +177,11 @@ def expected_decoding(tokenizer: Tokenizer, rendered: RenderedText, end: int, cu
             fragment = fragment.replace(BLANK, " ")
         if fragment and adds_prefix:
             scheme = metaspace["prepend_scheme"] if metaspace else "always"
-            prefixed = scheme == "always" or (scheme == "first" and start == 0)
-            # The decoder strips the first blank of the text.
-            if (
-                prefixed
-                and (start == 0 or follows_control_token(start))
-                and not (metaspace and fragment.startswith(" "))
-            ):
+            prefixed = (start == 0 and scheme != "never") or (scheme == "always" and follows_control_token(start))
+            if prefixed and not (metaspace and fragment.startswith(" ")):
                 fragment = " " + fragment
         fragments.append(fragment)
-    text = "".join(fragments)
+    text = "".join(fragments)  # the decoder strips its first blank
     return text[1:] if adds_prefix and text.startswith(" ") else text
 
 

@@ -30,7 +30,7 @@ from templatekit.testing.records import (
     short_example,
     text_locations,
 )
-from templatekit.testing.texts import adversarial_text
+from templatekit.testing.texts import adversarial_text, plain_text
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.types import Example, Message, Record
 
@@ -161,6 +161,11 @@ class Subject:
     def records(self, text: Text, *, min_turns: int = 1) -> st.SearchStrategy[Record]:
         """A strategy for records with texts drawn from `text`."""
         return records_of(self.adapter, self.shape, text, self.scope, min_turns=min_turns)
+
+    @cached_property
+    def plain_records(self) -> st.SearchStrategy[Record]:
+        """Records with plain texts."""
+        return self.records(plain_text())
 
     def text_locations(self, record: Record) -> list[TextLocation]:
         """The locations of the texts in a record."""
