@@ -9,11 +9,11 @@ records ──row_stream──▶ AuditedRow   ──Rule.check_row────�
 | --- | --- |
 | `run` | `audit`, which runs all of this |
 | `rule`, `rules` | a rule, and the list of all rules |
-| `rules_content`, `rules_text`, `rules_training`, `rules_template` | the functions of the rules, by subject |
+| `rules_content`, `rules_text`, `rules_training` | the functions of the rules, by subject |
 | `rows`, `context` | the input of rules: a row with its samples; the facts that are the same for every row |
 | `row_stream`, `batches`, `other_dataset`, `round_trip` | read the rows and gather the facts about each |
 | `template_markers` | the texts that the template writes around fields |
-| `findings`, `lengths`, `excerpts` | count occurrences and lengths in bounded memory; cut out the example |
+| `findings`, `excerpts` | count occurrences and lengths in bounded memory; cut out the example |
 | `report`, `text_report`, `html_report` | the result, as JSON, for a terminal, and as a page |
 """
 

@@ -74,14 +74,11 @@ def continued_in_next(samples: Sequence[Sample]) -> list[bool]:
     ]
 
 
-def text_keys(samples: Iterable[Sample]) -> list[int]:
-    """The hash of each text."""
-    return [text_key(sample.rendered.text) for sample in samples]
-
-
-def prompt_keys(samples: Iterable[Sample]) -> list[int]:
-    """The hash of each text up to its last answer."""
-    return [text_key(sample.rendered.text[: _last_answer_start(sample.rendered)]) for sample in samples]
+def text_and_prompt_keys(samples: Iterable[Sample]) -> tuple[list[int], list[int]]:
+    """The hash of each text, and the hash of each text up to its last answer."""
+    all_rendered = [sample.rendered for sample in samples]
+    texts = [text_key(rendered.text) for rendered in all_rendered]
+    return texts, [text_key(rendered.text[: _last_answer_start(rendered)]) for rendered in all_rendered]
 
 
 def _last_answer_start(rendered: RenderedText) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from templatekit.audit.batches import BatchErrors, continued_in_next, prompt_keys, row_batches, text_keys
+from templatekit.audit.batches import BatchErrors, continued_in_next, row_batches, text_and_prompt_keys
 from templatekit.audit.report import ComparedDataset
 from templatekit.audit.rows import MatchingRow
 from templatekit.errors import ConfigError
@@ -41,8 +41,9 @@ class OtherDataset:
     def _add(self, samples: Sequence[Sample]) -> None:
         longest = [s for s, continued in zip(samples, continued_in_next(samples), strict=True) if not continued]
         rows = [sample.rendered.row for sample in longest]
-        self._texts.add(text_keys(longest), rows)
-        self._prompts.add(prompt_keys(longest), rows)
+        texts, prompts = text_and_prompt_keys(longest)
+        self._texts.add(texts, rows)
+        self._prompts.add(prompts, rows)
         if self._near is not None:
             indices = range(len(self._near_rows), len(self._near_rows) + len(rows))
             self._near.store(_conversation_texts(longest), list(indices))

@@ -50,23 +50,19 @@ class Excerpt:
         trained = here = False
         if self.cut_left:
             yield ExcerptSegment("…", "ellipsis")
-        for run in self.runs:
-            if here and not run.here:
+        for run in (*self.runs, None):
+            was_here, here = here, run is not None and run.here
+            was_trained = trained
+            if run is None or run.text:  # a run without text continues the one before it
+                trained = run is not None and run.trained
+            if was_here and not here:
                 yield ExcerptSegment("◀", "marked")
-            if trained and not run.trained and run.text:
-                yield ExcerptSegment("⟧", "trained")
-            if run.text:
-                if run.trained and not trained:
-                    yield ExcerptSegment("⟦", "trained")
-                trained = run.trained
-            if run.here and not here:
+            if trained != was_trained:
+                yield ExcerptSegment("⟦" if trained else "⟧", "trained")
+            if here and not was_here:
                 yield ExcerptSegment("▶", "marked")
-            here = run.here
-            yield ExcerptSegment(run.text, "trained" if run.trained else run.kind)
-        if here:
-            yield ExcerptSegment("◀", "marked")
-        if trained:
-            yield ExcerptSegment("⟧", "trained")
+            if run is not None:
+                yield ExcerptSegment(run.text, "trained" if run.trained else run.kind)
         if self.cut_right:
             yield ExcerptSegment("…", "ellipsis")
 

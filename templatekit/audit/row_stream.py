@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import compress, count
 
-from templatekit.audit.batches import BatchErrors, continued_in_next, prompt_keys, row_batches, text_keys
+from templatekit.audit.batches import BatchErrors, continued_in_next, row_batches, text_and_prompt_keys
 from templatekit.audit.other_dataset import OtherDataset
 from templatekit.audit.round_trip import RoundTrip
 from templatekit.audit.rows import AuditedRow, AuditedSample, EncodingDifference, MatchingRow
@@ -83,7 +83,7 @@ class RowStream:
         longest = [index for index, sample in enumerate(audited) if not sample.continued]
         compared = [samples[index] for index in longest]
         rows = [sample.rendered.row for sample in compared]
-        texts, prompts = text_keys(compared), prompt_keys(compared)
+        texts, prompts = text_and_prompt_keys(compared)
         earlier = zip(self._texts.add(texts, rows), self._prompts.add(prompts, rows), strict=True)
         for index, (text, prompt) in zip(longest, earlier, strict=True):
             audited[index] = replace(audited[index], same_text=text, same_prompt=prompt if text is None else None)

@@ -2,198 +2,176 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import partial
 
-from templatekit.audit import rules_content, rules_template, rules_text, rules_training
-from templatekit.audit.rule import Rule
-from templatekit.errors import UnknownNameError
+from templatekit.audit import rules_content, rules_text, rules_training
+from templatekit.audit.rule import LEVELS, Rule
+
+_error, _warning, _note = (partial(Rule, level=level) for level in LEVELS)
 
 RULES: tuple[Rule, ...] = (
-    Rule(
+    _error(
         code="unusable",
-        level="error",
         title="rows that cannot be used",
         help="The adapter or the template refuses these rows, so that no one trains on them: mend the data, or drop "
         "them knowingly with --on-error skip.",
         check_row=rules_content.unusable,
     ),
-    Rule(
+    _error(
         code="nothing-trained",
-        level="error",
         title="nothing is trained",
         help="No token of these rows has a loss weight, so they cost time and teach nothing: drop them, or check their "
         "roles, their weights and --train-on.",
         check_row=rules_training.nothing_trained,
     ),
-    Rule(
+    _error(
         code="end-untrained",
-        level="error",
         title="the end marker is not trained",
         help="A model trained on these answers does not learn to stop: let the template write a special token or a "
         "stop text after the answer, inside its generation block if it has one.",
         requires=("tokenizer",),
         check_row=rules_training.end_marker_untrained,
     ),
-    Rule(
+    _error(
         code="shared-rows",
-        level="error",
         title="rows that another data set contains too",
         help="A score measured on the other data set is partly memory: remove these rows from one of the two.",
         requires=("against",),
         check_row=rules_content.shared_rows,
     ),
-    Rule(
+    _warning(
         code="nearly-shared-rows",
-        level="warning",
         title="rows that are similar to rows of another data set",
         help="These rows differ from rows of the other data set by a few words, so a score measured there is partly "
         "memory: look at them, and remove those that say the same from one of the two.",
         requires=("against", "shared"),
         check_row=rules_content.nearly_shared_rows,
     ),
-    Rule(
+    _warning(
         code="shared-prompts",
-        level="warning",
         title="prompts that another data set contains too, with another answer",
         help="The other data set asks what is trained here: remove these rows from one of the two, unless several "
         "answers to one prompt are intended.",
         requires=("against",),
         check_row=rules_content.shared_prompts,
     ),
-    Rule(
+    _warning(
         code="too-long",
-        level="warning",
         title="longer than --max-length",
         help="These rows are dropped, or shortened if --truncation says so: raise --max-length, or split them.",
         requires=("tokenizer", "max_length"),
         check_row=rules_training.too_long,
     ),
-    Rule(
+    _warning(
         code="end-cut-off",
-        level="warning",
         title="a cut at --max-length would remove the end marker",
         help="A trainer that cuts there teaches these answers without their end: drop such rows, as --truncation drop "
         "does, raise --max-length, or accept it (--truncation response).",
         requires=("tokenizer", "max_length"),
         check_row=rules_training.end_cut_off,
     ),
-    Rule(
+    _warning(
         code="stop-token",
-        level="warning",
         title="no server would stop at the end marker",
         help="The model learns to end with a token at which generation does not stop: add its id to eos_token_id in "
         "generation_config.json (templatekit finetune does).",
         requires=("tokenizer",),
-        check_template=rules_template.stop_token,
+        check_template=rules_training.stop_token,
     ),
-    Rule(
+    _warning(
         code="end-not-special",
-        level="warning",
         title="the end marker is no special token",
         help="Servers have to search the answer for a stop text, and the same characters in data end it too: use the "
         "tokenizer that belongs to the template, or add the token to it.",
         requires=("tokenizer",),
-        check_template=rules_template.end_marker_not_special,
+        check_template=rules_training.end_marker_not_special,
     ),
-    Rule(
+    _warning(
         code="control-text",
-        level="warning",
         title="control strings in data",
         help="templatekit encodes them as plain text, but other trainers, and servers that receive such text, treat "
         "them as the template's own: remove or rewrite them, unless the data is about them.",
         requires=("tokenizer",),
         check_row=rules_text.control_text,
     ),
-    Rule(
+    _warning(
         code="template-markers",
-        level="warning",
         title="the template's own markers in data",
         help="No label changes, but the model sees a turn start where there is none, and often such rows are two "
         "records that were merged by mistake: look at them, and split or drop them.",
         check_row=rules_text.template_markers,
     ),
-    Rule(
+    _warning(
         code="text-changed",
-        level="warning",
         title="the template changes a text, or leaves it out",
         help="The trained text is not that of the data: check whether the template does this on purpose (dropping old "
         "reasoning), and choose another one if not.",
         check_row=rules_text.text_changed,
     ),
-    Rule(
+    _warning(
         code="empty-answer",
-        level="warning",
         title="empty answers",
         help="The model learns to say nothing and stop: drop these rows, or fill in the answers.",
         check_row=rules_content.empty_answer,
     ),
-    Rule(
+    _warning(
         code="empty-prompt",
-        level="warning",
         title="empty user messages",
         help="The model learns to answer without having been asked: drop these rows, or check whether a column has the "
         "wrong name (--columns).",
         check_row=rules_content.empty_prompt,
     ),
-    Rule(
+    _warning(
         code="placeholder",
-        level="warning",
         title="placeholders where text should be",
         help="The model learns to read and write them: name those that mean no input (--empty-context '<noinput>'), "
         "and drop rows whose answer is one.",
         check_row=rules_content.placeholder,
     ),
-    Rule(
+    _warning(
         code="duplicate-rows",
-        level="warning",
         title="duplicate rows",
         help="These rows have the same text as an earlier row, so that they count twice: keep one of each.",
         check_row=rules_content.duplicate_rows,
     ),
-    Rule(
+    _warning(
         code="encoding",
-        level="warning",
         title="encoding oddities in data",
         help="Control characters, replacement characters, byte order marks, lone carriage returns and text decoded "
         "wrongly are trained as they are: repair the data at its source.",
         check_row=rules_text.encoding_oddities,
     ),
-    Rule(
+    _note(
         code="same-prompt",
-        level="note",
         title="one prompt, several answers",
         help="An earlier row has the same text up to the last answer: fine if several answers are intended, else a "
         "contradiction to resolve.",
         check_row=rules_content.same_prompt,
     ),
-    Rule(
+    _note(
         code="text-trimmed",
-        level="note",
         title="whitespace at a text's edges is dropped",
         help="The template strips these texts, so that an indented first line loses its indentation: choose another "
         "template if the whitespace matters.",
         check_row=rules_text.text_trimmed,
     ),
-    Rule(
+    _note(
         code="text-normalized",
-        level="note",
         title="encoding and decoding changes a text",
         help="Normalisation (NFC, U+2581 for a space) or an unknown token changes these texts, and the model can only "
         "learn the changed ones: normalise the data the same way, or accept it.",
         requires=("tokenizer",),
         check_row=rules_text.text_normalized,
     ),
-    Rule(
+    _note(
         code="turn-dependent",
-        level="note",
         title="earlier turns render differently when they are last",
         help="The template drops old reasoning, or ends the last turn in another way, so that each of these records is "
         "trained in several samples, every turn as in serving: expect more tokens than the records contain.",
         check_row=rules_training.turn_dependent,
     ),
-    Rule(
+    _note(
         code="unstable-boundary",
-        level="note",
         title="encoding the whole text gives other ids",
         help="Where prompt and answer are encoded as one text, as some trainers and --boundary joint do, tokens merge "
         "across the edge and training sees other ids than serving: keep the default, --boundary cut.",
@@ -201,46 +179,33 @@ RULES: tuple[Rule, ...] = (
         check_row=rules_training.unstable_boundary,
         explain=rules_training.explain_boundary,
     ),
-    Rule(
+    _note(
         code="control-acts",
-        level="note",
         title="control strings in data that act",
         help="Added tokens that are not flagged special (<think>) act in an assistant's text, as reasoning data needs "
         "them to, and with --control-tokens everywhere every control string acts: check that this is intended.",
         requires=("tokenizer",),
         check_row=rules_text.control_that_acts,
     ),
-    Rule(
+    _note(
         code="trailing-text",
-        level="note",
         title="the template continues after the last end marker",
         help="Its text ends with more than the answer, often with a prompt for the next one that no one asked for: "
         "these tokens cost time in every row and teach nothing; repair the template if it is yours.",
-        check_template=rules_template.trailing_text,
+        check_template=rules_training.trailing_text,
     ),
-    Rule(
+    _note(
         code="left-out",
-        level="note",
         title="rows that the options leave out",
         help="A condition (--filter) or a repeat (--dedup) takes these rows out of the set, as it would in training: "
         "check that they are the right ones.",
         check_row=rules_content.excluded,
     ),
-    Rule(
+    _note(
         code="unread-keys",
-        level="note",
         title="keys that are not read",
         help="The adapter does not look at these keys of the records: rename them with --columns where they hold text "
         "that should be trained.",
         check_row=rules_content.unread_keys,
     ),
 )
-
-
-def rules_without(codes: Iterable[str]) -> tuple[Rule, ...]:
-    """All rules except those with the given codes; raises `UnknownNameError` for an unknown code."""
-    ignored = set(codes)
-    known = [rule.code for rule in RULES]
-    for code in sorted(ignored.difference(known)):
-        raise UnknownNameError("audit rule", code, known)
-    return tuple(rule for rule in RULES if rule.code not in ignored)

@@ -161,13 +161,9 @@ def text_normalized(row: AuditedRow, context: AuditContext) -> Iterator[Occurren
             same = next((i for i, (a, b) in enumerate(zip(text, decoded, strict=False)) if a != b), 0)
             position = max(start, sample.rendered.text.find(text[same : same + 1], start + same, end))
             before, after = _code_points(text[same : same + 3]), _code_points(decoded[same : same + 3])
-            yield Occurrence(
-                kind=f"{sample.example.messages[difference.message].role} {difference.field}",
-                detail=f"{before} comes back as {after}",
-                sample=sample,
-                start=position,
-                end=position + 1,
-            )
+            kind = f"{sample.example.messages[difference.message].role} {difference.field}"
+            detail = f"{before} comes back as {after}"
+            yield Occurrence(kind=kind, detail=detail, sample=sample, start=position, end=position + 1)
 
 
 def _code_points(text: str) -> str:

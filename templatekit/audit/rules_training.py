@@ -1,4 +1,4 @@
-"""Rules about trained tokens: none at all, no end marker, too many, or other ids than in serving."""
+"""Rules about training and serving: trained tokens, lengths, end markers, and the ids that servers see."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from templatekit.audit.rows import AuditedRow, AuditedSample
 from templatekit.audit.rule import Occurrence
 from templatekit.errors import NOTHING_TRAINED, shorten
 from templatekit.formats.end_markers import EndMarkers
-from templatekit.tokens.tokenizer import Tokenizer
+from templatekit.tokens.tokenizer import ControlToken, Tokenizer
 from templatekit.types import TargetSpan
 
 
@@ -93,13 +93,8 @@ def end_cut_off(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]:
             kind = "a trainer that cuts would take it"
         else:
             continue
-        yield Occurrence(
-            kind=kind,
-            detail=f"the last trained token is number {sample.trained_range[1] + 1:,} of {sample.length:,}",
-            sample=sample,
-            start=end,
-            end=end,
-        )
+        detail = f"the last trained token is number {sample.trained_range[1] + 1:,} of {sample.length:,}"
+        yield Occurrence(kind=kind, detail=detail, sample=sample, start=end, end=end)
 
 
 def unstable_boundary(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]:
@@ -126,3 +121,44 @@ def explain_boundary(occurrence: Occurrence, context: AuditContext) -> Occurrenc
 
 def _tokens(tokenizer: Tokenizer, ids: tuple[int, ...]) -> str:
     return " ".join(shorten(tokenizer.decode([id]), 30) for id in ids)
+
+
+def stop_token(context: AuditContext) -> Iterator[Occurrence]:
+    """An end marker at which a server would not stop."""
+    token = _special_token(context)
+    if token is None or context.stop_tokens is None or token.id in context.stop_tokens.ids:
+        return
+    yield Occurrence(
+        detail=f"answers end with {token.text} ({token.id}); {context.stop_tokens.source} stops at "
+        f"{', '.join(_token_with_id(context, id) for id in context.stop_tokens.ids) or 'no token'}"
+    )
+
+
+def end_marker_not_special(context: AuditContext) -> Iterator[Occurrence]:
+    """An end marker that is no special token of the tokenizer."""
+    if context.tokenizer is None or not context.end_marker.strip() or _special_token(context) is not None:
+        return
+    ids = context.tokenizer.backend(control=True, prefix=False).encode(context.end_marker, add_special_tokens=False).ids
+    tokens = " ".join(repr(context.tokenizer.decode([id])) for id in ids)
+    yield Occurrence(detail=f"answers end with {context.end_marker!r}, in ordinary tokens: {tokens}")
+
+
+def trailing_text(context: AuditContext) -> Iterator[Occurrence]:
+    """Text that the template writes after the last end marker."""
+    if context.trailing.strip():
+        yield Occurrence(detail=f"after the end marker the template writes {context.trailing!r}")
+
+
+def _special_token(context: AuditContext) -> ControlToken | None:
+    """The last special token in the end marker: a server has to stop at it."""
+    if context.tokenizer is None:
+        return None
+    special = [token for token in context.tokenizer.control_tokens.values() if token.special]
+    inside = [token for token in special if token.text in context.end_marker]
+    ends = {token.text: context.end_marker.rindex(token.text) + len(token.text) for token in inside}
+    return max(inside, key=lambda token: (ends[token.text], len(token.text)), default=None)
+
+
+def _token_with_id(context: AuditContext, id: int) -> str:
+    assert context.tokenizer is not None
+    return f"{context.tokenizer.decode([id])} ({id})"

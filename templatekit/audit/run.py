@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from templatekit.audit.context import audit_context
-from templatekit.audit.findings import FindingCounter
-from templatekit.audit.lengths import LengthCounter
+from templatekit.audit.findings import FindingCounter, LengthCounter
 from templatekit.audit.report import Report
 from templatekit.audit.row_stream import RowStream
 from templatekit.audit.rule import LEVELS, Requirement, Rule
-from templatekit.audit.rules import rules_without
+from templatekit.audit.rules import RULES
 from templatekit.config.data_options import DataOptions, parse_dedup
-from templatekit.errors import NOTHING_TRAINED, ConfigError, RecordError
+from templatekit.errors import NOTHING_TRAINED, ConfigError, RecordError, UnknownNameError
 from templatekit.hooks.loading import create_registry
 from templatekit.hooks.registry import Registry
 from templatekit.pipeline.pipeline import Pipeline
@@ -53,7 +52,7 @@ def audit(
     threshold = parse_dedup(shared, option="shared")
     if threshold < 1 and not against:
         raise ConfigError(f"shared={shared!r} compares with other data sets; found none; expected --against too")
-    rules, not_checked = _applicable(rules_without(ignored), options, against, near=threshold < 1)
+    rules, not_checked = _applicable(set(ignored), options, against, near=threshold < 1)
     context = audit_context(pipeline, options)
     codes = {rule.code for rule in rules}
     stream = RowStream(
@@ -102,9 +101,12 @@ def audit(
 
 
 def _applicable(
-    rules: Iterable[Rule], options: DataOptions, against: Sequence[str], *, near: bool
-) -> tuple[tuple[Rule, ...], dict[str, str]]:
-    """The rules that can be checked, and for each of the others the options that it needs."""
+    ignored: set[str], options: DataOptions, against: Sequence[str], *, near: bool
+) -> tuple[list[Rule], dict[str, str]]:
+    """The rules that can be checked, and for each of the others the options that it needs; without ignored codes."""
+    known = [rule.code for rule in RULES]
+    for code in sorted(ignored.difference(known)):
+        raise UnknownNameError("audit rule", code, known)
     missing: dict[Requirement, bool] = {
         "tokenizer": options.tokenizer is None,
         "max_length": options.max_length is None,
@@ -112,10 +114,12 @@ def _applicable(
         "shared": not near,
     }
     applicable, not_checked = [], {}
-    for rule in rules:
+    for rule in RULES:
+        if rule.code in ignored:
+            continue
         needed = [f"--{option.replace('_', '-')}" for option in rule.requires if missing[option]]
         if needed:
             not_checked[rule.code] = " and ".join(needed)
         else:
             applicable.append(rule)
-    return tuple(applicable), not_checked
+    return applicable, not_checked

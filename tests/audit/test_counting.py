@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from templatekit.audit import RULES
 from templatekit.audit.context import AuditContext
-from templatekit.audit.findings import MAX_KINDS, OTHER_KINDS, FindingCounter
-from templatekit.audit.lengths import LIMITS, MAX_EXACT, LengthCounter
+from templatekit.audit.findings import LIMITS, MAX_EXACT, MAX_KINDS, OTHER_KINDS, FindingCounter, LengthCounter
 from templatekit.audit.rule import Occurrence
 from templatekit.formats.lookup import find_template
 from templatekit.hooks.registry import Registry
