@@ -1,4 +1,4 @@
-"""A tokenizer for the tests of commands."""
+"""A small tokenizer for the tests of commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer with one token a byte, and `<|end|>` as its EOS: ids that can be told by hand."""
+    """A tokenizer with one token a byte, and `<|end|>` as its EOS: ids that can be computed by hand."""
     import json
 
     import tokenizers

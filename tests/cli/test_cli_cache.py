@@ -1,4 +1,4 @@
-"""`templatekit cache` as a user runs it, and what `render --cache` says."""
+"""`templatekit cache` as a user runs it, and the messages of `render --cache`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from templatekit.config.cache_folder import cache_folder
 
 
 @pytest.fixture
-def kept(templatekit: Templatekit, tokenizer_folder: Path, tmp_path: Path) -> Path:
-    """A cache with two entries: the first made two days ago."""
+def cache(templatekit: Templatekit, tokenizer_folder: Path, tmp_path: Path) -> Path:
+    """A cache with two entries, the first one two days old."""
     for template in ("alpaca", "chatml"):
         done = templatekit(
             *("render", "--tokenizer", tokenizer_folder, "--template", template, "--limit", "3"),
@@ -30,8 +30,8 @@ def kept(templatekit: Templatekit, tokenizer_folder: Path, tmp_path: Path) -> Pa
     return tmp_path / "kept"
 
 
-def test_list_shows_size_origin_and_age(templatekit: Templatekit, kept: Path, tokenizer_folder: Path) -> None:
-    done = templatekit("cache", "list", "--cache-dir", kept)
+def test_list_shows_size_origin_and_age(templatekit: Templatekit, cache: Path, tokenizer_folder: Path) -> None:
+    done = templatekit("cache", "list", "--cache-dir", cache)
     first, second, total = done.out.splitlines()
     pattern = r"[0-9a-f]{12} +\d+\.\d kB +3 examples +(\d+s|2d) ago  starter, template (\w+), tokenizer (.*)"
     found = [re.fullmatch(pattern, line) for line in (first, second)]
@@ -40,49 +40,49 @@ def test_list_shows_size_origin_and_age(templatekit: Templatekit, kept: Path, to
         ("alpaca", str(tokenizer_folder)),
     ]
     assert found[1] and found[1][1] == "2d"
-    assert re.fullmatch(rf"2 in {re.escape(str(kept))}, \d+\.\d kB", total)
-    assert templatekit("cache", "--cache-dir", kept).out.splitlines()[1] == second
+    assert re.fullmatch(rf"2 in {re.escape(str(cache))}, \d+\.\d kB", total)
+    assert templatekit("cache", "--cache-dir", cache).out.splitlines()[1] == second
 
 
-def test_list_as_json(templatekit: Templatekit, kept: Path) -> None:
-    done = templatekit("cache", "list", "--cache-dir", kept, "--json")
+def test_list_as_json(templatekit: Templatekit, cache: Path) -> None:
+    done = templatekit("cache", "list", "--cache-dir", cache, "--json")
     listed = json.loads(done.out)
-    assert listed["folder"] == str(kept)
+    assert listed["folder"] == str(cache)
     for entry in listed["entries"]:
         files = [file for file in Path(entry["path"]).rglob("*") if file.is_file()]
         assert entry["bytes"] == sum(file.stat().st_size for file in files)
         assert (entry["records"], entry["examples"], entry["parts"], entry["damaged"]) == (3, 3, 1, 0)
         assert entry["about"]["options"]["limit"] == 3
         assert len(entry["key"]) == 32
-    next(kept.glob("prepared-1/*/00000000/part.json")).write_text("x")
-    damaged = json.loads(templatekit("cache", "list", "--cache-dir", kept, "--json").out)
+    next(cache.glob("prepared-1/*/00000000/part.json")).write_text("x")
+    damaged = json.loads(templatekit("cache", "list", "--cache-dir", cache, "--json").out)
     assert sorted(entry["damaged"] for entry in damaged["entries"]) == [0, 1]
 
 
-def test_clear_by_key_by_age_and_all(templatekit: Templatekit, kept: Path) -> None:
+def test_clear_by_key_by_age_and_all(templatekit: Templatekit, cache: Path) -> None:
     run = templatekit
-    keys = {json.loads((path / "about.json").read_text())["template"]: path.name for path in kept.glob("prepared-1/*")}
+    keys = {json.loads((path / "about.json").read_text())["template"]: path.name for path in cache.glob("prepared-1/*")}
     for wrong, said in (
         ((), "expected one of: keys"),
         (("--all", "--older-than", "1d"), "expected one of: keys"),
         (("zzz",), "no cache entry named 'zzz'; known: "),
         (("--older-than", "soon"), "found 'soon'; expected a number of minutes, hours, days or weeks"),
     ):
-        done = run("cache", "clear", *wrong, "--cache-dir", kept)
+        done = run("cache", "clear", *wrong, "--cache-dir", cache)
         assert done.code == 2
         assert said in done.err
-    assert len(list(kept.glob("prepared-1/*"))) == 2
-    done = run("cache", "clear", "--older-than", "1d", "--cache-dir", kept)
+    assert len(list(cache.glob("prepared-1/*"))) == 2
+    done = run("cache", "clear", "--older-than", "1d", "--cache-dir", cache)
     assert done.out.splitlines()[0].startswith(f"removed {keys['alpaca'][:12]}")
     assert re.fullmatch(r"removed 1 of 2, \d+\.\d kB", done.out.splitlines()[1])
-    assert [path.name for path in kept.glob("prepared-1/*")] == [keys["chatml"]]
-    done = run("cache", "clear", keys["chatml"][:6], "--cache-dir", kept, "--json")
+    assert [path.name for path in cache.glob("prepared-1/*")] == [keys["chatml"]]
+    done = run("cache", "clear", keys["chatml"][:6], "--cache-dir", cache, "--json")
     assert json.loads(done.out)["removed"] == [keys["chatml"]]
-    assert list(kept.glob("prepared-1/*")) == []
-    assert run("cache", "clear", "--all", "--cache-dir", kept).out == "removed 0 of 0, 0 B\n"
+    assert list(cache.glob("prepared-1/*")) == []
+    assert run("cache", "clear", "--all", "--cache-dir", cache).out == "removed 0 of 0, 0 B\n"
 
 
-def test_a_second_run_says_where_its_examples_come_from(
+def test_a_second_run_reads_the_cache_and_says_so(
     templatekit: Templatekit, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     def render(*more: str) -> list[str]:
@@ -113,7 +113,7 @@ def test_a_cache_that_is_a_file_is_an_error(templatekit: Templatekit, tokenizer_
     assert not (tmp_path / "a.jsonl").exists()
 
 
-def test_workers_take_what_one_process_kept_and_the_other_way_round(
+def test_workers_and_one_process_share_a_cache(
     templatekit: Templatekit, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     outputs = []
@@ -159,7 +159,7 @@ def test_tokenizers_are_listed_and_cleared(templatekit: Templatekit, tmp_path: P
     assert not list(folder.iterdir())
 
 
-def test_sizes_in_words() -> None:
+def test_sizes_are_formatted() -> None:
     assert [format_bytes(size) for size in (0, 999, 1000, 12_900_000, 2_500_000_000, 10**15)] == [
         *("0 B", "999 B", "1.0 kB", "12.9 MB", "2.5 GB", "1000.0 TB")
     ]

@@ -1,4 +1,4 @@
-"""`templatekit templates export`: whole files, and what cannot be written."""
+"""`templatekit templates export`: complete files, and errors."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_chat_template(templatekit: Callable[..., Any]) -> None:
         assert result.out.rstrip("\n") == chat_template(find_template(name, registry), NO_TOKENIZER).rstrip("\n")
 
 
-def test_what_is_wrong_is_one_line(templatekit: Callable[..., Any], tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_errors_are_one_line(templatekit: Callable[..., Any], tokenizer_folder: Path, tmp_path: Path) -> None:
     modelfile = ("--format", "modelfile")
     for arguments, words in {
         (

@@ -65,14 +65,14 @@ def test_adapters_are_listed(templatekit: Templatekit) -> None:
     )
 
 
-@pytest.mark.parametrize("noun", ["adapters", "templates", "plugins"])
-def test_a_noun_alone_lists(noun: str, templatekit: Templatekit, plugins: list[str]) -> None:
-    listed = templatekit(noun, "list")
+@pytest.mark.parametrize("group", ["adapters", "templates", "plugins"])
+def test_a_group_without_a_command_lists(group: str, templatekit: Templatekit, plugins: list[str]) -> None:
+    listed = templatekit(group, "list")
     assert listed.out.count("\n") > 4
-    assert templatekit(noun).out == listed.out
-    assert templatekit(noun, "--json").out == templatekit(noun, "list", "--json").out
-    assert templatekit(noun, *plugins).out == templatekit(noun, "list", *plugins).out
-    names = [row["name"] for row in json.loads(templatekit(noun, "--json").out)]
+    assert templatekit(group).out == listed.out
+    assert templatekit(group, "--json").out == templatekit(group, "list", "--json").out
+    assert templatekit(group, *plugins).out == templatekit(group, "list", *plugins).out
+    names = [row["name"] for row in json.loads(templatekit(group, "--json").out)]
     assert names == [line.split("  ")[0].strip() for line in listed.out.splitlines()]
 
 
@@ -82,8 +82,8 @@ def test_an_adapter_is_shown(templatekit: Templatekit) -> None:
     assert result.out == (
         "name: dolly\n"
         f"plugin: dolly ({BUILT_IN})\n"
-        "description: Reads `instruction`, `context` (may be missing, null or empty) and `response`; `category` becomes "
-        "metadata.\n"
+        "description: Reads `instruction`, `context` (may be missing, null or empty) and `response`; "
+        "`category` becomes metadata.\n"
         "keys: instruction, context, response, category\n"
         "known by: instruction, response\n"
     )
@@ -110,7 +110,7 @@ def test_every_template_can_be_shown(templatekit: Templatekit) -> None:
         assert row["description"] in result.out
 
 
-def test_a_broken_template_is_listed_with_what_is_wrong(
+def test_a_broken_template_is_listed_with_its_error(
     templatekit: Templatekit, plugins: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "plugins" / "bad.jinja").write_text("{{ instruction }\n{{ response }}")
@@ -122,7 +122,7 @@ def test_a_broken_template_is_listed_with_what_is_wrong(
     assert (shown.code, shown.out, len(shown.lines)) == (2, "", 1)
 
 
-def test_plugins_say_who_offers_what(templatekit: Templatekit, plugins: list[str], tmp_path: Path) -> None:
+def test_plugins_list_their_offers(templatekit: Templatekit, plugins: list[str], tmp_path: Path) -> None:
     (tmp_path / "plugins" / "broken.py").write_text("import no_such_thing")
     (tmp_path / "plugins" / "half.py").write_text("""
 import templatekit

@@ -1,4 +1,4 @@
-"""`templatekit new`: what it writes works as it is, and nothing is overwritten."""
+"""`templatekit new`: its files work unchanged, and no file is overwritten."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_new_adapter_reads_its_records_and_passes_its_checks(templatekit: Temp
 
 
 @pytest.mark.parametrize("name", ["", "Fable", "my_fable", "../x", "-x", "x-", "é", "a b", "1a"])
-def test_a_name_must_be_one(name: str, templatekit: Templatekit, here: Path) -> None:
+def test_an_invalid_name_is_an_error(name: str, templatekit: Templatekit, here: Path) -> None:
     refused = templatekit("new", "template", "--", name)
     assert refused.code == 2
     assert refused.err.startswith(f"Error: name {name!r}: expected small letters")
@@ -63,7 +63,7 @@ def test_nothing_is_overwritten(kind: str, templatekit: Templatekit, here: Path)
     assert written(here) == before
 
 
-def test_it_writes_where_it_is_told(templatekit: Templatekit, here: Path) -> None:
+def test_the_directory_can_be_chosen(templatekit: Templatekit, here: Path) -> None:
     assert templatekit("new", "template", "fable", "--directory", "deep/er").code == 0
     assert (here / "deep/er/fable.jinja").is_file()
     (here / "file").write_text("")

@@ -1,4 +1,4 @@
-"""`templatekit preview`, and `render` on a terminal: coloured text there, marks elsewhere."""
+"""`templatekit preview`, and `render` on a terminal: coloured text on a terminal, marks elsewhere."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def data(tmp_path: Path) -> list[str]:
 
 
 def on_terminal(*args: str, cwd: Path, env: Mapping[str, str] = {}) -> str:
-    """What a command shows on a terminal, 60 columns wide."""
+    """Return the output of a command on a terminal of 60 columns."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 60, 0, 0))
     kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR")}
@@ -43,7 +43,7 @@ def on_terminal(*args: str, cwd: Path, env: Mapping[str, str] = {}) -> str:
     while True:
         try:
             part = os.read(leader, 65536)
-        except OSError:  # Linux says so that the other side is closed
+        except OSError:  # Linux reports that the other side is closed
             break
         if not part:
             break
@@ -59,7 +59,7 @@ END = "\x1b[0m"
 LEGEND = f"{DIM}template{END}  {CYAN}data{END}  {GREEN}trained{END}\n"
 
 
-def test_without_a_terminal_what_is_trained_is_marked(templatekit: Templatekit, data: list[str]) -> None:
+def test_without_a_terminal_trained_text_is_marked(templatekit: Templatekit, data: list[str]) -> None:
     result = templatekit("preview", *data, env={"COLUMNS": "40"})
     assert result.code == 0
     assert result.out == "row 0 " + "─" * 34 + "\nQ: say 0\nA:⟦it is 0⟧\n"
@@ -84,7 +84,7 @@ def test_rows_before_the_first_one_may_be_broken(templatekit: Templatekit, tmp_p
 
 
 @pytest.mark.parametrize("train_on", ["response", "content", "last", "all"])
-def test_the_marks_follow_what_is_trained(
+def test_the_marks_follow_train_on(
     train_on: str, templatekit: Templatekit, data: list[str], tmp_path: Path, tokenizer_folder: Path
 ) -> None:
     (tmp_path / "qa.jinja").write_text(
@@ -97,7 +97,7 @@ def test_the_marks_follow_what_is_trained(
         assert result.out.split("\n", 1)[1].strip() == marked
 
 
-def test_on_a_terminal_there_are_colours_and_what_they_mean(data: list[str], tmp_path: Path) -> None:
+def test_a_terminal_shows_colours_and_a_legend(data: list[str], tmp_path: Path) -> None:
     shown = on_terminal("preview", *data, cwd=tmp_path)
     assert shown == (
         f"{LEGEND}row 0 {DIM}{'─' * 54}{END}\n"
@@ -116,14 +116,14 @@ def test_render_shows_a_few_rows_on_a_terminal(data: list[str], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_where_there_are_no_colours_there_are_marks(env: dict[str, str], data: list[str], tmp_path: Path) -> None:
+def test_without_colours_there_are_marks(env: dict[str, str], data: list[str], tmp_path: Path) -> None:
     shown = on_terminal("preview", *data, cwd=tmp_path, env=env)
     assert "A:⟦it is 0⟧\n" in shown
     assert "\x1b[3" not in shown
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_record_does_not_speak_to_the_terminal(
+def test_control_characters_do_not_reach_the_terminal(
     terminal: bool, templatekit: Templatekit, data: list[str], tmp_path: Path
 ) -> None:
     nasty = "\x1b[2J\x1b]0;title\x07\r\x08\x7f\x9b31m[bold]x[/bold]\ttab"

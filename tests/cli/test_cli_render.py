@@ -1,4 +1,4 @@
-"""`templatekit render` as a process: what it writes, where, and what it says of it."""
+"""`templatekit render` as a process: its output, its files, its messages and its exit codes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def templatekit_sources():
 
 @pytest.fixture
 def data(tmp_path: Path) -> list[str]:
-    """The options that render two rows with a template of their own."""
+    """Options that render two rows with the template above."""
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
     (tmp_path / "qa.jinja").write_text(TEMPLATE, encoding="utf-8")
     return ["--dataset", "rows.jsonl", "--template", "qa.jinja"]
@@ -58,18 +58,18 @@ def data(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def endless(tmp_path: Path) -> list[str]:
-    """The options of a rendering that never ends."""
+    """Options for a run that never ends."""
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "endless.py").write_text(ENDLESS, encoding="utf-8")
     return ["--plugin-dir", "plugins", "--dataset", "endless"]
 
 
 def files(folder: Path) -> set[str]:
-    """Every file below a folder, but for what Python caches."""
+    """All files in a folder and below, without Python's caches."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
 
 
-# What is written
+# Contents
 
 
 def test_text_goes_to_standard_output(templatekit: Templatekit, data: list[str]) -> None:
@@ -138,14 +138,14 @@ def test_binary_formats_go_through_a_pipe(name: str, templatekit: Templatekit, d
     assert table.column("row").to_pylist() == [0, 1]
 
 
-def test_a_format_goes_before_the_ending(templatekit: Templatekit, data: list[str], tmp_path: Path) -> None:
+def test_a_format_overrides_the_suffix(templatekit: Templatekit, data: list[str], tmp_path: Path) -> None:
     assert templatekit("render", *data, "--format", "jsonl", "--output", "rows.parquet").code == 0
     assert len((tmp_path / "rows.parquet").read_text(encoding="utf-8").splitlines()) == 2
     assert templatekit("render", *data, "--output", "ROWS.PARQUET").code == 0
     assert pq.read_table(tmp_path / "ROWS.PARQUET").num_rows == 2
 
 
-def test_the_summary_can_be_read_by_programs(templatekit: Templatekit, tmp_path: Path) -> None:
+def test_the_summary_as_json(templatekit: Templatekit, tmp_path: Path) -> None:
     rows = [{"instruction": "a", "output": "b", "id": 7}, {"instruction": "a"}, {"instruction": "a", "output": " "}]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     result = templatekit("render", "--dataset", "rows.json", "--on-error", "skip", "--json")
@@ -172,7 +172,7 @@ def test_the_summary_can_be_read_by_programs(templatekit: Templatekit, tmp_path:
     }
 
 
-def test_what_was_dropped_is_counted_with_its_rows(
+def test_dropped_examples_are_counted_with_their_rows(
     templatekit: Templatekit, tmp_path: Path, tokenizer_folder: Path
 ) -> None:
     rows = [{"instruction": "a", "output": "b" * (9 if index % 2 else 2000)} for index in range(14)]
@@ -188,7 +188,7 @@ def test_what_was_dropped_is_counted_with_its_rows(
     )
 
 
-def test_what_was_shortened_is_counted_and_marked(
+def test_shortened_examples_are_counted_and_marked(
     templatekit: Templatekit, tmp_path: Path, tokenizer_folder: Path
 ) -> None:
     rows = [{"instruction": "a", "output": "b" * count} for count in (9, 2000)]
@@ -206,7 +206,7 @@ def test_what_was_shortened_is_counted_and_marked(
     assert "row 1, 1000 tokens, " in shown.out and ", shortened: response" in shown.out
 
 
-def test_an_exporter_of_a_plugin_is_used_and_watched(templatekit: Templatekit, data: list[str], tmp_path: Path) -> None:
+def test_a_plugin_s_exporter_is_used_and_checked(templatekit: Templatekit, data: list[str], tmp_path: Path) -> None:
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "texts.py").write_text("""
 import os
@@ -248,7 +248,7 @@ def templatekit_exporters():
         assert not (tmp_path / "out.txt").exists()
 
 
-def test_what_plugins_print_does_not_get_between_the_rows(templatekit: Templatekit, tmp_path: Path) -> None:
+def test_print_calls_of_plugins_do_not_mix_with_the_rows(templatekit: Templatekit, tmp_path: Path) -> None:
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "noisy.py").write_text("""
 from templatekit import Adapter, Example, Message, hookimpl
@@ -278,7 +278,7 @@ def templatekit_adapters():
         assert not {"imported", "asked", "read x"} & set(result.out.splitlines()), result.out
 
 
-# Where it goes
+# Files
 
 
 @pytest.mark.parametrize("name", ["Ausgabe größer 語.jsonl", "n" * 240 + ".jsonl", "語" * 70 + ".jsonl"])
@@ -331,7 +331,7 @@ def test_a_folder_that_may_not_be_written_to(templatekit: Templatekit, data: lis
         )
 
 
-def test_a_file_is_replaced_only_by_a_whole_one(templatekit: Templatekit, data: list[str], tmp_path: Path) -> None:
+def test_a_file_is_replaced_only_by_a_complete_one(templatekit: Templatekit, data: list[str], tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     output.write_text("before")
     (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a"}\n')
@@ -343,7 +343,7 @@ def test_a_file_is_replaced_only_by_a_whole_one(templatekit: Templatekit, data: 
     assert files(tmp_path) == {"rows.jsonl", "qa.jinja", "out.jsonl"}
 
 
-def test_a_link_stays_one(templatekit: Templatekit, data: list[str], tmp_path: Path) -> None:
+def test_a_link_stays_a_link(templatekit: Templatekit, data: list[str], tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "out.jsonl").write_text("before")
     (tmp_path / "link.jsonl").symlink_to("real/out.jsonl")
@@ -352,7 +352,7 @@ def test_a_link_stays_one(templatekit: Templatekit, data: list[str], tmp_path: P
     assert len((tmp_path / "real" / "out.jsonl").read_text(encoding="utf-8").splitlines()) == 2
 
 
-def test_devices_are_written_as_they_are(templatekit: Templatekit, data: list[str]) -> None:
+def test_devices_are_written_directly(templatekit: Templatekit, data: list[str]) -> None:
     before = Path("/dev/null").stat()
     assert templatekit("render", *data, "--output", "/dev/null").code == 0
     after = Path("/dev/null").stat()
@@ -360,7 +360,7 @@ def test_devices_are_written_as_they_are(templatekit: Templatekit, data: list[st
     assert templatekit("render", *data, "--output", "/dev/stdout").out == templatekit("render", *data).out
 
 
-def test_a_new_file_has_the_usual_rights(templatekit: Templatekit, data: list[str], tmp_path: Path) -> None:
+def test_a_new_file_has_the_usual_permissions(templatekit: Templatekit, data: list[str], tmp_path: Path) -> None:
     assert templatekit("render", *data, "--output", "out.jsonl", prefix="umask 027; COMMAND").code == 0
     assert (tmp_path / "out.jsonl").stat().st_mode & 0o777 == 0o640
 
@@ -380,14 +380,14 @@ def test_standard_output_on_a_full_disk(command: list[str], templatekit: Templat
     assert (result.code, result.err) == (1, "Error: standard output: No space left on device\n")
 
 
-# How it ends
+# Exit
 
 
 @pytest.mark.parametrize(
     ("number", "code", "said"), [(signal.SIGINT, 130, "Interrupted."), (signal.SIGTERM, 143, None)]
 )
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
-def test_an_interrupted_rendering_leaves_no_file(
+def test_an_interrupted_run_leaves_no_file(
     number: signal.Signals, code: int, said: str | None, name: str, endless: list[str], tmp_path: Path
 ) -> None:
     script = Path(sys.executable).with_name("templatekit")
@@ -404,7 +404,7 @@ def test_an_interrupted_rendering_leaves_no_file(
     assert files(tmp_path) == {"plugins/endless.py"}
 
 
-def test_a_reader_that_leaves_is_no_failure(templatekit: Templatekit, endless: list[str]) -> None:
+def test_a_closed_pipe_is_no_failure(templatekit: Templatekit, endless: list[str]) -> None:
     for command in ["render", *endless], ["render", *endless, "--format", "parquet"]:
         result = templatekit(*command, prefix="COMMAND | head -c 100000 > part; exit ${PIPESTATUS[0]}")
         assert (result.code, result.err) == (0, "")
@@ -418,10 +418,10 @@ def test_closed_streams_are_no_crash(closed: str, templatekit: Templatekit, data
         assert "Traceback" not in result.err
 
 
-# What it needs
+# Requirements
 
 
-def test_it_needs_no_heavy_library(data: list[str], tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_no_heavy_library_is_imported(data: list[str], tokenizer_folder: Path, tmp_path: Path) -> None:
     code = """
 import sys
 from templatekit.cli import main
@@ -438,12 +438,12 @@ assert not heavy, heavy
 
 def test_memory_stays_flat(endless: list[str], tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("templatekit")
-    places = [option.replace("plugins", str(tmp_path / "plugins")) for option in endless]
+    options = [option.replace("plugins", str(tmp_path / "plugins")) for option in endless]
     peaks = []
     for rows in "1000", "16000":
         pid = os.posix_spawn(
             script,
-            [str(script), "render", *places, "--limit", rows, "--output", str(tmp_path / "out.parquet"), "--json"],
+            [str(script), "render", *options, "--limit", rows, "--output", str(tmp_path / "out.parquet"), "--json"],
             os.environ,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 2, str(tmp_path / "err"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

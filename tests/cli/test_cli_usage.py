@@ -1,4 +1,4 @@
-"""How the command line answers: help, mistakes, exit codes, locales. Every error is one line, and never a traceback."""
+"""Help, mistakes, exit codes and locales of the command line. Every error is one line, never a traceback."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_overview(templatekit: Templatekit) -> None:
     assert templatekit("-h", env={"COLUMNS": "120"}).out == result.out
 
 
-def test_nothing_at_all_is_a_usage_error_that_helps(templatekit: Templatekit) -> None:
+def test_no_arguments_print_the_help_and_fail(templatekit: Templatekit) -> None:
     result = templatekit()
     assert (result.code, result.out) == (2, "")
     assert result.err == templatekit("--help").out
@@ -85,13 +85,13 @@ def test_the_module_is_the_command(templatekit: Templatekit, tmp_path: Path) -> 
     assert done.stdout == templatekit("--help").out
 
 
-def test_help_is_quick_and_light(tmp_path: Path, templatekit: Templatekit) -> None:
+def test_help_is_fast_and_imports_little(tmp_path: Path, templatekit: Templatekit) -> None:
     taken = []
     for _ in range(3):
         started = time.perf_counter()
         templatekit("--help")
         taken.append(time.perf_counter() - started)
-    # 0.08 s on the machine this was written on; the promise is 0.3 s, the rest is for busy machines.
+    # It takes 0.08 s on an idle machine; 0.3 s is promised, and the rest is for busy machines.
     assert min(taken) < 1, taken
     code = """
 import sys
@@ -216,7 +216,7 @@ def test_a_broken_plugin_is_reported_and_the_rest_works(templatekit: Templatekit
     assert "importing it raised ModuleNotFoundError" in shown.out
 
 
-def test_the_variables_are_read(templatekit: Templatekit, tmp_path: Path) -> None:
+def test_environment_variables_are_read(templatekit: Templatekit, tmp_path: Path) -> None:
     result = templatekit("plugins", env={"TEMPLATEKIT_PLUGINS": "no-such"})
     assert result.code == 2
     assert "no installed plugin named 'no-such'" in result.err
@@ -249,7 +249,7 @@ def test_no_locale_breaks_text(env: dict[str, str], templatekit: Templatekit, tm
     assert "Ä Grüß 👋 → ⟦語⟧" in result.out
 
 
-def test_a_path_that_is_no_text_at_all(templatekit: Templatekit) -> None:
+def test_a_path_that_is_not_valid_text(templatekit: Templatekit) -> None:
     result = templatekit("render", "--dataset", os.fsdecode(b"caf\xe9.jsonl"))
     assert (result.code, len(result.lines)) == (2, 1)
     assert "caf\\udce9.jsonl" in result.err

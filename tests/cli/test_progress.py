@@ -1,4 +1,4 @@
-"""Progress is for a terminal alone; --stats shows every example in its bin."""
+"""Progress is shown only on a terminal; --stats counts every example in a bin."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_value_is_in_one_bin(values: list[int]) -> None:
     assert all(one.end == other.start for one, other in itertools.pairwise(bins))
 
 
-def test_bars_are_as_long_as_their_counts() -> None:
+def test_bar_lengths_are_proportional_to_counts() -> None:
     shown = LengthHistograms(lengths=Counter({3: 10, 4: 5, 9: 1}), trained=Counter({2: 16}), unit="tokens")
     assert list(shown.lines()) == [
         "tokens of an example: 3 to 9, mean 3.7",
@@ -50,7 +50,7 @@ def test_bars_are_as_long_as_their_counts() -> None:
     ]
 
 
-def test_known_rows(tmp_path: Path) -> None:
+def test_known_row_count(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     pa.parquet.write_table(pa.table({"a": [1, 2, 3]}), path)
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
