@@ -36,7 +36,7 @@ class BaseExporter(ABC):
     """The value of `render --format`."""
     description: str = ""
     suffixes: ClassVar[tuple[str, ...]] = ()
-    """File endings that choose this exporter if no format is named."""
+    """File endings that choose this exporter if no format is named; of several, the one that was offered first."""
     whole_records: ClassVar[bool] = False
     """Whether it receives the whole conversation of a record once, instead of each sample of the record."""
     takes_packs: ClassVar[bool] = False

@@ -12,7 +12,8 @@ The methods of `Pipeline` stand in the order in which a record meets them:
 | write | `templatekit.pipeline.outputs` | the exporter's: `not_expressible` |
 
 Each step raises a `RecordError` with its reason code, and `Counts.drop` counts it. So, why was row 17 dropped? Look for
-17 in `pipeline.counts.dropped_rows`, whose keys are the reasons. The whole message: `templatekit preview --row 17`.
+17 in `pipeline.counts.dropped_rows`, whose keys are the reasons. The summary names the first five rows of each reason,
+`render --json` names all. `templatekit preview --row 17`, with the options of the run, gives the whole message.
 Up to and with rendering, an error stops the run unless `on_error="skip"`. `nothing_trained` never stops it, and
 `too_long` does only with `truncation="error"`.
 """
