@@ -66,11 +66,11 @@ def render(
     registry: Registry | None = None,
     **options: Any,
 ) -> Iterator[TokenizedExample | RenderedText]:
-    """Render records: an iterable of them, the data set at an address, or with None the data sets of `mix`.
+    """Render records: an iterable of records, the data set at an address, or None for the data sets of `mix`.
 
-    Yields `TokenizedExample`s, or `RenderedText`s without a tokenizer. `options` are the other fields of
-    `DataOptions`: `train_on`, `max_length`, `columns`, `on_error`, … A wrong option raises immediately, a bad record
-    when the iterator reaches it.
+    Yields `TokenizedExample`s, or `RenderedText`s without a tokenizer. `options` are the other fields of `DataOptions`:
+    `train_on`, `max_length`, `columns`, `on_error`, … A wrong option raises an error immediately; a bad record raises
+    one when the iterator reaches it.
     """
     run = _set_up(records, adapter, template, tokenizer, registry, options)
     batches = prepare_batches(run.pipeline, open_records=run.open_records, records=run.records)
@@ -129,7 +129,7 @@ class _Rows(NamedTuple):
     rows: Any
     """A `pyarrow.RecordBatch`, or the `Sequences` to pack."""
     is_weighted: bool
-    """Whether any of their weights is neither 0 nor 1."""
+    """Whether any loss weight of the rows is neither 0 nor 1."""
 
 
 def _rows(batches: Iterable[SampleBatch], pipeline: Pipeline) -> Iterator[OutputChunk]:

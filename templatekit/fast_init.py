@@ -12,13 +12,13 @@ T = TypeVar("T")
 def fast_init(cls: type[T]) -> type[T]:
     """Replace the `__init__` of a frozen, slotted, keyword-only dataclass by one that takes two thirds of the time.
 
-    Each record needs a dozen such values. The `__init__` of `dataclasses` calls `object.__setattr__`, which looks up
-    the slot by its name; this one calls the slot itself. Without it, rendering to ids takes about 4 % longer on
-    ShareGPT's conversations and 2 % longer on Alpaca's records.
+    Each record needs a dozen instances of such classes. The `__init__` of `dataclasses` calls `object.__setattr__`,
+    which looks up the slot by its name; this one calls the slot itself. Without it, rendering to ids takes about 4 %
+    longer on ShareGPT's conversations and 2 % longer on Alpaca's records.
 
     The code is written as text and run by `exec`, as in `dataclasses`: there is no other way to give a function a
-    signature. msgspec and attrs have fast classes, too, but `dataclasses.replace`, `fields` and `asdict` refuse them,
-    and plugins call these on the public types.
+    signature. msgspec and attrs also have fast classes, but `dataclasses.replace`, `fields` and `asdict` refuse them,
+    and plugins call those functions on the public types.
     """
     names: dict[str, Any] = {}
     parameters, lines = [], []

@@ -30,7 +30,7 @@ IGNORE_INDEX = -100
 No other module spells out this number."""
 
 TrainOn: TypeAlias = str
-"""What is trained, and with which weight: a base, and weights for roles and fields, as in `response=1,context=0.1`.
+"""Which text is trained, and with which weight: a base, then weights of roles and fields: `response=1,context=0.1`.
 
 The bases are:
 
@@ -50,7 +50,7 @@ Boundary: TypeAlias = Literal["cut", "joint"]
 """`cut` encodes prompt and response separately, as serving does; `joint` encodes them together, as some recipes did."""
 
 ControlTokens: TypeAlias = Literal["template", "everywhere"]
-"""Where text may become control tokens: in the template alone, or also in the data, as the tokenizer itself does."""
+"""Whose text may become control tokens: the template's alone, or also the data's, as the tokenizer itself allows."""
 
 Truncation: TypeAlias = Literal["drop", "turns", "context", "response", "error"]
 """What happens to a sample that is too long.
@@ -78,7 +78,7 @@ class Message:
 
     Templates that accept lists receive the parts, as long as their text is that of `content`."""
     context: str = ""
-    """Text that goes with a user's instruction: Alpaca's `input`, Dolly's `context`. The template places it."""
+    """Text that goes with a user's instruction: Alpaca's `input`, Dolly's `context`. The template prints it."""
     reasoning: str = ""
     """The assistant's thinking, without the markers that a template puts around it."""
     tool_calls: tuple[Mapping[str, Any], ...] = ()
@@ -177,7 +177,7 @@ def field_origin(field: str, message: int | None = None) -> Origin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpecialTokens:
-    """The special tokens of a tokenizer, for templates and for the search for their end marker."""
+    """The special tokens of a tokenizer: templates print them, and the search for end markers looks for them."""
 
     bos: str = ""
     eos: str = ""
@@ -186,7 +186,7 @@ class SpecialTokens:
     special: frozenset[str] = frozenset()
     """Every token that the tokenizer flags as special."""
     adds_bos: bool = False
-    """Whether the tokenizer adds BOS before plain text; if so, it is also added before instruction formats."""
+    """Whether the tokenizer adds BOS before plain text; if so, BOS is also added before instruction formats."""
     known: bool = True
     """False without a tokenizer: `bos_token` and `eos_token` are then empty."""
 
@@ -224,7 +224,7 @@ class TargetSpan:
 
 
 class TracedLayout(Protocol):
-    """Describes the texts of one compiled trace: they have equally many pieces, and the constant ones are equal.
+    """Describes the texts of one compiled trace: they have equally many pieces, and equal constant pieces.
 
     No piece is empty, and all characters of a piece have one origin.
     """
@@ -235,7 +235,7 @@ class TracedLayout(Protocol):
 
     @property
     def origins(self) -> tuple[Origin, ...]:
-        """The origin of each piece. Neighbours of one origin are one span."""
+        """The origin of each piece. Adjacent pieces of one origin are one span."""
 
     @property
     def message_weights(self) -> tuple[float, ...] | None:
@@ -307,7 +307,7 @@ class RenderedText(_FromTrace):
     samples: int = 1
     """How many samples the record has."""
     history: int = 0
-    """How many messages at the start are also in an earlier sample: of these, only targets may be trained here."""
+    """How many leading messages are also in an earlier sample. In these messages only targets may be trained here."""
 
     @classmethod
     def from_trace(cls, traced: TracedText, row: int) -> RenderedText:
@@ -356,7 +356,7 @@ class RenderedText(_FromTrace):
 class Sample:
     """One text that a record is trained as, with its example.
 
-    A record has as few samples as are needed to train each of its turns after the text that serving would render.
+    A record has the fewest samples in which each of its turns is trained after the text that serving would render.
     """
 
     example: Example

@@ -22,7 +22,7 @@ _NEAR_DUPLICATE = 0.8
 
 
 def parse_dedup(text: str, *, option: str = "dedup") -> float:
-    """The similarity from which texts are duplicates: `exact` is 1, `near` 0.8, `near=0.9` 0.9.
+    """Return the least similarity of duplicates: 1 for `exact`, 0.8 for `near`, 0.9 for `near=0.9`.
 
     Raises `ConfigError`.
     """
@@ -41,7 +41,7 @@ def parse_dedup(text: str, *, option: str = "dedup") -> float:
 
 
 def _parsed_by(parse: Callable[[str], object]) -> AfterValidator:
-    """A validator of an option that stays text: `parse` raises for a wrong one."""
+    """Return a validator for an option whose value stays text: `parse` raises if the text is wrong."""
 
     def check(text: str) -> str:
         parse(text)
@@ -71,7 +71,7 @@ class MixedSet(Options):
 
 
 def _parse_mixed_set(value: object) -> object:
-    """The command line's form of a set, `ADDRESS,key=value,…`, as a mapping; any other value as it is."""
+    """Parse `ADDRESS,key=value,…`, the command line's form of a set, to a mapping; return any other value as it is."""
     if not isinstance(value, str):
         return value
     address, *settings = value.split(",")

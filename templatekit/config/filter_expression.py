@@ -7,7 +7,7 @@ instruction.lower().startswith(('name', 'list')) or row.get('score', 0) >= 0.5
 
 Names are the record's columns, and `row` is the whole record. Python parses the expression, and this module compiles it
 to its own functions; nothing is passed to `eval`. An expression can call only the functions and methods below. It has
-no loops, no powers and no multiplication of text, so it takes no more time and memory than the values that it reads.
+no loops, no powers and no multiplication of text, so its time and memory grow only with the values that it reads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`FinetuneOptions`: everything that a training run is told, from the model to the learning rate."""
+"""`FinetuneOptions`: all options of a training run, from the model to the learning rate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from templatekit.config.options import PositiveInt
 
 
 def _split_names(value: object) -> object:
-    """`a,b`, alone or in a list, as the two names; any other value as it is."""
+    """Split `a,b`, alone or in a list, into the two names; return any other value as it is."""
     if isinstance(value, str):
         value = (value,)
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
@@ -21,7 +21,7 @@ def _split_names(value: object) -> object:
 
 
 class FinetuneOptions(DataOptions):
-    """A training run."""
+    """The options of a training run."""
 
     # Run
     method: Literal["sft", "dpo"] = Field(

@@ -45,13 +45,13 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     nested: ClassVar[Mapping[str, type[Options]]] = {}
-    """The option sets that fields of this one hold, by field: error messages suggest their names."""
+    """The option set in each field that holds one. Error messages also suggest the names of its options."""
 
     @classmethod
     def parse(cls: type[OptionSet], values: Mapping[str, Any], *, source: str | None = None) -> OptionSet:
         """Check the values; raise a `ConfigError` that names each wrong one and says what was expected.
 
-        `source` is the file that the values come from, if they come from one.
+        `source` is the file with the values, if there is one.
         """
         try:
             return cls.model_validate(dict(values))

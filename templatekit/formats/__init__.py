@@ -1,4 +1,4 @@
-"""Renders an example, or the prompt a server feeds, by a template, with the origin of every character.
+"""Renders an example, or the prompt that a server feeds to the model, and records the origin of every character.
 
 `lookup` finds a template by name or path, and `sandbox.untrusted` reads template files. A `Template` checks its source
 (`source`, `metadata`, `kwargs`), makes the variables for an example (`variables`, `accepted_forms`) and renders them in

@@ -1,6 +1,6 @@
 """Finds out which forms of content, tool calls and roles a chat template accepts.
 
-Tiny probe conversations are rendered for it, each when its answer is first needed.
+It renders tiny probe conversations, each when its result is first needed.
 """
 
 from __future__ import annotations

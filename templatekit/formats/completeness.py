@@ -63,7 +63,7 @@ def _unprinted_fields(
 
 
 def _changes_text(example: Example, index: int | None, field: str, render: Callable[[Example], str]) -> bool:
-    """Whether the text changes with other characters in a text field, or without any other field."""
+    """Whether the text changes if this field gets other characters, or is emptied if it holds no text."""
     changes: dict[str, Any] = {field: ()}
     if index is not None:
         message = example.messages[index]

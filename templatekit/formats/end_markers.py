@@ -6,10 +6,11 @@ first character of another origin. The end marker is a prefix of the closing. It
 1. the first stop text in the closing, if there is one: a text that the template's metadata (`stop`) or the option
    `end_marker` names;
 2. else the special token in the closing, if there is exactly one;
-3. else, if there are several, the last special token that the template also writes, after the same characters, before
-   a user's turn. In Phi-3's `<|end|>\\n<|endoftext|>` that is `<|end|>`, since the next turn replaces the second token.
-   In `<tool_call_end><end_of_sentence>`, where it does not, it is the second. A special token at the very start of the
-   whole text, alone or with others, opens turns: neither it nor anything after it is part of an end marker.
+3. else, if there are several, the last special token that the template also writes, after the same characters, before a
+   user's turn. In Phi-3's `<|end|>\\n<|endoftext|>` that is `<|end|>`, since the next turn replaces the second token.
+   In `<tool_call_end><end_of_sentence>` it is the second token, which the next turn does not replace. A special token
+   at the very start of the whole text, alone or with others, opens turns: neither it nor anything after it is part of
+   an end marker.
 
 Any other closing, such as an empty one, is an error that asks for the text, unless the metadata or the option says
 `none`: an answer may then end without a marker.

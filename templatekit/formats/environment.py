@@ -237,9 +237,10 @@ class ProvenanceEnvironment(PlainEnvironment):
         return format
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Call a function for a template; a text that it returns gets the origin of what went in."""
+        """Call a function for a template; a text that it returns gets the origin of the values it was made from."""
         result = super().call(__context, __obj, *args, **kwargs)
-        # A macro returns rendered text, which has its origins. Any other call makes its text from what went in.
+        # A macro returns rendered text, which already has origins. Any other function makes its text from its
+        # arguments.
         if isinstance(result, str) and not isinstance(__obj, Macro):
             owner = getattr(__obj, "__self__", None)
             return inherit_origin(result, [owner, *args, *kwargs.values()])
@@ -289,7 +290,7 @@ def _strftime_now(format: str) -> str:
 
 @cache
 def plain_environment() -> PlainEnvironment:
-    """The environment of the self-check, and of whatever parses a template."""
+    """The environment for the self-check and for parsing templates."""
     return PlainEnvironment()
 
 

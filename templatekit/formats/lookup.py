@@ -1,4 +1,4 @@
-"""Finds the template and the adapter that a user names, checks an end marker, or detects the adapter from the keys."""
+"""Finds the template that a user names, detects the adapter from a record's keys, and checks an end marker."""
 
 from __future__ import annotations
 

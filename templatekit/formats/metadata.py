@@ -36,7 +36,7 @@ class _TextLoader(yaml.BaseLoader):
 
 
 class Capabilities(Options):
-    """How a format differs from most, as it declares; `templatekit check` expects the default of everything else."""
+    """How a format differs from most, as declared; `templatekit check` expects the default of each undeclared key."""
 
     multi_turn: bool = Field(True, description="Renders conversations of several turns; instruction formats never do.")
     system: bool = Field(True, description="Renders a system message; for instruction formats the variables decide.")

@@ -108,7 +108,7 @@ class TrackedText(str):
     def __mod__(self, values: Any) -> str:
         text = str.__mod__(self, values)
         parts = self._formatted_parts(values)
-        # If a width is an argument, the parts do not give the text, and all of it gets the origin of what went in.
+        # If a width is an argument, the parts do not add up to the text, and all of it gets the origin of the operands.
         return concat(parts) if parts and "".join(parts) == text else inherit_origin(text, (self, values))
 
     def _formatted_parts(self, values: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""A rendered text with its spans, and what can be read off them: literals, a message's own characters, bad text."""
+"""A rendered text with its spans, and functions that search it: for literals, a message's own characters, bad text."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Rendering(NamedTuple):
     def own_range(self, message: int) -> tuple[int, int] | None:
         """The range from the first to the last of a message's own characters; None if it has none.
 
-        The message's header is not part of it. Computed text directly after those characters is, such as a number in a
-        tool call.
+        The range leaves out the message's header. It includes computed text directly after those characters, such as a
+        number in a tool call.
         """
         own_range: tuple[int, int] | None = None
         adjacent = False

@@ -33,7 +33,7 @@ class TemplateSource:
     variables: frozenset[str]
     """The names that it reads from outside."""
     mentions: frozenset[str]
-    """Every attribute that it reads and every text that it holds. A field that it does not mention, it cannot print."""
+    """Every attribute that it reads and every text that it holds. It cannot print a field that it does not mention."""
     searched_texts: frozenset[str]
     """The texts that it searches for in others, as `'</think>' in content` does."""
     has_generation_blocks: bool
@@ -115,7 +115,7 @@ def _texts(node: nodes.Node) -> Iterator[str]:
 
 
 def _optional_names(tree: nodes.Template, kind: str, known: Sequence[str]) -> set[str]:
-    """The names that may be missing, so that they are not misspelt names.
+    """The names that may be missing, which therefore do not count as misspelt.
 
     The template tests whether they are there (`x is defined`, `x | default(...)`), or sets them, if only in a branch.
     Published chat templates also test whether an option is true (`{% if add_vision_id %}`): a name in such a test is

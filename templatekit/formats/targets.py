@@ -1,4 +1,4 @@
-"""Finds the target of an assistant turn, the characters that a server would generate, if it is the last turn.
+"""Finds the target of a conversation's last turn, an assistant's: the characters that a server would generate.
 
 **The generation boundary** is the start of the target. It is the end of the prompt that a server would feed to generate
 the turn: the messages before it, rendered by the same template with `add_generation_prompt`. The text must start with

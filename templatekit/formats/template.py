@@ -78,8 +78,8 @@ class Template:
         self._compiler = TracingCompiler(self)
         if self.kind == "instruction":
             self._check_response_is_last()
-            # A format that writes nothing before the answer also accepts texts without a prompt. One that fails on an
-            # empty question raises when a row has one.
+            # A format that writes nothing before the answer also accepts texts without a prompt. A format that fails on
+            # an empty question raises its error when a row has an empty question.
             empty = Example(messages=(Message(role="user"),))
             with suppress(RecordError):
                 self._allows_no_prompt = not self._render_messages(empty.messages, empty, NO_TOKENIZER, prompt=True)
@@ -104,9 +104,8 @@ class Template:
     def render(self, example: Example, tokens: SpecialTokens = NO_TOKENIZER, *, row: int = 0) -> RenderedText:
         """The whole text of an example, with the origin of every character and the targets.
 
-        A turn that does not stand in this text as it is served has no target here: `samples` gives it one.
-        Raises `RecordError` for an example that this template cannot express, `TemplateError` if the template itself
-        fails.
+        A turn that this text does not hold exactly as it is served has no target here: `samples` gives it one. Raises
+        `RecordError` for an example that this template cannot express, `TemplateError` if the template itself fails.
         """
         (sample,) = self._compiler.samples(example, tokens, row, RenderMode(whole=True))
         return sample.rendered
@@ -291,7 +290,7 @@ class Template:
         return AcceptedForms(self._render_variables)
 
     def _adds_bos(self, tokens: SpecialTokens) -> bool:
-        """Whether BOS is put before the text: the tokenizer adds it to plain text, as on a server that is sent text."""
+        """Whether BOS is put before the text, as the tokenizer does with plain text that is sent to a server."""
         return self.kind == "instruction" and tokens.adds_bos and "bos_token" not in self.variables
 
     def _render_variables(self, variables: Variables) -> TrackedText:
@@ -348,7 +347,7 @@ class Template:
 
     @contextmanager
     def _suggest_kwargs(self, example: Example, tokens: SpecialTokens) -> Iterator[None]:
-        """Add to the error for a prompt that is not a prefix the kwargs that avoid it, each tried separately."""
+        """Extend the error for a prompt that is not a prefix: name the kwargs that avoid it, each tried separately."""
         try:
             yield
         except RecordError as error:

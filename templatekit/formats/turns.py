@@ -1,4 +1,4 @@
-"""Decides which turns to train in which text, so that each stands there exactly as it is served.
+"""Decides which turns to train in which text, so that each turn is trained exactly as it is served.
 
 A turn stands *as served* in a text if the text starts with the same characters as the conversation up to that turn,
 rendered alone, up to the end of the turn's target. The text then holds, character for character, the prompt that a
@@ -40,7 +40,7 @@ _MAX_WITHOUT_SHAPES = 2
 
 
 class _ServedTurn(NamedTuple):
-    """A turn in the conversation up to it, rendered alone, as serving meets it."""
+    """A turn at the end of the conversation up to it, rendered alone, as a server renders it."""
 
     text: str | None
     """The text up to the end of the turn's target, or of its own characters if it has no target.
@@ -150,7 +150,7 @@ class Conversation:
                 if targets := self._finder.targets(messages, rendering):
                     text = rendering.text[: targets[-1].end]
             except RecordError:
-                # A turn with which the conversation starts answers nothing, so it may have no prompt.
+                # A turn that starts the conversation answers nothing, so it may have no prompt.
                 if messages[turn].weight and any(message.role == "user" for message in messages):
                     raise
             self._served[turn] = _ServedTurn(text, targets)

@@ -13,7 +13,7 @@ from templatekit.formats.provenance import concat, literal, plain_text, track
 from templatekit.types import Example, Message, SpecialTokens, field_origin
 
 CONTEXT_SEPARATOR = "\n\n"
-"""Separates a message's content from its context in chat templates, which know no context."""
+"""Separates a message's content from its context in chat templates, which have no variable for a context."""
 
 
 def special_variables(tokens: SpecialTokens) -> Variables:

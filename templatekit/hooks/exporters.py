@@ -69,7 +69,7 @@ class Exporter(BaseExporter):
         return list(columns)
 
     def write_converted(self, parts: Iterable[Any], file: BinaryIO) -> int:
-        """Write the results of `convert` in order and return the count of examples. By default `write` gets them."""
+        """Write the results of `convert` in order and return the count of examples. By default by a call to `write`."""
         return self.write(chain.from_iterable(parts), file)
 
     def write_packs(self, packs: Iterable[Packs], file: BinaryIO) -> int:
@@ -99,7 +99,7 @@ class RecordExporter(BaseExporter):
     """Writes conversations as records of an adapter's shape, one JSON object a line.
 
     The adapter reads each record back. If the example differs from the original, the sample is refused, and the error
-    names the difference. If the shape has no place for a context, it follows the content after an empty line.
+    names the difference. A context for which the shape has no place is appended to the content, after an empty line.
     """
 
     whole_records: ClassVar[bool] = True

@@ -95,7 +95,7 @@ def _load_entry_points(registry: Registry, selected: set[str] | None) -> None:
                 f"two distributions offer a plugin named {name!r}: {seen[name][0]} and {origin}; uninstall one, or "
                 f"choose the plugins to load ({SELECT_VARIABLE}=none|NAME,…)"
             )
-        if any(plugin.name == name for plugin in registry.plugins):  # listed twice, as sys.path has the folder twice
+        if any(plugin.name == name for plugin in registry.plugins):  # sys.path has its folder twice
             continue
         required = "" if built_in else _required_version(entry_point)
         if not _fits_version(registry, name, origin, required):

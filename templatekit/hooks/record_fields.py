@@ -41,7 +41,7 @@ def text_of(record: Record, key: str, *, required: bool = True) -> str:
 def objects_of(record: Record, key: str) -> tuple[Mapping[str, Any], ...]:
     """Return the list of objects under `key`; a missing or null value and "" are an empty list.
 
-    The list, or each object in it, may be JSON text: files with columns store objects so if their keys differ.
+    The list, or each object in it, may be JSON text: files with columns store objects as text if their keys differ.
     """
     values = _from_json(record.get(key), key)
     if values is None or values == "":

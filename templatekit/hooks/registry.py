@@ -1,9 +1,9 @@
 """`Registry`: the loaded plugins, and what they offer.
 
 A plugin whose hook raises is left out and listed in `Registry.failures`. A plugin that breaks a contract in a way that
-could silently change results (a misspelt hook, a value of the wrong type) is an error. What plugins print goes to
-standard error: standard output is the caller's. `TEMPLATEKIT_TRACE_HOOKS=1` logs there each import and hook call, in
-order, with its time.
+could silently change results (a misspelt hook, a value of the wrong type) is an error. Everything that plugins print
+goes to standard error, since standard output is the caller's. With `TEMPLATEKIT_TRACE_HOOKS=1` each import and hook
+call is logged to standard error, in order, with its time.
 """
 
 from __future__ import annotations

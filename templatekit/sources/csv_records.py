@@ -49,7 +49,7 @@ def _rows(text: io.TextIOWrapper, address: str, delimiter: str) -> Iterator[Reco
     first = text.readline()
     while first and not first.strip():
         first = text.readline()
-    if delimiter == "," and "," not in first:  # as spreadsheets write where the comma is the decimal mark
+    if delimiter == "," and "," not in first:  # spreadsheets write other delimiters where the comma is the decimal mark
         delimiter = next((other for other in (";", "\t") if other in first), ",")
     csv.field_size_limit(_LONGEST_CELL)
     # Not a generator with `yield from text`: closing that would close the file as well.

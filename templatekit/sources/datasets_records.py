@@ -58,7 +58,7 @@ class HubSource(Source):
     description: ClassVar[str] = "A data set on the Hugging Face hub, streamed: ORGANISATION/NAME or …:SPLIT."
 
     def accepts(self, address: str) -> bool:
-        """Whether it looks like a hub name, and its first part is no folder here."""
+        """Whether the address looks like a hub name and its first part is not a local folder."""
         return bool(_HUB_NAME.fullmatch(address)) and not exists(Path(address.partition("/")[0]))
 
     def read(self, address: str) -> Iterator[Record | RecordError]:

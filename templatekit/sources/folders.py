@@ -33,12 +33,12 @@ class FolderSource(Source):
     description: ClassVar[str] = "A folder of JSON, CSV, Parquet or Arrow files, read in the order of their names."
 
     def accepts(self, address: str) -> bool:
-        """Whether it is a folder that `save_to_disk` did not make."""
+        """Whether the address is a folder that `save_to_disk` did not make."""
         path = to_path(address)
         return is_folder(path) and not is_saved(path)
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
-        """The rows of each file in turn. An error names the file of its row, and the row's index there."""
+        """The rows of each file in turn. An error names the file, and the index of the row in that file."""
         yield from _read_all(address, self.files(address))
 
     def files(self, address: str) -> list[Path]:
@@ -64,11 +64,11 @@ class GlobSource(Source):
     description: ClassVar[str] = "A quoted pattern of files, as 'data/*.jsonl.gz', read in the order of their names."
 
     def accepts(self, address: str) -> bool:
-        """Whether it contains `*`, `?` or `[`, and is not the name of a file."""
+        """Whether the address contains `*`, `?` or `[`, and is not the name of a file."""
         return is_glob(address) and "\0" not in address and not exists(to_path(address))
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
-        """The rows of each file in turn. An error names the file of its row, and the row's index there."""
+        """The rows of each file in turn. An error names the file, and the index of the row in that file."""
         yield from _read_all(address, self.files(address))
 
     def files(self, address: str) -> list[Path]:

@@ -17,7 +17,7 @@ from templatekit.errors import RecordError, shorten
 # Faster libraries cannot replace this module, only run before it (compared on 43,000 lines, valid and broken). msgspec
 # 0.23 keeps the last of two equal keys. jiter 0.19 finds those, but reads 1e999 as inf and refuses nesting beyond 200.
 # Neither says where a value ends within a longer text, so a list would have to be in memory as a whole. Neither decodes
-# past an invalid value, so nothing would name its field or find the next row. Everything else they read alike.
+# past an invalid value, so nothing would name its field or find the next row. All of them read everything else alike.
 
 MAX_DEPTH = 256
 """The deepest nesting of objects and lists in a row. Arrow, `repr` and the json module fail at little more."""
@@ -26,7 +26,7 @@ WHITESPACE = " \t\r\n"
 """The characters that JSON counts as white space."""
 
 TRAILING_COMMA = "Illegal trailing comma"
-"""How the json module's message for it begins, since Python 3.13."""
+"""The start of the json module's message for a trailing comma, since Python 3.13."""
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{}]', re.DOTALL)

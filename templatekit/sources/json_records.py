@@ -1,7 +1,7 @@
 """Reads JSON files of every layout: a list, JSON Lines, one object, an object that contains a list.
 
-The layout is detected from the content, whatever the file's extension. The extension decides one case only, where the
-content cannot: a file of one line with one object, which has a list of objects inside.
+The layout is detected from the content, whatever the file's extension. The extension decides only the one case that the
+content leaves open: a file of one line with one object that contains a list of objects.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class JsonSource(FileSource):
     description: ClassVar[str] = "A JSON or JSON Lines file, plain or compressed; its layout is detected."
 
     def accepts(self, address: str) -> bool:
-        """Whether it is a file of any extension, or a missing one that ends in `.json`, `.jsonl` or `.ndjson`."""
+        """Whether the address is any file, or a missing one that ends in `.json`, `.jsonl` or `.ndjson`."""
         path = to_path(address)
         return not is_folder(path) and (exists(path) or extension(path) in EXTENSIONS)
 
@@ -50,7 +50,7 @@ class JsonSource(FileSource):
 def read_json(stream: BinaryIO, address: str, chunk_size: int = CHUNK) -> Iterator[Record | RecordError]:
     """The rows of a stream that can be rewound to its start.
 
-    `address` names it in errors; its extension decides what the content cannot.
+    `address` names it in errors; its extension decides where the content leaves the layout open.
     """
     begin = skip_bom(stream, address, "JSON")
     lines = _is_lines(_head(stream))
@@ -90,9 +90,9 @@ def _head(stream: BinaryIO) -> list[str]:
 def _is_lines(head: list[str]) -> bool:
     """Whether the first lines of a text are JSON Lines rather than one JSON value.
 
-    They are if the first line is a whole value and others follow. They are also if a later line is a whole object that
-    cannot continue the lines before it: then one of those is broken. If the first line is a list, the second must be a
-    value, too: otherwise the text is a list with something invalid after it.
+    The answer is yes if the first line is a whole value and other lines follow. It is also yes if a later line is a
+    whole object that cannot continue the lines before it: then one of those earlier lines is broken. If the first line
+    is a list, the second line must also be a value; otherwise the text is one list with something invalid after it.
     """
     if len(head) < 2:
         return False

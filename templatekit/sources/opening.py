@@ -34,8 +34,9 @@ def open_source(
 ) -> Iterator[Record | RecordError]:
     """The first `limit` records at an address, with columns renamed (`{field: column}`).
 
-    An item's index in the iteration is its row. A row that cannot be used is a `RecordError` and counts as well. Raises
-    `SourceError` at once if no source accepts the address, and during iteration if the data turn out to be unreadable.
+    An item's index in the iteration is its row. A row that cannot be used is yielded as a `RecordError`, and counts as
+    a row too. Raises `SourceError` at once if no source accepts the address, and during iteration if the data turn out
+    to be unreadable.
     """
     return _read(find_source(address, registry), address, registry, columns, limit)
 

@@ -28,11 +28,11 @@ class RemoteSource(Source):
     description: ClassVar[str] = "A URL that fsspec reads: s3://…, gs://…, https://…; a file, a folder or a pattern."
 
     def accepts(self, address: str) -> bool:
-        """Whether it begins with a protocol, like `s3://`."""
+        """Whether the address starts with a protocol, like `s3://`."""
         return _URL.match(address) is not None
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
-        """The rows, streamed. An error names the file of its row, and the row's index there."""
+        """The rows, streamed. An error names the file, and the index of the row in that file."""
         filesystem, path = _filesystem(address)
         with _errors_translated(address):
             files = _files(filesystem, path, address)

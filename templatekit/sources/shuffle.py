@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class NumberedRecord(dict[str, Any]):
-    """A record with its row number, since it is not at that index any more."""
+    """A record with its row number, which its index in the iteration no longer shows."""
 
     row: int
 
@@ -37,7 +37,7 @@ def row_of(record: Record | RecordError, default: int) -> int:
 
 
 def shuffled(items: Iterable[T], *, seed: int, buffer: int) -> Iterator[T]:
-    """The items in an order that `seed` decides: each is drawn from the `buffer` oldest that are left.
+    """The items in an order that `seed` decides: the next item is always drawn from the `buffer` oldest ones left.
 
     If the buffer holds all items, every order is equally likely.
     """

@@ -22,7 +22,7 @@ class StarterSource(Source):
     description: ClassVar[str] = "The bundled sets: starter (Alpaca's columns), starter-dolly (Dolly's)."
 
     def accepts(self, address: str) -> bool:
-        """Whether it is one of the two names."""
+        """Whether the address is one of the two names."""
         return address in FILES
 
     def files(self, address: str) -> list[Path] | None:

@@ -20,7 +20,7 @@ class StdinSource(Source):
     description: ClassVar[str] = "Standard input, as `-`: JSON or JSON Lines, plain or compressed."
 
     def accepts(self, address: str) -> bool:
-        """Whether it is `-`; a file with that name is `./-`."""
+        """Whether the address is `-`; a file with that name is `./-`."""
         return address == "-"
 
     def read(self, address: str) -> Iterator[Record | RecordError]:

@@ -46,8 +46,8 @@ _SIZED: Any = (str, range, *_CONTAINERS)
 def written_size(value: Any, limit: float = float("inf")) -> int:
     """The size of a value when it is printed: its characters, plus one for each item.
 
-    A value inside another twice counts twice, and so on at every level, as it does when printed. Counting stops above
-    `limit`.
+    A value that occurs twice inside another counts twice, at every level, just as it is printed twice. Counting stops
+    above `limit`.
     """
     total, pending = 0, [value]
     while pending and total <= limit:

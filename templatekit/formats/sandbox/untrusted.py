@@ -1,6 +1,6 @@
-"""Untrusted templates, those from a file or a tokenizer: they render as any other, but within limits.
+"""Untrusted templates, which come from a file or a tokenizer: they render like all others, but within limits.
 
-Ordinary chat templates are metered in this process. A template that does anything else is rendered by the worker.
+Ordinary chat templates are metered in this process. The worker renders a template that cannot be metered.
 """
 
 from __future__ import annotations

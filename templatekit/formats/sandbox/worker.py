@@ -1,8 +1,8 @@
 """A worker process for templates whose cost cannot be metered; the operating system enforces its limits.
 
 The worker renders with the same `Template` and returns the same values. A rendering may take limited processor time and
-memory. The process opens no file, starts no other process and ends with its parent. The error for a broken bound names
-it: `time`, `memory` or `output`.
+memory. The process opens no file, starts no other process and ends with its parent. The error for an exceeded limit
+names the limit: `time`, `memory` or `output`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Worker:
         atexit.register(self.stop)
 
     def call(self, request: Request) -> Any:
-        """Return what the method returns; raise what it raises, and a `TemplateError` for a bound that it broke."""
+        """Return what the method returns; raise what it raises, and a `TemplateError` for a limit that it exceeded."""
         message = pickle.dumps(request)
         with self._lock:
             process = self._running()
@@ -136,7 +136,7 @@ class _ResponseUnpickler(pickle.Unpickler):
 
 
 class _BrokenBound(BaseException):
-    """A broken bound. It is not an `Exception`, so that no code handles it as an error of the template."""
+    """An exceeded limit. It is not an `Exception`, so that no code handles it as an error of the template."""
 
     def __init__(self, bound: str, found: str, line: str = "") -> None:
         super().__init__(bound, found, line)
@@ -215,7 +215,7 @@ def serve(*limits: int) -> None:
     _WorkerTemplate.limits = Limits(*limits)
     requests, responses = sys.stdin.buffer, sys.stdout.buffer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
-    # Load now, while files can be opened, what Python otherwise loads on first use.
+    # Python otherwise loads these on first use, when no file can be opened any more.
     time.localtime()
     import_module("jinja2.debug")
     TracingCompiler.enabled = False  # recording takes longer than the rendering that the limits are for

@@ -119,7 +119,7 @@ def _last_pieces(pieces: Sequence[Piece]) -> Iterator[tuple[int, Origin]]:
 
 
 def _position(offset: int, starts: Sequence[int], pieces: Sequence[Piece]) -> _Position:
-    """The position of an offset in the recorded text; aborts within a variable, where examples have none in common."""
+    """The position of an offset in the recorded text; aborts within a variable, since its offsets differ by example."""
     for index, piece in enumerate(pieces):
         if starts[index] <= offset < starts[index + 1]:
             if piece.variable and offset != starts[index]:

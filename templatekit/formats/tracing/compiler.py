@@ -2,7 +2,7 @@
 
 An example's *shape* is everything about it but its texts: the roles in order, which fields are not empty, and which
 messages have the weight 0, 1 or another. Each shape has a trace tree. An example whose shape has no trace, or that
-leaves the tree at a side exit, is interpreted, that is rendered by Jinja. Now and then such an example is recorded as
+leaves the tree at a side exit, is interpreted, that is, rendered by Jinja. Now and then such an example is recorded as
 well, and its trace joins the tree.
 
 A template's text is a function of what the template looks at. So an example that passes the guards of a trace gets the
@@ -149,7 +149,7 @@ class TracingCompiler:
             return
         run = tree.run(example.messages)
         if run is None or run[0] is not trace:
-            tree.disable()  # the time has changed a guard already
+            tree.disable()  # the guard on the clock has another outcome by now
             return
         _check_equal(trace.samples(example, run[1], row), expected, self._template)
 

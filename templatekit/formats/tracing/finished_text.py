@@ -1,4 +1,4 @@
-"""The symbolic text of a whole rendering, in which the targets are searched.
+"""The symbolic text of a whole rendering, in which the targets are found.
 
 No variable in it is empty. So an offset at the edge of a piece, or within a constant, is the same position in every
 example that passes the guards, and any two such offsets have the same order. A search that looks at pieces alone
@@ -50,13 +50,13 @@ class FinishedText(SymbolicText):
         return str.encode(self, *arguments)
 
     def startswith(self, prefix: Any, *bounds: Any) -> bool:
-        """Whether every example that passes the guards starts so; no such example does where it is False."""
+        """Whether the text starts so in every example that passes the guards; if False, it does in none of them."""
         assert not bounds
         return _starts_with([*self._pieces], [*pieces_of(prefix)])
 
 
 def finish(text: SymbolicText) -> FinishedText:
-    """The text as a finished one, without the variables that are empty, after guards on which these are."""
+    """Finish a text: record a guard on whether each variable is empty, and drop the empty ones."""
     return FinishedText([piece for piece in pieces_of(text) if not piece.variable or guard_not_empty(piece)])
 
 

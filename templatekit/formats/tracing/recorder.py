@@ -45,7 +45,7 @@ class Recorder:
     """Renders the texts of one example symbolically, and records all of them in one trace."""
 
     def __init__(self, example: Example, variables: Callable[[tuple[Message, ...], bool], dict[str, Any]]) -> None:
-        """`variables` gives the template's variables for messages; with True, for the prompt that follows them."""
+        """`variables` returns the template's variables for messages; with True, for the prompt after them."""
         self.trace = Trace()
         self._messages = example.messages
         self._variables = variables
@@ -117,7 +117,7 @@ class Recorder:
         index, field = piece.origin.message, piece.origin.field
         if index is None or field not in VARIABLE_FIELDS or (index, field) not in self.fields:
             return piece
-        # A message that is put there to see what the template makes of it is the same for every example.
+        # A probe message, which replaces one of the example's to test the template, is the same for every example.
         if messages[index] is not self._messages[index] and field == "content":
             return piece
         if getattr(messages[index], field) is not getattr(self._messages[index], field):

@@ -395,6 +395,6 @@ _METHODS = {
     **{name: _predicate(name) for name in ("startswith", "endswith", *(n for n in dir(str) if n.startswith("is")))},
 }
 for _name in (*dir(str), *_OPERATORS):
-    # Every other method of `str` too, in this version of Python or a later one.
+    # This also covers every other method of `str`, and those that later versions of Python add.
     if _name not in vars(SymbolicText) and (not _name.startswith("_") or _name in _OPERATORS):
         setattr(SymbolicText, _name, _METHODS.get(_name) or _unmodelled(_name))

@@ -1,4 +1,4 @@
-"""Symbolic values that are no texts: the list that splits a text, and the length of a text.
+"""Symbolic values other than text: the list that `split` returns, and the length of a text.
 
 Both record their guard when a template uses them, and abort the recording on everything that is not modelled here.
 """
@@ -30,14 +30,14 @@ class _AbortsByDefault:
 
 
 class SymbolicList(_AbortsByDefault):
-    """The result of `split` on a variable. Reading more than an end of it records a guard on its length."""
+    """The result of `split` on a variable. Reading more than its first or last text records a guard on its length."""
 
     __slots__ = ("_expression", "_length", "_never_empty", "_operation", "_trace")
 
     def __init__(
         self, trace: Trace, expression: str, length: int, operation: Callable[[str], str], *, never_empty: bool
     ) -> None:
-        """`operation` gives the text of an expression. A `never_empty` list has a first and a last text always."""
+        """`operation` gives the text of an expression. A `never_empty` list always has a first and a last text."""
         self._trace, self._expression, self._length = trace, expression, length
         self._operation, self._never_empty = operation, never_empty
 
@@ -47,7 +47,7 @@ class SymbolicList(_AbortsByDefault):
         return self._texts()[key]
 
     def _texts(self) -> list[str]:
-        # The sandbox keeps templates from names with an underscore: a list has no such method.
+        # Templates cannot call this method: the sandbox refuses names with an underscore.
         self._trace.guard(f"len({self._expression}) == {self._length}", True)
         return [self._operation(f"{self._expression}[{index}]") for index in range(self._length)]
 

@@ -88,7 +88,7 @@ def _source(fields: dict[tuple[int, str], str], traces: Sequence[CompiledTrace])
 
 
 def _branch(traces: Sequence[tuple[int, CompiledTrace]], depth: int, indent: str) -> Iterator[str]:
-    """The lines of the steps from `depth` on: those that all traces share, then a branch for each way they go on.
+    """The lines of the steps from `depth` on: the steps that all traces share, then a branch for each continuation.
 
     A trace returns only after all of its own steps, so its result is right whatever the order of the branches.
     """
