@@ -56,7 +56,7 @@ def staging(target: Path) -> Iterator[Path]:
             try:
                 folder.rename(target)
             except OSError:
-                if not (target / STATE).is_file():  # another process wrote it first
+                if not (target / STATE).is_file():  # another process wrote the shard first
                     raise
             sync_path(target.parent)
     finally:

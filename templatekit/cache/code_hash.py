@@ -1,4 +1,4 @@
-"""Hashes the code that decides about cached samples: of this package, of plugins and of the modules they use."""
+"""Hashes the code that determines cached samples: that of this package, of plugins and of the modules they use."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from types import ModuleType
 import templatekit
 
 MAKE_NO_SAMPLES = ("audit", "cli", "export", "testing", "training")
-"""Rooms of the package whose code does not decide about samples. A room that is not listed here counts."""
+"""Rooms of the package whose code does not affect samples. The code of every other room is part of the hash."""
 _LIBRARIES = ("tokenizers", "jinja2", "pyarrow", "datasets", "kitoken")
-"""Other packages whose versions decide about records, texts or ids, where they are installed."""
+"""Other packages that, if installed, affect records, texts or ids by their version."""
 
 
 class NoCode(Exception):
@@ -26,9 +26,9 @@ class NoCode(Exception):
 
 @lru_cache(maxsize=1)
 def own_code() -> str:
-    """The package's version, and a hash of all its modules that decide about samples.
+    """The package's version, and a hash of all its modules that affect samples.
 
-    The hash notices a changed module where the version stays, as in an editable installation.
+    The hash shows a changed module even if the version stays the same, as in an editable installation.
     """
     root = Path(templatekit.__file__).parent
     files = sorted(root.rglob("*.py"))
@@ -41,7 +41,7 @@ def own_code() -> str:
 
 
 def libraries() -> dict[str, str]:
-    """The versions of Python and of the packages that decide about records, texts or ids."""
+    """The versions of Python and of the packages that affect records, texts or ids."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in _LIBRARIES:
         try:
@@ -66,7 +66,7 @@ def code_of(*classes: type) -> str:
 def _code_by_module(names: Iterable[str]) -> dict[str, bytes]:
     """The code, or the version, of these modules and of all that they use."""
     found: dict[str, bytes] = {}
-    waiting = {name: name.partition(".")[0] for name in names}  # by module, the package that uses it
+    waiting = {name: name.partition(".")[0] for name in names}  # each module, with the package that uses it
     while waiting:
         name, user = waiting.popitem()
         top = name.partition(".")[0]

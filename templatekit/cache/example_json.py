@@ -55,7 +55,7 @@ def _restored(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The value, made of types that JSON restores as they were. It would not restore a tuple, or a number as a key."""
+    """The value, in types that JSON restores as they were: it restores neither tuples nor numbers that are keys."""
     if value is None or type(value) in (str, bool, int, float):
         return value
     if type(value) is list:

@@ -37,7 +37,7 @@ class Entry:
     damaged: int
     """Number of damaged shards; the next run makes them anew."""
     about: Mapping[str, Any]
-    """What made it: dataset, adapter, template, tokenizer, options. Empty where that cannot be read."""
+    """Its origin: dataset, adapter, template, tokenizer, options. Empty if the file that says so cannot be read."""
 
     def as_dict(self) -> dict[str, Any]:
         """The entry as JSON holds it; `parts` is the number of shards."""
@@ -46,7 +46,7 @@ class Entry:
 
 
 def open_entry(folder: Path, key: str, values: Mapping[str, Any], pipeline: Pipeline) -> Path:
-    """The folder of a key, which is created where there is none; `values` are those that the key is the hash of.
+    """The folder of a key, created if it does not exist; `values` are the values of which the key is the hash.
 
     Raises `ConfigError` where a file is in its place, and `RunError` on a full disk.
     """
@@ -84,7 +84,7 @@ def shard_indices(entry: Path) -> list[int]:
 
 
 def remove_shard(path: Path) -> None:
-    """Remove a shard, or a file in its place. It is renamed first, so that nobody sees half of it."""
+    """Remove a shard, or a file in its place. It is renamed first, so that no process sees half of it."""
     gone = path.with_name(f"{STAGING_PREFIX}{path.name}-gone-{os.getpid()}")
     with reporting_write_errors(path.parent):
         path.rename(gone)

@@ -1,4 +1,4 @@
-"""The cache key: a hash of everything that decides about the samples of a data set."""
+"""The cache key: a hash of everything that determines the samples of a data set."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ T = TypeVar("T")
 FORMAT = 1
 """Version of the files; each has a folder of its own."""
 BY_CONTENT = frozenset({"tokenizer", "template", "adapter"})
-"""Options whose value is an address; the content there is part of the key instead."""
+"""Options whose value is an address; instead of the address, the content there is part of the key."""
 WITHOUT_EFFECT = frozenset({"cache", "cache_dir", "workers"})
-"""Options that do not change the samples. All others are part of the key, so that a new one is never forgotten."""
+"""Options that do not change the samples. All others are in the key, so that no new option is forgotten."""
 _CLOCK = re.compile(r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")
 _OF_THE_DAY = set("aAbBdjmuUVwWyYGgxDFe%-")
 
@@ -35,9 +35,9 @@ class NotCacheable(Exception):
 
 
 def key_values(pipeline: Pipeline, records: Iterable[Any] | None = None) -> dict[str, Any]:
-    """Everything that decides about the samples, as JSON can hold it. `records` are a caller's own, without an address.
+    """Everything that determines the samples, as JSON values. `records` are a caller's own, without an address.
 
-    Raises `NotCacheable` where something decides about them that cannot be compared.
+    Raises `NotCacheable` if something determines the samples that cannot be compared.
     """
     if type(pipeline) is not Pipeline:
         raise NotCacheable("mixed sets and pairs of answers are not cached")
@@ -87,7 +87,7 @@ def _data(pipeline: Pipeline, records: Iterable[Any] | None) -> dict[str, Any]:
 def data_stamp(pipeline: Pipeline, records: Iterable[Any] | None = None) -> tuple[Any, ...]:
     """The day, and for each file of the data its inode, size and times: cheap to compare, but no proof of equality.
 
-    No program can set the last of the times, that of the last change of the file's metadata.
+    No program can set the last of these times, at which the file's metadata last changed.
     """
     address = pipeline.options.dataset
     files = find_source(address, pipeline.registry).files(address) if records is None else None
@@ -103,7 +103,7 @@ def _of_file(function: Callable[[Path], T], path: Path) -> T:
 
 
 def _adapter(pipeline: Pipeline) -> dict[str, Any]:
-    """The named adapter, or all from which the records' keys may choose."""
+    """The named adapter, or all adapters of which the records' keys may choose one."""
     registry, adapter = pipeline.registry, pipeline.adapter
     offered = dict(registry.adapters.items())
     if pipeline.options.adapter is None and (adapter is None or adapter in offered.values()):
@@ -137,7 +137,7 @@ def _template(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _today(source: str) -> str | None:
-    """The day, where a template prints it; raises `NotCacheable` where it may print the time."""
+    """The day, if the template prints it; raises `NotCacheable` if the template may print the time."""
     if "strftime_now" not in source:
         return None
     calls = [match[2] for match in _CLOCK.finditer(source)]

@@ -23,7 +23,7 @@ class MissingShards:
     present: frozenset[int] = frozenset()
     """Later shards that need not be made."""
     only_first: bool = False
-    """Whether to read no further than the first shard."""
+    """Whether to read only up to the end of the first shard."""
 
     def __call__(self, pipeline: Pipeline) -> Iterator[Chunk]:
         """The chunks of the options' data set."""
@@ -32,7 +32,7 @@ class MissingShards:
     def chunks_of(
         self, pipeline: Pipeline, records: Iterator[Record | RecordError], *, from_caller: bool = False
     ) -> Iterator[Chunk]:
-        """The chunks of the given records, which start with the first of all."""
+        """The chunks of the given records, which start with the first record of the data set."""
         for index in range(self.first + 1) if self.only_first else count():
             shard, first_row, found = islice(records, self.shard_records), index * self.shard_records, 0
             for chunk in pipeline.split_into_chunks(shard, first_row=first_row, from_caller=from_caller):

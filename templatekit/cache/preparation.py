@@ -1,9 +1,9 @@
-"""Goes through the shards of a data set: takes those on disk, makes the others, in order.
+"""Goes through the shards of a data set in order: reads those on disk, and makes the others.
 
 The first shard that is not on disk starts the work on all missing shards, in this process or by an engine's workers. It
 reads the source once, to its end, and skips the shards that are on disk at that time. So the pipeline can remember
-earlier records (groups, duplicates, a shuffled order), and a shard, which has a fixed number of records, tells how far
-to read. The chunks that come back in order are concatenated here to shards, and written.
+earlier records (groups, duplicates, a shuffled order). A shard has a fixed number of records, which says how far to
+read for it. The chunks come back in order; here they are concatenated to shards, and written.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from templatekit.pipeline.pipeline import Pipeline
 from templatekit.types import Record, Sample
 
 SHARD_RECORDS = 8192
-"""Records of a shard: a stop loses the work on at most one, and one is in memory while it is made."""
+"""Records of a shard: a stop loses the work on at most one shard, and one shard is in memory while it is made."""
 T = TypeVar("T")
 Say = Callable[[str], None]
 OpenRecords = Callable[[], Iterator[Record | RecordError]]
@@ -52,8 +52,8 @@ def prepare_output(
     """The output chunks of the options' data set; with the option `cache`, its samples are cached on disk.
 
     `pipeline.counts` is the same in the end, whether samples were cached or made, here or by an engine's workers. A
-    caller's own `records` are read by `open_records`. `say` gets a line where cached samples are used, are damaged, or
-    cannot be cached. Raises `RunError` where the disk is full.
+    caller's own `records` are read by `open_records`. `say` gets a line if cached samples are used or damaged, or if
+    samples cannot be cached. Raises `RunError` where the disk is full.
     """
     preparation = _open_cache(pipeline, open_records, records, say)
     if preparation is not None:
@@ -69,7 +69,7 @@ def prepare_batches(
     records: Iterable[Any] | None = None,
     say: Say = lambda line: None,
 ) -> Iterator[SampleBatch]:
-    """The same as batches, like `Pipeline.batches`, made in this process."""
+    """The same samples in batches, as `Pipeline.batches` gives them, made in this process."""
     preparation = _open_cache(pipeline, open_records, records, say)
     if preparation is not None:
         return (output.content for output in preparation.outputs(keep_batches, None, None))
@@ -94,7 +94,7 @@ def prepare_samples(
 
 
 def _collect(engine: Engine, pipeline: Pipeline) -> BatchCollector:
-    """All samples, made by workers. They come as tables: single samples would take as long to pickle as to make."""
+    """All samples, made by workers. Workers send them as tables: single samples take as long to pickle as to make."""
     collected = BatchCollector()
     with closing(run_chunks(pipeline, Job(discard_batches, (BatchCollector,)), engine=engine)) as running_chunks:
         for running in running_chunks:
@@ -113,7 +113,7 @@ def _columns_in_memory(batch: SampleTables | SampleBatch) -> SampleColumns:
 def _open_cache(
     pipeline: Pipeline, open_records: OpenRecords | None, records: Iterable[Any] | None, say: Say
 ) -> _Preparation | None:
-    """The way through the shards; None without the option `cache`, or where the samples cannot be cached."""
+    """The `_Preparation` of a pipeline; None without the option `cache`, or if the samples cannot be cached."""
     if not pipeline.options.cache:
         return None
     try:
@@ -130,7 +130,7 @@ def _open_cache(
 
 @dataclass(kw_only=True)
 class _Preparation:
-    """One way through the shards, from the first to the last."""
+    """One pass through the shards, from the first to the last."""
 
     pipeline: Pipeline
     entry: Path
@@ -138,19 +138,19 @@ class _Preparation:
     open_records: OpenRecords | None
     records: Iterable[Any] | None
     values: dict[str, Any]
-    """The values that the cache key is the hash of."""
+    """The values of which the cache key is the hash."""
     stamp: tuple[Any, ...]
     """The state of the data's files when the key was computed."""
     say: Say
     _running: Generator[RunningChunk, None, None] | None = None
-    """The work on all missing shards; None until the first of them."""
+    """The work on all missing shards, once the first of them is needed."""
     _present: frozenset[int] = frozenset()
-    """Shards after that one that were on disk when the work started."""
+    """The shards after the first missing one that were on disk when the work started."""
     _taken: int = 0
     """Number of shards taken from disk."""
 
     def __post_init__(self) -> None:
-        # The adapter that this shard's records have shown; reading ahead may already show one for later shards.
+        # The adapter that was inferred from the records up to this shard; the work ahead may already know a later one.
         self._adapter = self.pipeline.reader.adapter_name
 
     def outputs(
@@ -195,7 +195,7 @@ class _Preparation:
         return found
 
     def _cached_shard(self, index: int, *, texts: bool = True) -> Shard | None:
-        """The shard on disk; None where it is to be made, or already being made."""
+        """The shard on disk; None if it has to be made, or is already being made."""
         if self._running is not None and index not in self._present:
             return None
         return self._open_shard(index, texts=texts)
@@ -260,7 +260,7 @@ class _Preparation:
             if self._taken:
                 self.say(f"cache: found the first {index * SHARD_RECORDS:,} records; continuing after them")
             self._present = frozenset(later for later in shard_indices(self.entry) if later > index)
-        # Else the shard was on disk when the work started, but is damaged or gone now: it is made separately.
+        # Otherwise the shard was on disk when the work started, but is now damaged or gone: it is made separately.
         missing = MissingShards(
             shard_records=SHARD_RECORDS, first=index, present=self._present, only_first=not is_first
         )

@@ -41,7 +41,7 @@ class TableColumns:
     origins: Sequence[Origin]
     """The origins that spans refer to by their index, in the order of their first use."""
     roles: Sequence[str]
-    """The roles that texts refer to by their index, likewise."""
+    """The roles that texts refer to by their index, in the order of their first use."""
 
     def __len__(self) -> int:
         return int(self.tokens.num_rows)

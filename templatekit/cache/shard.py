@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardState:
-    """The facts that a shard's `part.json` has."""
+    """The content of a shard's `part.json`."""
 
     records: int
     """Number of records that were read for the shard."""
@@ -28,7 +28,7 @@ class ShardState:
     counts: Counts
     """The counts of its records alone."""
     adapter: str | None
-    """The adapter that read its records, by name; None where no record could show it."""
+    """The name of the adapter that read its records; None if it could be inferred from no record."""
 
 
 class Shard(TableColumns):

@@ -56,7 +56,7 @@ class SampleTables(TableColumns):
 
     @classmethod
     def concatenate(cls, several: Iterable[SampleTables]) -> SampleTables:
-        """One table after another, in contiguous memory. The result does not depend on how the samples were divided."""
+        """One table after another, in contiguous memory; the result is the same however samples were divided."""
         found = list(several) or [cls.from_batch(SampleBatch(items=[], columns=TokenizedColumns.of([])))]
         origins: dict[Origin, int] = {}
         roles: dict[str, int] = {}

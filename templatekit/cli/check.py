@@ -81,7 +81,7 @@ def check(
 
     registry = load_registry(plugin_dirs)
     progress = _Progress(sys.stderr.isatty())
-    with redirect_stdout(sys.stderr):  # the output of plugins' print calls is not result of the result
+    with redirect_stdout(sys.stderr):  # the output of plugins' print calls is not part of the result
         subjects = subjects_of(format, [*(() if format == "tokenizer" else MAIN), *tokenizers], registry)
         if not subjects:
             raise ConfigError("the tokenizer's own template needs a tokenizer; expected --tokenizer DIR")

@@ -1,4 +1,4 @@
-"""Command groups that suggest a command after a misspelling, and that list where no command is given."""
+"""Command groups that suggest a command after a misspelling, or run `list` if no command is given."""
 
 from __future__ import annotations
 

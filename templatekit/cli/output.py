@@ -82,7 +82,7 @@ def write_output(
 ) -> None:
     """Have an exporter write output chunks or packs to a file or folder, and check that it wrote all of them.
 
-    `columns` says that the chunks hold columns, which the exporter converted.
+    `columns` means that the chunks hold columns, which the exporter has converted.
     """
     given = 0
     exhausted = False

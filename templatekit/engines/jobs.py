@@ -35,18 +35,18 @@ def read_all_chunks(pipeline: Pipeline) -> Iterator[Chunk]:
 
 
 class Job(NamedTuple):
-    """What is to be done with chunks."""
+    """The work on each chunk, and how the chunks are read."""
 
     converter: Converter
     """Turns the batches of a chunk into output chunks."""
     observers: tuple[Callable[[], Observer], ...] = ()
-    """Each is called once a chunk and makes an observer of its batches."""
+    """Each is called once per chunk and makes an observer of the chunk's batches."""
     read_chunks: ChunkReader = read_all_chunks
     """Reads the chunks, where they are not given."""
 
 
 class WorkerSetup(NamedTuple):
-    """What a worker creates its pipeline from. It has names, since the objects of plugins cannot be pickled."""
+    """The arguments with which a worker creates its pipeline: names, since the objects of plugins cannot be pickled."""
 
     options: DataOptions
     registry: RegistryArguments
@@ -54,7 +54,7 @@ class WorkerSetup(NamedTuple):
     pipeline_type: type[Pipeline] = Pipeline
     """The pipeline of each set."""
     tokenizer: Tokenizer | None = None
-    """None where the options name it."""
+    """None if the options name the tokenizer."""
 
     @classmethod
     def of(cls, pipeline: Pipeline, job: Job) -> WorkerSetup:
@@ -81,7 +81,7 @@ class ChunkResult(NamedTuple):
     counts: Counts | None
     """None where the worker could not be set up."""
     adapters: tuple[str | None, ...]
-    """The chunk's."""
+    """The adapters of the chunk, after its records were read."""
     record_count: int = 0
     observers: tuple[Observer, ...] = ()
     error: BaseException | None = None
@@ -97,7 +97,7 @@ class ChunkResult(NamedTuple):
 Engine: TypeAlias = Callable[[WorkerSetup, Iterator[Chunk]], Generator[ChunkResult, None, None]]
 """Returns the result of each chunk, in order, and works on a few of them ahead. Closing the generator ends the workers.
 
-An engine that reads the chunks elsewhere, by `Job.read_chunks`, ignores those that it is given.
+An engine that reads the chunks elsewhere, by `Job.read_chunks`, ignores the chunks that are passed to it.
 """
 
 
@@ -120,7 +120,7 @@ class Worker:
         with redirect_stdout(sys.stderr):
             try:
                 outputs.extend(running.outputs)
-            except Exception as raised:  # returned, so that the caller raises it after the outputs before it
+            except Exception as raised:  # returned, so that the caller raises it after the earlier outputs
                 error = picklable(raised)
         return ChunkResult(
             outputs, pipeline.take_counts(), running.adapters, running.record_count, running.observers, error
@@ -153,7 +153,7 @@ def _run_chunk(chunk: Chunk, pipeline: Pipeline, job: Job) -> RunningChunk:
 def run_chunks(
     pipeline: Pipeline, job: Job, *, engine: Engine | None = None, chunks: Iterable[Chunk] | None = None
 ) -> Generator[RunningChunk, None, None]:
-    """Do a job for the given chunks, or those that it reads itself, one by one; `pipeline.counts` has their counts.
+    """Do a job for the given chunks, or the chunks that the job reads, one by one; `pipeline.counts` has their counts.
 
     Without an engine, this process does the job, also chunk by chunk, so that dropped rows are counted in the same
     order. An engine's workers find adapters, templates and the rest by the names in the options.

@@ -22,7 +22,7 @@ _CHUNKS_AHEAD = 2
 
 
 def process_engine(workers: int | None) -> Engine | None:
-    """The engine with this many workers; None for one. It raises `RunError` where a worker dies."""
+    """The engine with this many workers, or None for one worker. The engine raises `RunError` if a worker dies."""
     return None if workers in (None, 1) else partial(_results, workers)
 
 

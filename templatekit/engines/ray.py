@@ -1,11 +1,11 @@
 """An engine of workers on a Ray cluster, by Ray Data.
 
 One read task reads the records and splits them into chunks. Tasks anywhere in the cluster work on the chunks. This
-process takes their results in the order of the chunks (`preserve_order`). Ray sees a chunk as one row of pickled bytes
-in a block of its own, so rows, ids, counts and errors are the same as in one process.
+process receives their results in the order of the chunks (`preserve_order`). Ray sees a chunk as one row of pickled
+bytes in a block of its own, so rows, ids, counts and errors are the same as in one process.
 
-Where a process or a machine dies, Ray repeats the chunk elsewhere; nothing of the first attempt was used. Workers are
-tasks, not actors: the work of an actor whose machine is gone waits for another machine. A process creates its pipeline
+If a process or a machine dies, Ray repeats the chunk elsewhere; nothing of the first attempt is used. Workers are
+tasks, not actors: if an actor's machine is gone, its work waits for another machine. A process creates its pipeline
 once, for all chunks that it gets.
 
 Ray itself reads the address: `RAY_ADDRESS` names a running cluster; without it, one is started on this machine.
@@ -126,7 +126,8 @@ def _dataset(environment: _Environment, workers: int) -> Dataset:
         def estimate_inmemory_data_size(self) -> int | None:
             return None
 
-    # `num_cpus=0`, as the reading process is none of the `--workers`. So Ray does not fuse reading with the work.
+    # `num_cpus=0`, because the reading process is not one of the `--workers`. It also keeps Ray from fusing the read
+    # task with the workers' tasks.
     datasource: Any = Chunks
     read = ray.data.read_datasource(datasource(), override_num_blocks=1, num_cpus=0)
     with warnings.catch_warnings():

@@ -31,7 +31,7 @@ _UNSUPPORTED: Mapping[str, tuple[str, str]] = {
     "reasoning in earlier answers stays; the template drops it": ("assistant", "<think>\nHm.\n</think>\n\nYes."),
     "an empty system message has its header; the template leaves it out": ("system", ""),
 }
-"""What Ollama's Go templates cannot do with a text, each with a message that shows whether the template does it."""
+"""Operations on text that Ollama's Go templates lack, each with a message that shows whether a template needs it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,7 @@ class GoTemplate:
         return guard
 
     def _refused(self, role: str) -> list[str]:
-        """The roles that may not come directly before this one; Ollama joins consecutive messages of one role."""
+        """The roles that may not come directly before this one, except itself: Ollama joins messages of one role."""
         return [other for other in (_START, *self.before) if other not in (*self.follows[role], role)]
 
 
@@ -266,7 +266,8 @@ def _matches(template: Template, tokens: SpecialTokens, found: GoTemplate, role:
 def _literal(text: str, *, raw_end: bool = False) -> str:
     """Text in a Go template.
 
-    In quotes are whitespace that the next line's `{{-` would remove, and text that Go or the Modelfile would interpret.
+    Quotes enclose whitespace that the next line's `{{-` would remove, and text that Go or the Modelfile would
+    interpret.
     """
     if "{{" in text or '"""' in text or not all(char == "\n" or char.isprintable() for char in text):
         return f'{{{{ "{"".join(map(_escaped, text))}" }}}}'

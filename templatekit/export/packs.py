@@ -30,7 +30,7 @@ def pack_record_batch(packs: Packs) -> pa.RecordBatch:
 
 
 def pack_rows(packs: Packs) -> Iterator[dict[str, Any]]:
-    """Each pack as plain values. Left out: weights if all are 0 or 1, samples if all are the first of their record."""
+    """Each pack as plain values; without weights if all are 0 or 1, without samples if all are their record's first."""
     sequences = packs.sequences
     labels, positions, lengths = packs.labels, packs.position_ids, sequences.lengths
     for (start, end), (first, last) in zip(

@@ -92,7 +92,7 @@ def _line(example: RenderedText | TokenizedExample) -> bytes:
 
 
 class ArrowExporter(Exporter):
-    """Writes Arrow record batches; subclasses say to what kind of file."""
+    """Writes Arrow record batches; subclasses open the file, each of another kind."""
 
     takes_packs = True
 

@@ -8,8 +8,8 @@ from templatekit.formats.template import Template
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.types import Example, Message, SpecialTokens
 
-# Sets the variables of an instruction format from the messages of one turn. Text that the format has no place for is
-# refused, because a server must not drop a client's text silently either.
+# Sets the variables of an instruction format from the messages of one turn. Text for which the format has no place is
+# refused, because a server must not drop a client's text silently.
 _ONE_TURN = """\
 {%- set turn = namespace(system='', instruction=none, context='', response='', roles='') -%}
 {%- for message in messages -%}

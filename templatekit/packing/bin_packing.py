@@ -1,4 +1,4 @@
-"""Decides which examples go into one pack, where no prefixes are shared: bin packing by first fit, longest first."""
+"""Decides which examples go into one pack if no prefixes are shared: bin packing by first fit, longest first."""
 
 from __future__ import annotations
 

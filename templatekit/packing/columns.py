@@ -118,7 +118,7 @@ def labels_of(input_ids: NDArray[np.int32], loss_weights: NDArray[np.float64]) -
 
 
 def offsets_from_lengths(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Shape (ranges + 1,): where concatenated ranges of these lengths start, and where the last one ends."""
+    """Shape (ranges + 1,): the starts of concatenated ranges of these lengths, then the end of the last range."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 
 

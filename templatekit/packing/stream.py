@@ -23,7 +23,7 @@ MIN_WINDOW_PACKS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sequences:
-    """Tokenized examples as packing needs them: concatenated ids and weights, and which sample each one is."""
+    """Tokenized examples as packing needs them: concatenated ids and weights, and the sample of each sequence."""
 
     offsets: NDArray[np.int64]
     """Shape (sequences + 1,): sequence i has the tokens `offsets[i]` to `offsets[i + 1]`."""
@@ -144,7 +144,7 @@ def pack_arrays(packs: Packs) -> dict[str, pa.Array]:
 
 
 def pack_stream(chunks: Iterable[Sequences], pack_tokens: int, *, window: int | None = None) -> Iterator[Packs]:
-    """Yield packs of at most `pack_tokens` tokens, in which every sequence is once, whole.
+    """Yield packs of at most `pack_tokens` tokens. Every sequence is in exactly one of them, complete.
 
     A window of `window` tokens is packed at a time, by default `WINDOW_TOKENS` or `MIN_WINDOW_PACKS` packs' worth,
     whichever is more. As in training, sequences go longest first into the first pack with room. Packs are in the order

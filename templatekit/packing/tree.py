@@ -2,7 +2,7 @@
 
 In a causal model the hidden states of a common prefix are the same for all examples that start with it, and its
 gradient is the sum of theirs. So a template's preamble, a system prompt, the earlier turns of a conversation or the
-prompt of a chosen/rejected pair are computed once a pack, and loss and gradients do not change.
+prompt of a chosen/rejected pair are computed once per pack, and loss and gradients do not change.
 """
 
 from __future__ import annotations
@@ -67,8 +67,7 @@ def _split(shared: Sequence[int], low: int, high: int, common: int) -> list[tupl
 
 
 def pack_groups(groups: Sequence[Sequence[Sequence[int]]], budget: int) -> list[list[int]]:
-    """Put groups of items into packs whose prefix trees have at most `budget` tokens; groups that share most go
-    together.
+    """Put groups of items into packs whose prefix trees have at most `budget` tokens; similar groups go together.
 
     The items of a group stay together, such as the two answers of a pair. Returns the indices of each pack's groups.
     Equal input gives equal packs. A group larger than the budget gets a pack of its own; a group without tokens is in
@@ -111,5 +110,5 @@ def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _saved_tokens(before: Sequence[int], item: Sequence[int]) -> int:
-    """A lower bound of how many tokens of an item the item before it already has in the pack."""
+    """A lower bound of how many tokens an item shares with the item before it in a pack."""
     return max(0, _common_prefix(before, item) - MIN_SHARED + 1)

@@ -1,4 +1,4 @@
-"""The stages joined: records in, tokenized samples out, and a count of every record that was dropped, with its reason.
+"""Runs records through all stages to tokenized samples, and counts every dropped record by its reason.
 
 ```
                  Reader                Pipeline                                    outputs
@@ -14,6 +14,6 @@ record ──filter, dedup, shuffle──▶ adapt ──▶ render ──▶ en
 | `mixture` | a pipeline over several data sets |
 | `batches`, `chunks` | samples that are passed on together; records that are worked on together |
 | `outputs` | what an exporter writes for a chunk, and observers that count batches as they pass |
-| `counts` | what became of the records: read, sampled, shortened, dropped |
+| `counts` | how many records were read, sampled, shortened and dropped |
 | `garbage_collection` | a loop that Python's garbage collector interrupts rarely |
 """

@@ -48,7 +48,7 @@ class SampleBatch:
     def select(
         cls, items: Sequence[Sample], columns: TokenizedColumns, selected: Mapping[int, Sample | None]
     ) -> SampleBatch:
-        """The samples with the selected indices; a sample that is given for an index replaces the one there."""
+        """The samples with the selected indices; a sample given in `selected` replaces the one at its index."""
         replaced = {index: item for index, item in selected.items() if item is not None}
         if replaced:
             sources = {index: len(items) + count for count, index in enumerate(replaced)}

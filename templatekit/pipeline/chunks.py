@@ -15,10 +15,10 @@ CHUNK_SIZE = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Consecutive records of a data set. It can be pickled: any pipeline of the same options can process it."""
+    """Consecutive records of a data set. Chunks can be pickled; any pipeline with the same options can process them."""
 
     records: list[Any]
-    """Records, and a `RecordError` for each that could not be read. In a mixture, each with the index of its set."""
+    """Records, and a `RecordError` for each that could not be read. In a mixture, each has the index of its set."""
     first_row: int = 0
     """The row of the first record; a shuffled record knows its own row."""
     from_caller: bool = False
@@ -28,7 +28,7 @@ class Chunk:
     error: Exception | None = None
     """The error that ended the reading; it is raised after these records are processed."""
     notes: Mapping[str, str] = field(default_factory=dict)
-    """What mixing did with the rows of each set, by the set's name; given with a mixture's last chunk."""
+    """How often mixing read the rows of each set, in words, by the set's name; only a mixture's last chunk has it."""
 
 
 class StopAtError(Generic[T]):
@@ -49,11 +49,11 @@ class StopAtError(Generic[T]):
 
 
 class ItemsThenError(NamedTuple, Generic[T]):
-    """Consecutive items, and the exception that came after them."""
+    """Consecutive items, and the exception that the next item raised."""
 
     items: list[T]
     error: Exception | None
-    """Raised in place of the next item, so that none follow; None where all went well."""
+    """The exception, after which no items follow; None if there was none."""
 
 
 def chunked(items: Iterable[T], size: int) -> Iterator[ItemsThenError[T]]:

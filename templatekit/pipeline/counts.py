@@ -15,7 +15,7 @@ _MAX_ROWS_SHOWN = 5
 
 @dataclass(kw_only=True)
 class Counts:
-    """What became of the records.
+    """How many records were read, and how many gave samples or were dropped.
 
     To find why a row was dropped, look for it in `dropped_rows`, whose keys are the reason codes.
     """
@@ -38,8 +38,9 @@ class Counts:
     tokens: int = 0
     trained_tokens: int = 0
     untrained_turns: int = 0
-    """Assistant turns of which nothing is trained though their rows came out: no prompt comes before the turn, or the
-    template marks no target in it."""
+    """Turns of an assistant without a trained token, in rows that gave samples: no prompt comes before the turn, or the
+    template marks no target in it.
+    """
     empty_responses: int = 0
     """Rows with an answer that is empty or whitespace. They are rendered, but worth a look."""
     left_out: Counter[str] = field(default_factory=Counter)
@@ -63,7 +64,7 @@ class Counts:
     def retract(self, error: RecordError, *, whole_row: bool) -> None:
         """Count as dropped a sample that came out of the pipeline but that the exporter refuses.
 
-        `whole_row` says that no other sample of its row is left.
+        `whole_row` means that no other sample of its row is left.
         """
         self.samples -= 1
         self.rows_out -= whole_row

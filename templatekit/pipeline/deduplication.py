@@ -1,7 +1,7 @@
 """Excludes records that repeat an earlier one, exactly or nearly.
 
-The conversations that the adapter reads are compared, without ids and without columns that it does not read. So two
-rows are equal where the same would be trained.
+The conversations that the adapter reads are compared. Ids of rows and columns that it does not read do not count, so
+two rows are equal if the same text would be trained.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class NearTextIndex:
         return [self._add(text, id) for text, id in zip(texts, ids, strict=True)]
 
     def store(self, texts: list[str], ids: list[int]) -> None:
-        """Store every text, also one that repeats another: a later text may be similar to only one of them."""
+        """Store every text, repeats included, since a later text may be similar to only one of two similar texts."""
         for text, id in zip(texts, ids, strict=True):
             self._store(self._signature(text), id)
 
@@ -158,10 +158,10 @@ def mark_duplicates(
     read: Callable[[int, Record], Iterable[Example]],
     name: Callable[[int], str],
 ) -> Iterator[IdentifiedRecord]:
-    """The records, with an `ExcludedRecord` in place of each that repeats another; it names that one by `name(id)`.
+    """The records, with an `ExcludedRecord` in place of each repeat, which names the earlier record by `name(id)`.
 
-    `read` gives the examples of a record by its id. A record for which it raises a `RecordError` is passed on: the
-    pipeline reports what is wrong with it. A record that comes a second time under its own id is no duplicate.
+    `read` gives the examples of a record by its id. A record for which `read` raises a `RecordError` is passed on: the
+    pipeline reports the error. A record that comes a second time under its own id is no duplicate.
     """
     records = iter(records)
     while batch := list(islice(records, _BATCH_SIZE)):

@@ -11,7 +11,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 THRESHOLD = 100_000
-"""New objects after which the collector runs. With Python's default of about 700 it took half of the time."""
+"""New objects after which the collector runs. With Python's default of about 700, collection took half of the time."""
 
 _lock = Lock()
 _threads = 0
@@ -35,7 +35,7 @@ def with_rare_gc(items: Iterable[T]) -> Iterator[T]:
 
 @contextmanager
 def _raised_threshold() -> Iterator[None]:
-    """Raise the threshold. It belongs to the process: the first thread raises it, the last one restores it."""
+    """Raise the threshold of the whole process: the first thread raises it, the last one restores it."""
     global _threads, _before
     with _lock:
         if not _threads:

@@ -35,7 +35,7 @@ class MixedCounts(Counts):
 
     sets: dict[str, Counts] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
-    """What mixing did with the rows of a set, by the set's name."""
+    """How often mixing read the rows of a set, in words, by the set's name."""
 
     def sum_sets(self) -> None:
         """Sum the counts of the sets. Row numbers stay with their sets."""
@@ -241,7 +241,7 @@ class Mixture(Pipeline):
                 raise ConfigError(f"{name}: {error}") from error
 
     def _notes(self, passes: Iterable[Passes]) -> dict[str, str]:
-        """By set, what mixing did with its rows and which adapter was inferred, where there is something to say."""
+        """For each set with news: how often its rows were read, and which adapter was inferred."""
         notes = {}
         for name, pipeline, mixed, own in zip(self.names, self.pipelines, self.options.mix, passes, strict=True):
             adapter = pipeline.adapter
@@ -259,7 +259,7 @@ def create_pipeline(
     template: Template | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> Pipeline:
-    """A `pipeline_type` for the options' data set, or where they name several, a `Mixture` of them."""
+    """A `pipeline_type` for the options' data set, or a `Mixture` of several if the options name several sets."""
     if options.mix:
         return Mixture(options, registry, pipeline_type=pipeline_type, template=template, tokenizer=tokenizer)
     return pipeline_type(options, registry, template=template, tokenizer=tokenizer)
@@ -279,7 +279,7 @@ def _with_source(sample: Sample, name: str) -> Sample:
 
 
 def _split_at_repeats(records: Iterable[Record | RecordError]) -> Iterator[list[Record | RecordError]]:
-    """The records, split where a record directly follows itself: its samples must not pass for samples of one."""
+    """The records, split where a record directly repeats, so that two records' samples stay separate."""
     run: list[Record | RecordError] = []
     for record in records:
         if run and not isinstance(record, RecordError) and row_of(run[-1], -1) == row_of(record, -2):

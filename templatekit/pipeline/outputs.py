@@ -26,19 +26,20 @@ ObserverT = TypeVar("ObserverT", bound="Observer")
 
 
 class OutputChunk(NamedTuple):
-    """Some samples as they are written."""
+    """Samples of one chunk, in the form in which they are written."""
 
     samples: int
     """Number of samples."""
     content: Any
-    """What the converter made of them. For an exporter: `Sequences` where they are packed later, the result of
-    `Exporter.convert` where the exporter takes columns, else a list of what its `admit` returned."""
+    """The result of the converter. For an exporter: `Sequences` where they are packed later, the result of
+    `Exporter.convert` where the exporter takes columns, else a list of what its `admit` returned.
+    """
 
 
 Converter: TypeAlias = Callable[[Iterable[SampleBatch], Pipeline], Iterator[OutputChunk]]
-"""Turns batches of a part of the records into output chunks; it gets all samples of a record together.
+"""Turns batches into output chunks; one call receives all samples of a record.
 
-Workers receive it pickled, so it is a function of a module, or a value."""
+Workers receive the converter pickled, so it must be a module's function or a picklable object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class LengthCounts:
 
 
 def is_packed(pipeline: Pipeline) -> bool:
-    """Whether the options say to pack the samples of a pipeline."""
+    """Whether the options ask to pack the samples of a pipeline."""
     return isinstance(pipeline.options, RenderOptions) and pipeline.options.pack_tokens is not None
 
 
@@ -125,7 +126,7 @@ def takes_columns(exporter: BaseExporter, pipeline: Pipeline) -> bool:
 def chunks_for_exporter(
     batches: Iterable[SampleBatch], exporter: BaseExporter, pipeline: Pipeline
 ) -> Iterator[OutputChunk]:
-    """What an exporter writes of the pipeline's samples; `pipeline.counts` then has those that it refused."""
+    """The output chunks for an exporter; afterwards `pipeline.counts` includes the samples that it refused."""
     if is_packed(pipeline):
         for columns in admit_columns(exporter, batches, pipeline):
             yield OutputChunk(len(columns), Sequences.of(columns))
@@ -142,7 +143,7 @@ def chunks_for_exporter(
 
 
 def admit_samples(exporter: BaseExporter, samples: Iterable[Sample], pipeline: Pipeline) -> Iterator[Any]:
-    """What the exporter's `admit` returns for each sample; one that it refuses stops the run, or is counted."""
+    """The results of the exporter's `admit`, by sample; a refused sample stops the run, or is counted."""
     given = StopAtError(samples)
     wanted = cast("Iterable[Sample]", whole_records(given)) if exporter.whole_records else given
     for record in _group_by_record(wanted):
@@ -167,7 +168,7 @@ def admit_samples(exporter: BaseExporter, samples: Iterable[Sample], pipeline: P
 def admit_columns(
     exporter: BaseExporter, batches: Iterable[SampleBatch], pipeline: Pipeline
 ) -> Iterator[TokenizedColumns]:
-    """The same in columns, for exporters that write the tokenized examples themselves."""
+    """The admitted samples in columns, for exporters whose `admit` returns tokenized examples unchanged."""
     for batch in batches:
         assert batch.columns is not None
         if exporter.admits_all(batch.columns):

@@ -1,6 +1,6 @@
 """`Pipeline`: how a record becomes samples, and where and why it is dropped.
 
-The methods of `Pipeline` stand in the order in which a record meets them:
+The methods of `Pipeline` are in the order in which a record passes them:
 
 | step | method | reasons to drop the record or a sample of it |
 | --- | --- | --- |
@@ -11,11 +11,11 @@ The methods of `Pipeline` stand in the order in which a record meets them:
 | fit | `_select` | `too_long` |
 | write | `templatekit.pipeline.outputs` | the exporter's: `not_expressible` |
 
-Each step raises a `RecordError` with its reason code, and `Counts.drop` counts it. So, why was row 17 dropped? Look for
-17 in `pipeline.counts.dropped_rows`, whose keys are the reasons. The summary names the first five rows of each reason,
-`render --json` names all. `templatekit preview --row 17`, with the options of the run, gives the whole message.
-Up to and with rendering, an error stops the run unless `on_error="skip"`. `nothing_trained` never stops it, and
-`too_long` does only with `truncation="error"`.
+Each step raises a `RecordError` with its reason code, and `Counts.drop` counts it. To find why row 17 was dropped, look
+for 17 in `pipeline.counts.dropped_rows`, whose keys are the reasons. The summary names the first five rows of each
+reason, `render --json` names all. `templatekit preview --row 17`, with the options of the run, shows the whole message.
+Up to and including rendering, an error stops the run unless `on_error="skip"`. `nothing_trained` never stops the run,
+and `too_long` stops it only with `truncation="error"`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Pipeline:
     | `batches()` | the same in batches, their tokens in columns |
     | `chunks()`, then `process_chunk()` for each | the same; another process may do the second step |
 
-    `counts` then holds what became of the records. Without a named adapter, the first record's keys choose one.
+    `counts` then says how many records were read and dropped. Without a named adapter, the first record's keys choose
+    one.
     """
 
     reads_mix: ClassVar[bool] = False
@@ -142,7 +143,7 @@ class Pipeline:
     def process(
         self, records: Iterable[Record | RecordError], *, source: str | None = None, first_row: int = 0
     ) -> Iterator[SampleBatch]:
-        """The same for only a part of the records: it is no error where no sample comes out."""
+        """The same as `batches` for some of the records: it is no error if no sample comes out."""
         return with_rare_gc(self._process(records, source, first_row))
 
     def chunks(self) -> Iterator[Chunk]:
@@ -172,7 +173,7 @@ class Pipeline:
             raise chunk.error
 
     def take_adapters(self, names: Sequence[str | None]) -> None:
-        """Use the adapter that records in another process have shown; of a mixture, one for each set."""
+        """Use the adapter that another process inferred from the records; for a mixture, one adapter for each set."""
         if names[0] is not None:
             self.reader.adapter = self.registry.adapters[names[0]]
 
@@ -229,7 +230,7 @@ class Pipeline:
     def _render_record(self, row: int, record: Record | RecordError, source: str | None) -> list[Sample]:
         """Adapt a record and render its conversations; no sample where it is dropped.
 
-        Raises the `RecordError` where it is to stop the run.
+        Raises the `RecordError` if it has to stop the run.
         """
         self.counts.rows_in += 1
         try:
@@ -263,17 +264,17 @@ class Pipeline:
         return [Sample(example=sample.example, rendered=sample.rendered) for sample in samples]
 
     def _conversations(self, example: Example) -> tuple[Example, ...]:
-        """The conversations of an example that are rendered: itself; of a preference pair, the chosen answer's."""
+        """The conversations of an example that are rendered: itself, or the chosen one of a preference pair."""
         return (example.conversation("chosen") if isinstance(example, PreferenceExample) else example,)
 
     def _count(self, example: Example) -> None:
         self.counts.add_example(example)
 
     def _render_conversation(self, example: Example, row: int) -> tuple[Sample, ...]:
-        """The texts that a conversation is trained as: as few as have each trained turn as serving would meet it."""
+        """The fewest samples of a conversation in which each trained turn has the text that serving would render."""
         example = self.reader.without_placeholders(example)
         base, _, named = parse_train_on(self.options.train_on)
-        if base == "all" or (base == "last" and named):  # one text, whichever earlier turns are trained in it
+        if base == "all" or (base == "last" and named):  # one text holds all that is trained
             rendered = self.template.render(example, self.special_tokens, row=row)
             return (Sample(example=example, rendered=rendered),)
         samples = self.template.samples(example, self.special_tokens, row=row, last_only=base == "last")
@@ -313,7 +314,7 @@ class Pipeline:
             raise failure
 
     def _check_trained(self, sample: Sample, source: str | None) -> bool:
-        """Without a tokenizer: whether any text is trained; a sample without is dropped."""
+        """Without a tokenizer: whether any text of the sample is trained; otherwise drop the sample."""
         train_on = self.options.train_on
         if parse_train_on(train_on).weight and sample.rendered.target_spans:
             return True  # an empty answer's end marker is trained, but only a tokenizer can tell
@@ -350,7 +351,7 @@ class Pipeline:
                     selected[index] = fitted
 
     def _fit(self, limit: LengthLimit, whole: Sample) -> Sample:
-        """The sample, shortened where it is too long; raises `RecordError` where that cannot be done."""
+        """The sample, shortened if it is too long; raises `RecordError` if it cannot be shortened enough."""
         assert whole.tokenized is not None
         example, tokenized = limit.fit(whole.example, whole.tokenized)
         return Sample(example=example, rendered=tokenized.rendered, tokenized=tokenized)
@@ -374,7 +375,7 @@ class Pipeline:
 
 
 def nothing_trained(sample: Sample) -> RecordError:
-    """The error that drops a sample without a trained token, with the cause that its messages show."""
+    """The error that drops a sample without a trained token; it names the cause, if the messages show it."""
     weights = [message.weight for message in sample.example.messages if message.role == "assistant"]
     if not weights:
         why = "no assistant message"

@@ -21,8 +21,8 @@ from templatekit.types import Example, Message, PreferenceExample, Sample, Token
 class PreferencePipeline(Pipeline):
     """A pipeline whose samples alternate: a pair's chosen answer, then its rejected one, each after the same prompt.
 
-    Only the answers carry weight. A pair is dropped where a step refuses one of its answers, where the record is no
-    pair, and where both answers are the same: nothing can be learned from them. A prompt is shortened alike for both.
+    Only the answers carry weight. A pair is dropped if a step refuses one of its answers, if the record is no pair, or
+    if both answers are equal: nothing can be learned from equal answers. A prompt is shortened alike for both.
     """
 
     def _conversations(self, example: Example) -> tuple[Example, ...]:

@@ -83,7 +83,7 @@ class Reader:
         return self.adapter.unread(columns_of(record)) if self.adapter else {}
 
     def without_placeholders(self, example: Example) -> Example:
-        """The example with an empty context wherever it is one that the options name as empty, such as `<noinput>`."""
+        """The example with an empty context in place of each placeholder that the options name, such as `<noinput>`."""
         if not self._no_context:
             return example
         messages = tuple(

@@ -12,7 +12,7 @@ The path of a text:
 5. The backend is `tokenizers` or, where it is proven to give the same ids, kitoken (`fast_backend`).
 6. `truncation` shortens samples that are too long.
 
-`disk_cache` stores what takes long to compute for a tokenizer.
+`disk_cache` stores values that take long to compute for a tokenizer.
 
 Where things are decided:
 

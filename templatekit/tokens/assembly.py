@@ -20,13 +20,13 @@ from templatekit.tokens.word_table import WordIds, WordTable
 from templatekit.types import LossSpan, RenderedText, TracedText
 
 MAX_LAYOUTS = 4096
-"""Token layouts that are cached; with more they are all computed again."""
+"""Token layouts that are cached; with more, the cache is emptied."""
 
 EncoderInput: TypeAlias = tuple[RenderedText, Sequence[LossSpan]]
 
 
 class FilledLayout(NamedTuple):
-    """A token layout with the slots of one text."""
+    """A token layout with the texts of its slots in one text."""
 
     layout: TokenLayout
     slot_texts: tuple[str, ...]
@@ -122,7 +122,7 @@ class Assembler:
             if self._unused and key in self._unused:
                 self._unused.remove(key)
                 first_of_layout.append(index)
-        # One search over all texts; only if it finds something, one for each text.
+        # All texts are searched at once; each text is searched alone only if that finds something.
         all_texts = chain.from_iterable(filled.slot_texts for filled in filled_layouts if filled is not None)
         if self._contains_control_text(all_texts):
             filled_layouts = [
@@ -147,7 +147,7 @@ class Assembler:
     def _cache_layout(
         self, rendered: RenderedText, traced: TracedText, fragments: Sequence[Fragment], spans: Sequence[LossSpan]
     ) -> None:
-        """Cache the layout of a trace, made from one of its texts, unless a variable contains control text there."""
+        """Cache the layout of a trace, made from one of its texts, unless a variable of it contains control text."""
         key = _layout_key(traced, rendered, spans)
         variables = (
             text for text, constant in zip(traced.pieces, traced.layout.is_constant, strict=True) if not constant
@@ -161,7 +161,7 @@ class Assembler:
 
 
 def _layout_key(traced: TracedText, rendered: RenderedText, spans: Sequence[LossSpan]) -> Hashable:
-    """Equal for texts that share a token layout; None if the loss spans were not computed from options."""
+    """A key that texts with one token layout have in common; None if the loss spans were not computed from options."""
     if not isinstance(spans, LazyLossSpans):
         return None
     weights = traced.layout.message_weights

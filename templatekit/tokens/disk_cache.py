@@ -1,6 +1,6 @@
-"""Caches on disk what takes long to compute for a tokenizer: reading one out of a model's file takes seconds.
+"""Caches slow computations about tokenizers on disk: reading a tokenizer from a model's file takes seconds.
 
-Where nothing can be written (a full disk, a folder without permission) it is computed each time.
+Where nothing can be written (a full disk, a folder without permission), the value is computed each time.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def cached_bytes(key: Iterable[str], packages: Iterable[str], make: Callable[[],
     except OSError:
         content = b""
     found, check = content[_DIGEST_SIZE:], content[:_DIGEST_SIZE]
-    if check and xxhash.xxh3_128_digest(found) == check:  # else it is absent or damaged
+    if check and xxhash.xxh3_128_digest(found) == check:  # else the file is absent or damaged
         return found
     made = make()
     if made is not None:

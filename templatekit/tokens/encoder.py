@@ -15,7 +15,8 @@ With `control_tokens="everywhere"` the encoder trusts the data too, and each fra
 of it.
 
 Where a tokenizer encodes words separately, the ids of a fragment are assembled from cached ids of its words
-(`templatekit.tokens.assembly`). Some texts of each run are encoded both ways, and a difference is an error.
+(`templatekit.tokens.assembly`). Some texts of each run are encoded both with and without this cache, and a difference
+is an error.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ _CHECK_INTERVAL = 1024
 """One text in this many is also encoded without the cache, to check the result; so is the first of every layout."""
 
 _WHITESPACE = re.compile(r"[^\S\x1c-\x1f]*")
-"""The whitespace that control tokens strip: Unicode's. Python's has four control characters more."""
+"""The whitespace that control tokens strip: Unicode's. In Python, four control characters count as whitespace too."""
 
 
 class Encoder:
@@ -185,7 +186,7 @@ class Encoder:
             yield Fragment(start + length, text[length:], matches)
 
     def _split_at_control_tokens(self, fragment: Fragment) -> Iterator[Fragment]:
-        """The trusted control tokens of a fragment as ids, and the text between them for the copy that knows none."""
+        """Split a fragment into trusted control tokens, as ids, and text for the variant that knows none."""
         position, prefix, strips = fragment.start, fragment.prefix, False
         for match in (*fragment.matches, None):
             stop = match.start if match else fragment.start + len(fragment.text)
@@ -208,12 +209,12 @@ class Encoder:
 
     @cached_property
     def _control_pattern(self) -> re.Pattern[str] | None:
-        """Finds the text of any control token."""
+        """A pattern that matches the text of any control token."""
         return _pattern_of(self.tokenizer.control_tokens.values())
 
     @cached_property
     def _assistant_pattern(self) -> re.Pattern[str] | None:
-        """Finds the control tokens that an assistant's own text may use."""
+        """A pattern that matches the control tokens that an assistant's own text may use."""
         return _pattern_of(token for token in self.tokenizer.control_tokens.values() if not token.special)
 
     def _trusted_matches(self, rendered: RenderedText) -> list[ControlMatch]:
@@ -303,8 +304,8 @@ class Encoder:
     def _has_trusted_offsets_only(self, fragment: Fragment, encoding: tokenizers.Encoding) -> bool:
         """Whether each control id covers the characters of its trusted control token, and there is no other.
 
-        Without this the backend might miss the template's own token, because of the characters beside it, and find text
-        of the data instead.
+        Without this check the backend might miss the template's own token, because of the characters beside the token,
+        and take text of the data for it.
         """
         tokens = zip(encoding.ids, encoding.offsets, strict=True)
         found = [(id, offsets) for id, offsets in tokens if id in self.tokenizer.control_ids]
@@ -316,7 +317,7 @@ class Encoder:
     def _split_control_text(self, fragment: Fragment) -> Iterator[Fragment]:
         """Split a fragment after the first character of each control token's text, or else after every character.
 
-        Rarely needed: the model's own vocabulary contains a control token's text (Unigram), or a normalizer makes it.
+        This is rare: the model's own vocabulary contains a control token's text (Unigram), or a normalizer makes it.
         """
         if len(fragment.text) == 1:
             raise TokenizerError(f"tokenizer {self.tokenizer.name!r} makes a control token of {shorten(fragment.text)}")
@@ -339,13 +340,13 @@ def _tokens_of_id(fragment: Fragment) -> FragmentTokens:
 
 
 def _pattern_of(tokens: Iterable[ControlToken]) -> re.Pattern[str] | None:
-    """Finds any of the tokens, the longest first."""
+    """A pattern that matches any of the tokens, the longest first."""
     ordered = sorted(tokens, key=lambda token: (-len(token.text), token.text))
     return re.compile("|".join(re.escape(token.text) for token in ordered)) if ordered else None
 
 
 def _may_match(match: ControlMatch, text: str, start: int, end: int) -> bool:
-    """False for a token that must be a whole word and is none in `text[start:end]`, which is encoded alone."""
+    """Whether a match counts in `text[start:end]`, which is encoded alone: a whole-word token must be a word there."""
     if not match.token.whole_word:
         return True
     before = match.start > start and _is_word_character(text[match.start - 1])
@@ -353,7 +354,7 @@ def _may_match(match: ControlMatch, text: str, start: int, end: int) -> bool:
 
 
 def _is_word_character(character: str) -> bool:
-    """As the tokenizers library defines it: unlike Python's, with marks and joiners."""
+    """Whether the tokenizers library counts it as a word character: unlike Python, it counts marks and joiners."""
     kind = unicodedata.category(character)
     return kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or character in ("\u200c", "\u200d")
 

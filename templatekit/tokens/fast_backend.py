@@ -4,7 +4,7 @@
 were compared, only for ASCII text, and only after a large set of difficult strings gave equal ids with the tokenizer in
 use. Its tables take as long to build as some thousand texts take to encode, so they are cached once they are proven.
 Everything else is encoded by the reference: with GPT-2's pattern the two differ on `\\n's` and after a non-breaking
-space, with SmolLM2's at some control characters. `Encoder` also compares each 1,024th text of a run.
+space, and with SmolLM2's pattern at some control characters. `Encoder` also compares each 1,024th text of a run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NON_LETTERS = ("1", "1234", ".", "!?", "'s", "'LL", "_", "/", "{}", "=", "0x", 
 _WHITESPACE = ("", " ", "  ", "    ", "\n", "\n\n", " \n ", "\r\n", "\t", "\t\t")
 
 _LARGE_VOCABULARY = 10_000
-"""Size of a vocabulary from which on building the tables takes longer than reading them."""
+"""For a vocabulary of at least this size, building the tables takes longer than reading them."""
 
 _PROVEN_BYTES = bytes([*b"\t\n\r", *range(ord(" "), 0x7F)])
 """All of ASCII, without the control characters that are neither newlines nor tabs."""

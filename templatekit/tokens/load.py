@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def find_tokenizer(address: str, registry: Registry) -> Tokenizer:
-    """The tokenizer at a path, of a name that a plugin resolves, or on the hub. Raises `TokenizerError`."""
+    """The tokenizer at a path, under a name that a plugin resolves, or on the hub. Raises `TokenizerError`."""
     path = resolve_model(address, registry)
     if path is not None:
         folder = path.parent if path.name == TOKENIZER_FILE else path

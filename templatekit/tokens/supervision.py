@@ -53,7 +53,7 @@ def loss_spans(rendered: RenderedText, train_on: TrainOn) -> tuple[LossSpan, ...
     """The loss weights of the whole text, without gaps. A span starts where the weight changes or a trained turn
     starts.
 
-    Several terms of `train_on` may name a text; the most specific one decides: the field, then the role, then the base.
+    Several parts of `train_on` may name a text; the most specific part decides: a field, then a role, then the base.
     Text that the template wrote, end markers included, has the base's weight. An assistant's text is trained only where
     a server would generate it, so the turn's header is not. A message's `weight` is a factor, except with the base
     `all`. A turn that is not trained is history: it is encoded as a server encodes it, without a cut at its start.
@@ -86,7 +86,7 @@ def view_of(shown: RenderedText | TokenizedExample, train_on: TrainOn) -> View:
 
 
 def _targeted_spans(rendered: RenderedText, *, by_origin: bool) -> Iterator[_TargetedSpan]:
-    """The whole text in order. Without `by_origin` no origins are read: that would take longer than the rest."""
+    """The whole text in order. Without `by_origin` no origins are read, which would take longer than the rest."""
     targets = rendered.target_spans
     edges = {0, len(rendered.text), *(edge for t in targets for edge in (t.start, t.marker_start, t.end))}
     if by_origin:

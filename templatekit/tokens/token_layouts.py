@@ -1,4 +1,4 @@
-"""Computes once, for all texts of one trace, how they are assembled from ids.
+"""Token layouts: how the texts of one trace are assembled from ids, computed once for all of them.
 
 The texts of a trace consist of the same pieces: some are constants, equal in every text, and the others are variables.
 So the cuts, the trusted control tokens, the loss weights and the dummy prefixes are at the same positions in all of
@@ -7,9 +7,9 @@ differ from text to text. A slot holds one or more variables, the constants betw
 up to the nearest word boundary.
 
 For each text only the ids of its slots remain to be computed. A text in which a slot contains the text of a control
-token does not use the layout, because that token may be trusted where it stands in an assistant's own text. A control
-token's text that a slot forms only together with the constants around it is never trusted: it is ordinary text either
-way.
+token does not use the layout, because that token may be trusted where it stands in an assistant's own text. Where a
+slot and the constants around it together form a control token's text, that text is never trusted: it is ordinary text
+with and without the layout.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class TokenLayouts:
         return TokenLayout(entries, weights, tuple(prefixes), slot_texts)
 
     def _is_in_every_text(self, fragment: Fragment, pieces: _Pieces) -> bool:
-        """Whether it is text, or a control token that is constant, together with the whitespace that it strips."""
+        """Whether it is text, or a control token that is constant together with the whitespace that it strips."""
         if fragment.id is None:
             return True
         token: ControlToken = self._control_tokens[fragment.text]
@@ -157,7 +157,7 @@ def _split_around_variables(
 ) -> Iterator[tuple[list[ConstantOrVariable], bool]]:
     """Split the contents of a fragment at the first and last word boundary of each constant.
 
-    Yields parts, each with whether it may have a dummy prefix. A part is one constant, or what becomes a slot.
+    Yields parts, each with whether it may have a dummy prefix. A part is one constant, or the content of one slot.
     """
     part: list[ConstantOrVariable] = []
     for content in contents:
@@ -181,7 +181,7 @@ def _split_around_variables(
 
 
 def variables_are_data(layout: TracedLayout) -> bool:
-    """Whether no variable piece has the template as its origin, so that none may contain trusted control tokens."""
+    """Whether no variable piece has the template as its origin: then none can contain trusted control tokens."""
     pieces = zip(layout.is_constant, layout.origins, strict=True)
     return all(constant or not origin.is_template for constant, origin in pieces)
 

@@ -165,7 +165,7 @@ class Tokenizer:
 
     @cached_property
     def dummy_prefix(self) -> Literal["never", "first", "each"]:
-        """Where SentencePiece puts a dummy prefix (a space): at the start of a text, or after each control token."""
+        """Where SentencePiece puts a dummy prefix (a space): at the start of a text, or also after control tokens."""
         steps = [*components(self._backend.normalizer), *components(self._backend.pre_tokenizer)]
         if any(step["type"] == "Prepend" or step.get("add_prefix_space") for step in steps):
             return "each"
@@ -196,9 +196,9 @@ class Tokenizer:
     def _without_control(self, added: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The added tokens that are text, with their ids unchanged.
 
-        The library numbers added tokens that the model's vocabulary lacks in their order. So a control token among them
-        is not removed, but replaced by characters that no text contains. A text that does contain them gets a control
-        id, which the encoder notices.
+        The library gives ids, in order, to added tokens that the model's vocabulary lacks. So a control token among
+        them is not removed, since that would change the ids after it. It is replaced by characters that no text should
+        contain. A text that does contain them gets a control id, which the encoder notices.
         """
         for token in added:
             if token["content"] not in self.control_tokens:

@@ -1,8 +1,9 @@
 """Truncation: the only place that decides which samples are too long, and shortens them.
 
 `turns` and `context` shorten the conversation and render the rest again, so that headers, BOS and the system preamble
-are those of a conversation that never was longer. `response` keeps the first ids and drops the end of the answer. No
-policy cuts through a header, a control token or an end marker. A sample that cannot be shortened enough is refused.
+are those of a conversation that was short from the start. `response` keeps the first ids and drops the end of the
+answer. No policy cuts through a header, a control token or an end marker. A sample that cannot be shortened enough is
+refused.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ class LengthLimit:
             and span.origin.field in ("content", "reasoning")
         ]
         if example.messages[message].tool_calls:
-            own = []  # half a call is no call, and neither is an answer that stops before its call
+            own = []  # no cut: half a call is useless, and so is an answer without its call
         offsets = self._encoder.offsets(rendered, original.loss_spans)
         for count in range(self.max_length, 0, -1):
             (_, end), (following, _) = offsets[count - 1], offsets[count]
@@ -183,7 +184,7 @@ class LengthLimit:
     def _encode(
         self, example: Example, original: TokenizedExample, *, leading: int = 0, dropped: int = 0
     ) -> TokenizedExample:
-        """Render and encode a shortened example: after `leading` messages it has `dropped` messages fewer.
+        """Render and encode a shortened example, which lacks `dropped` messages after the first `leading` ones.
 
         Only turns that were trained in the original are trained.
         """

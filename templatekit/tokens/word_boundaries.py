@@ -7,7 +7,7 @@ other tokenizers the answer is no.
 
 **With a pre-tokenizer that splits words** (byte-level BPE). BPE never merges across the matches of a pre-tokenizer. So
 two things must hold: every word boundary separates two matches, and the matches on either side do not depend on the
-other side. In the patterns listed here no alternative can match a blank after a character that is not whitespace: a
+other side. In the patterns listed here, no alternative can match a blank after a character that is not whitespace: a
 blank is either the first character of a match, or part of a run of whitespace. So every word boundary separates two
 matches. No pattern looks behind, so a match depends only on the text from its start on. One alternative looks ahead,
 `\\s+(?!\\S)`: it looks past a run of whitespace, which at a word boundary is the one blank, followed by its word.
@@ -35,7 +35,7 @@ _NO_NEIGHBOR = f"\u180e{METASPACE}"
 WORD_BOUNDARY = re.compile(rf"(?<=[^\s{_NO_NEIGHBOR}])(?= [^\s{_NO_NEIGHBOR}])")
 """Matches at each word boundary.
 
-Python's whitespace is Unicode's and four control characters more; a blank beside one of those is not taken as a
+Python's whitespace is Unicode's plus four control characters; a blank beside one of these four is not taken as a
 boundary.
 """
 
@@ -137,5 +137,5 @@ def _may_merge_words(backend: tokenizers.Tokenizer) -> bool:
 
 
 def may_be_beside_word_boundary(character: str) -> bool:
-    """Whether a blank beside this character may be at a word boundary; False for `""`, where another blank is."""
+    """Whether a blank beside this character may be at a word boundary; `""` stands for another blank: False."""
     return bool(character) and not character.isspace() and character not in _NO_NEIGHBOR

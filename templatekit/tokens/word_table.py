@@ -54,7 +54,7 @@ class WordIds(NamedTuple):
 
 
 class _NotAWordBoundary(Exception):
-    """A blank beside this word is no word boundary."""
+    """Raised for a word with a blank beside it that is no word boundary."""
 
 
 class _WordIndices(dict[str, int]):
@@ -99,7 +99,8 @@ class WordTable:
         # Words by their text: at the start of a text, and after a blank (which the key leaves out).
         self._at_start = {prefix: _WordIndices(self._added_at_start(prefix)) for prefix in (False, True)}
         self._after_blank = _WordIndices(lambda word: self._add_word(BLANK + word, False))
-        # The same words by what `str.split` gives. Here a word is found only where the blanks beside it are boundaries.
+        # The same words by the texts that `str.split` gives. These tables check that the blanks beside a word are
+        # boundaries.
         self._first = {prefix: _WordIndices(self._checked_first(prefix)) for prefix in (False, True)}
         self._inner = _WordIndices(self._checked_inner)
         self._last = _WordIndices(self._checked_last)
@@ -157,7 +158,7 @@ class WordTable:
         try:
             self._encode_new()
         except BaseException:
-            self._clear()  # it has indices without ids
+            self._clear()  # the table has indices without ids
             raise
         words = np.frombuffer(indices, dtype=np.int64) if indices else np.zeros(0, dtype=np.int64)
         lengths = self._lengths[words]
