@@ -13,8 +13,8 @@ and `early_stopping` may end the run. At the end `save_model` writes the model, 
 
 import os
 
-# On a CPU torch's threads wait for each other by spinning for milliseconds. Where another process uses the cores, a
-# step of SmolLM2 took 4 to 30 s instead of 1. With this spin count it takes 2 s, and on an idle machine as long as
+# On a CPU torch's threads wait for each other by spinning for milliseconds. While another process used the cores, a
+# step of SmolLM2 took 4 to 30 s instead of 1. With this spin count it took 2 s, and on an idle machine as long as
 # before. The library reads the variable when torch is loaded, so it is set before. The user's setting has priority.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

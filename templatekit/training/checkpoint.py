@@ -65,13 +65,13 @@ class Checkpoint:
     step: int
     """Optimizer steps done."""
     identity: Mapping[str, Any]
-    """A run must have the same to resume from here: options, fingerprints of data, template and tokenizer."""
+    """A run must have the same to resume from here: its options, and fingerprints of data, template and tokenizer."""
 
 
 def run_identity(
     options: FinetuneOptions, *, bf16: bool, example_count: int, fingerprints: Mapping[str, str]
 ) -> dict[str, Any]:
-    """All that the weights of a run depend on. A checkpoint resumes only in a run with an equal identity."""
+    """Everything that the weights of a run depend on. A run resumes only from a checkpoint with an equal identity."""
     return {
         **options.model_dump(mode="json", exclude=_CHANGEABLE_OPTIONS),
         "precision": "bf16" if bf16 else "fp32",
@@ -124,7 +124,7 @@ def _write(folder: Path, step: int, tensors: Mapping[str, dict[str, Tensor]], st
         _write_json(staging / _MANIFEST, {name: _manifest_entry(staging / name) for name in _FILES})
         fsync_folder(staging)
         target = _folder_of(folder, step)
-        if target.exists():  # a damaged one: the run resumed from an earlier step
+        if target.exists():  # a damaged checkpoint: the run resumed from an earlier step
             shutil.rmtree(target)
         staging.rename(target)
         sync_path(folder / CHECKPOINTS)
@@ -173,7 +173,7 @@ def resume_run(
     group: ProcessGroup,
     warn: Callable[[str], None],
 ) -> int:
-    """Restore the newest checkpoint that is not damaged. Returns the steps it has done, 0 where the run starts here.
+    """Restore the newest checkpoint that is not damaged. Returns the count of steps done, 0 for a run that starts anew.
 
     Raises `ConfigError` for a checkpoint of another run, and without `resume` for any checkpoint in the folder;
     `RunError` where all checkpoints are damaged.
@@ -322,5 +322,5 @@ def _random_state(group: ProcessGroup) -> dict[str, Tensor]:
 
 
 def _cpu_generator(rank: int) -> str:
-    """The key of a process's generator; the main process has the key of a run of one process."""
+    """The key of a process's generator; that of the main process is the same as in a run of one process."""
     return f"cpu:{rank}" if rank else "cpu"

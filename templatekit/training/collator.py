@@ -29,20 +29,21 @@ class Batch:
     segments: tuple[Segment, ...] | None
     """How the one packed row is divided between examples; None where each row is one example."""
     target_positions: Tensor
-    """Shape (targets,), int64, never falling: indices into the concatenated rows."""
+    """Shape (targets,), int64: indices into the concatenated rows, in ascending order, with repeats."""
     targets: Tensor
     """Shape (targets,), int64: the token ids to predict at these positions."""
     weights: Tensor
     """Shape (targets,), float32, all above 0."""
     total_weight: float
-    """What the loss is a mean over: the sum of the weights, or the count of pairs. A Python number, so that reading it
-    does not wait for the device."""
+    """The divisor of the mean loss: the sum of the weights, or the count of pairs. It is a Python number, so that
+    reading it does not wait for the device.
+    """
     tokens: int
     """Input tokens of the examples; a shared prefix counts for each example that has it."""
     padded_tokens: int
     """Input tokens that the model would compute for these examples in padded rows."""
     target_tokens: int
-    """Targets of the examples. Equal ones at one position are one entry in `targets`, with the sum of their weights."""
+    """Targets of the examples. Equal targets at one position are one entry in `targets`, with the summed weight."""
 
     @property
     def computed_tokens(self) -> int:
@@ -90,7 +91,7 @@ def _merge_equal_targets(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
     """Positions, targets and weights, with equal targets at one position merged: their logits are computed once.
 
-    Also the index of each of the pack's targets among the merged ones.
+    Also returns the index of each target of the pack among the merged targets.
     """
     if np.all(np.diff(packed.target_positions) > 0):
         return packed.target_positions, packed.targets, packed.weights, np.arange(len(packed.targets))

@@ -24,7 +24,7 @@ from templatekit.training.split import split_rows
 from templatekit.types import Sample, TokenizedExample, TokenizedPair
 
 _HELD_OUT = ("validation", "test")
-"""Names of the split that is evaluated on; the first that exists is taken."""
+"""Names of the split for evaluation; the first that exists is used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ def _pipeline_type(options: FinetuneOptions) -> type[Pipeline]:
 def read_splits(
     options: FinetuneOptions, pipeline: Pipeline, *, say: Callable[[str], None] = lambda line: None
 ) -> Splits:
-    """Read the data set and split it. A separate evaluation set is `validation`. `say` gets messages of the cache."""
+    """Read the data set and split it. A separate evaluation set is `validation`. `say` gets the cache's messages."""
     engine = process_engine(options.workers)
     items = prepare_samples(pipeline, engine=engine, say=say)
     if options.eval_dataset is not None:
@@ -137,8 +137,8 @@ def data_fingerprints(
 ) -> dict[str, str]:
     """Fingerprints of data, template and tokenizer. A checkpoint resumes only with equal ones.
 
-    That of the data are the hashes of the concatenated lengths, ids and weights: the same for columnar examples and
-    for a list.
+    The fingerprint of the data consists of hashes of the concatenated lengths, ids and weights. It is the same for
+    columnar examples and for a list.
     """
     assert pipeline.tokenizer is not None
     lengths, ids, weights = (xxhash.xxh3_128() for _ in range(3))

@@ -1,8 +1,8 @@
 """Distributed training: several processes that train one model.
 
 `torchrun` starts them. Each prepares the same data, so that all know the packs of every step without communication.
-Each computes its share of the packs, and PyTorch's DDP or FSDP2 adds up the gradients. The main process alone writes
-files.
+Each process computes its share of the packs, and PyTorch's DDP or FSDP2 adds up the gradients. The main process alone
+writes files.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class OtherProcessFailed(RunError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessGroup:
-    """The processes of a run, as one of them sees it."""
+    """The processes of a run, seen from one of them."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = _CPU
-    """Where tensors have to be for the processes to exchange them."""
+    """The device on which tensors have to be for the processes to exchange them."""
 
     @property
     def is_main(self) -> bool:

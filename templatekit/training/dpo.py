@@ -1,9 +1,10 @@
 """Direct preference optimization (Rafailov et al. 2023, https://arxiv.org/abs/2305.18290).
 
 The loss of a pair is -log sigmoid(reward(chosen) - reward(rejected)). The reward of an answer is beta times the
-increase of its log-probability, given the prompt, over that under the starting weights (the reference). The answers of
-a pair lie in one pack and share their prompt. The reference is computed once, before training, and stored in the run
-folder: no second model is in memory, and a resumed run has the same reference to the last bit.
+increase of its log-probability, given the prompt, compared to its log-probability under the starting weights (the
+reference). The answers of a pair lie in one pack and share their prompt. The reference is computed once, before
+training, and stored in the run folder: no second model is in memory, and a resumed run has the same reference to the
+last bit.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class DPOObjective:
     forward_pass: ForwardPass
     beta: float
     label_smoothing: float
-    """The share of labels taken to be wrong: conservative DPO."""
+    """The share of labels that are assumed to be wrong (conservative DPO)."""
     mean: bool
     """Whether an answer's log-probability is the weighted mean over its tokens instead of their sum."""
 
@@ -120,7 +121,7 @@ def precompute_reference(
     warn: Callable[[str], None],
     steps: Iterable[Sequence[int]] = (),
 ) -> list[ScoredPair]:
-    """The pairs with their log-probabilities under the model as it is now, or as it was when the run started.
+    """Add to each pair its log-probabilities under the model as it is now, or as it was when the run started.
 
     `steps` holds the indices of the pairs of each of the run's first steps, no pair twice. The pairs of a step are
     scored in the packs in which they will be trained: bf16 then rounds the same, and an unchanged model has no reward.
@@ -149,7 +150,7 @@ def precompute_reference(
 def _score(objective: DPOObjective, pairs: Sequence[TokenizedPair], steps: Iterable[Sequence[int]]) -> Tensor:
     """The log-probabilities of all pairs, shape (pairs, 2), float64, on the CPU.
 
-    First the pairs of `steps`, step by step, then the others as an evaluation takes them.
+    The pairs of `steps` are scored first, step by step, then the other pairs in the packs of an evaluation.
     """
     forward_pass = objective.forward_pass
     forward_pass.model.train(False)
@@ -182,7 +183,7 @@ def _fingerprint(pairs: Sequence[TokenizedPair], identity: Mapping[str, Any]) ->
 
 
 def _read(path: Path, fingerprint: str, count: int) -> tuple[Tensor | None, str]:
-    """The log-probabilities in the file, or what is wrong with it."""
+    """The log-probabilities in the file, or a message that says what is wrong with the file."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata, tensor = file.metadata() or {}, file.get_tensor(_LOGPS)

@@ -1,4 +1,4 @@
-"""Early stopping: which step has the lowest held-out loss, and whether to stop. Decided from the metrics alone."""
+"""Early stopping: finds the step with the lowest held-out loss and decides whether to stop, from the metrics alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def best_step(lines: Iterable[MetricsLine]) -> int | None:
 
 
 def should_stop_early(lines: Iterable[MetricsLine], *, patience: int | None, min_delta: float) -> bool:
-    """Whether the last `patience` evaluations each failed to go below the best before them by more than `min_delta`.
+    """Whether none of the last `patience` evaluations is more than `min_delta` below the best evaluation before them.
 
     The evaluation before training counts as the first. Without `patience` the answer is always no.
     """

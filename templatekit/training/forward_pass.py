@@ -34,7 +34,7 @@ TRIAL_LENGTH = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardPass:
-    """A model in training, with all that decides how its losses are computed and stays the same from step to step."""
+    """A model in training, and all settings of how its losses are computed, which stay the same from step to step."""
 
     model: PreTrainedModel
     """The causal language model itself; adapters are inside it."""
@@ -63,7 +63,8 @@ class ForwardPass:
             raise ConfigError(f"packing: {reason}; use --no-packing")
         head = detect_head(causal)
         dropout = has_dropout(causal)
-        # Before the weights are sharded. DDP and FSDP wait for autograd to add the gradients of the weights themselves.
+        # Fusion comes before the weights are sharded. DDP and FSDP wait for autograd to add the gradients of the
+        # weights themselves.
         accumulates_gradients = group.size == 1
         if options.compile:
             fusion = fuse_outside_layers(causal, decoder_layers(causal), accumulates_gradients=accumulates_gradients)
@@ -77,7 +78,7 @@ class ForwardPass:
             losses=distribute(ModelWithLoss(causal, head, fusion), group, options.distributed),
             micro_batcher=MicroBatcher(
                 packing=options.packing,
-                share=options.share and not dropout,  # a shared prefix would share what dropout drops
+                share=options.share and not dropout,  # examples with a shared prefix would share its dropout mask
                 pack_tokens=options.pack_tokens,
                 batch_size=options.batch_size,
                 device=causal.device,

@@ -52,7 +52,7 @@ def generate(
         temperature=temperature if sampled else None,
         top_k=0 if sampled else None,
         eos_token_id=sorted(stop_ids) or None,
-        pad_token_id=min(stop_ids, default=0),  # for rows that end early; a single prompt has none
+        pad_token_id=min(stop_ids, default=0),  # used for rows that end early; a single prompt has no such rows
     )
     prompt = torch.tensor([list(prompt_ids)], device=causal.device)
     own_settings, training = causal.generation_config, causal.training

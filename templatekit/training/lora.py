@@ -22,7 +22,8 @@ def attach_lora(
     """Freeze the model and add an adapter of `rank`, scaled by `alpha / rank`, to every linear layer but the head.
 
     Equal seeds give equal adapters, on any device. There is no dropout. The embeddings of `new_tokens` are trained in
-    full, and so are their rows in a head that is not tied to them. Returns PEFT's model, which wraps the given one.
+    full, as are their rows in a head that is not tied to the embeddings. Returns PEFT's model, which wraps the given
+    one.
     """
     if find_spec("peft") is None:
         raise ConfigError(

@@ -25,7 +25,7 @@ chunks, and again in the backward pass, so that memory does not grow with target
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """The language-model head: it turns hidden states into logits, for as many of them as are passed."""
+    """The language-model head: it turns hidden states into logits, for any count of hidden states."""
 
     projection: nn.Module
     softcap: float | None

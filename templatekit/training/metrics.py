@@ -37,7 +37,7 @@ class MetricsFile:
     def __init__(self, folder: Path, *, up_to_step: int, group: ProcessGroup = SINGLE_PROCESS) -> None:
         """Rewrite the file with its lines of steps up to `up_to_step`; with 0 it starts empty.
 
-        Every process holds the lines; the main one writes them.
+        Every process holds the lines; the main process writes them.
         """
         self._path = folder / METRICS
         self._file: TextIO | None = None

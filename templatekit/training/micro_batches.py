@@ -1,6 +1,6 @@
-"""Micro-batches: the examples of an optimizer step in pieces that fit into memory, divided between the processes.
+"""Micro-batches: the examples of an optimizer step, cut to fit into memory and divided between the processes.
 
-The sampler chooses the examples of a step, this module cuts them, and the collator makes tensors of each cut.
+The sampler chooses the examples of a step, this module cuts them, and the collator makes tensors of each micro-batch.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class MicroBatcher:
                 yield own, batch
 
     def cut(self, inputs: Sequence[Sequence[Sequence[int]]]) -> list[tuple[list[int], bool]]:
-        """This process's micro-batches, as positions in `inputs`; True marks one that is to be computed empty.
+        """This process's micro-batches, as positions in `inputs`; True marks one that has to be computed empty.
 
         Each element of `inputs` holds the input ids of texts that stay together: one example, or the answers of a pair.
-        Every process makes the same cut and takes its share of it.
+        Every process cuts alike, and takes its share of the micro-batches.
         """
         size = self.group.size
         if not self.packing:
@@ -69,7 +69,7 @@ class MicroBatcher:
         else:
             budget = self.pack_tokens
             cuts = self._packs(inputs, budget)
-            while len(cuts) < min(size, len(inputs)) and budget > 1:  # or some processes would have nothing to do
+            while len(cuts) < min(size, len(inputs)) and budget > 1:  # else some processes would have nothing to do
                 budget //= 2
                 cuts = self._packs(inputs, budget)
         if size == 1 or not cuts:

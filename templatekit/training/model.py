@@ -83,7 +83,8 @@ def load_model(address: str | Path, *, device: torch.device) -> PreTrainedModel:
         raise RunError(f"model {str(address)!r} lacks weights: {', '.join(missing[:3])}{more}; get the whole model")
     if "gguf_file" in gguf:  # the weights are dequantized by now, but transformers would refuse to save them
         model.hf_quantizer.remove_quantization_config(model)
-    # transformers never trains the embedding of the padding token. Where that is EOS, it has to be trained.
+    # transformers never trains the embedding of the padding token. If the padding token is EOS, its embedding has to be
+    # trained.
     model.get_input_embeddings().padding_idx = None
     return cast("PreTrainedModel", model.to(device))
 
@@ -122,8 +123,8 @@ def enable_activation_checkpointing(model: PreTrainedModel) -> None:
     # Releases of transformers before 5.23 have the older name only.
     enable = getattr(model, "activation_checkpointing_enable", None) or any_model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-    # transformers makes the embeddings' output require a gradient, which reentrant checkpointing needs. This one does
-    # not, and under LoRA the gradient would be computed for nothing.
+    # transformers makes the embeddings' output require a gradient, which reentrant checkpointing needs. The
+    # checkpointing used here does not need it, and under LoRA the gradient would be computed for nothing.
     any_model.disable_input_require_grads()
 
 
@@ -157,7 +158,7 @@ def add_token_embeddings(model: PreTrainedModel, tokens: Sequence[int]) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence the progress bars and reports of transformers; callers raise errors for what matters in them.
+    """Silence the progress bars and reports of transformers; callers raise errors for the reports that matter.
 
     The progress bar for GGUF files has no switch, so stderr is redirected.
     """

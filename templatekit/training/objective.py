@@ -15,7 +15,7 @@ from templatekit.types import TokenizedExample
 
 
 class HasRow(Protocol):
-    """Something to train on, an example or a pair, that knows the row of its record."""
+    """An example or a pair to train on, which knows the row of its record."""
 
     @property
     def row(self) -> int:

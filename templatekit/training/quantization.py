@@ -51,7 +51,7 @@ def quantize(model: PreTrainedModel) -> None:
             layer.weight.detach().cpu().contiguous(), requires_grad=False, quant_type="nf4", module=quantized
         )
         quantized.bias = layer.bias
-        quantized.compute_type_is_set = True  # else the dtype of the first states would be used for all
+        quantized.compute_type_is_set = True  # else the dtype of the first states would be used for all states
         # Else the layer would repack its weights for good at the first forward pass without gradients.
         quantized.support_avx512bf16_for_cpu = False
         model.set_submodule(name, quantized.to(layer.weight.device))

@@ -75,7 +75,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """The cost of a run over all its starts, without the steps that a killed process did in vain."""
+    """The cost of a run over all its starts, without steps of a killed process that were lost."""
 
     seconds: float
     """Time in steps and evaluations."""

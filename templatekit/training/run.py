@@ -91,7 +91,7 @@ def finetune(
 ) -> Run:
     """Fine-tune a model and return the run. The options are those of `FinetuneOptions`, as an object or as keywords.
 
-    `say` gets lines for the user: what was detected, how steps are computed, what went wrong without ending the run.
+    `say` gets lines for the user: what was detected, how steps are computed, and which problems did not end the run.
     """
     if not isinstance(options, FinetuneOptions):
         options = FinetuneOptions.parse({**(options or {}), **more})

@@ -85,7 +85,7 @@ def _free_folder(options: FinetuneOptions) -> Path:
 
 
 def write_recipe(folder: Path, options: FinetuneOptions, *, adapter: str | None, template: str) -> None:
-    """Write the options, with the adapter that was detected filled in, and the template's source."""
+    """Write the options, including a detected adapter, and the template's source."""
     resolved = options.model_copy(update={"output": folder, "adapter": adapter, "resume": False})
     text = yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_text(folder / TEMPLATE, template)
@@ -93,7 +93,7 @@ def write_recipe(folder: Path, options: FinetuneOptions, *, adapter: str | None,
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file atomically: a killed process leaves the new file or the old one, never half of one."""
+    """Write a file atomically: a killed process leaves the complete new file or the old one."""
     staging = path.with_name(f".{path.name}")
     try:
         staging.write_text(text, encoding="utf-8")

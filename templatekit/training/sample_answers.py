@@ -48,7 +48,7 @@ def answers_before_training(
 
 
 def write_samples(folder: Path, answers: list[SampledAnswer]) -> None:
-    """Write the sample answers, before training only those of the untrained model."""
+    """Write the sample answers; before training these are only the untrained model's answers."""
     write_json(folder / SAMPLES, [asdict(each) for each in answers])
 
 

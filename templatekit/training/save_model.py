@@ -22,7 +22,7 @@ from templatekit.training.model import quiet_transformers, unwrap, uses_bf16
 ADAPTER = "adapter"
 _STAGING = ".model-in-the-making"
 _LAST = "config.json"
-"""transformers loads nothing from a folder without this file, so it is moved there last."""
+"""transformers loads nothing from a folder without this file, so this file is moved into the folder last."""
 
 
 def final_dtype(options: FinetuneOptions, device: torch.device) -> torch.dtype:
@@ -95,10 +95,10 @@ def _write(
     try:
         with quiet_transformers():
             model.save_pretrained(staging, state_dict=weights)
-            config.save_pretrained(staging)  # overwrites that of the model in memory, which says fp32
+            config.save_pretrained(staging)  # overwrites the configuration of the model in memory, which says fp32
     finally:
         model.generation_config = own
-    for path in staging.rglob("*.safetensors"):  # transformers makes them readable to their owner alone
+    for path in staging.rglob("*.safetensors"):  # transformers makes these files readable only to their owner
         path.chmod((staging / _LAST).stat().st_mode)
 
 

@@ -14,7 +14,7 @@ def learning_rate(step: int, total: int, *, peak: float, schedule: Schedule, war
     """The learning rate of step `step` of `total`; steps count from 0.
 
     It rises linearly to `peak` during the warm-up, then stays there or falls towards 0. No step has a rate of 0: the
-    rise starts above it, and the fall would reach it one step after the last.
+    rise starts above 0, and the fall would reach 0 one step after the last step.
     """
     rise = warmup_steps(warmup, total)
     if step < rise:

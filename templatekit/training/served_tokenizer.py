@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_special_tokens(options: FinetuneOptions, pipeline: Pipeline, served: PreTrainedTokenizerBase) -> list[int]:
-    """Add the special tokens that the template lists, if the options ask for it. Returns the ids of the new ones."""
+    """Add the special tokens that the template lists, if the options ask for this. Returns the ids that are new."""
     if not options.add_special_tokens:
         return []
     tokens = pipeline.template.metadata.special_tokens

@@ -32,7 +32,7 @@ def parse_split(spec: str) -> dict[str, float | None]:
 
 
 def split_rows(spec: str, count: int, *, shuffle: bool, seed: int) -> dict[str, list[int]]:
-    """Divide the rows 0 to `count - 1`: each split takes the next `int(count * fraction)` rows, and one takes the rest.
+    """Divide the rows 0 to `count - 1`: each split gets the next `int(count * fraction)` rows, and one gets the rest.
 
     With `shuffle` the rows are first shuffled by `seed`. The rows of each split are sorted.
     """

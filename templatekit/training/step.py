@@ -2,7 +2,8 @@
 
 `train_step` runs every micro-batch of the step forwards and backwards, checks and clips the gradient, and lets the
 optimizer change the weights. The loss is normalised here: the sum over all target tokens of the step, over its
-micro-batches and processes, is divided by the sum of their weights. How a step is cut therefore changes nothing.
+micro-batches and processes, is divided by the sum of their weights. So it makes no difference how a step is cut into
+micro-batches.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def train_step(
             if failure is not None and group.size == 1:
                 break
             sums.add(batch, loss, more)
-            # DDP and FSDP average gradients over the processes, so the loss is multiplied to get their sum.
+            # DDP and FSDP average gradients over the processes, so the loss is multiplied to get the sum of the
+            # gradients.
             torch.autograd.backward([loss * group.size / total_weight])
     group.raise_if_any_failed(failure)
     weights = [weight for param_group in optimizer.param_groups for weight in param_group["params"]]

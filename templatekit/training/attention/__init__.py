@@ -1,1 +1,1 @@
-"""Attention for packed training: no example of a pack sees another, and shared prefixes are computed once."""
+"""Attention for packed training: no example of a pack sees another example, and shared prefixes are computed once."""

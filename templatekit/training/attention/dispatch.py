@@ -4,14 +4,14 @@ transformers lets a model's attention be replaced by name (`AttentionInterface`)
 pack separately, together with the shared prefixes before it. The cost therefore grows with the lengths of the
 documents, not with the length of the pack.
 
-- On the CPU, `path_attention` computes it, or `tree_attention` where much is shared.
+- On the CPU, `path_attention` computes it, or `tree_attention` where long prefixes are shared.
 - On a GPU, `packed_flex_attention` computes it.
-- Elsewhere, and for a feature that these lack (dropout; on the CPU also softcapped scores and sliding windows shorter
-  than a document), segments of similar length are padded on the right to one length, each after its prefixes, and go
-  through one `scaled_dot_product_attention`.
+- Elsewhere, and for features that these functions lack (dropout; on the CPU also softcapped scores and sliding windows
+  shorter than a document), segments of similar length are padded on the right to one length, each after its prefixes,
+  and go through one `scaled_dot_product_attention`.
 
-`python -m benchmarks.attention` compares them. transformers builds no mask for an attention name without a mask
-function. That is intended: a mask over the whole pack is not needed.
+`python -m benchmarks.attention` compares these ways. transformers builds no mask for an attention name without a mask
+function. This is intended, because no mask over the whole pack is needed.
 """
 
 from __future__ import annotations
@@ -80,8 +80,7 @@ class _Pack:
 
     @cached_property
     def padded_layout(self) -> tuple[tuple[_SegmentGroup, ...], Tensor]:
-        """The groups for `_padded_attention`; and the index of each token in the concatenated groups, shape
-        (tokens,)."""
+        """The groups for `_padded_attention`, and each token's index in the concatenated groups, shape (tokens,)."""
         output_index = torch.empty(self.length, dtype=torch.int64)
         groups = []
         group_start = 0
@@ -186,8 +185,8 @@ def describe_attention(model: PreTrainedModel, dtype: torch.dtype) -> str:
 def packing_unsupported_reason(model: PreTrainedModel) -> str | None:
     """Return why a pack would give other results than its examples; None where packs of this model are exact.
 
-    A trial decides in the end. Short examples, two of which share a prefix, go through the model as a pack. They must
-    give the logits that each gives alone with the model's own attention.
+    In the end a trial decides. Short examples, two of which share a prefix, go through the model as a pack. They must
+    give the same logits as each example alone with the model's own attention.
     """
     name = type(model).__name__
     config = model.config.get_text_config()

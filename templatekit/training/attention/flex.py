@@ -1,7 +1,7 @@
 """Causal attention over a prefix tree on a GPU, in one kernel: PyTorch's FlexAttention.
 
 The segments of a pack lie in the order of a tree walk. The tokens that see a shared segment are therefore its own and
-one run directly after it. One number a token, the end of that run, says which queries see the token as a key. From
+one run directly after it. One number per token, the end of that run, says which queries see the token as a key. From
 these numbers FlexAttention computes which blocks of scores to skip. It stores no scores and copies no keys.
 
 The kernel is compiled at its first use for each device, type and head dimension. Before it is used, it must give the
@@ -27,7 +27,7 @@ class FlexLayout:
     """Which tokens of a pack see each other."""
 
     seen_until: Tensor
-    """Shape (tokens,): the end of the run of queries that see each token. The last of them is one before it."""
+    """Shape (tokens,): the end, exclusive, of the run of queries that see each token."""
     positions: Tensor
     """Shape (tokens,): the position of each token in its documents."""
     _block_masks: dict[int | None, Any] = field(default_factory=dict)
@@ -130,7 +130,7 @@ def _kernel(device: str) -> Callable[..., Any]:
 
 @cache
 def _softcap_score_mod(softcap: float) -> Callable[..., Tensor]:
-    """One function for each cap: a new function would have the kernel compiled again."""
+    """Return the same function for the same cap: with a new function the kernel would be compiled again."""
 
     def score_mod(score: Tensor, *_: Tensor) -> Tensor:
         return softcap * torch.tanh(score / softcap)

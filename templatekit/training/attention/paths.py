@@ -1,10 +1,10 @@
 """Causal attention over a prefix tree on the CPU, in which each run of queries gets a copy of all keys that it sees.
 
-A short run of a segment's tokens is one row of queries. The row's keys are the path: all tokens from the start of the
-document to the end of the run. One softmax covers them all, so no partial results have to be merged. Rows of different
-lengths share a matrix product where padding costs less than another product. While the shared prefixes are short, the
-copies of their keys are small beside the scores. `create_path_layout` decides whether they are; `tree_attention`
-computes the other packs.
+A short run of a segment's tokens is one row of queries. The keys of the row are the path: all tokens from the start of
+the document to the end of the run. One softmax covers all of a row's keys, so no partial results have to be merged.
+Rows of different lengths share a matrix product where padding costs less than another product. While the shared
+prefixes are short, the copies of their keys are small beside the scores. `create_path_layout` decides whether they are;
+`tree_attention` computes the other packs.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ mask hides."""
 MAX_KEYS_PER_TOKEN = 6
 """Keys for each token of a pack, copies included. A pack with more goes to `tree_attention`."""
 MAX_SAVED_KEYS = 512
-"""Rows of at most this many keys save their attention weights for the backward pass, which computes the others
-again."""
+"""Rows of at most this many keys save their attention weights for the backward pass; others recompute them."""
 PRODUCT_COST = 4096
 """The cost of one more matrix product, in scores: computing this many takes as long as starting a product."""
 MAX_SCORES_PER_PRODUCT = 2**16

@@ -125,7 +125,8 @@ class _TreeAttention(Function):
             product = _segment_product(q, k, v, group, scale)
             part, part_lse, weights = product.forward()
             results.append([_from_group(states, group, heads) for states in (part, part_lse)])
-            # The backward pass rescales the weights: there they are shares of all that a query sees, prefixes included.
+            # The backward pass rescales the weights: there they are shares of all keys that a query sees, prefixes
+            # included.
             saved += [weights, part_lse]
         output, lse = (torch.cat(parts).index_select(0, layout.output_index) for parts in zip(*results, strict=True))
         if layout.prefixes:

@@ -2,7 +2,7 @@
 
 That work is RMSNorms, rotary embeddings, activations and residual sums, forwards and backwards. Attention keeps its own
 kernels (`training/attention`). Compiling takes a minute, so it is an option. It is meant for GPUs: on the CPU `fusion`
-already gains most of what there is to gain.
+already gives most of the speed that can be gained.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COMPILER = "inductor"
 
 
 def fuse_outside_layers(model: nn.Module, layers: Sequence[nn.Module], *, accumulates_gradients: bool = True) -> Fusion:
-    """Return the fusion of a model whose `layers` are compiled: only linear layers outside of them are cast by it.
+    """Return the fusion of a model whose `layers` are compiled: it casts only the linear layers outside of them.
 
     Raises `ConfigError` for a model without `layers`.
     """

@@ -22,7 +22,7 @@ CHUNK_BYTES = 3 * 2**26
 """Size of one chunk of logits; only one is in memory at a time. The gradients of the first chunk are saved for the
 backward pass, which computes those of the other chunks again."""
 BLOCK_LOGITS = 2**19
-"""Count of logits that go through the softmax together on the CPU: few enough for its cache."""
+"""Count of logits that go through the softmax together on the CPU: few enough for the processor's cache."""
 
 
 def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class _LinearCrossEntropy(Function):
 def _chunks(targets: Tensor, head: Tensor) -> list[slice]:
     """Split the targets into chunks of equal size, the last one shorter; there is always at least one."""
     size = max(1, CHUNK_BYTES // (head.shape[0] * head.element_size()))
-    size -= size % 16 if size > 16 else 0  # for some other counts of rows oneDNN takes half as long again
+    size -= size % 16 if size > 16 else 0  # for some counts that are no multiple of 16, oneDNN takes half as long again
     starts = range(0, max(1, len(targets)), size)
     return [slice(start, min(start + size, len(targets))) for start in starts]
 

@@ -124,7 +124,7 @@ class Fusion:
         return self._last_cast.values
 
     def _cast_weight(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the weight in this type, cast only after it changed. Autocast casts it at every use or every batch."""
+        """Return the weight in this type, cast only after it changed; autocast casts it at every use or every batch."""
         if weight.requires_grad and not self.accumulates_gradients:
             return weight
         copy = self._copies.get(weight)
@@ -155,7 +155,7 @@ class Fusion:
                 self._gradient_buffers[weight] = weight.grad
 
     def invalidate_trained_copies(self) -> None:
-        """Have trained weights cast again. Call it before they change: some optimizers do not update the version."""
+        """Have trained weights cast again. Call this before they change: some optimizers do not update the version."""
         self._copies = {
             weight: copy._replace(version=-1) if weight.requires_grad else copy
             for weight, copy in self._copies.items()

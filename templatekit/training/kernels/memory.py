@@ -32,14 +32,13 @@ def needs_persistent_buffer(weight: Tensor) -> bool:
 
     glibc (2.36 and before) takes aligned memory only from free blocks that are larger than requested. It therefore does
     not find a freed block for the next tensor of the same size. If smaller tensors then use part of that block, the
-    heap grows by another.
+    heap grows by another block.
     """
     return weight.device.type == "cpu" and weight.numel() * weight.element_size() >= _LARGE_BYTES
 
 
 _LARGE_BYTES = 2**25
-"""In bytes. Smaller tensors are many of one size, next to each other. Freed together, they are one large enough
-block."""
+"""In bytes. Many smaller tensors have one size and lie side by side: freed together, they are a large enough block."""
 
 _CACHE_CAPACITY_VARIABLES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 """The environment variables of oneDNN, and of the layer between oneDNN and PyTorch."""
