@@ -17,7 +17,7 @@ from templatekit.types import Record, RenderedText, Sample
 
 @dataclass(kw_only=True)
 class BatchErrors(Counts):
-    """Pipeline counts that store the errors of the current batch, and no row numbers of the whole data set."""
+    """Pipeline counts that store the errors of the current batch, but not the row numbers of the whole data set."""
 
     errors: dict[int, RecordError] = field(default_factory=dict)
 
@@ -65,7 +65,7 @@ def row_batches(pipeline: Pipeline, counts: BatchErrors, records: Iterable[Recor
 
 
 def continued_in_next(samples: Sequence[Sample]) -> list[bool]:
-    """For each sample, whether the next belongs to the same row and starts with all of its messages."""
+    """For each sample, whether the next sample belongs to the same row and starts with all messages of this one."""
     return [
         following is not None
         and following.rendered.row == sample.rendered.row

@@ -15,7 +15,7 @@ from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.types import SpecialTokens
 
 _STOP_TOKEN_FILES = ("generation_config.json", "config.json")
-"""Files of a model's folder that name its stop tokens; the first that does so counts."""
+"""Files of a model's folder that may name its stop tokens; the first file that names any counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class StopTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditContext:
-    """The facts that are the same for every row; rules receive them with each row."""
+    """The facts that are the same for every row. Rules receive this context with each row."""
 
     options: DataOptions
     template: Template
@@ -44,7 +44,7 @@ class AuditContext:
 
 
 def audit_context(pipeline: Pipeline, options: DataOptions) -> AuditContext:
-    """The context of a pipeline. `options` are those of the user; the pipeline's may differ."""
+    """The context of a pipeline. `options` are the user's options, from which the pipeline's may differ."""
     template, special_tokens, tokenizer = pipeline.template, pipeline.special_tokens, pipeline.tokenizer
     ending = ending_of(template, special_tokens)
     return AuditContext(
@@ -60,7 +60,7 @@ def audit_context(pipeline: Pipeline, options: DataOptions) -> AuditContext:
 
 
 def _stop_tokens(pipeline: Pipeline, tokenizer: Tokenizer) -> StopTokens:
-    """The stop tokens that a file of the model names; else the tokenizer's EOS, at which servers stop then."""
+    """The stop tokens that a file of the model names; without one the tokenizer's EOS, as servers do."""
     try:
         model = resolve_model(pipeline.options.tokenizer or tokenizer.name, pipeline.registry)
     except TokenizerError:

@@ -15,11 +15,11 @@ from templatekit.views import CONTROL_PICTURES
 BEFORE, AFTER = 100, 140
 """Characters shown before and after the occurrence."""
 MAX_MARKED_LENGTH = 200
-"""Characters shown of the occurrence itself: of a longer one the start."""
+"""Characters shown of the occurrence itself; only the start of a longer occurrence is shown."""
 
 
 def excerpt_of(occurrence: Occurrence, row: int | None) -> Excerpt:
-    """The text around an occurrence; without a sample its detail alone."""
+    """The text around an occurrence, or only the occurrence's detail if there is no sample."""
     sample = occurrence.sample
     detail = visible(occurrence.detail)
     if sample is None:
@@ -29,7 +29,7 @@ def excerpt_of(occurrence: Occurrence, row: int | None) -> Excerpt:
         marked, window = None, (0, min(BEFORE + AFTER, length))
     else:
         marked = (occurrence.start, min(occurrence.end, occurrence.start + MAX_MARKED_LENGTH))
-        # An occurrence that is cut hides all text after it.
+        # If the occurrence itself is cut, no text after it is shown.
         end = min(length, marked[1] + AFTER) if marked[1] == occurrence.end else marked[1]
         window = (max(0, marked[0] - BEFORE), end)
     runs = tuple(_runs(sample, window, marked))

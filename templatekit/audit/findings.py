@@ -67,7 +67,7 @@ class FindingCounter:
         return self.kinds[name]
 
     def finding(self, rows: int) -> Finding:
-        """The finding, of a data set with this many rows."""
+        """The finding, for a data set with this many rows."""
         kinds = sorted(self.kinds.items(), key=lambda item: -item[1].count)
         parts = tuple(
             FindingPart(what=name, count=kind.count, first_row=kind.first_row, detail=kind.detail)

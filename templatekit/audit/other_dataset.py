@@ -52,7 +52,7 @@ class OtherDataset:
     def find(
         self, texts: Sequence[int], prompts: Sequence[int]
     ) -> Iterator[tuple[MatchingRow | None, MatchingRow | None]]:
-        """For each text the row with the same text, or else the row with the same prompt."""
+        """For each text the row with the same text; if there is none, the row with the same prompt."""
         for text, prompt in zip(self._texts.find(texts), self._prompts.find(prompts), strict=True):
             yield self._matching(text), self._matching(prompt) if text is None else None
 

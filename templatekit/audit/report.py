@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from templatekit.audit.rule import LEVELS, Level, Rule
 
 JSON_VERSION = 1
-"""Rises when a key changes its meaning or is removed; new keys may be added at any time."""
+"""The version of the JSON. It rises when a key changes its meaning or is removed; keys may be added at any time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class ExcerptRun:
     origin: str
     trained: bool
     here: bool
-    """Part of the occurrence."""
+    """Whether the characters are inside the occurrence."""
 
 
 class ExcerptSegment(NamedTuple):
@@ -85,7 +85,7 @@ class FindingPart:
     """The occurrences of one kind within a finding."""
 
     what: str
-    """The kind."""
+    """The name of the kind."""
     count: int
     first_row: int | None
     detail: str
@@ -97,13 +97,13 @@ class Finding:
 
     rule: Rule
     count: int
-    """Number of rows; of occurrences, where the rule is not about rows."""
+    """The count of rows, or of occurrences if the rule is not about rows."""
     share: float | None
     """The share of all rows; None where the rule is not about rows."""
     rows: tuple[int, ...]
     """The first row numbers."""
     parts: tuple[FindingPart, ...]
-    """The kinds, the most frequent first; empty where the rule does not distinguish any. A row may count in several."""
+    """The kinds, the most frequent first; empty if the rule distinguishes none. A row may count in several kinds."""
     example: Excerpt | None
 
     def as_dict(self) -> dict[str, Any]:

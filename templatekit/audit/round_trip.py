@@ -1,4 +1,4 @@
-"""Finds texts that are other ones after encoding and decoding."""
+"""Finds texts that encoding and decoding changes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RoundTrip:
                 yield index, RoundTripDifference(message=message_index, field=field, text=text, decoded=decoded)
 
     def _decoded(self, texts: list[str], *, control: bool = False) -> list[str]:
-        """Encode and decode texts. By default without control tokens, for which there is another rule."""
+        """Encode and decode texts, by default without control tokens, which another rule checks."""
         if not texts:
             return []
         backend = self._tokenizer.backend(control=control, prefix=False)
@@ -67,7 +67,7 @@ class RoundTrip:
         return lambda text: True
 
     def _preserves(self, text: str, forms: Sequence[_Form]) -> bool:
-        """Whether the text is the same afterwards, without the characters that the normalization forms change."""
+        """Whether the tokenizer preserves this text, apart from the characters that the normalization forms change."""
         text = "".join(c for c in text if all(is_normalized(form, c) for form in forms))
         return self._decoded([text], control=True) == [text]
 

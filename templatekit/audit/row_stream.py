@@ -1,4 +1,4 @@
-"""Streams the rows of a data set, with the facts that rules need of them."""
+"""Streams the rows of a data set, with the facts about each row that rules need."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class RowStream:
         """Prepare to read the rows.
 
         `compare_encodings` also encodes every text as a whole, `round_trips` decodes every text again, and `limit`
-        shortens samples that are too long. The data sets at the addresses `against` are read at once, to find their
-        rows in this one; with `similarity` also rows that are this similar.
+        shortens samples that are too long. The data sets at the addresses `against` are read immediately, to find their
+        rows in this data set; with `similarity`, rows that are at least this similar are found too.
         """
         self.pipeline = pipeline
         self._limit = limit
@@ -131,7 +131,7 @@ class RowStream:
         return tokenized if tokenized.truncated else None
 
     def _encoding_differences(self, samples: Sequence[Sample]) -> dict[int, EncodingDifference]:
-        """By index, the samples whose text has other ids with the other `boundary` option."""
+        """By index, the samples whose text has other ids with the other value of the option `boundary`."""
         if self._whole_text_encoder is None:
             return {}
         tokenized = [sample.tokenized for sample in samples if sample.tokenized is not None]
@@ -149,7 +149,7 @@ class RowStream:
 
 
 def _with_more_similar(sample: AuditedSample, similar: MatchingRow | None) -> AuditedSample:
-    """The sample with the more similar of two rows of other data sets; with none where its exact text is shared."""
+    """The sample with the more similar of two rows of other data sets, or with neither if its exact text is shared."""
     known = sample.nearly_shared
     if sample.shared_text is not None:
         similar = None

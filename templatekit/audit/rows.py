@@ -22,7 +22,7 @@ class EncodingDifference(NamedTuple):
 
 
 class RoundTripDifference(NamedTuple):
-    """A field's text that is another one after encoding and decoding."""
+    """A field's text that encoding and decoding changes."""
 
     message: int
     field: str
@@ -44,7 +44,7 @@ class AuditedSample(types.Sample):
     """A sample, with the facts that need the tokenizer or the other rows."""
 
     loss_spans: tuple[LossSpan, ...]
-    """Loss weights in characters, gap-free."""
+    """The weights of all characters of the text, without gaps."""
     length: int
     """In tokens; in characters without a tokenizer."""
     trained_range: tuple[int, int] | None
@@ -59,7 +59,7 @@ class AuditedSample(types.Sample):
     same_text: int | None = None
     """The first row with the same text."""
     same_prompt: int | None = None
-    """The first row with the same text up to the last answer, and another answer."""
+    """The first row with the same text up to the last answer, but another answer."""
     shared_text: MatchingRow | None = None
     shared_prompt: MatchingRow | None = None
     nearly_shared: MatchingRow | None = None

@@ -57,7 +57,8 @@ def control_text(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]
 def control_that_acts(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]:
     """Control strings in data that are encoded as control tokens.
 
-    These are the ones not flagged special, in an assistant's text; with `control_tokens="everywhere"` all of them.
+    In an assistant's text these are the control strings that are not flagged special; with
+    `control_tokens="everywhere"` all control strings are.
     """
     return (found for found, acts in _control_strings(row, context) if acts)
 
@@ -120,7 +121,7 @@ def text_changed(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]
 
 
 def _changed_texts(row: AuditedRow) -> Iterator[tuple[Occurrence, bool]]:
-    """Every text that is printed otherwise than it is in the data, and whether only its edges were trimmed."""
+    """Every text that is printed differently from the data, and whether only its edges were trimmed."""
     for sample in row.samples:
         ranges = field_ranges(sample)
         computed = any(span.origin.kind == "computed" for span in sample.rendered.spans)
@@ -153,7 +154,7 @@ def _difference(text: str, printed: str) -> str:
 
 
 def text_normalized(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]:
-    """A text that is another one after encoding and decoding."""
+    """A text that encoding and decoding changes."""
     for sample in row.samples:
         for difference in sample.round_trip_differences:
             text, decoded = difference.text, difference.decoded

@@ -20,7 +20,7 @@ def nothing_trained(row: AuditedRow, context: AuditContext) -> Iterator[Occurren
 
 
 def turn_dependent(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]:
-    """An answer that needs a sample of its own, because the whole conversation renders it otherwise than serving."""
+    """An answer that needs a sample of its own, because the whole conversation prints it differently from serving."""
     for sample in row.samples:
         if sample.continued and sample.rendered.target_spans:
             last = sample.rendered.target_spans[-1]
@@ -75,7 +75,7 @@ def too_long(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]:
 
 
 def end_cut_off(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]:
-    """A sample of which a cut at `--max-length` would keep part of the answer but not the end marker.
+    """A sample that a cut at `--max-length` would leave with a part of the answer but without the end marker.
 
     Samples that `--truncation` shortens without losing the end marker do not count.
     """

@@ -34,7 +34,7 @@ class TemplateMarker(NamedTuple):
 
     text: str
     line_start: bool
-    """Counts only at the start of a line: it starts with a letter, so that prose may contain it too."""
+    """Whether the marker counts only at the start of a line: it starts with a letter, so prose may contain it too."""
 
 
 def rendered_examples(template: Template, special_tokens: SpecialTokens) -> Iterator[RenderedText]:

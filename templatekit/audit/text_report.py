@@ -140,7 +140,7 @@ def _finding(finding: Finding) -> Iterator[_Part]:
     yield f"  {rule.help}\n", "italic"
     for part in finding.parts[:KINDS_SHOWN]:
         first = "" if part.first_row is None else f" (first in row {part.first_row})"
-        # A single kind has the same detail as the example.
+        # The detail of a single kind is that of the example.
         detail = f": {one_line(part.detail)}" if part.detail and len(finding.parts) > 1 else ""
         yield f"  {part.count:>7,} × {one_line(part.what or 'other')}{first}{detail}\n"
     if len(finding.parts) > KINDS_SHOWN:

@@ -6,7 +6,7 @@ A `Subject` (an adapter or template with a tokenizer) is tried with every `Check
 | module | content |
 | --- | --- |
 | `runner` | `run_checks`, `parametrize_with_checks` for pytest, and `CHECKS`, the list of all checks |
-| `check`, `exemptions` | a check and its outcome; reasons why it does not apply |
+| `check`, `exemptions` | a check and its outcome; reasons why a check does not apply |
 | `check_execution`, `check_content`, `check_mask`, `check_control`, `check_agreement` | the checks, by property |
 | `oracle` | the expected results, computed independently of the code under test |
 | `subject`, `checked_record` | what is checked; one record of it after all stages, with the assertions of checks |

@@ -19,7 +19,7 @@ from templatekit.testing.subject import Subject
 
 T = TypeVar("T")
 InputStrategy = Callable[[Subject], st.SearchStrategy[T]]
-"""Makes the strategy for the inputs of a check. Checks with the same function are tried on the same inputs."""
+"""Makes the strategy for the inputs of a check. Checks with the same input strategy are tried on the same inputs."""
 Exemption = Callable[[Subject], str | None]
 """Returns why a check does not apply to a subject; None if it applies."""
 Status = Literal["held", "failed", "expected", "unexpected", "not applicable", "not tried"]
@@ -59,8 +59,8 @@ class Check(Generic[T]):
     def attempt(self, value: T) -> str | None:
         """Try the check on one input; raises `Violation` if the promise is broken.
 
-        Returns why the input shows nothing, or None if the promise holds. A record without samples fails only the check
-        whose promise that breaks.
+        Returns why the input shows nothing, or None if the promise holds. A record without samples fails only the one
+        check whose promise is broken by that.
         """
         try:
             return self.function(value)
@@ -102,7 +102,7 @@ class Outcome:
     check: Check[Any]
     subject: Subject
     status: Status
-    """`expected`: the check failed, and a failure was expected. `unexpected`: a failure was expected, but it held."""
+    """`expected`: the check failed, as was expected. `unexpected`: a failure was expected, but the check held."""
     tried: int = 0
     """Number of inputs that showed something."""
     reason: str = ""

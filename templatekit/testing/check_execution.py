@@ -70,7 +70,7 @@ def equal_records_give_equal_ids(checked: CheckedRecord) -> None:
     other = checked.subject.new_pipeline(train_on=checked.train_on)
 
     def render_again() -> list[Any]:
-        """After another record; called in another thread, with the clock set to 1999."""
+        """Render it again after another record; called in another thread, with the clock set to 1999."""
         both = list(other.run([before, checked.record]))
         return [_result(sample) for sample in both if sample.rendered.row == 1]
 
@@ -116,7 +116,7 @@ def ids_labels_and_weights_agree(checked: CheckedRecord) -> None:
 
 
 def labels_agree(sample: CheckedSample) -> None:
-    """The check of one sample."""
+    """Check one sample."""
     tokenized = sample.tokenized
     count = len(tokenized.input_ids)
     equal((len(tokenized.labels), len(tokenized.loss_weights)), (count, count), "labels or weights are missing")

@@ -48,7 +48,7 @@ def _target_edges(sample: CheckedSample, target: TargetSpan) -> tuple[int, int, 
     alone = sample.rendered_up_to(turn + 1)
     own = [s for s in alone.spans if s.origin.message == turn and not s.origin.in_header]
     if not own or not turn or any(s.origin.generation for s in alone.spans):
-        # A first message has no prompt, an empty answer has no position, and generation blocks count as they are.
+        # A first message has no prompt, an empty answer has no position, and generation blocks are taken as expected.
         return target.start, target.marker_start, target.end
     tokens = sample.subject.tokenizer.special_tokens
     start = len(sample.subject.template.prompt(sample.before(turn), tokens).text)

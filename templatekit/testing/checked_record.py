@@ -103,7 +103,7 @@ class CheckedSample:
 
     @property
     def prompted(self) -> bool:
-        """Whether there is a prompt: a text without a question has none."""
+        """Whether the sample has a prompt: a text without a question has none."""
         return bool(self.trained_targets) and self.trained_targets[0].message > 0
 
     @cached_property

@@ -13,7 +13,7 @@ def no_adapter(subject: Subject) -> str | None:
 
 
 def no_template(subject: Subject) -> str | None:
-    """For checks in which the adapter has no part."""
+    """For checks that need a template."""
     return None if subject.checked_template else "no template is checked"
 
 

@@ -34,7 +34,7 @@ def checked_conversations(subject: Subject) -> st.SearchStrategy[CheckedRecord]:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordPair:
-    """A record of plain texts, and a copy of it in which some texts are others."""
+    """A record of plain texts, and a copy of it in which some texts are replaced."""
 
     original: CheckedRecord
     changed: CheckedRecord

@@ -19,7 +19,7 @@ Text = st.SearchStrategy[str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """The parts of a conversation that a format can express, besides one turn of a user and an assistant."""
+    """What a format can express in a conversation, besides one turn of a user and an assistant."""
 
     max_turns: int = 1
     """The maximum number of turns that are tried."""
@@ -251,7 +251,7 @@ OPTIONAL_PARTS = ("system", "context", "reasoning")
 
 
 def _round_trip_failure(adapter: Adapter, validate: RecordValidator, scope: Scope) -> str | None:
-    """Why a short conversation is another one after writing and reading; None if it is the same."""
+    """How writing and reading changes a short conversation; None if it stays the same."""
     example = short_example(scope)
     try:
         record = adapter.to_record(example)
@@ -272,7 +272,7 @@ def _rejection(validate: RecordValidator, record: Record) -> str | None:
 
 
 def short_example(scope: Scope) -> Example:
-    """A short conversation with all parts of a scope."""
+    """A short conversation with everything that a scope allows."""
     user = Message(role="user", content="ask", context="facts" if scope.context else "")
     answer = Message(role="assistant", content="answer", reasoning="thoughts" if scope.reasoning else "")
     return _conversation(

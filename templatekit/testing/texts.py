@@ -64,7 +64,7 @@ def halves(control: Iterable[str]) -> list[str]:
 
 
 def markers_of(template: Template) -> list[str]:
-    """The literals of a template, without Jinja syntax: as a whole and line by line."""
+    """The literals of a template, without Jinja syntax: the whole literals, and their lines."""
     body = re.sub(r"\{#.*?#\}", "", template.original, flags=re.DOTALL)
     outside = re.split(r"\{\{.*?\}\}|\{%.*?%\}", body, flags=re.DOTALL)
     quoted = re.findall(r"'((?:[^'\\\n]|\\.)+)'|\"((?:[^\"\\\n]|\\.)+)\"", body)

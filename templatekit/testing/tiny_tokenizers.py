@@ -68,8 +68,9 @@ def _nfc() -> tokenizers.Tokenizer:
 def _sentencepiece(metaspace: str | None = None) -> tokenizers.Tokenizer:
     """SentencePiece BPE with byte fallback, and BOS before plain text.
 
-    By default with normalizers like Llama 2, which write a dummy prefix after every control token. With `metaspace`,
-    like later Llama and Mistral files, with this `prepend_scheme`: "first" writes one only at the start of the text.
+    By default it has normalizers like Llama 2, which write a dummy prefix after every control token. `metaspace` is the
+    `prepend_scheme` of a pre-tokenizer like in later Llama and Mistral files: "first" writes the prefix only at the
+    start of the text.
     """
     trained = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
     trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
