@@ -128,7 +128,7 @@ def expected_control_tokens(tokenizer: Tokenizer, rendered: RenderedText) -> lis
 
 
 def control_ids(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
-    """The control ids among ids, without that of the unknown token, which plain text outside the vocabulary gives too."""
+    """The control ids among ids, without the unknown token's, which plain text outside the vocabulary gives too."""
     control = {token["id"] for token in added_tokens(tokenizer).values()}
     return [id for id in ids if id in control and id != unknown_id(tokenizer)]
 
