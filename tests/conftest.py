@@ -1,4 +1,4 @@
-"""What all tests share: profiles, the files beside the project, tokenizers, golden files."""
+"""Fixtures and settings for all tests: profiles, the files beside the project, tokenizers, golden files."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from templatekit.formats.sandbox.worker import Worker
 from templatekit.testing import TINY
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell that runs the suite in the background has it ignore SIGINT, and so would every process the tests start.
+    # A shell that runs the suite in the background makes it ignore SIGINT; processes that tests start would inherit
+    # this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # small texts: threads cost more than they give
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # for small texts threads cost more time than they save
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core each: threads of all would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core a worker: more threads would wait for each other
 
 if "TEMPLATEKIT_CACHE" not in os.environ:
-    # The suite's own, for all of its processes; what it takes is read out of the built-in model once.
+    # One cache for all processes of the suite: the tokenizer is read from the built-in model only once.
     _CACHE = tempfile.TemporaryDirectory(prefix="templatekit-tests-")
     os.environ["TEMPLATEKIT_CACHE"] = _CACHE.name
 
@@ -42,7 +43,7 @@ _COMMON: dict[str, Any] = {
     "deadline": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 }
-# The same examples in each run of CI, so that what fails there is what was changed.
+# CI tries the same examples in every run, so that a failure there comes from the change under test.
 _COMMON["derandomize"] = bool(os.environ.get("CI"))
 settings.register_profile("default", max_examples=DEFAULT_EXAMPLES, **_COMMON)
 settings.register_profile("full", max_examples=FULL_EXAMPLES, **_COMMON)
@@ -55,7 +56,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves what is marked `full` to the full profile."""
+    """Deselect tests that are marked `full`, except in the full profile."""
     if not FULL:
         left = [item for item in items if item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=left)
@@ -69,7 +70,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """What a worker counted, at its end."""
+    """Add up the count of a worker when it ends."""
     generated = getattr(node, "workeroutput", {}).get("generated", 0)
     node.config.stash[GENERATED] = node.config.stash.get(GENERATED, 0) + generated
 

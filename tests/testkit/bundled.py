@@ -1,4 +1,4 @@
-"""The bundled templates by what they take and do, as the tests know it: each test over all of them reads it here."""
+"""The bundled templates, grouped by their capabilities; tests over all bundled templates use these lists."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ ONE_TURN = ("alpaca", "alpaca-lora", "chapter7", "seed", "dolly", "phi3-chapter7
 MISTRAL = ("mistral-v1", "mistral-v3", "mistral-v3-tekken", "mistral-v7", "mistral")
 CHAT = ("chatml", "gemma", "gemma3", "llama2", "llama3", *MISTRAL, "phi3", "qwen3", "vicuna", "zephyr")
 BUNDLED = (*ONE_TURN, "text", *CHAT)
-"""All of them; `text` is an instruction format without a boundary of its own: an answer alone is a text."""
+"""All bundled templates; `text` is an instruction format without a prompt: the answer is the whole text."""
 
 ANY_ORDER = ("chatml", "llama3", "phi3", "qwen3", "zephyr")
-"""Chat templates that print turns as they come; the others take user and assistant in turn, and say so."""
+"""Chat templates that print turns in any order; the others require user and assistant to alternate, and say so."""
 ANY_ROLE = ("chatml", "llama3")
 """Chat templates that print any role."""
 WITHOUT_SYSTEM = ("gemma",)
@@ -31,5 +31,5 @@ _STRIP: Mapping[str, Callable[[str], str]] = {
 
 
 def own_answer(template: str, answer: str) -> str:
-    """What a template prints of its last answer's text, thinking in it aside."""
+    """The last answer's text as a template prints it, apart from the thinking in it."""
     return _STRIP.get(template, str)(answer)

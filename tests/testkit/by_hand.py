@@ -1,4 +1,4 @@
-"""Tokenizers and rendered texts put together by hand, a part at a time."""
+"""Tokenizers and rendered texts that are built by hand, part by part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ALPHABET = {character: index for index, character in enumerate(sorted(pre_tokeni
 
 
 def byte_tokenizer(*added: AddedToken) -> Tokenizer:
-    """One token a byte, and the added ones."""
+    """A tokenizer with one token per byte, and added tokens."""
     backend = tokenizers.Tokenizer(models.BPE(vocab=ALPHABET, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

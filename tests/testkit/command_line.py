@@ -17,7 +17,7 @@ SCRIPT = Path(sys.executable).with_name("templatekit")
 
 
 class Result(NamedTuple):
-    """What a command left behind."""
+    """The result of a command."""
 
     code: object
     out: str
@@ -36,7 +36,7 @@ class Templatekit:
 
     def __call__(self, *args: object, env: Mapping[str, str] = {}, cwd: Path | None = None, prefix: str = "") -> Result:
         command = [str(SCRIPT), *map(str, args)]
-        if prefix:  # what a shell does around it, such as closing streams
+        if prefix:  # what a shell does around the command, such as closing streams
             command = ["bash", "-c", f"{prefix.replace('COMMAND', chr(34) + '$@' + chr(34))}", "bash", *command]
         done = subprocess.run(
             command,
@@ -53,7 +53,7 @@ class Templatekit:
 
 
 def clean_environment(changes: Mapping[str, str] = {}) -> dict[str, str]:
-    """This process' environment without what changes the output, and with `changes`."""
+    """The environment of this process with `changes`, but without variables that change the output."""
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -64,7 +64,7 @@ def clean_environment(changes: Mapping[str, str] = {}) -> dict[str, str]:
 
 
 class InProcess:
-    """The same in this process, which takes no time to start: for errors, which many tests look at."""
+    """Runs the command line in this process, without the time to start one: for the many tests of errors."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys

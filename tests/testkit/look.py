@@ -1,4 +1,4 @@
-"""What a test wants to see of one record: its text, and exactly what is trained, in characters and in tokens."""
+"""Views of one record for tests: its text, and exactly what is trained, in characters and in tokens."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ TEMPLATES = {
     "v7": "mistral-v7",
     **dict.fromkeys(LATER, "mistral"),
 }
-"""The bundled template of each."""
+"""The bundled template of each version."""
 
 
 def source_file(version: str, folder: Path) -> Path:
@@ -107,7 +107,7 @@ def converted(version: str, folder: Path) -> Tokenizer:
         (target / "tokenizer_config.json").write_text(json.dumps(_NAMED), encoding="utf-8")
         return Tokenizer.from_folder(target)
     shutil.copy(path, target / "tokenizer.model")
-    # Not legacy: a blank is put before the very first text alone, as Mistral's own tokenizer.json files say.
+    # Not legacy: only the very first text gets a blank before it, as Mistral's own tokenizer.json files say.
     config = {**_NAMED, "tokenizer_class": "LlamaTokenizer", "legacy": False}
     (target / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     load_transformers_tokenizer(target).save_pretrained(target)

@@ -58,7 +58,7 @@ def templatekit_adapters():
 
 
 class Ran(NamedTuple):
-    """What a run wrote, said and returned."""
+    """The output file, the messages and the exit code of a run."""
 
     file: bytes
     said: list[str]
@@ -71,7 +71,7 @@ class Render:
     def __init__(
         self, folder: Path, tokenizer: Path, *, environment: Mapping[str, str] = {}, noise: Sequence[str] = ()
     ) -> None:
-        """Lines of stderr that hold one of the words of `noise` are not the command's."""
+        """Lines of stderr with one of the words in `noise` do not count as messages of the command."""
         self.folder = folder
         self.environment = {**os.environ, **environment}
         self._noise = noise
@@ -80,7 +80,7 @@ class Render:
         shutil.copytree(tokenizer, folder / "tokenizer")
 
     def command(self, numbers: list[Any] | None, *arguments: str, output: str = "out.jsonl") -> list[str]:
-        """Of these numbers, or of what the arguments name."""
+        """The command that renders these numbers, or the data set that the arguments name."""
         options = {"tokenizer": "tokenizer", "plugin-dir": "plugins", "template": "chatml", "output": output}
         if numbers is not None:
             options["dataset"] = "rows.jsonl"
@@ -100,12 +100,13 @@ class Render:
         )
         assert not run.stdout
         lines = [line for line in run.stderr.decode().splitlines() if not any(one in line for one in self._noise)]
-        # Two processes print at once, and one may be ended within a line: ours may then stand behind what it said.
+        # Two processes print at once, and one may end within a line: a message of the command may then follow on that
+        # line.
         said = "\n".join(lines).replace("said by a plugin", "").splitlines()
         return Ran(self._taken(output), [line for line in said if line], run.returncode)
 
     def _taken(self, output: str) -> bytes:
-        """The content of the output, which is there no more then; of a folder its training data."""
+        """Remove the output and return its content; for a folder, that of its training data."""
         place = self.folder / output
         file = place / "train.jsonl" if place.is_dir() else place
         content = file.read_bytes() if file.exists() else b""

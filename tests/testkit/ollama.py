@@ -1,6 +1,6 @@
 """How Ollama reads a Modelfile and runs its template: a small interpreter of Go's `text/template`, and Go itself.
 
-The interpreter knows what exported templates use, and raises on anything else. Ollama's rules are those of its
+The interpreter supports what exported templates use, and raises on anything else. Ollama's rules are those of its
 `parser/parser.go` and `template/template.go`: what cannot be printed is dropped from a value, a value in quotes ends
 where a quote stands before whitespace, messages of one role in a row are joined.
 """
@@ -23,7 +23,7 @@ Chat = Sequence[tuple[str, str]]
 
 
 class GoError(Exception):
-    """A template that fails as it runs."""
+    """Raised for a template that fails while it runs."""
 
 
 def read_modelfile(text: str) -> dict[str, list[str]]:
@@ -116,7 +116,7 @@ class _Interpreter:
             index += 1
 
     def _parts(self, start: int) -> list[tuple[str, int]]:
-        """The branches that begin at an `if` or a `range`: each one's head and place, and last the `end`."""
+        """The branches from an `if` or a `range` on: the head and position of each, and finally the `end`."""
         parts, depth = [(self.nodes[start][1], start)], 0
         for index in range(start + 1, len(self.nodes)):
             kind, body = self.nodes[index]

@@ -1,4 +1,4 @@
-"""Lines of a file, good and bad; and engines in this process: all that another would be sent is packed and unpacked."""
+"""Good and bad lines of a file; and engines in this process that pickle everything, as if for another process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KINDS = ("plain", "long", "empty", "half", "system", "tool", "two turns", "wrong
 
 
 def line(kind: str, number: int) -> str:
-    """A line of a file of conversations, of one of the kinds."""
+    """A line of one of these kinds, for a file of conversations."""
     user, answer = {"role": "user", "content": f"q{number}"}, {"role": "assistant", "content": f"a{number} 1 2"}
     messages: Any = [user, answer]
     if kind == "long":
@@ -37,37 +37,37 @@ def line(kind: str, number: int) -> str:
 
 
 def in_pieces(setup: WorkerSetup, chunks: Iterator[Chunk]) -> Generator[ChunkResult, None, None]:
-    """Chunk by chunk, as they are asked for."""
+    """An engine that processes one chunk at a time, when its result is requested."""
     worker = Worker(pickle.loads(pickle.dumps(setup)))
     for chunk in chunks:
         yield pickle.loads(pickle.dumps(worker(pickle.loads(pickle.dumps(chunk)))))
 
 
 def read_first(setup: WorkerSetup, chunks: Iterator[Chunk]) -> Generator[ChunkResult, None, None]:
-    """All chunks are read before any is done, as far ahead as an engine can be."""
+    """An engine that reads all chunks before it processes the first, as far ahead as an engine can read."""
     return in_pieces(setup, iter(list(chunks)))
 
 
 def read_there(setup: WorkerSetup, chunks: Iterator[Chunk]) -> Generator[ChunkResult, None, None]:
-    """Chunks are read by the worker, as on Ray."""
+    """An engine whose worker reads the chunks, as on Ray."""
     del chunks
     sent: WorkerSetup = pickle.loads(pickle.dumps(setup))
     return in_pieces(setup, sent.job.read_chunks(sent.pipeline()))
 
 
 def swapped(setup: WorkerSetup, chunks: Iterator[Chunk]) -> Generator[ChunkResult, None, None]:
-    """Wrong: the first two the other way round."""
+    """A wrong engine that swaps the first two results."""
     first, second, *others = in_pieces(setup, chunks)
     yield from (second, first, *others)
 
 
 def lost(setup: WorkerSetup, chunks: Iterator[Chunk]) -> Generator[ChunkResult, None, None]:
-    """Wrong: without the first."""
+    """A wrong engine that loses the first result."""
     _, *others = in_pieces(setup, chunks)
     yield from others
 
 
 def twice(setup: WorkerSetup, chunks: Iterator[Chunk]) -> Generator[ChunkResult, None, None]:
-    """Wrong: the first once more."""
+    """A wrong engine that returns the first result twice."""
     first, *others = in_pieces(setup, chunks)
     yield from (first, first, *others)

@@ -18,17 +18,17 @@ from templatekit.training.distributed import ProcessGroup, join_process_group
 
 
 class Outcome(NamedTuple):
-    """What became of a process."""
+    """The outcome of a process."""
 
     value: Any
-    """What it returned."""
+    """The return value of the action."""
     error: str | None
-    """The kind and text of what it raised."""
+    """The class and the message of the exception that the action raised."""
     exitcode: int | None
 
 
 def together(count: int, action: Callable[[ProcessGroup], Any], *, timeout: float = 60.0) -> list[Outcome]:
-    """Runs `action` in so many processes that know each other; what each returned, or how it failed."""
+    """Run `action` in `count` processes of one group; return what each returned, or how it failed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -16,15 +16,15 @@ from testkit.at_hand import Tokenizers
 
 _FOLDER = next(iter(getattr(find_spec("trl"), "submodule_search_locations", None) or [""]))
 TRL = sorted(path.stem for path in (Path(_FOLDER) / "chat_templates").glob("*.jinja")) if _FOLDER else []
-"""Names: originals, and those with `{% generation %}` marks of TRL's own."""
+"""The names of the templates in TRL's wheel: originals, and copies with TRL's `{% generation %}` marks."""
 ORIGINALS = [name for name in TRL if not name.endswith("_training")]
-"""Those as their authors published them."""
+"""The templates that are as their authors published them."""
 OWN = ["llama3-own", "qwen3-own", "smollm2-own"]
-"""Those that come with tokenizers."""
+"""The templates that come with tokenizers."""
 OPEN_ENDED = {"glm4moe"}
-"""Templates that write nothing behind the last answer: they are refused until someone says what stops it."""
+"""Templates that write nothing after the last answer: refused until a user names the text that ends an answer."""
 _TOKEN = re.compile(r"<\|[^<>|{}\s]*\|?>|<[a-z_]*\|>|<｜[^｜<>]*｜>|</?[a-z_]+>|<[A-Z_]+>|\[/?[A-Z_]+\]")
-"""What control tokens look like."""
+"""Matches texts that look like control tokens."""
 
 
 def source_of(name: str) -> str:
@@ -35,7 +35,7 @@ def source_of(name: str) -> str:
 
 
 def token_texts(name: str) -> list[str]:
-    """What looks like a control token in a template."""
+    """The texts in a template that look like control tokens."""
     return _TOKEN.findall(source_of(name))
 
 

@@ -88,7 +88,7 @@ def rendered(
 ) -> tuple[str, list[tuple[int, int]]]:
     """The text, and the extents of `{% generation %}` blocks where they are asked for.
 
-    As transformers does, only the tokens that the tokenizer has are passed (`only`, where that is the point).
+    As in transformers, only the tokens that the tokenizer has are passed (`only`, for tests of this rule).
     """
     from transformers.utils import chat_template_utils
 

@@ -1,4 +1,4 @@
-"""One template with one tokenizer, for records of any adapter: what tests of a single part look at."""
+"""One template with one tokenizer, for records of any adapter: for tests of a single part."""
 
 from __future__ import annotations
 

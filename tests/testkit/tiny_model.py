@@ -1,4 +1,4 @@
-"""A folder with a tiny random model and a tokenizer of bytes, for runs that need no more."""
+"""A folder with a tiny random model and a byte tokenizer, for runs that need no better model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 
 def tiny_folder(folder: Path) -> None:
-    """Fills a folder; equal each time."""
+    """Fill a folder with the model and the tokenizer; the files are equal each time."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     backend = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))

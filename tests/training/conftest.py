@@ -84,7 +84,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tiny products gain nothing from threads, and lose much where other processes want the cores."""
+    """Threads do not speed up tiny products, and slow them down much while other processes use the cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -105,7 +105,7 @@ def tiny_model() -> Callable[..., PreTrainedModel]:
 
 @pytest.fixture
 def in_fp64() -> Callable[[PreTrainedModel], PreTrainedModel]:
-    """Turns a model to fp64, norms included, which transformers computes in fp32 whatever the weights are."""
+    """Convert a model to fp64, including its norms, which transformers computes in fp32 for any type of weights."""
     return _in_fp64
 
 

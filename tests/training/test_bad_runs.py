@@ -1,4 +1,4 @@
-"""What goes wrong with a run's folder, disk and surroundings ends in a clear word, and harms nothing that was there."""
+"""Problems with a run's folder, disk or environment end in a clear error, and damage no existing file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def finetune(place: Path, tmp_path: Path) -> Finetune:
-    """Runs a few steps; the output is `tmp_path / "run"` if nothing else is said."""
+    """Run a few steps; the output is `tmp_path / "run"` by default."""
 
     def finetune(**options: Any) -> templatekit.Run:
         given = {
@@ -83,7 +83,7 @@ def test_a_run_in_another_process_is_left_alone(finetune: Finetune, tmp_path: Pa
 
 
 def test_a_disk_that_fills_up_leaves_the_checkpoint_before(finetune: Finetune, tmp_path: Path) -> None:
-    """Files that may not grow past a few bytes, from a step on: that is an error of the system, not a pretended one."""
+    """From some step on, no file may grow past a few bytes: a real error of the system, not a simulated one."""
     whole = finetune(output=tmp_path / "whole")
 
     def action(world: ProcessGroup) -> None:
@@ -140,7 +140,7 @@ def test_a_signal_ends_the_step_saves_and_leaves(finetune: Finetune, tmp_path: P
 
 
 def test_files_of_a_run_that_are_damaged(finetune: Finetune, tmp_path: Path) -> None:
-    """What a resumed run reads beside its checkpoints."""
+    """The files that a resumed run reads besides its checkpoints."""
     whole = finetune(samples=1, max_new_tokens=2)
     folder = tmp_path / "run"
     expected = _losses(folder)

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or absent, and a damaged one is named and passed over."""
+"""A checkpoint is complete or absent, and a damaged one is named and skipped."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_checkpoint_gives_back_weights_optimizer_and_generators(tmp_path: Path
     assert (found.step, found.identity) == (3, IDENTITY)
     assert sorted(path.name for path in found.path.iterdir()) == FILES
     other, others = _trained(1, seed=9)
-    other.load_state_dict({"0.bias": model.state_dict()["0.bias"]}, strict=False)  # frozen: it comes with the model
+    other.load_state_dict({"0.bias": model.state_dict()["0.bias"]}, strict=False)  # frozen: from the model's files
     restore(found, other, others)
     assert torch.equal(torch.randn(4), expected)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))

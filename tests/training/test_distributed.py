@@ -1,4 +1,4 @@
-"""Several processes train as one does: the same losses, one that writes, all that stop."""
+"""Several processes train like one: the losses are equal, one process writes files, and all of them stop together."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _made(options: FinetuneOptions, make: MakeModel) -> PreTrainedModel:
 def _train(
     make: MakeModel, items: Sequence[Any], options: FinetuneOptions, folder: Path, **more: Any
 ) -> Callable[[ProcessGroup], dict[str, list[float]]]:
-    """An action that trains, and returns all the weights."""
+    """An action that trains and returns all weights."""
 
     def action(group: ProcessGroup) -> dict[str, list[float]]:
         model = _made(options, make)
@@ -146,7 +146,7 @@ def test_two_processes_have_the_losses_of_one(
     assert sorted(path.name for path in (two / "checkpoints").iterdir()) == names
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # which PyTorch's compiler gives
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # from PyTorch's compiler
 @pytest.mark.full
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_with_compiled_layers(
@@ -249,7 +249,7 @@ def test_one_process_is_asked_to_stop_and_all_do(
 def test_a_loss_that_is_not_finite_ends_all(
     tiny_model: MakeModel, examples: list[TokenizedExample], tmp_path: Path, kind: str
 ) -> None:
-    """The process whose pack it is names the rows; the others say that another one does."""
+    """The process that computed the pack names the rows; the others say that another process failed."""
 
     def action(group: ProcessGroup) -> None:
         model = tiny_model()

@@ -1,4 +1,4 @@
-"""Direct preference optimization: the loss of the paper, its gradient, and a reference that stays what it was."""
+"""Direct preference optimization: the loss of the paper, its gradient, and a reference that does not change."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _pair(prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int],
 
 @st.composite
 def pairs(draw: st.DrawFn) -> list[TokenizedPair]:
-    """Pairs whose prompts and answers begin alike now and then."""
+    """Pairs, some of whose prompts and answers start alike."""
     prompts = [draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=20)) for _ in range(2)]
     made = []
     for row in range(draw(st.integers(1, 5))):
@@ -87,7 +87,7 @@ def _options(**values: object) -> FinetuneOptions:
 
 
 def _plain_logps(model: PreTrainedModel, example: TokenizedExample, *, mean: bool) -> Tensor:
-    """The definition, an answer at a time."""
+    """The log-probabilities by definition, one answer at a time."""
     ids = torch.tensor(example.input_ids)
     logps = torch.log_softmax(model(input_ids=ids[None], use_cache=False).logits[0, :-1], dim=-1)
     each = logps.gather(1, ids[1:, None])[:, 0]
@@ -120,7 +120,7 @@ def _scored(
 
 
 def _step(model: PreTrainedModel, scored: Sequence[ScoredPair], options: FinetuneOptions) -> tuple[float, list[Tensor]]:
-    """Loss and gradients, read off a step of plain descent with rate 1."""
+    """Loss and gradients, computed from the change of the weights in one step of plain descent with rate 1."""
     objective = DPOObjective.of(ForwardPass.of(model, options), options)
     before = [weight.detach().clone() for weight in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -129,7 +129,7 @@ def _step(model: PreTrainedModel, scored: Sequence[ScoredPair], options: Finetun
 
 
 def _distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest difference, to the largest gradient."""
+    """The largest difference, relative to the largest gradient."""
     scale = max(float(gradient.abs().max()) for gradient in expected)
     return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) / (scale or 1.0)
 
@@ -160,7 +160,7 @@ def test_loss_and_gradients_are_the_definitions(
     loss, found = _step(in_fp64(tiny_model()), scored, options)
     assert loss == pytest.approx(float(expected.detach()), rel=1e-10)
     scale = max(float(gradient.abs().max()) for gradient in gradients if gradient is not None)
-    if scale > 1e-6:  # answers that part in nothing have none
+    if scale > 1e-6:  # equal answers have no gradient
         assert _distance(found, [g for g in gradients if g is not None]) < EXACT
 
 
@@ -280,7 +280,7 @@ def test_with_lora_the_reference_is_the_model_without_adapters(
 
 
 class Killed(Exception):
-    """Stands for the end of a process."""
+    """Raised in place of the end of a process."""
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -1,4 +1,4 @@
-"""The held-out loss decides which step is kept and when to stop, also in a run that was taken up again."""
+"""The held-out loss decides which step is kept and when to stop, also in a resumed run."""
 
 from __future__ import annotations
 

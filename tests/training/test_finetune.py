@@ -1,4 +1,4 @@
-"""Whole runs on a tiny random model: what the folder holds, that it serves as it was trained, that it goes on."""
+"""Complete runs on a tiny random model: the run folder's files, serving as in training, and resuming."""
 
 from __future__ import annotations
 
@@ -279,7 +279,7 @@ def test_generate_stops_where_the_template_says(tiny_model: Path) -> None:
 
 
 def test_generate_loses_no_system_message(tiny_model: Path) -> None:
-    """A format without a place for one says so, and does not leave it out."""
+    """A format without a place for a system message refuses it instead of leaving it out."""
     asked = ("generate", "--model", str(tiny_model), "--instruction", "Hi", "--max-new-tokens", "2")
     refused = command(*asked, "--template", "alpaca", "--system", "Be brief.")
     assert refused.returncode == 2

@@ -1,4 +1,4 @@
-"""The loop: it learns, writes down what it did, stops when asked, and goes on as if it had not stopped."""
+"""The training loop: it learns, records its steps, stops on request, and resumes as if it had not stopped."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ STEP_KEYS = {
 
 
 class Killed(Exception):
-    """Stands for the end of a process."""
+    """Raised in place of the end of a process."""
 
 
 def _options(**values: object) -> FinetuneOptions:
@@ -48,7 +48,7 @@ def _options(**values: object) -> FinetuneOptions:
 
 
 def _lines(folder: Path) -> list[dict[str, float]]:
-    """The metrics without the time it took."""
+    """The metrics without their times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
@@ -63,7 +63,7 @@ def _assert_equal(found: Mapping[str, torch.Tensor], expected: Mapping[str, torc
 
 
 def _at_step(step: int, action: Callable[[], object]) -> Callable[[Line], None]:
-    """A reporter that acts when a step has been done."""
+    """A reporter that calls an action after a step."""
 
     def report(line: Line) -> None:
         if line["step"] == step and "loss" in line:

@@ -110,7 +110,7 @@ def _supervised(model: PreTrainedModel, **values: object) -> SupervisedObjective
 
 
 class _KeepGradients(torch.optim.SGD):
-    """Remembers the gradients that it was given."""
+    """An optimizer that stores the gradients that it receives."""
 
     def step(self, closure: object = None) -> None:  # type: ignore[override]  # torch's takes a loss too
         self.gradients = [weight.grad.clone() for weight in self.param_groups[0]["params"]]
@@ -140,7 +140,7 @@ def test_any_cut_of_a_step_gives_the_same_gradients(
 def test_fractional_weights_count_once_in_a_step(
     tiny_model: MakeModel, examples: list[TokenizedExample], values: dict[str, object]
 ) -> None:
-    """However it is cut: the weighted sum over all targets of the step by their weight, worked out in one graph."""
+    """However a step is cut, its loss is the weighted sum over all targets, divided by their weight, as in one graph."""
     draw = random.Random(3)
     mixed = []
     for example in examples:
@@ -166,7 +166,7 @@ def test_fractional_weights_count_once_in_a_step(
     assert metrics.loss == pytest.approx(total.item() / weight, rel=1e-5)
     expected = [parameter.grad for parameter in model.parameters()]
     torch.testing.assert_close(optimizer.gradients, expected, rtol=1e-4, atol=1e-6)
-    # The negative control: by the number of targets it would be another step.
+    # The negative control: divided by the count of targets, the step would be different.
     assert metrics.loss != pytest.approx(total.item() / metrics.target_tokens, rel=1e-2)
 
 
@@ -189,7 +189,7 @@ def test_a_mean_of_means_would_differ(tiny_model: MakeModel, examples: list[Toke
 def test_gradients_are_clipped_to_their_norm(
     tiny_model: MakeModel, examples: list[TokenizedExample], share: float | None
 ) -> None:
-    """To a share of the norm that they have; a larger one leaves them, to the last bit, as none does."""
+    """A limit below their norm scales them; a limit above it changes no bit of them, like no limit."""
     model = tiny_model()
     objective, indices = _supervised(model), range(len(examples))
     optimizer = _KeepGradients(model.parameters(), lr=0)

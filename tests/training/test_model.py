@@ -1,4 +1,4 @@
-"""Models come in whole or with a reason why not, and go out so that transformers loads them alone."""
+"""Models are loaded completely or refused with a reason, and saved so that transformers alone loads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packs that were written are worth their examples: to our loop, to transformers, to TRL's collator."""
+"""Packs that were written to files train like their examples: in our loop, with transformers, with TRL's collator."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def model(tiny_model: Callable[..., PreTrainedModel], in_fp64: Callable[[PreTrai
 
 @pytest.fixture
 def expected(model: Any, trained: list[TokenizedExample]) -> float:
-    """The mean loss over all targets, each example by itself."""
+    """The mean loss over all targets, with each example computed alone."""
     return mean_loss(model, [_tensors(input_ids=one.input_ids, labels=one.labels) for one in trained])
 
 
@@ -94,7 +94,7 @@ def test_transformers_model_takes_a_row_as_it_is(model: Any, rows: list[Row], ex
 
 
 def test_a_mask_of_ones_would_join_the_examples(model: Any, rows: list[Row], expected: float) -> None:
-    """Why packs are written without one."""
+    """This is why packs are written without an attention mask."""
     batches = [_tensors(**{name: row[name] for name in READ}) for row in rows]
     for batch in batches:
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])

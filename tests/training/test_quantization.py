@@ -1,4 +1,4 @@
-"""Moments in eight bits and frozen weights in four: what is kept, how near it comes, and that runs resume."""
+"""Eight-bit moments and four-bit frozen weights: what is saved, how exact it is, and that runs resume."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_narrow_run_learns_nearly_as_a_wide_one(
     found = _trained(_options(**narrow), examples, tmp_path / "narrow")
     wide = _options(**{**narrow, "optimizer": "adamw", "quantize": None})
     expected = _trained(wide, examples, tmp_path / "wide")
-    assert found != expected  # it is not the same thing
+    assert found != expected  # the losses differ slightly, so the option has an effect
     assert found == pytest.approx(expected, rel=0.05)
     assert found[-1] < 0.85 * found[0]
 
@@ -130,7 +130,7 @@ def test_four_bits_are_what_is_computed_with() -> None:
         model.train(False)
         expected, found = same(input_ids=ids).logits, model(input_ids=ids).logits
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-        assert torch.equal(model(input_ids=ids).logits, found)  # the weights were not laid out anew
+        assert torch.equal(model(input_ids=ids).logits, found)  # the weights were not repacked
     assert all(torch.equal(weight, narrow[name]) for name, weight in dequantized_weights(model).items())
 
 
@@ -176,7 +176,7 @@ def test_a_run_saves_what_it_trained_with(tmp_path: Path) -> None:
         "model": str(tmp_path / "model"),
         "precision": "fp32",
         "split": "train=rest",
-        "eval_dataset": str(tmp_path / "rows.json"),  # what is trained on: other rows may get no better in six steps
+        "eval_dataset": str(tmp_path / "rows.json"),  # the loss on other rows may not fall in six steps
         "epochs": 6,
         "learning_rate": 1e-2,
         "quantize": "4bit",

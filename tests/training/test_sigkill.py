@@ -1,6 +1,7 @@
-"""`finetune`, killed at any moment and taken up again, has the losses of the run that nobody killed, bit for bit.
+"""`finetune`, killed at any moment and resumed, has the same losses as a run that was not killed, bit for bit.
 
-A few kills in the default suite; `TEMPLATEKIT_KILLS=100` makes a hundred, and so does `HYPOTHESIS_PROFILE=long`.
+The default suite kills a run a few times; `TEMPLATEKIT_KILLS=100` or `HYPOTHESIS_PROFILE=long` kills it a hundred
+times.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def _finetune(place: Path, folder: Path, options: dict[str, Any]) -> multiprocessing.process.BaseProcess:
-    """A process that begins the run, or goes on with it."""
+    """A process that starts the run, or resumes it."""
     given = {
         "model": str(place / "model"),
         "template": "chatml",
@@ -61,7 +62,8 @@ def _finetune(place: Path, folder: Path, options: dict[str, Any]) -> multiproces
 
     def run() -> None:
         torch.set_num_threads(1)
-        # tqdm's own lock is one of all forks of a process: who is killed with it would stop those that come after.
+        # All forks of a process share tqdm's lock: a fork that is killed while it holds the lock would block the later
+        # ones.
         tqdm.set_lock(threading.RLock())
         with Path(os.devnull).open("w") as nowhere:
             sys.stderr = nowhere
@@ -70,13 +72,13 @@ def _finetune(place: Path, folder: Path, options: dict[str, Any]) -> multiproces
 
     process = multiprocessing.get_context("fork").Process(target=run)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, of forks beside threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later warn of forks beside threads
         process.start()
     return process
 
 
 def _import_all() -> None:
-    """Here, and not in every process anew."""
+    """Import everything here, not again in every process."""
     for name in ("matplotlib.backends.backend_agg", "matplotlib.figure", "peft", "templatekit.training.run"):
         importlib.import_module(name)
     assert create_registry().templates
@@ -114,7 +116,7 @@ def test_killed_runs_are_the_unbroken_ones(tmp_path: Path, capsys: pytest.Captur
         folder = tmp_path / f"{kind}-{runs}"
         while True:
             process = _finetune(tmp_path, folder, KINDS[kind])
-            # Half of them anywhere in a run, half where the steps are.
+            # Half of the kills are anywhere in a run, half of them during the steps.
             process.join(draw.uniform(0, seconds) if draw.random() < 0.5 else draw.uniform(0.3, 0.8) * seconds)
             if process.is_alive() and kills < KILLS:
                 process.kill()
@@ -133,7 +135,7 @@ def test_killed_runs_are_the_unbroken_ones(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_the_comparison_would_notice(tmp_path: Path) -> None:
-    """A run that goes on without the optimizer's state has other losses."""
+    """A run that resumes without the optimizer's state has other losses."""
     tiny_folder(tmp_path / "model")
     (tmp_path / "rows.json").write_text(json.dumps(ROWS), encoding="utf-8")
     seeds = []

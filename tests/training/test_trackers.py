@@ -1,4 +1,4 @@
-"""Trackers are told what `metrics.jsonl` says, and no run depends on them."""
+"""Trackers receive the metrics of `metrics.jsonl`, and no run depends on them."""
 
 from __future__ import annotations
 
