@@ -1,4 +1,4 @@
-"""What BAD_INPUTS calls Templates, as a user meets it: one line, exit code 2, in bounded time, nothing written."""
+"""The section Templates of BAD_INPUTS, as a user sees it: one line, exit code 2, in bounded time, nothing written."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_one_line_says_what_is_wrong(name: str, run: Run) -> None:
 
 
 def test_a_row_that_breaks_a_bound_ends_the_run_whatever_may_be_skipped(run: Run) -> None:
-    """The template is at fault, not the row; nothing is written of the rows before it but to standard output."""
+    """The template is at fault, not the row; the earlier rows are not written, except to standard output."""
     start, loop = GROWS.split("%}", 1)
     source = start + "%}{% if messages[1:] and messages[1].content == 'boom' %}" + loop + "{% endif %}" + CHAT
     result = run(source, "--on-error", "skip", "--output", "out.jsonl")

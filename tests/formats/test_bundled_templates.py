@@ -1,4 +1,4 @@
-"""The bundled templates, byte for byte: as their authors' own code writes them, and as golden files.
+"""The bundled templates, byte for byte: as in their authors' own code, and as in golden files.
 
 In `tests/golden/` the text from the generation boundary to the end of the end marker stands between ⟪ and ⟫, and ‖
 stands before the end marker. `pytest --update-golden` writes the files anew.
@@ -98,7 +98,7 @@ def _outcome(work: Callable[[], object]) -> tuple[str, str | None] | None:
 def test_a_prompt_loses_no_message(
     template: Template, case: str, continue_final: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A field with no place in the whole text has none in the prompt, and is refused there with the same words."""
+    """A field that the whole text does not print is not in the prompt either; both refuse it with the same words."""
     refused = _outcome(lambda: template.render(EXAMPLES[case], TOKENS))
 
     def prompted() -> tuple[str, str | None] | None:
@@ -190,7 +190,7 @@ def phi3_chapter7(instruction: str, input: str, output: str) -> tuple[str, str]:
 
 
 def one_message(instruction: str, input: str) -> str:
-    """A chat message knows no context: it follows the content after an empty line."""
+    """Chat messages have no context field: the context follows the content after an empty line."""
     return f"{instruction}\n\n{input}" if input and instruction else instruction or input
 
 
@@ -210,7 +210,7 @@ def llama3(instruction: str, input: str, output: str) -> tuple[str, str]:
 
 
 def text(instruction: str, input: str, output: str) -> tuple[str, str]:
-    """Nothing of its own."""
+    """The template adds nothing."""
     prompt = one_message(instruction, input)
     return prompt, prompt + output
 
@@ -323,7 +323,7 @@ FIELDS = st.lists(
 
 
 def check_target(rendered: RenderedText, prompt: str, answer: str, end: str) -> None:
-    """One target: from the end of the prompt to the end of the end marker, which follows the answer at once."""
+    """Check one target: from the end of the prompt to the end of the end marker, which directly follows the answer."""
     (target,) = rendered.target_spans
     assert rendered.text[: target.start] == prompt
     assert rendered.text[target.marker_start : target.end] == end
@@ -360,7 +360,7 @@ def test_the_target_check_notices_a_shifted_end(template: Template) -> None:
 
 
 BLANKS = dict.fromkeys(("llama2", "mistral-v1", "mistral-v3", "mistral-v7", "vicuna"), " ")
-"""What these write between the prompt and the answer."""
+"""The blanks that these templates write between the prompt and the answer."""
 
 
 @pytest.mark.parametrize("name", [name for name in CHAT if name not in REWRITES])
@@ -459,7 +459,7 @@ def test_half_a_surrogate_pair_is_named(template: Template) -> None:
 
 
 def test_instruction_formats_leave_bos_to_the_tokenizer(builtin: Registry) -> None:
-    """One that puts BOS before plain text has it put there; one that does not, has not."""
+    """BOS comes first if the tokenizer puts it before plain text, and is absent if the tokenizer does not."""
     template = find_template("alpaca", builtin)
     example = EXAMPLES["plain"]
     assert (

@@ -105,7 +105,7 @@ def check_covers(samples: tuple[Sample, ...], turns: list[int]) -> None:
 
 @pytest.mark.parametrize("case", EXAMPLES)
 def test_published_templates(chat: Published, case: str) -> None:
-    """Text identity, boundaries and masks. What is refused is refused for a reason that transformers confirms."""
+    """Text identity, boundaries and masks. Every refusal has a reason that transformers confirms."""
     name, source, tokens = chat
     example = EXAMPLES[case]
     try:
@@ -163,7 +163,7 @@ def prompt(source: str, example: Example, tokens: SpecialTokens, turn: int) -> s
 
 
 def confirm(error: RecordError, source: str, example: Example, tokens: SpecialTokens, text: str) -> None:
-    """A refusal has to be true of transformers' own rendering as well."""
+    """The reason of a refusal must also hold for transformers' own rendering."""
     assert error.field is not None or error.reason == "template_failed"
     if error.reason == "prompt_is_no_prefix":
         turn = int(str(error.field).removeprefix("messages[").removesuffix("]"))
@@ -201,7 +201,7 @@ def test_the_reference_lists_the_published_templates() -> None:
 
 
 def test_most_published_templates_render(tokenizer_of: Any) -> None:
-    """Counted, so that a template which stops rendering is noticed."""
+    """The renderings are counted, so that a template which stops rendering is noticed."""
     if not TRL:
         pytest.skip("trl is not installed")
     rendered = 0

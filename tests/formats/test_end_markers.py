@@ -1,4 +1,4 @@
-"""The end marker: the part of a closing that the rule takes, and the end markers of published templates."""
+"""The end marker: the part of a closing that the rule selects, and the end markers of published templates."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def marker(template: Template, example: Example = TURN, tokens: SpecialTokens = 
         ("", "</s>", "</s>"),
         ("<call><end></s>", "", "<call><end></s>"),  # as DeepSeek's and LFM2's tool calls
         ("<call><end>\n", "</s>", "<call><end>"),
-        ("<end>x\n", "</s>", "<end>x"),  # the longest token, not the one within it
+        ("<end>x\n", "</s>", "<end>x"),  # the longest token, not the token within it
         ("<end>", "x</s>", None),  # a user's turn replaces another token
-        ("<end><open>", "", "<end>"),  # as Llama 3, which asks for the next answer in any case
+        ("<end><open>", "", "<end>"),  # as Llama 3, which always asks for the next answer
         ("<end>\n<open>A", "</s>", "<end>"),
     ],
 )
@@ -102,7 +102,7 @@ def test_special_tokens_of_data_end_nothing() -> None:
 
 
 def test_an_earlier_turn_that_ends_otherwise_is_a_sample_of_its_own() -> None:
-    """As gpt-oss: the last answer ends with one token, those before it with another."""
+    """As in gpt-oss: the last answer ends with one token, earlier answers with another."""
     template = made("{% if not loop.last %}<end>{% endif %}", last="</s>")
     example = conversation(user("q"), assistant("a"), user("r"), assistant("b"))
     trained = [

@@ -282,7 +282,7 @@ EXPRESSIONS = st.recursive(
 def test_any_expression_renders_as_transformers_and_never_as_template_text_that_is_data(
     expression: str, user: str, assistant: str
 ) -> None:
-    """Data is marked with letters that no template here holds: none of them may get the origin of the template."""
+    """Data consists of letters that no template here contains: none of these letters may get the origin `TEMPLATE`."""
     mark = "\U0001f9ea"
     example = Example(
         messages=(

@@ -73,7 +73,7 @@ def test_kwargs_of_the_command_line(text: str, kwargs: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("text", ["enable_thinking", "=1", "a=", "a=1,a=2", "a=[1", "a=1,,b=2", 'a="x, b=1"'])
 def test_invalid_kwargs_are_errors(text: str) -> None:
-    if text == "a=1,,b=2":  # a comma of the value's own
+    if text == "a=1,,b=2":  # a comma within the value
         assert parse_kwargs(text) == {"a": "1,", "b": 2}
         return
     with pytest.raises(ConfigError, match=r"^chat_template_kwargs: "):
@@ -176,7 +176,7 @@ def test_a_template_that_reads_none_says_so() -> None:
 
 
 def test_a_variable_without_a_default_is_given_one(tmp_path: Path) -> None:
-    """A file of the user's own may read a name that nothing but a kwarg provides."""
+    """A user's own file may read a name that only a kwarg provides."""
     path = tmp_path / "mine.jinja"
     path.write_text("{{ mood }}: {{ instruction }}\n{{ response }}{{ eos_token }}", encoding="utf-8")
     with pytest.raises(Exception, match="unknown variable 'mood'"):
@@ -208,7 +208,7 @@ def test_published_templates_with_kwargs(name: str) -> None:
                 expected = as_transformers(source, example, tokens, form, **{kwarg: value})
                 prompt = as_transformers(source, before, tokens, form, add_generation_prompt=True, **{kwarg: value})
             except Exception:
-                continue  # a value that this template cannot take
+                continue  # a value that this template does not accept
             template = Template(TemplateFile(name=name, source=source), strict=False, kwargs={kwarg: value})
             exported = chat_template(template, tokens)
             assert as_transformers(exported, example, tokens, form) == expected
@@ -255,7 +255,7 @@ def test_qwen3_without_thinking(tokenizer_of: Tokenizers, builtin: Registry) -> 
 
 
 def test_a_value_is_the_templates_own_text(tokenizer_of: Tokenizers, builtin: Registry) -> None:
-    """Chosen by whoever chooses the template: a control token in it counts, as for a server that has it."""
+    """The value is chosen along with the template: a control token in it acts, as on a server with this template."""
     tokenizer = tokenizer_of("qwen3")
     source = "{{ note | default('') }}{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
     template = Template(TemplateFile(name="noted", source=source), kwargs={"note": "<|im_start|>"})

@@ -1,4 +1,4 @@
-"""The Mistral templates beside mistral-common: the same ids, of prompts and of whole conversations."""
+"""The Mistral templates give the ids of mistral-common, for prompts and for whole conversations."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ DIFFERENCES: Mapping[str, tuple[Sequence[str], str]] = {
     "several system messages": (("system", "system", "user", "assistant"), "refused"),
     "a tool's result": (("user", "assistant", "tool", "assistant"), "refused"),
 }
-"""What mistral-common does otherwise: it refuses an empty answer, joins turns of one role and system messages (v7 and
-later: leaves those where they stand), and has tools. docs/reference.md says so."""
+"""The differences of mistral-common: it refuses an empty answer, joins turns of one role and system messages (v7 and
+later leave system messages where they are), and has tools. docs/reference.md says so.
+"""
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +87,7 @@ def test_the_same_ids(
 
 
 def test_the_comparison_notices_a_blank(version: str, tokenizer: Tokenizer, folder: Path, builtin: Registry) -> None:
-    """Negative control: the template of the other kind of vocabulary differs in blanks alone."""
+    """Negative control: the template for the other kind of vocabulary differs only in blanks."""
     other = {"mistral-v3": "mistral-v3-tekken", "mistral-v7": "mistral", "mistral-v1": "mistral-v3"}
     swapped = {**other, **{value: key for key, value in other.items()}}[mistral.TEMPLATES[version]]
     messages = [Message(role="user", content="Hello there."), Message(role="assistant", content="Hi.")]
@@ -97,7 +98,7 @@ def test_the_comparison_notices_a_blank(version: str, tokenizer: Tokenizer, fold
 def test_the_same_text_as_their_chat_template(
     messages: list[Message], version: str, template: Template, folder: Path
 ) -> None:
-    """But where their chat template and their tokenizer differ: blanks around nothing, and behind an answer."""
+    """Except where their chat template and their tokenizer differ: in blanks around empty text and after an answer."""
     tokens = SpecialTokens(bos="<s>", eos="</s>", special=frozenset({"<s>", "</s>"}))
     assume(all(message.content.strip(" ") == message.content != "" for message in messages))
     example = Example(messages=tuple(messages))
@@ -129,12 +130,12 @@ def test_tools_are_refused(template: Template) -> None:
 def test_the_pipeline_trains_these_ids(
     version: str, template: Template, tokenizer: Tokenizer, folder: Path, builtin: Registry
 ) -> None:
-    """What leaves the pipeline is what was compared, and its labels are the answers and their EOS."""
+    """The pipeline gives the ids that were compared, and labels for the answers and their EOS."""
     options = DataOptions.parse({"dataset": "none", "adapter": "messages"})
     pipeline = Pipeline(options, builtin, template=template, tokenizer=tokenizer)
     turns = [("system", "S"), ("user", "A?"), ("assistant", "B."), ("user", "C?"), ("assistant", "D.")]
     samples = list(pipeline.run([{"messages": [{"role": role, "content": text} for role, text in turns]}]))
-    # Where the system message moves with the last question, the first answer is met in a text of its own.
+    # Where the system message moves with the last question, the first answer is trained in a separate text.
     assert len(samples) == (2 if template.name.startswith("mistral-v3") else 1)
     trained: list[int] = []
     for sample in samples:

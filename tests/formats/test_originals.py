@@ -1,7 +1,7 @@
 """Bundled chat templates beside the published ones that they follow, over generated conversations: the same text.
 
-Published files are read where a wheel or the folder beside the project carries them; those of Llama 2 and Zephyr are
-restated from their authors' code. mistral-common's have a module of their own.
+Published files are read from a wheel or from the folder beside the project; those of Llama 2 and Zephyr are restated
+from their authors' code. mistral-common's templates are compared in `test_mistral_common`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from templatekit.types import SpecialTokens
 
 TOKENS = SpecialTokens(bos="<s>", eos="</s>", special=frozenset({"<s>", "</s>"}))
 Original = Callable[[Example, bool], str]
-"""(conversation, whether the generation prompt is asked for) to text; raises what it refuses."""
+"""Maps (conversation, whether to add the generation prompt) to text; raises for what the original refuses."""
 
 
 def of_jinja(source: str) -> Original:
@@ -78,7 +78,7 @@ def alternating(turns: Sequence[Message]) -> None:
 
 
 def published(name: str, tokenizer_of: Any) -> Original:
-    """The original of a bundled template; skips where no copy of it is at hand."""
+    """The original of a bundled template; skips the test if no copy is available."""
     if name in RESTATED:
         return RESTATED[name]
     if name == "qwen3":
@@ -118,7 +118,7 @@ def outcome(render: Callable[[], str]) -> str | None:
 
 
 def ours(template: Template, example: Example, prompt: bool) -> str:
-    """As a server renders it, and as training does: the same text."""
+    """The text as a server renders it, which must be the text of training."""
     served = as_transformers(template.source, example, TOKENS, add_generation_prompt=prompt)
     if prompt and example.messages[-1].role != "assistant":
         assert template.prompt(example, TOKENS).text == served
@@ -140,7 +140,7 @@ def test_the_text_is_the_originals(
     mine, theirs = outcome(lambda: ours(template, example, prompt)), outcome(lambda: original(example, prompt))
     if mine is None and theirs is not None:
         roles = [message.role for message in example.messages]
-        # Where originals lose a message, or print one as another's turn.
+        # The conversations of which originals lose a message, or print it as another role's turn.
         assert name not in ANY_ORDER and ("system" in roles[1:] or roles == ["system"])
         return
     assert mine == theirs
@@ -204,7 +204,7 @@ def test_qwen3_without_thinking(enable_thinking: bool, tokenizer_of: Any, builti
 
 
 def test_unknown_roles_are_refused_where_originals_drop_or_print_them(tokenizer_of: Any, builtin: Registry) -> None:
-    """The one thing in which the bundled ones are stricter: nothing that a client sends is lost."""
+    """Only here are the bundled templates stricter: no message that a client sends is lost."""
     example = Example(messages=(Message(role="user", content="A?"), Message(role="critic", content="lost")))
     for name in FOLLOWED:
         if name == "llama3":  # its headers hold any role

@@ -247,7 +247,7 @@ NOT_OVERRIDDEN: dict[str, tuple[Any, ...]] = {
 
 @given(traced_texts, st.sampled_from(sorted(NOT_OVERRIDDEN)))
 def test_all_other_methods_give_plain_text(text: TrackedText, method: str) -> None:
-    """The environment then gives it the origin of what went in, so never the template's by mistake."""
+    """The environment then gives this text the origin of the arguments, so never the template's by mistake."""
     result = getattr(text, method)(*NOT_OVERRIDDEN[method])
     assert plain_text(result) == getattr(plain_text(text), method)(*NOT_OVERRIDDEN[method])
     assert all(origin == COMPUTED for _, origin in pairs(result))

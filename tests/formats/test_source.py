@@ -122,7 +122,7 @@ def test_misspelt_names_beside_them_are_still_found(source: str, name: str) -> N
 
 @pytest.mark.parametrize("name", TRL)
 def test_a_published_template_is_taken_as_a_file(name: str) -> None:
-    """As strictly as a file of one's own: `chat_template.jinja` is what models come with."""
+    """It is checked as strictly as a user's own file, since models come with a `chat_template.jinja`."""
     assert template(source_of(name), strict=True).kind == "chat"
 
 

@@ -1,6 +1,6 @@
-"""Everything a chat template can be given: text as transformers renders it, and the origin of every character.
+"""Every input that a chat template can receive: the text is that of transformers, and every character has its origin.
 
-The forms of messages are those that each template takes; published templates take every one of them.
+Messages have the forms that each template accepts; published templates together accept all forms.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ GRANITE = """\
 {%- for message in messages %}
 {{- '<|start_of_role|>' + message['role'] + '<|end_of_role|>' + message['content'] + '<|end_of_text|>\\n' }}
 {%- endfor %}{%- if add_generation_prompt %}{{- '<|start_of_role|>assistant<|end_of_role|>' }}{%- endif %}"""
-"""Documents in a turn of their own, as IBM's Granite 3.3 prints them."""
+"""Documents in a separate turn, as IBM's Granite 3.3 prints them."""
 CHATML = """\
 {% for m in messages %}<|im_start|>{{ m.role }}
 {{ m.content }}<|im_end|>
@@ -105,7 +105,7 @@ def test_content_in_the_form_that_the_template_takes(name: str) -> None:
     rendered = given.render(Example(messages=(parts("user", "A", "B"), parts("assistant", "C"))), TOKENS_OF_CHATML)
     assert rendered.text.startswith(f"<|im_start|>user\n{printed}<|im_end|>")
     assert "".join(pieces(rendered, "messages[0].content")) == printed.replace("<", "").replace(">", "")
-    # A message of text, too, comes in the form that the template takes.
+    # A message of text also gets the form that the template accepts.
     plain = given.render(Example(messages=(message("user", "A\nB"), message("assistant", "C"))), TOKENS_OF_CHATML)
     assert "A\nB<" in plain.text or '"A\\nB"<' in plain.text
     assert set("".join(pieces(plain, "messages[0].content"))) >= {"A", "B"}
@@ -178,7 +178,7 @@ def test_documents_without_a_place_are_refused(source: str) -> None:
 
 
 DATED = "{{ strftime_now('%Y') }}{% for message in messages %}{{ message.role }}: MESSAGE<|END|>\n{% endfor %}"
-"""A date is text that is computed, so that it might hold any field."""
+"""Prints a date: computed text, which might hold any field."""
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ DATED = "{{ strftime_now('%Y') }}{% for message in messages %}{{ message.role }}
     ],
 )  # fmt: skip
 def test_computed_text_hides_no_loss(printed: str, example: Example, lost: str | None) -> None:
-    """Neither a date nor a length is a place for a text; what is joined with a number may be one."""
+    """Neither a date nor a length prints a field; a text that is joined with a number may."""
     template = given_source(DATED.replace("MESSAGE", printed))
     tokens = SpecialTokens(special=frozenset({"<|END|>"}))
     for _ in range(20):  # with a compiled trace and without
@@ -262,7 +262,7 @@ def test_null_content_for_templates_that_print_either() -> None:
 
 
 def test_ids_of_calls_and_answers() -> None:
-    """Mistral's templates want nine characters, and print them in the answer."""
+    """Mistral's templates require ids of nine characters, and print them in the answer."""
     messages = (
         message("user", "Q"),
         message("assistant", tool_calls=(call("f", {"a": 1}, id="abcdefghi"),)),
@@ -307,7 +307,7 @@ NAMED = (
     ],
 )
 def test_roles_are_taken_or_named(source: str, role: str, error: str | None) -> None:
-    """A template that prints the role takes any but a misspelt one; others take those that they name."""
+    """A template that prints the role accepts any role but a misspelt one; others accept the roles that they name."""
     example = Example(messages=(message("user", "A"), message(role, "B"), message("assistant", "C")))
     if error is None:
         assert "B" in given_source(source).render(example, SpecialTokens(eos="<|im_end|>")).text
@@ -382,7 +382,7 @@ def examples(draw: st.DrawFn) -> Example:
 
 
 def theirs(source: str, example: Example, tokens: SpecialTokens, **more: Any) -> str:
-    """transformers' text, of messages in forms that the template takes."""
+    """transformers' text for messages in forms that the template accepts."""
     messages = [in_form(source, message) for message in example.messages]
     return as_transformers(
         source, Example(messages=tuple(messages), tools=example.tools), tokens, form_of(source), **more
@@ -445,9 +445,9 @@ def test_published_templates_on_everything(name: str, example: Example, data: st
 
 
 def check_origins(text: str, spans: Sequence[Span], example: Example) -> None:
-    """All that a user says stands at its own origin, each part of it; nothing else does."""
+    """Every part of a user's message has the message's origin; no other text has it."""
     if any(span.origin.kind == "computed" for span in spans):
-        return  # made from several fields, of which any may stand there
+        return  # made from several fields, any of which may be there
     for index, message in enumerate(example.messages):
         if message.role == "user":
             printed = "".join(text[s.start : s.end] for s in spans if s.origin == field_origin("content", index))
@@ -465,7 +465,7 @@ def refused_by_transformers(
 
 
 def test_the_oracle_knows_each_form() -> None:
-    """Forms that published templates need, by name: what the comparison above rests on."""
+    """The forms that published templates need, by name; the comparison above depends on them."""
     assert form_of(source_of("qwen3")) == Form()
     assert form_of(source_of("smollm3" if "smollm3" in ORIGINALS else "smolvlm")).lists
     assert form_of(source_of("deepseekv3")).arguments_as_text
@@ -481,7 +481,7 @@ def test_the_origins_check_notices_a_lost_part() -> None:
 
 
 def test_the_comparison_notices_the_wrong_form() -> None:
-    """Negative control: joined text where the template takes lists gives another text."""
+    """Negative control: joined text gives another result if the template accepts lists."""
     source = source_of("qwen2_5_vl")
     example = Example(messages=(parts("user", "A", "B"), message("assistant", "C")))
     joined = Example(messages=(message("user", "A\nB"), message("assistant", "C")))
@@ -516,7 +516,7 @@ def test_a_prefilled_answer_is_transformers(name: str, prefill: str) -> None:
 
 @given(prefill=TEXT, more=TEXT)
 def test_the_text_goes_on_from_a_prefill(prefill: str, more: str) -> None:
-    """A prefill is a prefix of every text whose answer begins with it."""
+    """The text of a prefill is a prefix of every text whose answer starts with the prefill."""
     messages = (message("user", "A?"), message("assistant", prefill))
     prompt = given_source(CHATML).prompt(Example(messages=messages), TOKENS_OF_CHATML, continue_final=True)
     longer = (messages[0], message("assistant", prefill + more))
@@ -529,7 +529,7 @@ def test_an_empty_answer_is_continued_where_it_would_be_printed() -> None:
     example = Example(messages=messages)
     prompt = given_source(CHATML).prompt(example, continue_final=True)
     assert prompt.text == given_source(CHATML).prompt(example).text
-    # Of a template that trims it, whitespace is nothing as well; its header's newline stays.
+    # For a template that trims the prefill, whitespace is empty too; the header's newline stays.
     trimming = CHATML.replace("m.content", "m.content | trim")
     blank = Example(messages=(messages[0], message("assistant", " \n")))
     assert given_source(trimming).prompt(blank, continue_final=True).text == prompt.text

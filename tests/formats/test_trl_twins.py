@@ -21,7 +21,7 @@ from templatekit import Example, Message, RecordError, Template, TemplateError, 
 
 
 class Twin(NamedTuple):
-    """What a twin marks beside the text that is trained here."""
+    """The text that a twin marks in addition to the text that is trained here."""
 
     before: str = ""
     after: str = ""
@@ -63,7 +63,7 @@ REASONS: Mapping[str, str] = {
     "<think>\n": "the server's generation prompt holds it",
     "<think>\n\n</think>\n\n": "the server's generation prompt holds it",
 }
-"""Why `before` or `after` is not trained here."""
+"""The reason why `before` or `after` is not trained here."""
 APART: Mapping[str, str] = {
     "deepseek_r1_distill": "renders the conversation differently from the prompt",
     "deepseekv3": "renders the conversation differently from the prompt",
@@ -73,7 +73,7 @@ APART: Mapping[str, str] = {
     "nemotron_3_super": "renders the conversation differently from the prompt",
     "nemotron_3_ultra": "renders the conversation differently from the prompt",
 }
-"""Originals whose text of an answer is not what a server would meet, or has no end: refused, so nothing to compare."""
+"""Originals in which an answer differs from serving or has no end: they are refused, so nothing can be compared."""
 PAIRS = [name for name in ORIGINALS if f"{name}_training" in TRL]
 
 
@@ -107,9 +107,9 @@ OTHERWISE: Mapping[tuple[str, str], str] = {
     ("diffusion_gemma", "a tool"): "its prompt behind a tool's answer lacks the header that its text has there",
     ("diffusion_gemma", "a call beside text"): "a call ends in <|tool_response>, at which a server stops",
 }
-"""Where more is trained here than before and after; the twin's text is in it."""
+"""Templates of which more is trained here than `before` and `after`; the twin's text is a part of it."""
 LOSING = {("gemma", "a system message"), ("muse_glimmer", "a call beside text")}
-"""What has no place in an original: refused here, and left out by its twin or refused too."""
+"""Messages for which an original has no place: refused here, and left out or refused by its twin."""
 WITH_TOOLS = (
     "diffusion_gemma",
     "gptoss",
@@ -117,11 +117,11 @@ WITH_TOOLS = (
     "muse_glimmer",
     *(name for name in TWINS if name.startswith("qwen") and name != "qwen2_5_vl"),
 )
-"""Templates that take tools; the others refuse them, or have no place for them."""
+"""Templates that accept tools; the others refuse tools, or have no place for them."""
 
 
 def ours(name: str, example: Example) -> str:
-    """What is trained in the last turn, on the original."""
+    """The text of the last turn that is trained on the original."""
     template = Template(TemplateFile(name=name, source=source_of(name)), strict=False)
     text = template.render(example, tokens_of(name))
     (target,) = (target for target in text.target_spans if target.message == len(example.messages) - 1)
@@ -129,7 +129,7 @@ def ours(name: str, example: Example) -> str:
 
 
 def theirs(name: str, example: Example) -> str:
-    """What the twin marks from the last turn on: after all that it writes for the turns before."""
+    """The text that the twin marks after the text of the turns before the last."""
     source = source_of(f"{name}_training")
     messages = [hugging_face(message, form_of(source)) for message in example.messages]
     more: dict[str, Any] = {"tools": list(example.tools) or None}

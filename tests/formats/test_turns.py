@@ -1,4 +1,4 @@
-"""Turns as samples: each trained exactly as serving would meet it, in one text, at a linear cost."""
+"""Turns as samples: each turn is trained exactly as it is served, in one text, at a linear cost."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_28_every_turn_is_trained_once_as_it_is_served(name: str, example: Examp
     try:
         event(f"{check_turns(template, example, chat.tokens)} samples")
     except RecordError as error:
-        assert error.reason == "no_place_for_field"  # of a message that the turn's own rendering leaves out
+        assert error.reason == "no_place_for_field"  # the turn's own rendering leaves this message out
 
 
 def made(source: str) -> Template:
@@ -165,7 +165,7 @@ def test_a_turn_that_is_treated_differently_is_noticed(what: str) -> None:
 
 
 def test_a_turn_not_as_served_that_changes_the_text_before_another() -> None:
-    """As GLM 4.5, which drops old reasoning: a second answer after it was served with it, which no shape shows."""
+    """As in GLM 4.5, which drops old reasoning: the next answer was served with it, which no shape shows."""
     source = (
         "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}"
         "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}"
@@ -183,7 +183,7 @@ def test_a_turn_not_as_served_that_changes_the_text_before_another() -> None:
 
 @pytest.mark.parametrize("what", ["a text that it searches for", "a text in a variable", "whitespace at the edge"])
 def test_the_property_notices_shapes_that_ignore_texts(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Negative control: without the traits of texts, one turn has the shape of its neighbours."""
+    """Negative control: without the traits of texts, the odd turn has the same shape as its neighbours."""
     monkeypatch.setattr(Conversation, "_text_traits", lambda self, value, printed: None)
     with pytest.raises(AssertionError):
         check_turns(template_of(DEPENDENT[what]), with_odd_turn(what), TOKENS)
@@ -250,7 +250,7 @@ def test_the_last_turn_alone(tokenizer_of: Any) -> None:
     example = conversation(user("A?"), assistant("B."), user("C?"), assistant("D."))
     (sample,) = trained_texts(template, example, tokens, last_only=True)
     assert sample == (4, ["<think>\n\n</think>\n\nD.<|im_end|>"])
-    # A user's message after it does not change what serving saw.
+    # A user's message after the answer does not change the text that was served.
     open_ended = replace(example, messages=(*example.messages, user("E?")))
     assert trained_texts(template, open_ended, tokens, last_only=True) == [sample]
 
@@ -341,7 +341,7 @@ def test_a_conversation_is_rendered_at_one_instant() -> None:
 @pytest.mark.parametrize("name", ["qwen3-own", "llama3-own", "smollm2-own"])
 @given(example=conversations())
 def test_17_the_ids_before_a_turn_are_those_a_server_feeds(name: str, example: Example, tokenizer_of: Any) -> None:
-    """For the first turn that each sample trains: after it, the text is cut at more places than a prompt."""
+    """For the first turn that each sample trains: the text after that turn is cut at more positions than a prompt."""
     chat = published(name, tokenizer_of)
     encoder = Encoder(tokenizer_of(name.removesuffix("-own")))
     try:

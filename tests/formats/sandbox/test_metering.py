@@ -1,4 +1,4 @@
-"""An untrusted template ends: with text, or in limited time with an error that names the bound it broke."""
+"""An untrusted template ends with text, or in limited time with an error that names the exceeded limit."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ BOMBS = {
 @pytest.mark.usefixtures("no_worker")
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_left_to_the_worker(name: str) -> None:
-    """Before they have cost much."""
+    """The meter stops them before they have cost much."""
     began = time.process_time()
     with pytest.raises(WorkerCalled):
         untrusted_template(BOMBS[name] + CHAT).render(EXAMPLE, TOKENS)
@@ -327,7 +327,7 @@ SECONDS = 8
 @given(STATEMENTS)
 @settings(suppress_health_check=[*HealthCheck])
 def test_any_template_ends_here_or_is_left_to_the_worker(no_worker: None, statements: str) -> None:
-    """And a text rendered here is the same as without limits."""
+    """A text that is rendered here is the same as without limits."""
     file = TemplateFile(name="any", source=PRELUDE + statements + CHAT)
     began = time.process_time()
     try:

@@ -131,7 +131,7 @@ def test_a_fork_has_a_worker_of_its_own(worker: Worker) -> None:
 
 @pytest.mark.usefixtures("worker")
 def test_threads_are_bounded_too() -> None:
-    """And one thread's allowance is not another's."""
+    """Each thread has its own allowance."""
     found: list[object] = []
 
     def render(template: Template, times: int) -> None:

@@ -232,7 +232,7 @@ def test_templates_that_look_at_texts(source: str, stream: list[Example]) -> Non
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_each_look(look: str) -> None:
-    """Each way to look at a text alone, over all odd texts in turn, twice."""
+    """Each way to look at a text, alone, on all odd texts one after the other, twice."""
     source = (
         "{% for m in messages %}{% if m.role == 'assistant' %}A "
         + look
