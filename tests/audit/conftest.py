@@ -27,7 +27,7 @@ def registry() -> Registry:
 
 @pytest.fixture
 def make_tokenizer(tmp_path: Path) -> MakeTokenizer:
-    """Saves a tokenizer of one token a byte, and of `merges`; ChatML's control tokens and `<think>` are added."""
+    """Saves a tokenizer with one token per byte, `merges`, ChatML's control tokens and `<think>`."""
 
     def make(
         name: str = "tokenizer",
@@ -75,7 +75,7 @@ def write_rows(tmp_path: Path) -> Callable[[Sequence[object], str], Path]:
 def run_audit(
     tmp_path: Path, registry: Registry, write_rows: Callable[..., Path], make_tokenizer: MakeTokenizer
 ) -> RunAudit:
-    """Audits rows with ChatML, or with a template's source, and with the tokenizer made from `tokenizer`'s options."""
+    """Audits rows with ChatML or a template's source; `tokenizer` gives the options of `make_tokenizer`."""
 
     def run(
         rows: Sequence[object],

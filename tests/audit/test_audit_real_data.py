@@ -51,7 +51,7 @@ def test_placeholders_of_empty_inputs_can_be_named(shared: Path, registry: Regis
 
 
 def test_llama3_as_it_was_released(shared: Path, registry: Registry) -> None:
-    """Its end of a turn is not its EOS, and its template always asks for the next answer."""
+    """Its turns do not end with its EOS, and its template always asks for the next answer."""
     own = shared / "tokenizers" / "llama3"
     found = counts(report_on("other/identity_91.json", own, shared, registry))
     assert {"stop-token", "trailing-text"} <= set(found)

@@ -143,7 +143,7 @@ def test_records_can_be_given(registry: Registry, make_tokenizer: Callable[..., 
 
 
 def _noisy_rows(count: int) -> Iterator[Record]:
-    """Rows of which most break some rule, each in a different way."""
+    """Rows, most of which break some rule, each in a different way."""
     for number in range(count):
         yield {
             "instruction": f"{number} ### Response:" if number % 3 else "",

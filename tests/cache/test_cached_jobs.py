@@ -1,4 +1,4 @@
-"""Cached files are equal to the last byte, whether this process makes them, workers do, or one after the other."""
+"""Cached files are equal to the last byte, whether this process makes them, or workers, or both in turn."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Place:
         except TemplatekitError as raised:
             error = f"{type(raised).__name__}: {raised}"
         adapter = pipeline.adapter.name if pipeline.adapter else None
-        if error:  # how many samples come before it depends on the chunks
+        if error:  # the count of samples before the error depends on the chunks
             return RunResult([], {}, None, LengthCounts(), error)
         return RunResult(samples, pipeline.counts.as_dict(), adapter, lengths, error)
 
@@ -81,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(folder: Path, builtin: Registry, tokenizer_of: Tokenizers, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A place with rows of these kinds and an empty cache, where chunks have this many records."""
+    """A place with rows of these kinds, an empty cache, and chunks of this many records."""
     monkeypatch.setattr(run, "SHARD_RECORDS", SIZE)
 
     def place(kinds: list[str], chunk: int = 3) -> Place:
@@ -136,7 +136,7 @@ def test_every_engine_makes_the_same(
     assert at.run(ENGINES[then], "other", sink=sink, **options) == expected
     assert at.files("other") == at.files("one")
     uncached = at.run(None, "", sink=sink, **options)
-    if not expected.error:  # which of several reasons is the first depends on the chunks
+    if not expected.error:  # the chunks decide which of several reasons comes first
         assert uncached == expected
 
 

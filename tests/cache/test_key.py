@@ -1,4 +1,4 @@
-"""Everything that decides about the samples changes the key; nothing else does."""
+"""Everything that determines the samples changes the key; nothing else does."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_the_packages_own_code_is_part_of_the_key(setting: Setting, monkeypatch:
 
 
 def test_rooms_that_make_no_samples_are_rooms() -> None:
-    """A room that is renamed must not stay on the list under its old name, nor one that the samples come from."""
+    """The list must name neither a room that was renamed, nor a room that makes samples."""
     rooms = {path.name for path in Path(code.__file__).parents[1].iterdir() if (path / "__init__.py").is_file()}
     assert set(code.MAKE_NO_SAMPLES) < rooms
     made_by = {"config", "hooks", "sources", "formats", "tokens", "packing", "pipeline"}
@@ -197,7 +197,7 @@ def test_rooms_that_make_no_samples_are_rooms() -> None:
 
 
 def test_own_code_notices_a_changed_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In a room that makes samples; the text of a command changes none."""
+    """A changed module counts in a room that makes samples, but not in `cli`."""
     import templatekit
 
     for name in ("__init__.py", "pipeline.py", "cli/render.py"):
@@ -290,7 +290,7 @@ def test_an_adapter_object_counts_with_its_state(builtin: Registry, tokenizer_of
 
 
 def test_code_without_a_file_is_not_cached(builtin: Registry, tokenizer_of: Tokenizers) -> None:
-    """As in a notebook, or made by exec."""
+    """This is code of a notebook, or code made by exec."""
     for home, said in {"typed_in": "lies in no file", "nowhere": "not loaded"}.items():
         if home == "typed_in":
             sys.modules[home] = ModuleType(home)

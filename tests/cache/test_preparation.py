@@ -1,4 +1,4 @@
-"""Samples from disk equal those that were made, to the last column and count."""
+"""Samples from disk equal the samples that were made, in every column and count."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def chat(turns: list[str]) -> dict[str, Any]:
 
 
 class Look:
-    """Everything that a run gives."""
+    """All results of a run."""
 
     def __init__(self, pipeline: Pipeline, batches: Iterator[SampleBatch]) -> None:
         found = list(batches)
@@ -114,7 +114,7 @@ def test_cached_is_uncached(bench: Any, records: list[Any], options: dict[str, A
     at = bench(records)
     try:
         plain = at.look(**options)
-    except ConfigError as error:  # nothing is left: said the same way, made or taken
+    except ConfigError as error:  # no sample is left: the error is the same for made and for cached samples
         for _ in range(2):
             with pytest.raises(ConfigError, match=str(error).partition(";")[0]):
                 at.look(cache=True, **options)
@@ -392,7 +392,7 @@ def test_counts_of_others_are_not_cached(bench: Any) -> None:
 
 
 def test_every_field_of_a_text_is_cached() -> None:
-    """A new field has to be written and read, or be empty in cached samples, as `source` is."""
+    """A new field has to be written and read, or has to be empty in cached samples, like `source`."""
     assert {one.name for one in fields(RenderedText)} - {"source"} == {
         *("text", "spans", "target_spans", "message_weights", "roles", "row", "sample", "samples", "history")
     }

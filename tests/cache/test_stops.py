@@ -1,4 +1,4 @@
-"""A run that is stopped at any moment continues where it was; two runs at once do no harm."""
+"""A run that is stopped at any moment continues from there; two simultaneous runs do no harm."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_after_sigkill_the_finished_parts_stay(job: Job) -> None:
 
 
 def test_another_number_of_workers_goes_on_where_one_was_killed(job: Job) -> None:
-    """One process and two are killed in turn; three, and one, continue to the bytes of an uninterrupted run."""
+    """Runs of one and two processes are killed; runs of three and one continue to the bytes of an uninterrupted run."""
     unbroken = job.finish("plain.jsonl", cached=False)
     assert job.finish("whole.jsonl") == unbroken
     kept = job.kept()

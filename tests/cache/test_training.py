@@ -71,7 +71,7 @@ def test_splits_are_the_same(stored: Any, split: str, order: str, train_on: str)
     more = {"split": split, "split_order": order, "train_on": train_on}
     options, in_memory = stored(False, **more)
     plain = read_splits(options, in_memory)
-    for cache, workers in ((False, 2), (True, 1), (True, 2)):  # sent, made, then taken
+    for cache, workers in ((False, 2), (True, 1), (True, 2)):  # sent by workers, made here, then read from the cache
         options, mapped = stored(cache, workers=workers, **more)
         found = read_splits(options, mapped)
         assert all(isinstance(samples, ColumnarSamples) for samples in found.samples.values())
@@ -117,7 +117,7 @@ def test_workers_prepare_pairs_and_several_sets(
 
 
 def test_samples_in_memory_lie_in_columns(stored: Any) -> None:
-    """And they equal those that the pipeline gives one by one; without rows there are none."""
+    """They equal the samples that the pipeline gives one by one; without rows there are none."""
     _, pipeline = stored(False)
     found = prepare_samples(pipeline)
     _, other = stored(False)

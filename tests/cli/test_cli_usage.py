@@ -157,7 +157,7 @@ def test_python_s_traceback_comes_on_request(shown: str, templatekit: Templateki
 
 
 def test_an_error_of_ours_is_one_line_too(templatekit: Templatekit, tmp_path: Path) -> None:
-    # What no check foresaw: here a plugin's source that breaks the interpreter's own rules.
+    # Errors that no check expects: here a plugin's source breaks a rule of the interpreter.
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "odd.py").write_text("""
 from templatekit import Adapter, hookimpl
@@ -186,7 +186,7 @@ def templatekit_adapters():
     )
 
 
-# Plugins that fail are said once, and the rest works
+# Plugins that fail are reported once, and the rest works
 
 
 def test_a_broken_plugin_is_reported_and_the_rest_works(templatekit: Templatekit, tmp_path: Path) -> None:

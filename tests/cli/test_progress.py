@@ -1,4 +1,4 @@
-"""Progress is shown only on a terminal; --stats counts every example in a bin."""
+"""Progress is shown only on a terminal; --stats counts every example in one bin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chunk by chunk, whatever their size and the engine, a run gives the same as all records at once."""
+"""A run in chunks, of any size and by any engine, gives the same as a run over all records at once."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def run(engine: Engine | str, options: DataOptions, sink: str, registry: Registr
     files = {path.name: path.read_bytes() for path in paths if path.exists()}
     for path in [*output.glob("*"), output] if output.is_dir() else paths:
         path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
-    # What was counted before an error is not shown: how far ahead of it a batch reaches is nobody's business.
+    # Counts before an error are not compared: they depend on how far a batch reads ahead of the error.
     return RunResult(files, {} if error else pipeline.counts.as_dict(), LengthCounts() if error else lengths, error)
 
 
@@ -146,7 +146,7 @@ def test_what_was_read_before_an_error_comes_with_it() -> None:
 
 
 def test_a_row_of_which_nothing_is_left_is_taken_back_once(builtin: Registry) -> None:
-    """Where both samples of a row are refused, `rows_out` is one less, not two."""
+    """If both samples of a row are refused, `rows_out` falls by one, not by two."""
     turn = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": "hm"}]
     pipeline = create_pipeline(DataOptions.parse({"template": "qwen3", "on_error": "skip"}), builtin)
 

@@ -43,7 +43,7 @@ def test_any_number_gives_the_same_bytes_and_counts(render: Render, format: str)
 
 
 def test_sets_and_single_samples_too(render: Render) -> None:
-    """An exporter that looks at single samples, of several sets, and the lengths of the samples."""
+    """An exporter of single samples works for several sets, and lengths are counted."""
     numbers: list[Any] = [n % 50 for n in range(1500)]
     numbers[700] = "bad"
     render.write(numbers)
@@ -140,7 +140,7 @@ GUARD
 
 @pytest.mark.parametrize("guard", ["if __name__ == '__main__':", "if True:"])
 def test_prepare_gives_the_same_rows(tmp_path: Path, tokenizer_of: Tokenizers, guard: str) -> None:
-    """As a program, with every kind of data; a program that would start itself without end stops with advice."""
+    """A program prepares every kind of data; a program that would start itself endlessly stops with advice."""
     data, program = tmp_path / "rows.jsonl", tmp_path / "program.py"
     rows = [{"instruction": f"Say {n}.", "input": "", "output": f"{n} " * (n % 40)} for n in range(1300)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

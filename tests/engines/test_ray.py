@@ -31,7 +31,7 @@ from templatekit.pipeline.outputs import ExporterConverter
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'templatekit[ray]'")
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-"""Who has it may use the cluster. Without one Ray writes one into the user's home."""
+"""The token that allows the use of the cluster. Without one, Ray writes a token into the user's home folder."""
 
 
 def of_cluster(folder: str, having: str = "") -> list[int]:
@@ -65,7 +65,7 @@ def address() -> Iterator[str]:
         if "--block" in line:
             break
     yield f"127.0.0.1:{port}"
-    cluster.kill()  # asked kindly, it may take half a minute
+    cluster.kill()  # a regular stop may take half a minute
     end(folder)
     cluster.wait(timeout=60)
     cluster.stdout.close()
@@ -157,7 +157,7 @@ def test_an_interrupt_ends_it_with_its_cluster(render: Render) -> None:
 
 @needs_ray
 def test_what_is_kept_is_the_same(render: Render) -> None:
-    """A missing shard is made on the cluster; the one after it is taken from disk."""
+    """A missing shard is made on the cluster; the shard after it is read from disk."""
     numbers = [n % 50 for n in range(8_700)]
     options = ("--cache", "--cache-dir", "cache")
     one = render(numbers, *options)

@@ -1,4 +1,4 @@
-"""Templates as Modelfiles: what Ollama makes of one is the prompt that training saw, or a failure where we refuse."""
+"""Templates as Modelfiles: Ollama's prompt is that of training, or Ollama fails where the template refuses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ UNLIKE = {
     "mistral-v7": ["an answer is printed", "an empty system message"],
     "qwen3": ["reasoning in earlier answers", "tools are left out"],
 }
-"""What is said in the file to differ; the conversations of these tests hold nothing of it."""
+"""The differences that the Modelfile names; the conversations of these tests contain none of them."""
 TEXTS = st.lists(
     st.sampled_from([*texts.WORDS, *texts.MARKERS, *texts.JINJA, *texts.UNICODE, " ", "\n", '"""', "{{ .Role }}"]),
     min_size=1,
@@ -51,7 +51,7 @@ CHATS = st.lists(
 
 
 def ours(template: Template, chat: ollama.Chat, tokens: SpecialTokens = TOKENS) -> str | None:
-    """Our prompt, without the BOS that Ollama puts itself; None where the template refuses or loses a message."""
+    """The template's prompt, without the BOS that Ollama adds; None if the template refuses or loses a message."""
     messages = tuple(Message(role=role, content=content) for role, content in ollama.joined(chat))
     if messages[-1].role == "assistant":
         return None
@@ -92,9 +92,9 @@ def answered(chat: ollama.Chat) -> bool:
 def test_the_prompts_are_ours(exported: tuple[Template, str], chat: list[tuple[str, str]]) -> None:
     template, source = exported
     found = theirs(source, chat)
-    if any(role == "tool" for role, _ in chat):  # refused there, whatever ours does
+    if any(role == "tool" for role, _ in chat):  # Ollama's template refuses this, whatever the original does
         assert found is None
-    elif answered(chat):  # the model goes on with the answer: the prompt before it, and its beginning
+    elif answered(chat):  # the model continues the answer: the prompt, then the start of the answer
         before = theirs(source, ollama.joined(chat)[:-1])
         assert found is None or (before is not None and found.endswith(chat[-1][1]))
     else:
@@ -103,7 +103,7 @@ def test_the_prompts_are_ours(exported: tuple[Template, str], chat: list[tuple[s
 
 @pytest.mark.parametrize("name", EXPRESSED)
 def test_an_answer_that_is_to_go_on_ends_with_its_text(name: str, builtin: Registry) -> None:
-    """As in training: the whole conversation's text up to the end of the last answer's."""
+    """As in training: the text of the whole conversation up to the end of the last answer's own text."""
     template = find_template(name, builtin)
     source = go_template(template, TOKENS).source()
     chat = [("user", "A?"), ("assistant", "B."), ("user", "C?"), ("assistant", "D.")]
@@ -161,7 +161,7 @@ SOURCES = {
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_templates_that_depend_on_more_are_refused(name: str) -> None:
-    """Negative controls of the derivation: each prints something that a template by roles would get wrong."""
+    """Negative controls: each template prints something that a template by roles would get wrong."""
     source, why = SOURCES[name]
     with pytest.raises(TemplateError) as caught:
         go_template(Template(TemplateFile(name="odd", source=source), strict=False), TOKENS)
@@ -183,7 +183,7 @@ INEXPRESSIBLE = (
 
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_published_templates(name: str) -> None:
-    """Of every published template that a Modelfile holds, the prompts are those of our rendering."""
+    """For every published template that a Modelfile can express, Ollama's prompts are those of the template."""
     template = Template(TemplateFile(name=name, source=source_of(name)), strict=False)
     try:
         source = go_template(template, TOKENS).source()
@@ -221,7 +221,7 @@ NASTY = [
     chat=st.lists(st.tuples(st.sampled_from(["user", "assistant", "system"]), TEXTS), min_size=1, max_size=4),
 )
 def test_any_literal_survives(literals: list[str], chat: list[tuple[str, str]]) -> None:
-    """Whatever a template writes around messages, Ollama reads back: braces, quotes, whitespace, control characters."""
+    """Ollama reads back any text that a template writes around messages: braces, quotes, whitespace, control codes."""
     first, before, after, prompt = literals
     turn = f"{before!r} ~ m.role ~ m.content ~ {after!r}"
     source = f"{{{{ {first!r} }}}}{{% for m in messages %}}{{{{ {turn} }}}}{{% endfor %}}"
@@ -235,7 +235,7 @@ def test_any_literal_survives(literals: list[str], chat: list[tuple[str, str]]) 
 @pytest.mark.parametrize("name", [*EXPRESSED, "tokenizer"])
 @pytest.mark.parametrize("tokenizer_name", ["bytes", "sentencepiece", "strips", "llama2", "llama3", "qwen3", "smollm2"])
 def test_modelfiles_of_real_tokenizers(name: str, tokenizer_name: str, tokenizer_of: Any, builtin: Registry) -> None:
-    """What is read back is what was meant: the template, and every text at which generation stops."""
+    """Ollama reads back the intended template and every text at which generation stops."""
     tokenizer: Tokenizer = tokenizer_of(tokenizer_name)
     if name == "tokenizer" and tokenizer.chat_template is None:
         return
@@ -290,5 +290,5 @@ def test_go_itself_agrees_with_the_interpreter(tmp_path: Path, builtin: Registry
     for (source, chat), result in zip(cases, results, strict=True):
         assert theirs(source, chat) == result.get("text"), (chat, result)
     errors = {result["error"].split("<slice ")[1].split(">")[0] for result in results if "error" in result}
-    # What a user of Ollama reads of it.
+    # The notes that a user of Ollama reads.
     assert {error[:13] for error in errors} == {'"no such role', '"wrong order"', '"no question"'}

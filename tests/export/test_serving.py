@@ -68,8 +68,9 @@ CHATS: Mapping[str, tuple[Message, ...]] = {
 LOADED_OTHERWISE = {
     ("mistral-v1", "llama2"): "tokenizer.json puts a blank before any text, transformers 5 none before a blank",
 }
-"""(template, tokenizer) where transformers does not load what tokenizer.json says: there its own is compared, as
-`finetune` trains with it."""
+"""Pairs of (template, tokenizer) where transformers loads another tokenizer than tokenizer.json describes: the
+comparison uses transformers' own, as `finetune` does.
+"""
 
 
 @pytest.mark.parametrize("name", BUNDLED)
@@ -82,7 +83,7 @@ def test_transformers_gives_the_ids_of_training(
     exported = chat_template(template, tokenizer.special_tokens)
     cases = PLAIN if name not in CHAT else {**{k: v for k, v in PLAIN.items() if k != "context"}, **CHATS}
     for case, messages in cases.items():
-        if name in CHAT:  # a chat format knows no context
+        if name in CHAT:  # a chat format has no field for a context
             messages = tuple(Message(role=m.role, content=m.content) for m in messages)
         example = Example(messages=messages)
         if name in WITHOUT_SYSTEM and messages[0].role == "system":
@@ -92,7 +93,7 @@ def test_transformers_gives_the_ids_of_training(
                 our_ids(template, tokenizer, builtin, example)
             continue
         if has_control(tokenizer, messages):
-            continue  # transformers parses control strings in data, which is what we do not
+            continue  # transformers parses control strings in data, unlike this package
         assert served_ids(served, exported, example) == our_ids(template, tokenizer, builtin, example), case
 
 

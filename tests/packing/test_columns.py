@@ -55,7 +55,7 @@ def test_columns_hold_their_examples(examples: list[TokenizedExample], data: st.
 
 
 def records(count: int) -> list[dict[str, str]]:
-    """Some with nothing to train, some too long."""
+    """Records, some with nothing to train, some too long."""
     return [
         {
             "instruction": f"Say {n}\u2028.",

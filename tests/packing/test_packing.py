@@ -1,4 +1,4 @@
-"""Packs contain every example once, whole, and can be unpacked, with and without shared prefixes."""
+"""Packs contain every example once and complete, and can be unpacked, with and without shared prefixes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _example(tokens: list[tuple[int, float]]) -> TokenizedExample:
 
 
 class Document(NamedTuple):
-    """An example, as far as a pack still knows it."""
+    """An example, as far as it can be restored from a pack."""
 
     document: int
     input_ids: tuple[int, ...]
@@ -39,7 +39,7 @@ class Document(NamedTuple):
 
 
 def unpacked(batch: PackedBatch) -> list[Document]:
-    """The examples of a pack, as far as it still holds them: the inverse of `pack_examples`."""
+    """The examples of a pack, as far as they can be restored: the inverse of `pack_examples`."""
     documents = []
     for last in batch.segments:
         path, parent = [last], last.parent
@@ -69,7 +69,7 @@ def packs_of(items: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
 WEIGHTS = st.sampled_from([0.0, 0.0, 0.25, 1.0, 2.0])
 TOKENS = st.tuples(st.integers(0, 200_000), WEIGHTS)
 APART = st.lists(st.lists(TOKENS, min_size=1, max_size=12).map(_example), max_size=8)
-# Two ids only, and long runs of them: much is shared, by two examples, by all, by examples that are equal.
+# Long runs of only two ids, so that much is shared: by two examples, by all of them, by equal examples.
 ALIKE = st.lists(
     st.tuples(st.integers(0, 30), st.lists(st.tuples(st.integers(0, 1), WEIGHTS), min_size=1, max_size=12)).map(
         lambda drawn: _example([(9, 0.0)] * drawn[0] + drawn[1])
@@ -146,7 +146,7 @@ def test_a_shared_pack_is_a_walk_over_a_tree(examples: list[TokenizedExample]) -
         assert segment.start == end < segment.end
         end = segment.end
         while open_segments and open_segments[-1] != segment.parent:
-            open_segments.pop()  # whatever follows on a segment stands right behind it
+            open_segments.pop()  # the tokens that continue a segment come directly after it
         assert (open_segments[-1] if open_segments else None) == segment.parent
         before = 0 if segment.parent is None else batch.position_ids[batch.segments[segment.parent].end - 1] + 1
         length = segment.end - segment.start

@@ -1,4 +1,4 @@
-"""Packs of a stream: every example is in one pack, whole, within the budget, and nothing else is."""
+"""Packs of a stream: every example is complete in one pack within the budget, and packs contain nothing else."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FEWEST = 20
 
 
 def sequences(lengths: Iterable[int], *, sources: Iterable[str] = (), weight: float = 1.0) -> Sequences:
-    """One of each length: no two tokens of all are equal, the first half of each is not trained."""
+    """One sequence of each length: all tokens differ, and the first half of each sequence is not trained."""
     examples = []
     names = list(sources)
     start = 10
@@ -50,7 +50,7 @@ def chunks_of(whole: Sequences, cuts: Iterable[int]) -> list[Sequences]:
 
 
 def rows_of(packs: Iterable[Packs]) -> list[dict[str, list[Any]]]:
-    """Pack by pack, by hand: the sequences of each, one after the other."""
+    """The rows computed by hand, pack by pack: the sequences of each pack one after the other."""
     found = []
     for some in packs:
         for first, last in zip(some.sequence_offsets[:-1], some.sequence_offsets[1:], strict=True):
@@ -69,7 +69,7 @@ def rows_of(packs: Iterable[Packs]) -> list[dict[str, list[Any]]]:
 
 
 def check(whole: Sequences, rows: list[dict[str, list[Any]]], pack_tokens: int) -> None:
-    """Assert what holds for every set of packs."""
+    """Assert the properties of every set of packs."""
     expected = {
         (int(whole.rows[at]), int(whole.samples[at])): (
             whole.input_ids[whole.offsets[at] : whole.offsets[at + 1]].tolist(),
@@ -111,7 +111,7 @@ def test_packs_hold_every_sequence_whole(lengths: list[int], cuts: list[int], ro
 
 @given(lengths=NUMBERS, cuts=st.lists(st.integers(0, 30), max_size=5), window=st.integers(1, 4))
 def test_the_division_into_chunks_decides_nothing(lengths: list[int], cuts: list[int], window: int) -> None:
-    """So the packs are the same for any number of workers."""
+    """Therefore the packs are the same for any count of workers."""
     whole = sequences(lengths)
     apart, together = (pack_stream(chunks, 32, window=32 * window) for chunks in (chunks_of(whole, cuts), [whole]))
     assert rows_of(apart) == rows_of(together)
@@ -133,7 +133,7 @@ def test_within_a_window_packs_are_those_of_training(lengths: list[int]) -> None
 
 @given(lengths=NUMBERS)
 def test_windows_are_bounded(lengths: list[int]) -> None:
-    """A window ends with the sequence that fills it: what waits in memory is never more."""
+    """A window ends with the sequence that fills it: no more than a window waits in memory."""
     asked = 0
 
     def one_by_one() -> Iterable[Sequences]:
@@ -204,7 +204,7 @@ def test_the_check_notices(broken: Callable[[list[dict[str, list[Any]]]], None])
 
 
 def read(registry: Registry, format: str, packs: list[Packs], folder: Path) -> list[dict[str, Any]]:
-    """What an exporter writes of packs, read back."""
+    """The packs that an exporter writes, read back."""
     exporter: Any = registry.exporters[format]
     count = sum(map(len, packs))
     if format == "datasets":
@@ -256,7 +256,7 @@ def test_weights_and_sources_are_kept(format: str, builtin: Registry, tmp_path: 
 
 
 def test_sequences_begin_untrained() -> None:
-    """What pipelines give never predicts a first token; if it did, it would be trained across two examples."""
+    """Pipelines never train the first token of a sequence; otherwise a prediction would cross two examples."""
     whole = sequences([4, 4])
     assert all(row["labels"][0] == row["labels"][4] == -100 for row in rows_of(pack_stream([whole], FEWEST)))
     wrong = replace(whole, loss_weights=np.ones(8))

@@ -1,4 +1,4 @@
-"""Records that are not as they should be: what BAD_INPUTS calls Rows. Each error says where, what, and what to do."""
+"""Wrong records, the section Rows of BAD_INPUTS: each error says where, what, and what to do."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def text_of(record: Any, **options: Any) -> str:
     return item.text
 
 
-# What is wrong is said with its place, what was found, what is expected, and how to go on
+# Errors name the position, what was found, what is expected, and how to go on
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_half_a_character_is_refused_with_its_field(tokenizer_of: Any) -> None:
             list(render(rows, **options))
 
 
-# Shapes that come together
+# Several shapes in one file
 
 
 def test_alpaca_rows_and_then_dolly_rows(run: Callable[..., Result]) -> None:
@@ -318,7 +318,7 @@ def test_keys_that_nobody_reads_are_said_once(run: Callable[..., Result]) -> Non
     ]
 
 
-# What is fine
+# Records that are fine
 
 
 @pytest.mark.parametrize("record", [{}, {"input": None}, {"input": ""}])
@@ -390,7 +390,7 @@ def test_the_json_file_says_the_same(run: Callable[..., Result]) -> None:
     assert "49" not in item["text"]
 
 
-# Whatever comes: an example, or an error that names the row
+# Any record gives an example, or an error that names the row
 
 
 @given(data=st.data(), adapter=st.sampled_from(sorted(create_registry().adapters)))

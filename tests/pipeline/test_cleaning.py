@@ -31,7 +31,7 @@ def records(answers: list[str]) -> list[dict[str, Any]]:
 
 
 def run(rows: list[Any], **options: Any) -> tuple[Pipeline, list[int], list[str]]:
-    """The pipeline when it is done, and the rows and answers that came out."""
+    """The pipeline after its run, and the rows and answers of its samples."""
     pipeline = Pipeline(DataOptions.parse({"template": "alpaca", "on_error": "skip", **options}), REGISTRY)
     items = list(pipeline.run(pipeline.reader.select(rows)))
     return pipeline, [i.rendered.row for i in items], [i.example.messages[-1].content for i in items]

@@ -1,4 +1,4 @@
-"""Sets are mixed as `datasets` mixes them, each by its own adapter and template, and every row is out or counted."""
+"""Sets are mixed as by `datasets`, each with its own adapter and template, and every row is a sample or counted."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def _record(prompt: str, chosen: str, rejected: str) -> dict[str, str]:
 def test_each_answer_is_what_supervised_training_would_see(
     read: Read, tokenizer_of: Tokenizers, prompt: str, chosen: str, rejected: str
 ) -> None:
-    """And both follow the same prompt."""
+    """Both answers follow the same prompt."""
     if chosen == rejected:
         return
     (pair,), pipeline = read(_record(prompt, chosen, rejected))

@@ -24,7 +24,7 @@ FORGETS = (
     "{% if m.reasoning_content and loop.last %}({{ m.reasoning_content }}){% endif %}{{ m.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Prints a thought in the last turn alone."""
+"""Prints a thought only in the last turn."""
 
 
 def talk(turns: int, *, thoughts: bool = True, **last: Any) -> dict[str, Any]:
@@ -184,7 +184,7 @@ SUMS = FORGETS.replace("{{ m.content }}", "{{ (m.name + 1) if m.name else m.cont
 
 
 def test_a_template_that_fails_on_some_rows_fails_them_alone(builtin: Registry) -> None:
-    """`+` of a text and a number is a TypeError, in Jinja as in Python."""
+    """In Jinja as in Python, `+` of a text and a number is a TypeError."""
     broken = talk(1, thoughts=False)
     broken["messages"][0]["name"] = "Ann"
     with pytest.raises(RecordError, match=r"^1: template 'forgets', line 2: TypeError: .*; to skip: --on-error skip$"):

@@ -1,4 +1,4 @@
-"""docs/architecture.md names what there is: every room, and each module and function that it points to."""
+"""docs/architecture.md names every room, and only modules and functions that exist."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rooms() -> set[str]:
 
 
 def missing_files(page: str) -> list[str]:
-    """The files that the page names and that are nowhere; `NAME` stands for any name."""
+    """The files that the page names but that do not exist; `NAME` stands for any name."""
     names = re.findall(r"(?<![\w*])((?:[a-z_]+/)*[\w-]+\.(?:py|md|toml))\b", page)
     return [name for name in names if "NAME" not in name and not any(_holds(folder, name) for folder in _FOLDERS)]
 

@@ -1,4 +1,4 @@
-"""README quotes the figures that were measured, and no others."""
+"""README quotes only figures that were measured."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_every_figure_is_quoted() -> None:
 
 
 def test_speeds_are_of_the_same_work() -> None:
-    """The losses of the first step lie no further apart than bf16 is coarse.
+    """The losses of the first step differ by no more than the rounding of bf16.
 
     LitGPT averages its passes' means, however many targets each has: there some targets weigh more than others.
     """

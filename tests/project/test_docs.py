@@ -1,4 +1,4 @@
-"""Every code block of README and docs is run, in order, a folder a page.
+"""Every code block of README and docs is run, in order, with one folder for each page.
 
 - `python` blocks run in one namespace a page.
 - `console` blocks: each line after `$ ` runs in a shell; what stands below it is all its output, with `…` for any text.

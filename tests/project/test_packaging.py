@@ -1,4 +1,4 @@
-"""The wheel, the sdist and the editable install: whole, and at work from another folder."""
+"""The wheel, the sdist and the editable install are complete and work from another folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def python_files(package: str) -> Iterator[str]:
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """A command's output; its errors are the test's."""
+    """The output of a command; the test fails if the command fails."""
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -67,7 +67,7 @@ def built(source: Path) -> dict[str, Path]:
 
 
 def fresh_python(folder: Path) -> Path:
-    """A venv of its own that finds the libraries of this one, but not what is installed here as editable."""
+    """A separate venv that finds the libraries of this one, but not its editable packages."""
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
     site = next(folder.glob("lib/python*/site-packages"))
     libraries = Path(pytest.__file__).parents[1]
@@ -174,7 +174,7 @@ def test_the_editable_install_works_from_another_folder(source: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_a_strangers_distribution_is_installed_used_and_uninstalled(built: dict[str, Path], tmp_path: Path) -> None:
-    """The one under `tests/third_party`, which stands where anyone's stands: outside, with an entry point."""
+    """The distribution in `tests/third_party` is like anyone's: outside of the package, with an entry point."""
     python = fresh_python(tmp_path / "venv")
     pip = (sys.executable, "-m", "pip", "--python", python)
     install = (*pip, "install", "-q", "--no-deps", "--no-index", "--no-build-isolation")

@@ -1,4 +1,4 @@
-"""The reference names everything there is: commands are generated from the code, the rest is compared with it.
+"""The reference is complete: commands are generated from the code, the rest is compared with the code.
 
 `--update-golden` writes docs/commands.md anew.
 """
