@@ -1,4 +1,4 @@
-"""What a Python program and a notebook see: `render`, `prepare`, the values' own views, the public names."""
+"""The API for Python programs and notebooks: `render`, `prepare`, the views of values, the public names."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_every_bundled_adapter_is_tested_here(builtin: Registry) -> None:
 def test_good_records_are_read_and_known_by_their_keys(adapter: Adapter, builtin: Registry) -> None:
     for record in GOOD[adapter.name]:
         assert check_reads_or_refuses(adapter, record) is not None
-        if adapter.required:  # the others are to be named
+        if adapter.required:  # an error must name the others
             assert choose_adapter(record.keys(), builtin).name == adapter.name
         assert record.keys() <= set(adapter.keys)
 
@@ -361,7 +361,7 @@ def test_real_files(name: str, shared: Path, builtin: Registry) -> None:
     assert pipeline.counts.rows_in == rows
     assert pipeline.counts.rows_out == len(prepared) == rows - sum(pipeline.counts.dropped.values())
     expected = {"no_place_for_field": 300} if "glaive" in name else {}
-    if "glaive" in name:  # tools and tool calls: ChatML has no place for them, and says so
+    if "glaive" in name:  # ChatML refuses tools and tool calls, for which it has no place
         assert set(pipeline.counts.dropped) == set(expected)
     else:
         assert pipeline.counts.dropped == Counter()

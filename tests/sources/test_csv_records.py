@@ -63,7 +63,7 @@ def test_the_check_would_see_a_guessed_type() -> None:
 def test_delimiters(content: str, name: str) -> None:
     if name:
         assert read(content.encode(), name) == [{"a": "1", "b": "2,5"}]
-    else:  # in single quotes a comma still parts
+    else:  # a comma in single quotes still separates cells
         assert isinstance(read(content.encode())[0], RecordError)
 
 

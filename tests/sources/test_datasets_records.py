@@ -60,7 +60,7 @@ def test_splits_are_named(saved: Path) -> None:
 
 
 def test_no_records(saved: Path) -> None:
-    with pytest.raises(SourceError, match=r"no records|damaged or empty"):  # datasets itself fails on one
+    with pytest.raises(SourceError, match=r"no records|damaged or empty"):  # datasets may fail on it
         read(saved / "empty")
 
 
@@ -130,7 +130,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return {split: datasets.IterableDataset.from_generator(rows) for split, rows in found.items()}
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # leaves out the knock at the door
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # skips the trial connection to the hub
     return kept
 
 

@@ -129,7 +129,7 @@ JSONISH = st.lists(st.sampled_from([*PIECES, '"a"', '{"a":1}', '[{"a":1}]', '{"d
 @settings(max_examples=400)
 @given(data=JSONISH | st.binary(max_size=60), chunk_size=CHUNKS, name=st.sampled_from(["x.json", "x.jsonl"]))
 def test_any_bytes_end_in_records_or_our_errors(data: bytes, chunk_size: int, name: str) -> None:
-    """And how the file is cut into chunks makes no difference to the outcome."""
+    """The division of the file into chunks makes no difference to the outcome."""
     assert _outcome(data, name, chunk_size) == _outcome(data, name, 1 << 18)
 
 
@@ -158,7 +158,7 @@ def test_any_gzip_stream_ends_in_records_or_our_errors(data: bytes, tmp_path_fac
 
 
 def test_the_comparison_can_fail() -> None:
-    """The negative control: what the properties compare with does tell different rows apart."""
+    """The negative control: the comparison of the properties distinguishes different rows."""
     assert not same([{"a": 1}], [{"a": True}])
     assert not same([{"a": 1}], [{"a": 1.0}])
     assert not same(read(b'{"a": 1}\n{"b": 2}'), [{"a": 1}])

@@ -212,7 +212,7 @@ def test_a_last_line_cut_inside_a_character(write: Write) -> None:
     assert the_error(items, 2).reason == "truncated"
 
 
-# Rows of a list that are well-formed but no use are skipped like lines; broken syntax ends the list.
+# Rows of a list that are well-formed but unusable are skipped like lines; broken syntax ends the list.
 
 
 @pytest.mark.parametrize("name", [name for name, (_, reason, _) in BAD_ROWS.items() if reason in {

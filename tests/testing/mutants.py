@@ -382,7 +382,7 @@ def repeats_the_question() -> Subject:
 
 @mutant("texts_are_printed_once")
 def loses_the_context_behind_a_number() -> Subject:
-    # It depends on the context's characters, so that the template itself takes it for a place of the context.
+    # This text depends on the context's characters, so that the template itself takes it for the printed context.
     return only_template("{{ context|unique|list|length }} Q: {{ instruction }}\nA: {{ response }}{{ eos_token }}")
 
 
@@ -635,7 +635,7 @@ def trains_the_last_turn_alone() -> Subject:
 
 @mutant("odd_roles_lose_no_message")
 def skips_tools_behind_a_number() -> Subject:
-    # It depends on the characters of all texts, so that the template itself takes it for a place of theirs.
+    # This text depends on the characters of all texts, so that the template itself takes it for the printed texts.
     number = "{{ messages | map(attribute='content') | join | unique | list | length }}\n"
     skip = "{% if message.role == 'tool' %}{% continue %}{% endif %}\n{{ '"
     return only_template(number + CHAT.replace("{{ '", skip, 1))

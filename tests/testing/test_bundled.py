@@ -1,4 +1,4 @@
-"""Every bundled adapter and template keeps every promise, with every tokenizer at hand.
+"""Every bundled adapter and template keeps every promise, with every available tokenizer.
 
 `HYPOTHESIS_PROFILE=long` tries some 20,000 inputs of each kind; the end of the run shows how many.
 """
@@ -21,14 +21,14 @@ AT_MOST = 20_000 if LONG else 400 if FULL else 130
 """The approximate number of inputs of each kind for all formats together, so that more formats take no more time."""
 IDLE = {
     "template llama3": {"agrees_with_plain_encoding"},  # its empty line straddles the boundary with most tokenizers
-    "adapter text": {  # nothing is asked, so that nothing is fed
+    "adapter text": {  # there is no question, so there is no prompt
         "prompt_is_prefix",
         "prompt_ids_are_prefix",
         "labels_begin_behind_the_prompt",
         "servers_feed_the_same_ids",
         "markers_change_no_label",
     },
-    "adapter transcript": {  # its one text holds every message, so that none can be replaced
+    "adapter transcript": {  # its one text contains all messages, so no message can be replaced
         "texts_change_no_control_id",
         "halves_never_join",
         "markers_change_no_label",
@@ -65,7 +65,7 @@ def at_hand(tokenizer_of: Tokenizers) -> list[Tokenizer]:
 def test_every_promise_is_kept(
     part: tuple[str, str], at_hand: list[Tokenizer], builtin: Registry, request: pytest.FixtureRequest
 ) -> None:
-    """In the long profile, which tries enough inputs, also every check but those in `IDLE` is tried."""
+    """In the long profile, which has enough inputs, every check outside of `IDLE` must also have been tried."""
     kind, name = part
     adapter: Adapter | None = builtin.adapters[name] if kind == "adapter" else None
     template: Template | None = find_template(name, builtin) if kind == "template" else None
@@ -81,7 +81,7 @@ def test_every_promise_is_kept(
     subject = Subject(adapter=adapter, template=template, tokenizer=at_hand[0], registry=builtin)
     for tokenizer in at_hand:
         subject = subject.with_tokenizer(tokenizer)
-        # The time that a format takes is its own: with one tokenizer it is measured, with the others it is not.
+        # The time depends on the format alone: it is measured with one tokenizer, and not with the others.
         checks = set(CHECKS) - ({"the_cost_grows_with_the_text"} if tokenizer is not at_hand[0] and not LONG else set())
         for outcome in run_checks(subject, sorted(checks), examples=examples, seed=seed, progress=count):
             assert outcome.status != "failed", f"seed {seed}, {outcome.failure}"

@@ -64,7 +64,7 @@ GPT_OSS = (
 
 
 def test_an_empty_answer_behind_special_tokens_keeps_its_end_marker(eye_of: Eyes) -> None:
-    """Where special tokens stand between the boundary and the answer, they are not its end."""
+    """Special tokens between the boundary and the answer are not its end marker."""
     for answer in ("", "  ", "Yes."):
         seen = eye_of("bytes").chat([("user", "Q?"), ("assistant", answer)], GPT_OSS)
         assert seen.trained == [f"<|start_header_id|>final<|end_header_id|>{answer}<|eot_id|>"]
@@ -129,7 +129,7 @@ def test_unsloth_llama3s_end_marker_is_trained_in_every_turn(eye_of: Eyes) -> No
 
 
 def test_open_instruct_qwen3_with_think_in_two_turns(eye_of: Eyes) -> None:
-    """Qwen 3 drops an earlier turn's `<think>` block: each is trained where it is last, and no user's text is."""
+    """Qwen 3 drops an earlier turn's `<think>` block: each turn is trained where it is last, but no user's text is."""
     for first, second in (("<think>\nHm.\n</think>\n\nB.", "<think>\nWell.\n</think>\n\nD."), ("B.", "D.")):
         seen = eye_of("qwen3").samples(
             [("user", "A?"), ("assistant", first), ("user", "C?"), ("assistant", second)], "tokenizer"
@@ -147,7 +147,7 @@ MARKED = (
 
 
 def test_transformers_a_generation_span_that_ends_in_whitespace(eye_of: Eyes) -> None:
-    """Later user turns stay unlabelled, whatever the template strips behind a block."""
+    """Later user turns have no labels, whatever the template strips after a block."""
     turns = [("user", "A?"), ("assistant", "B."), ("user", "C?"), ("assistant", "D.")]
     for source in (MARKED, MARKED.replace("{% endgeneration %}", "{%- endgeneration %}")):
         seen = eye_of("bytes").chat(turns, source)
@@ -268,7 +268,7 @@ def test_fastchat_a_system_prompt_stays_in_its_row(eye_of: Eyes) -> None:
 @pytest.mark.parametrize("tokenizer", ["gpt2", "llama2", "llama3", "qwen3", "smollm2", "sentencepiece", "metaspace"])
 @pytest.mark.parametrize("answer", ["Red.", " Red.", "\nRed.", "\n\nRed.", ":Red.", "\n"])
 def test_a_response_key_whose_tokens_depend_on_their_neighbours(tokenizer: str, answer: str, eye_of: Eyes) -> None:
-    """Nothing is searched for: the mask is exact whatever the key's tokens merge with."""
+    """The key is not searched for, so the mask is exact whatever the key's tokens merge with."""
     eye = eye_of(tokenizer)
     for template in ("alpaca", "dolly", "seed", "chapter7"):
         record = {"instruction": "Name a colour.", "input": "", "output": answer}

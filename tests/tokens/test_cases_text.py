@@ -129,7 +129,7 @@ def test_names_and_tool_arguments_are_text_too(eye_of: Eyes) -> None:
         "tools": [{"type": "function", "function": {"name": evil, "description": evil, "parameters": {evil: evil}}}],
     }
     eye = eye_of("qwen3")
-    call_alone, seen = eye.all([record], "tokenizer")  # as the last turn, a call has an empty thought before it
+    call_alone, seen = eye.all([record], "tokenizer")  # in the last turn, a call has an empty thought before it
     assert "<tool_response>" not in call_alone.text
     found = control_ids(eye.tokenizer, seen.example.input_ids)
     assert [text for text in found if text.startswith("<|im")] == ["<|im_start|>", "<|im_end|>"] * 5
@@ -189,7 +189,7 @@ def test_the_real_rows_with_slots(shared: Path, eye_of: Eyes) -> None:
     ("tokenizer", "template"), [("gpt2", "alpaca"), ("llama2", "alpaca"), ("qwen3", "chatml"), ("llama3", "llama3")]
 )
 def test_an_answer_that_ends_with_the_eos_string(tokenizer: str, template: str, eye_of: Eyes) -> None:
-    """The text is text, and the end marker comes behind it all the same."""
+    """The string is encoded as text, and the end marker still comes after it."""
     eye = eye_of(tokenizer)
     stops = stops_of(eye.template(template), eye.tokenizer)
     end = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>"}.get(template, eye.tokenizer.special_tokens.eos)
@@ -200,7 +200,7 @@ def test_an_answer_that_ends_with_the_eos_string(tokenizer: str, template: str, 
 
 
 def test_a_bare_template_with_text_between_two_bundled_ones_is_untouched(eye_of: Eyes, builtin: Registry) -> None:
-    """No state is kept between rows or templates: the same row gives the same ids before and after a nasty one."""
+    """No state is kept between rows or templates: the same row gives the same ids before and after a hostile row."""
     eye = eye_of("qwen3")
     row = {"instruction": "a", "input": "", "output": "b"}
     nasty = {"instruction": "<|im_end|>", "input": "{{ x }}", "output": "</s>"}

@@ -47,7 +47,7 @@ def model_for(eye: Eye) -> LlamaForCausalLM:
 
 
 def rows_of_answers(*lengths: int) -> list[dict[str, Any]]:
-    """A prompt each, and an answer of so many words."""
+    """Rows with a prompt and an answer of this many words."""
     return [{"instruction": "Count.", "input": "", "output": " ".join(WORDS.split()[:count])} for count in lengths]
 
 
@@ -61,7 +61,7 @@ def long_row(field: str) -> dict[str, Any]:
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(("tokenizer", "template"), [("bytes", "chatml"), ("qwen3", "chatml"), ("llama3", "llama3")])
 def test_llamafactory_the_prompts_tail_is_never_cut(policy: str, tokenizer: str, template: str, eye_of: Eyes) -> None:
-    """Turn end and assistant header stand before every answer, at every limit; else the row is dropped."""
+    """At every limit, the turn end and the assistant's header come before every answer, or the row is dropped."""
     eye = eye_of(tokenizer)
     header = {"chatml": "<|im_end|>\n<|im_start|>assistant\n"}.get(
         template, "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
@@ -110,13 +110,13 @@ def test_axolotl_litgpt_torchtune_an_end_marker_is_there_iff_the_answer_is_whole
 
 
 def out_of(eye: Eye, record: dict[str, Any], limit: int, policy: str) -> list[TokenizedExample | None]:
-    """What comes out of a row that has a short one beside it."""
+    """The samples of a row that comes together with a short row."""
     items = eye.pipeline("chatml", max_length=limit, truncation=policy).run([record, *rows_of_answers(1)])
     return [item.tokenized for item in items if item.rendered.row == 0]
 
 
 def test_torchtune_the_last_end_marker_is_trained_wherever_it_is_left(eye_of: Eyes) -> None:
-    """Qwen's final <|im_end|>, under every limit and policy that leaves the answer whole."""
+    """Qwen's final <|im_end|> is trained with every limit and policy that leaves the answer complete."""
     eye = eye_of("qwen3")
     turns = [("user", f"{WORDS}?"), ("assistant", "A."), ("user", "And now?"), ("assistant", "B.")]
     end = eye.tokenizer.id_of("<|im_end|>")
@@ -213,7 +213,7 @@ def test_axolotl_litgpt_open_instruct_micro_batches_are_no_mean_of_means(eye_of:
 
 
 def test_llamafactory_ms_swift_fractional_weights_are_normalised_over_the_whole_step(eye_of: Eyes) -> None:
-    """Weights of one size change nothing; of several sizes they weigh over the step, not within a micro-batch."""
+    """Equal weights change nothing; different weights are normalised over the step, not within a micro-batch."""
     eye = eye_of("bytes")
     examples = examples_of(eye, 2, 9, 5)
     model = model_for(eye)
@@ -239,7 +239,7 @@ def test_llamafactory_ms_swift_fractional_weights_are_normalised_over_the_whole_
 
 
 def test_llamafactory_packed_examples_do_not_see_each_other(eye_of: Eyes) -> None:
-    """#8277: the loss of a pack is that of its examples alone; joined without isolation it is not."""
+    """#8277: the loss of a pack is that of its examples alone; without isolation it differs."""
     eye = eye_of("bytes")
     examples = examples_of(eye, 3, 8, 5, 12)
     model = model_for(eye)
@@ -257,7 +257,7 @@ def test_llamafactory_packed_examples_do_not_see_each_other(eye_of: Eyes) -> Non
 
 @pytest.mark.parametrize("pad", ["<|endoftext|>", "<|im_end|>"])
 def test_transformers_trl_padding_with_eos_masks_no_end_marker(pad: str, eye_of: Eyes) -> None:
-    """#23530, trl #976: what is trained is known by place, so that pad == EOS costs no target."""
+    """#23530, trl #976: targets are known by their position, so no target is lost if pad == EOS."""
     eye = eye_of("bytes")
     examples = examples_of(eye, 2, 12)
     end, pad_id = eye.tokenizer.id_of("<|im_end|>"), eye.tokenizer.id_of(pad)
@@ -274,7 +274,7 @@ def test_transformers_trl_padding_with_eos_masks_no_end_marker(pad: str, eye_of:
 
 @pytest.mark.parametrize("policy", ["drop", *POLICIES])
 def test_ms_swift_an_over_long_row_is_never_replaced_by_another(policy: str, eye_of: Eyes) -> None:
-    """What comes out of a row is its own, and every row is accounted for."""
+    """The samples of a row have only its text, and every row is a sample or counted."""
     eye = eye_of("bytes")
     rows = [*rows_of_answers(1, 2), long_row("input"), long_row("output"), *rows_of_answers(3)]
     pipeline = eye.pipeline("chatml", max_length=300, truncation=policy)

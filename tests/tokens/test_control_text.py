@@ -36,7 +36,7 @@ class Place(NamedTuple):
     name: str
     printed: str
     path: tuple[Any, ...]
-    """Where it lies in the record."""
+    """The path of the text in the record."""
 
 
 TOOL = (
@@ -61,7 +61,7 @@ ANSWERED = (
 
 
 def record(**filled: str) -> dict[str, Any]:
-    """A conversation with a text in every place, the given ones by their place's name."""
+    """A conversation with a text in every place; `texts` gives some of them by the place's name."""
     made: dict[str, Any] = {
         "messages": [
             {"role": "user", "name": "n", "content": "c", "tool_call_id": "i"},
@@ -85,7 +85,7 @@ def record(**filled: str) -> dict[str, Any]:
 
 
 def template_of(prompt: Sequence[Place], answer: Sequence[Place], between: str = "") -> Template:
-    """A chat template that prints the places in order, with nothing but `between` in between."""
+    """A chat template that prints the places in order, with only `between` between them."""
     asked = between.join(place.printed for place in prompt)
     answered = between.join(place.printed for place in answer)
     end = "{% if not add_generation_prompt %}" + answered + "{{ eos_token }}{% endif %}"
@@ -107,7 +107,7 @@ def made_of(
 
 
 def control_ids_of(case: CheckedRecord, ids: Sequence[int] | None = None) -> list[int]:
-    """Of the case's own ids if none are given."""
+    """The control ids among `ids`, by default those of the case."""
     return oracle.control_ids(case.subject.tokenizer, case.whole.tokenized.input_ids if ids is None else ids)
 
 
@@ -116,7 +116,7 @@ def controls(tokenizer: Tokenizer) -> list[str]:
 
 
 def only_the_end(case: CheckedRecord) -> None:
-    """No control id but that of the end marker, which the template prints once."""
+    """Whether the only control id is that of the end marker, which the template prints once."""
     tokenizer = case.subject.tokenizer
     assert control_ids_of(case) == [tokenizer.id_of(tokenizer.special_tokens.eos)]
     assert control_ids_of(case, case.whole.prompt_ids) == []
@@ -131,7 +131,7 @@ def halves_in(places: Sequence[Place], text: str, at: int) -> Iterator[dict[str,
 
 @given(data=st.data())
 def test_23_halves_never_join_across_fields(tokenizer: Tokenizer, builtin: Registry, data: Draw) -> None:
-    """Whatever stands beside what: role, name, content, reasoning, tool calls and tool definitions, in any order."""
+    """Halves in any adjacent fields: role, name, content, reasoning, tool calls, tool definitions, in any order."""
     prompt = data.draw(st.permutations([*TOOL, *ASKED]), label="prompt")
     answer = data.draw(st.permutations(ANSWERED), label="answer")
     text = data.draw(st.sampled_from([text for text in controls(tokenizer) if len(text) > 1]), label="control")
@@ -154,7 +154,7 @@ def test_23_every_cut_of_every_control_string(tokenizer_of: Any, builtin: Regist
 
 @given(data=st.data())
 def test_21_22_control_strings_in_any_place(tokenizer: Tokenizer, builtin: Registry, data: Draw) -> None:
-    """They change no control id, alone or several at once; an assistant's own may use what is not flagged special."""
+    """They change no control id, alone or together; only an assistant's text may use tokens not flagged special."""
     between = data.draw(st.sampled_from(["", "\n", " ", ": "]), label="between")
     template = template_of([*TOOL, *ASKED], ANSWERED, between)
     special = [text for text in controls(tokenizer) if tokenizer.control_tokens[text].special]
@@ -171,7 +171,7 @@ def test_21_22_control_strings_in_any_place(tokenizer: Tokenizer, builtin: Regis
 
 
 def holds_open(tokenizer: Tokenizer, text: str) -> bool:
-    """Whether a text holds an added token that is not flagged special: two halves may make one."""
+    """Whether a text contains an added token that is not flagged special: two halves may form one."""
     return any(text.count(token.text) for token in tokenizer.control_tokens.values() if not token.special)
 
 
@@ -244,7 +244,7 @@ def test_negative_control_of_places(tokenizer_of: Any, builtin: Registry) -> Non
             only_the_end(made_of(template, tokenizer, builtin, "messages", record(**filled), **options))
 
 
-# Tokenizers that change text before they look for control tokens, or make them of it themselves
+# Tokenizers that change text before they look for control tokens, or that make control tokens of text
 
 
 CONTROL = ("<halt>", "</s>", "<|a b|>", "stop", "<cafe\u0301>", "<\u00e9>", "fi<")
@@ -263,7 +263,7 @@ NORMALIZERS: dict[str, Callable[[], Any]] = {
     "unblank": lambda: normalizers.Replace("▁", " "),
     "delete": lambda: normalizers.Replace("\u00ad", ""),
 }
-"""What may stand between a text and the search for control tokens."""
+"""The normalizers that may change a text before the search for control tokens."""
 
 
 def byte_model() -> tokenizers.Tokenizer:
@@ -324,7 +324,7 @@ def in_full_width(text: str) -> str:
 
 
 def disguises(text: str) -> list[str]:
-    """Texts that some normalizer makes the given one of, and texts beside which it is not found."""
+    """Texts that some normalizer turns into the given text, and texts beside which the given text is not found."""
     forms = [text, text.upper(), text.title(), in_full_width(text), in_full_width(text.upper())]
     forms += [unicodedata.normalize(form, text) for form in ("NFC", "NFD", "NFKC", "NFKD")]
     forms += [text.replace(" ", "▁"), text.replace("fi", "ﬁ"), text.replace("a", "á"), text.replace("s", "ſ")]
@@ -338,7 +338,7 @@ PLAIN = ["a", "b ", " x", "\n", "  ", "\u0338", "\u0301", "\u0338 b", "▁", "yz
 
 @st.composite
 def odd_texts(draw: st.DrawFn) -> RenderedText:
-    """Template and data in turns: the control tokens as the template writes them, and as data may disguise them."""
+    """Alternating template text and data: control tokens as the template writes them, and as data may disguise them."""
     nasty = [form for text in CONTROL for form in disguises(text)]
     data = st.lists(st.sampled_from(nasty) | st.sampled_from(PLAIN), max_size=3).map("".join)
     written = st.lists(st.sampled_from([*CONTROL, "a", "Q: ", "\n"]), max_size=2).map("".join)
@@ -349,8 +349,9 @@ def odd_texts(draw: st.DrawFn) -> RenderedText:
 
 
 def expected_ids(tokenizer: Tokenizer, text: RenderedText, cut: int = 0) -> list[int]:
-    """The control tokens that stand, as they are, in the runs that the template wrote; those that must be whole words
-    where they are, in the piece before the cut or behind it."""
+    """The ids of control tokens that the template's runs contain literally. Tokens that must be whole words count where
+    they are words in the text before or after the cut.
+    """
     tokens = sorted(tokenizer.control_tokens.values(), key=lambda token: -len(token.text))
     pattern = re.compile("|".join(re.escape(token.text) for token in tokens))
     runs: list[tuple[int, int]] = []
@@ -369,7 +370,7 @@ def expected_ids(tokenizer: Tokenizer, text: RenderedText, cut: int = 0) -> list
 
 
 def is_whole_word(piece: str, at: int, word: str) -> bool:
-    """By a tokenizer that has this token alone."""
+    """Ask a tokenizer that has only this token."""
     tokenizer = byte_tokenizer(AddedToken(word, special=True, single_word=True, normalized=False))
     before = piece[max(at - 1, 0) : at]
     near = piece[at - len(before) : at + len(word) + 1]
@@ -385,7 +386,7 @@ def control_of_odd(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
 
 @given(tokenizer=odd_tokenizers(), text=odd_texts(), data=st.data())
 def test_21_no_disguise_acts(tokenizer: Tokenizer, text: RenderedText, data: Draw) -> None:
-    """Whatever a normalizer or the model itself would make of it."""
+    """No disguised control token acts, whatever a normalizer or the model itself makes of it."""
     cut = data.draw(st.integers(0, len(text.text)), label="cut")
     spans = [LossSpan(start=0, end=cut, weight=0.0), LossSpan(start=cut, end=len(text.text), weight=1.0)]
     cut = 0 if any(span.start < cut < span.end for span in text.spans if span.origin is TEMPLATE) else cut
@@ -408,8 +409,10 @@ def test_21_no_disguise_acts_in_joint_encoding(tokenizer: Tokenizer, text: Rende
 
 
 def test_data_does_not_replace_a_token_that_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A combining mark behind the template's own token hides it from the tokenizer (`>` and U+0338 become one
-    character), and `<HALT>` in the same text becomes one: as many control ids as there should be, not where."""
+    """A combining mark after the template's own token hides the token from the tokenizer (`>` and U+0338 become one
+    character), while `<HALT>` in the same text becomes a control token: the count of control ids is right, but their
+    positions are wrong.
+    """
     backend = byte_model()
     backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer = with_tokens(backend, [AddedToken("<halt>", special=True, normalized=True)])
@@ -417,7 +420,7 @@ def test_data_does_not_replace_a_token_that_is_not_found(monkeypatch: pytest.Mon
     (halt,) = tokenizer.control_ids
     ids = Encoder(tokenizer).encode(text).input_ids
     assert ids[0] == halt and ids.count(halt) == 1
-    # The negative control: counting alone does not see it.
+    # The negative control: a check of the count alone does not notice this.
     monkeypatch.setattr(tokenizer, "has_ambiguous_control_ids", False)
     counted = Encoder(tokenizer).encode(text).input_ids
     assert counted.count(halt) == 1 and counted[0] != halt
@@ -435,7 +438,7 @@ def test_a_token_that_its_normalizer_empties_is_refused() -> None:
 
 
 def test_negative_control_of_disguises() -> None:
-    """The tokenizer as it is takes each of these for control, and the encoder with its checks taken away does too."""
+    """The unchanged tokenizer takes each of these for a control token, and so does the encoder without its checks."""
     backend = byte_model()
     backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer = with_tokens(backend, [AddedToken("<halt>", special=True, normalized=True)])
@@ -466,7 +469,7 @@ def nasty_record(data: Draw, tokenizer: Tokenizer) -> dict[str, str]:
 
 @given(data=st.data())
 def test_everywhere_is_what_the_tokenizer_makes_of_it(tokenizer: Tokenizer, builtin: Registry, data: Draw) -> None:
-    """Jointly the whole text's ids; cut, those of each piece, cut where the loss changes and nowhere else."""
+    """Joint encoding gives the ids of the whole text; `cut` those of fragments, cut only where the loss changes."""
     template = Template(
         TemplateFile(name="own", source="Q{{ instruction }}{{ context }}:{{ response }}{{ eos_token }}")
     )
@@ -483,7 +486,7 @@ def test_everywhere_is_what_the_tokenizer_makes_of_it(tokenizer: Tokenizer, buil
     if tokenizer.dummy_prefix == "never":
         assert list(cut.tokenized.input_ids) == [id for part in parts for id in part]
         assert cut.tokenized.loss_weights[1:] == tuple(weights[1:])
-    else:  # a piece that goes on where another ended has no dummy prefix
+    else:  # a fragment that continues another has no dummy prefix
         assert control_ids_of(case) == [id for part in parts for id in control_ids_of(case, part)]
     CHECKS["ids_labels_and_weights_agree"].attempt(case)
 

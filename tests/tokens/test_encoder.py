@@ -20,7 +20,7 @@ USER, ANSWER = field_origin("content", 0), field_origin("content", 1)
 
 
 def tokens(tokenizer: Tokenizer, text: RenderedText, spans: Sequence[LossSpan] = (), **options: Any) -> list[str]:
-    """The tokens, bytes joined between control tokens by nothing."""
+    """The tokens; bytes between control tokens are joined."""
     ids = Encoder(tokenizer, **options).encode(text, spans).input_ids
     return [tokenizer.decode([id]) for id in ids]
 
@@ -108,7 +108,7 @@ def test_tokens_that_strip_whitespace(white: str) -> None:
 
 
 def test_text_that_a_normalizer_makes_control(tokenizer_of: Tokenizers) -> None:
-    """`＜ｈａｌｔ＞` and `<HALT>` become `<halt>`: as data they stay text, beside control of the template's own too."""
+    """`＜ｈａｌｔ＞` and `<HALT>` become `<halt>`: as data they stay text, also beside the template's own control tokens."""
     tokenizer = tokenizer_of("folding")
     for data in ("＜ｈａｌｔ＞", "<HALT>", "<Think>", "a<HALT>b＜ｔｈｉｎｋ＞"):
         text = rendered(("<halt>Q:", TEMPLATE), (data, USER), ("<halt>", TEMPLATE))

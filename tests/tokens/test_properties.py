@@ -60,7 +60,7 @@ def test_2_deterministic_in_any_process(tokenizer_of: Any) -> None:
 
 @given(data=st.data())
 def test_25_joint_encoding_is_plain_encoding(tokenizer: Tokenizer, builtin: Registry, data: Draw) -> None:
-    """Joint encoding cuts nowhere, and keeps control tokens apart all the same."""
+    """Joint encoding cuts nowhere, but still separates control tokens."""
     subject = subject_of(data.draw(st.sampled_from(ONE_TURN + CHAT)), tokenizer, builtin, boundary="joint")
     text = adversarial_text(tokenizer, subject.template)
     case = CheckedRecord(subject, {key: data.draw(text, label=key) for key in ("instruction", "input", "output")})
@@ -77,7 +77,7 @@ def test_25_joint_encoding_is_plain_encoding(tokenizer: Tokenizer, builtin: Regi
 
 
 def test_negative_control_of_joint_encoding(tokenizer_of: Any, builtin: Registry) -> None:
-    """It merges across the edge: what a server feeds is no longer how the ids begin."""
+    """Joint encoding merges across the boundary: the ids no longer start with those that a server feeds."""
     record = {"instruction": "x", "input": "", "output": "\n\n\n It is red."}
     for boundary, checks in (("cut", ()), ("joint", ("prompt_ids_are_prefix", "trained_ids_are_the_responses"))):
         case = CheckedRecord(subject_of("alpaca-lora", tokenizer_of("nfc"), builtin, boundary=boundary), record)

@@ -25,7 +25,7 @@ HEADER = ("role", "name")
 
 
 class Wanted(NamedTuple):
-    """What is to be trained, as the user means it."""
+    """The intended training, as the user means it."""
 
     base: str = "response"
     weight: float = 1.0
@@ -33,7 +33,7 @@ class Wanted(NamedTuple):
     """By role and field, None for any."""
 
     def text(self, spelling: Sequence[bool] = ()) -> str:
-        """As it is written; each part that can be spelt in two ways as `spelling` says."""
+        """The option as text; `spelling` decides the form of each part that can be written in two ways."""
         parts = [f"{self.base}={self.weight}"]
         for index, ((role, field), weight) in enumerate(self.parts.items()):
             long = bool(spelling and spelling[index % len(spelling)])
@@ -47,7 +47,7 @@ class Wanted(NamedTuple):
 
 
 def wanted_weights(text: RenderedText, wanted: Wanted) -> Iterator[float]:
-    """Each character's weight, by the definitions."""
+    """The weight of each character by the definitions."""
     last = text.target_spans[-1].message if text.target_spans else None
     for at in range(len(text.text)):
         origin = next(span.origin for span in text.spans if span.start <= at < span.end)
@@ -75,8 +75,9 @@ def wanted_weights(text: RenderedText, wanted: Wanted) -> Iterator[float]:
 
 
 def is_new(text: RenderedText, role: str | None, message: int | None) -> bool:
-    """Whether a text outside of the targets is the prompt's, and stands in no earlier sample of the record; what
-    belongs to no message stands in every sample."""
+    """Whether a text outside of the targets belongs to the prompt and is in no earlier sample of the record. Text that
+    belongs to no message is in every sample.
+    """
     if message is None:
         return text.history == 0
     return role != "assistant" and message >= text.history
@@ -151,7 +152,7 @@ def test_cuts_stand_where_the_weight_changes_or_a_trained_turn_begins(text: Rend
     last = text.target_spans[-1].message if text.target_spans else None
     begins = set()
     for target in text.target_spans:
-        # The base trains the turn, of which there need be no character, or a part trains some of it.
+        # The base trains the turn, even if it has no character, or a part trains some of the turn.
         base = wanted.weight * (text.message_weights[target.message] if wanted.base != "all" else 1)
         base *= wanted.base != "last" or target.message == last
         if base or any(weights[target.start : target.end]):
@@ -211,7 +212,7 @@ def test_by_hand(train_on: str, expected: list[float]) -> None:
 
 
 def test_the_definition_notices_a_wrong_weight() -> None:
-    """The oracle's negative control: what is asked for otherwise has other weights, for every part there is."""
+    """The oracle's negative control: for every part, another option gives other weights."""
     text = fixed()
     wanted = Wanted("response", 1.0, {("user", None): 0.2, (None, "context"): 0.1, ("assistant", "reasoning"): 0.0})
     assert by_character(loss_spans(text, wanted.text())) == list(wanted_weights(text, wanted))

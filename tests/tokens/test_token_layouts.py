@@ -126,7 +126,7 @@ def test_plain_texts_share_one_layout(tokenizer_of: Tokenizers, name: str, given
     texts = [TracedText(given, (f"What is {n}?", f"{n} is\n\n a  number.")) for n in range(5)]
     assert are_equal(encoder, texts)
     if name == "strips" and given is CHAT:
-        assert not used(encoder)  # its control tokens take whitespace of the text
+        assert not used(encoder)  # its control tokens strip whitespace of the text
         return
     (token_layout,) = used(encoder)
     assert token_layout.slot_texts(texts[0].pieces)[-1].startswith(texts[0].variables[-1])
@@ -158,7 +158,7 @@ def runs_of_blanks() -> Tokenizer:
 
 
 class Wrong(NamedTuple):
-    """A case that goes wrong without a rule."""
+    """A case that fails without a rule."""
 
     tokenizer: Tokenizer
     layout: TracedLayout

@@ -57,7 +57,7 @@ def chat(turns: Turns, **last: Any) -> dict[str, Any]:
 
 
 def talk(count: int, *, system: str = "") -> list[tuple[str, str]]:
-    """So many turns, each of another length."""
+    """A conversation of `turns` turns, each of another length."""
     turns = [("system", system)] if system else []
     for index in range(count):
         turns += [("user", f"Question {index}? " + "why " * index), ("assistant", f"Answer {index}.")]
@@ -65,7 +65,7 @@ def talk(count: int, *, system: str = "") -> list[tuple[str, str]]:
 
 
 def shorten(subject: Through, adapter: str, record: Record, limit: int, policy: str) -> tuple[Sample | None, Pipeline]:
-    """What comes out under a limit; None where the sample is dropped, which then is counted."""
+    """The sample under a limit; None if it is dropped and counted."""
     options = {**subject.options, "max_length": limit, "truncation": policy}
     pipeline = Through(subject.template, subject.tokenizer, subject.registry, **options).pipeline(adapter)
     try:
@@ -82,7 +82,7 @@ def shorten(subject: Through, adapter: str, record: Record, limit: int, policy: 
 
 
 def shortened_30(subject: Through, adapter: str, record: Record, short: Sample, limit: int, policy: str) -> None:
-    """What holds of a sample that came out under a limit, shortened or not."""
+    """The properties of a sample under a limit, shortened or not."""
     whole = subject.case(adapter, record)
     found = short.tokenized
     assert found is not None and found.rendered == short.rendered
@@ -102,7 +102,9 @@ def shortened_30(subject: Through, adapter: str, record: Record, short: Sample, 
 
 
 def response_30(whole: CheckedSample, short: CheckedSample) -> None:
-    """The ids begin the whole's, the prompt is in them, and the end marker is there iff the response is whole."""
+    """The ids are the first ids of the complete sample and contain the prompt; the end marker is there iff the response
+    is complete.
+    """
     ids, text = short.tokenized.input_ids, short.rendered.text
     before, target = whole.rendered, whole.rendered.target_spans[-1]
     assert ids == whole.tokenized.input_ids[: len(ids)]
@@ -127,7 +129,7 @@ def response_30(whole: CheckedSample, short: CheckedSample) -> None:
 
 
 def rendered_anew_30(subject: Through, short: CheckedSample) -> None:
-    """The ids are those of the record with the messages that are left."""
+    """The ids are those of a record with the remaining messages."""
     left = [
         {"role": m.role, "content": m.content, "context": m.context}
         if m.context
@@ -148,7 +150,7 @@ def rendered_anew_30(subject: Through, short: CheckedSample) -> None:
 
 
 def left_over_30(policy: str, whole: CheckedSample, short: CheckedSample) -> None:
-    """The oldest turns are gone, or the end of the context, and nothing else."""
+    """Only the oldest turns are removed, or only the end of the context."""
     before, after = whole.sample.example.messages, short.sample.example.messages
     if policy == "turns":
         head = list(itertools.takewhile(lambda m: m.role == "system", before))
@@ -217,7 +219,7 @@ def test_30_nothing_comes_out_too_long_or_without_a_target(policy: str, subject_
 
 
 def least_length(policy: str, case: CheckedSample) -> int:
-    """Tokens that the policy cannot take: what it cannot shorten, and one more."""
+    """The count of tokens that the policy cannot remove: those of the text that it cannot shorten, and one more."""
     if policy == "turns":
         return len(case.tokenized) // 3
     spans = [s for s in case.rendered.spans if s.origin.field == ("context" if policy == "context" else "content")]
@@ -262,7 +264,7 @@ def test_30_context_keeps_the_longest_beginning_that_fits(words: str, subject_of
 
 @given(data=st.data())
 def test_30_response_keeps_the_longest_beginning_that_fits(subject_of: Of, data: st.DataObject) -> None:
-    """Of plain ASCII with a byte-level tokenizer every limit is met to the token."""
+    """For plain ASCII with a byte-level tokenizer, every limit is reached exactly."""
     subject = subject_of(data.draw(st.sampled_from(("alpaca", "dolly", "chatml", "llama3"))))
     record = {"instruction": "Say it.", "input": "", "output": data.draw(plain_text(min_size=4))}
     whole = subject.case("alpaca", record)
@@ -287,7 +289,7 @@ def subject_offsets(case: CheckedSample) -> list[tuple[int, int]]:
 
 @given(data=st.data())
 def test_offsets_are_those_of_the_tokens(subject_of: Of, data: st.DataObject) -> None:
-    """One each, rising, within the text; and what lies between two that part decodes to what stands there."""
+    """Each token has one, ascending, within the text; between separate tokens, ids decode to the text there."""
     subject = subject_of(data.draw(st.sampled_from((*ONE_TURN, *CHAT))))
     adapter, record = data.draw(instruction_records(adversarial_text(subject.tokenizer), subject.registry))
     try:
@@ -364,7 +366,7 @@ def test_turns_keeps_the_last_answer_that_is_trained(plain_of: Of) -> None:
 
 
 def test_turns_of_a_template_that_refuses_some_beginnings(plain_of: Of) -> None:
-    """What this template cannot express is not tried in vain: the conversation is shortened further, or dropped."""
+    """If this template cannot express a shortened conversation, it is shortened further, or dropped."""
     plain = plain_of("chatml")
     source = "{% if messages[0].content == 'b' %}{{ raise_exception('not so') }}{% endif %}{% for m in messages %}"
     source += "[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -440,7 +442,7 @@ def test_several_contexts_are_shortened_the_oldest_first(plain_of: Of) -> None:
     ),
 )
 def test_no_character_is_cut_in_two(unit: str, policy: str, name: str, plain_of: Of) -> None:
-    """As a reader sees characters: of a text of one of them repeated, whole ones are left."""
+    """Characters are those that a reader sees: of a repeated character, only complete ones are left."""
     subject = plain_of("alpaca", name)
     field = "input" if policy == "context" else "output"
     record = {"instruction": "a", "input": "x", "output": "y", field: f"{unit} " * 12}
@@ -490,13 +492,13 @@ def test_a_tool_call_is_never_cut(plain_of: Of) -> None:
     whole = subject.case("messages", record)
     for limit in range(1, len(whole.tokenized)):
         short, pipeline = shorten(subject, "messages", record, limit, "response")
-        assert (short is not None) == (limit == len(whole.tokenized) - 1)  # the newline behind the end marker may go
+        assert (short is not None) == (limit == len(whole.tokenized) - 1)  # the newline after the end marker may be cut
         if short is None:
             assert "a tool call is never cut" in pipeline.counts.first_dropped["too_long"]
 
 
 def test_a_response_ends_the_sample(plain_of: Of) -> None:
-    """What follows the last trained answer goes first, whole turns too; an earlier answer is never cut."""
+    """Text after the last trained answer is removed first, including whole turns; an earlier answer is never cut."""
     subject = plain_of("chatml")
     messages = chat(talk(3))["messages"]
     messages[5]["weight"] = 0
@@ -533,7 +535,7 @@ def thoughtful(*thoughts: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("policy", ["turns", "response"])
 def test_samples_of_a_record_are_shortened_each_by_itself(policy: str, plain_of: Of) -> None:
-    """No answer is trained twice, and each as it would have been: behind the prompt that a server would feed."""
+    """No answer is trained twice, and each is trained as without a limit: after the prompt that a server would feed."""
     plain = plain_of("chatml")
     record = thoughtful("Hm, let me see.", "", "Well, now.", "", "So.")
     template = Template(TemplateFile(name="forgets", source=FORGETS))
@@ -599,7 +601,7 @@ def test_weights_of_the_history_go_with_it(plain_of: Of) -> None:
 
 
 def test_of_the_last_turn_alone_no_more_is_asked_once_it_is_shortened(plain_of: Of) -> None:
-    """Earlier turns that this template renders otherwise than serving would meet them stop nothing."""
+    """Earlier turns that this template renders differently from serving do not stop the run."""
     plain = plain_of("chatml")
     doubts = "{{ '!' if messages[-1].content == 'Question 1?' }}"
     source = FORGETS.replace("assistant\n{% endif %}", f"assistant\n{doubts}{{% endif %}}")
@@ -712,7 +714,7 @@ def test_negative_controls_of_30(plain_of: Of) -> None:
     assert not wrong()
     assert wrong(truncated=None)
     end = subject.tokenizer.id_of("<|im_end|>")
-    assert wrong(input_ids=(*ids[:-1], end))  # an end marker, though the answer was cut
+    assert wrong(input_ids=(*ids[:-1], end))  # an end marker although the answer was cut
     assert wrong(input_ids=ids[:-1], loss_weights=weights[:-1])  # ids and text part
     assert wrong(loss_weights=(0.0,) * len(ids))  # nothing trained
     assert wrong(rendered=replace(rendered, target_spans=whole.rendered.target_spans))

@@ -152,7 +152,7 @@ BLANKS = (" ", "\n", "\r", "\t", "\u00a0")
 
 
 def around_word_boundaries() -> Iterator[tuple[str, str]]:
-    """Texts on both sides of a word boundary, of every class of characters that the patterns know."""
+    """Texts on both sides of a word boundary, of every class of characters that the patterns distinguish."""
     left = ["".join(text) for text in itertools.product(("", *CLASSES, *BLANKS), CLASSES)]
     right = ["".join(text) for text in itertools.product(CLASSES, ("", *CLASSES, *BLANKS), ("", "s", " ", "\n"))]
     for number, (one, other) in enumerate(itertools.product(left, right)):
@@ -169,7 +169,7 @@ def test_listed_patterns_split_at_word_boundaries(pattern: str) -> None:
     "pattern", [*sorted(HARMLESS_PATTERNS), r"\S+ ?|\s+", r"(?<!a) \p{L}+|.", r" ?\p{L}+(?! \.)|."]
 )
 def test_negative_control_other_patterns_do_not(pattern: str) -> None:
-    """They take a blank at a word's end, or look behind themselves or beyond the blank."""
+    """Other patterns match a blank at a word's end, look behind, or look ahead beyond the blank."""
     assert unsplit_word_boundaries(pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"))
 
 
@@ -208,7 +208,7 @@ def test_what_is_not_known_is_not_claimed() -> None:
 
 @pytest.mark.parametrize("text", ["x ", "\t ", "a b"])
 def test_added_tokens_that_are_text_and_contain_a_word_boundary(text: str) -> None:
-    """Runs of blanks are no trouble; what ends in a blank is."""
+    """Runs of blanks are allowed; tokens that end in a blank are not."""
     blanks = AddedToken("    ", special=False, normalized=False)
     assert byte_tokenizer(blanks).encodes_words_separately
     token = AddedToken(text, special=False, normalized=False)
@@ -228,7 +228,7 @@ def test_a_dummy_prefix_behind_added_text(tokenizer_of: Tokenizers) -> None:
 def test_examples_are_those_of_whole_texts(
     tokenizer_of: Tokenizers, builtin: Registry, template: str, data: st.DataObject
 ) -> None:
-    """Ids, weights and spans, whatever the data holds; with the kit's records, whole batches of them."""
+    """Ids, weights and spans are equal for any data; the records of the conformance kit come in whole batches."""
     tokenizer = tokenizer_of(data.draw(st.sampled_from([name for name in SEPARATE if SEPARATE[name]][:6])))
     subject = Subject(
         adapter=builtin.adapters["alpaca"],
