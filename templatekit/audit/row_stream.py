@@ -131,7 +131,7 @@ class RowStream:
         return tokenized if tokenized.truncated else None
 
     def _encoding_differences(self, samples: Sequence[Sample]) -> dict[int, EncodingDifference]:
-        """By index, the samples whose text has other ids with the other value of the option `boundary`."""
+        """By index, the samples whose ids differ between the two values of the option `boundary`."""
         if self._whole_text_encoder is None:
             return {}
         tokenized = [sample.tokenized for sample in samples if sample.tokenized is not None]

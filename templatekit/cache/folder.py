@@ -121,7 +121,7 @@ def _entry(path: Path) -> Entry:
     for file in files:
         try:
             sizes += file.stat().st_size
-        except OSError:  # removed meanwhile
+        except OSError:  # another process removed the entry
             continue
     states, damaged = [], 0
     for shard in sorted(path.glob("[0-9]*")):

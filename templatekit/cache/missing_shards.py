@@ -39,7 +39,7 @@ class MissingShards:
                 found += len(chunk.records)
                 if index == self.first or (index > self.first and index not in self.present):
                     yield chunk
-                elif chunk.error is not None:  # reading cannot go on
+                elif chunk.error is not None:  # reading cannot continue
                     yield replace(chunk, records=[])
             if found < self.shard_records:
                 return

@@ -216,7 +216,7 @@ class Mixture(Pipeline):
         return tuple(pipeline.reader.adapter_name for pipeline in self.pipelines)
 
     def take_counts(self) -> Counts:
-        """Return what was counted so far, and start to count anew."""
+        """Return the counts so far, and start with new ones."""
         counts = self.counts
         for pipeline in self.pipelines:
             pipeline.take_counts()

@@ -80,7 +80,7 @@ class Observer(Protocol):
         """The batches, unchanged."""
 
     def merge(self: ObserverT, later: ObserverT) -> None:
-        """Add what another observer saw of the batches that follow these."""
+        """Add the results of another observer, which has seen the batches after these."""
 
 
 @dataclass(kw_only=True)

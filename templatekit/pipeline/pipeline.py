@@ -178,7 +178,7 @@ class Pipeline:
             self.reader.adapter = self.registry.adapters[names[0]]
 
     def take_counts(self) -> Counts:
-        """Return what was counted so far, and start to count anew."""
+        """Return the counts so far, and start with new ones."""
         counts, self.counts = self.counts, Counts()
         return counts
 

@@ -16,7 +16,7 @@ from templatekit.sources.magic import skip_bom
 from templatekit.types import Record
 
 EXTENSIONS = (".csv", ".tsv")
-"""The extensions of CSV files; that of a compression may follow each."""
+"""The extensions of CSV files; the extension of a compression may follow each."""
 
 _LONGEST_CELL = 1 << 28
 """In characters. The csv module's default is 131,072; some bound is needed, since a quote may never be closed."""

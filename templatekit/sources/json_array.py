@@ -76,7 +76,7 @@ class Window:
                 if self._ended or not cut:
                     raise
             else:
-                # A number at the very end may go on in the next chunk.
+                # A number at the very end may continue in the next chunk.
                 if self._ended or decoded.end < len(self.text):
                     self.value_start, self.index = self.index, decoded.end
                     return decoded

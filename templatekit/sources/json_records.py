@@ -20,7 +20,7 @@ from templatekit.sources.magic import skip_bom
 from templatekit.types import Record
 
 EXTENSIONS = (".json", ".jsonl", ".ndjson")
-"""The extensions of JSON files; that of a compression may follow each."""
+"""The extensions of JSON files; the extension of a compression may follow each."""
 
 _LINES_EXTENSIONS = (".jsonl", ".ndjson")
 _ROWS_KEYS = frozenset({"data", "rows", "records", "examples", "items", "samples", "entries", "train"})

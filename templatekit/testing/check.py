@@ -80,7 +80,7 @@ class Check(Generic[T]):
             ) from error
         except Exception as error:  # a plugin may raise anything, and so may code that receives a plugin's wrong values
             if _broken_promise(error) not in (self.name, "valid_records_are_rendered"):
-                return "nothing came of a record like it"  # the other check reports it
+                return "nothing came of a record like it"  # another check reports this
             raise Violation(f"raised {type(error).__name__}: {error}") from error
 
     def failure(self, subject: Subject, value: T | None, violation: Violation) -> Failure:

@@ -1,7 +1,7 @@
 """Experiment trackers: TensorBoard, trackio, Weights & Biases, MLflow get the metrics that `metrics.jsonl` gets.
 
 A tracker is chosen by name and has to be installed; the others are not imported. Metrics have the prefix `train/` or
-`eval/`. A tracker that fails during a run is dropped with a warning, so that the run goes on.
+`eval/`. A tracker that fails during a run is dropped with a warning, so that the run continues.
 """
 
 from __future__ import annotations

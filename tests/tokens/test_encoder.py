@@ -108,7 +108,7 @@ def test_tokens_that_strip_whitespace(white: str) -> None:
 
 
 def test_text_that_a_normalizer_makes_control(tokenizer_of: Tokenizers) -> None:
-    """`＜ｈａｌｔ＞` and `<HALT>` become `<halt>`: as data they stay text, also beside the template's own control tokens."""
+    """`＜ｈａｌｔ＞` and `<HALT>` become `<halt>`: as data they stay text, even beside the template's tokens."""
     tokenizer = tokenizer_of("folding")
     for data in ("＜ｈａｌｔ＞", "<HALT>", "<Think>", "a<HALT>b＜ｔｈｉｎｋ＞"):
         text = rendered(("<halt>Q:", TEMPLATE), (data, USER), ("<halt>", TEMPLATE))

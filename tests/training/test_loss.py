@@ -140,7 +140,7 @@ def test_any_cut_of_a_step_gives_the_same_gradients(
 def test_fractional_weights_count_once_in_a_step(
     tiny_model: MakeModel, examples: list[TokenizedExample], values: dict[str, object]
 ) -> None:
-    """However a step is cut, its loss is the weighted sum over all targets, divided by their weight, as in one graph."""
+    """However a step is cut, its loss is the weighted sum over all targets, divided by their weight, in one graph."""
     draw = random.Random(3)
     mixed = []
     for example in examples:

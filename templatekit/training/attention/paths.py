@@ -54,7 +54,8 @@ class RunGroup(NamedTuple):
     """Number of leading keys of a row that all of its queries see."""
     causal_mask: Tensor
     """Shape (rows, query_length, key_length - unmasked): minus infinity where a query does not see one of the other
-    keys, else 0. Padding queries see what the last query of their row sees."""
+    keys, else 0. Padding queries see the same keys as the last query of their row.
+    """
 
 
 @dataclass(frozen=True, slots=True)  # autocast would take a tuple apart
