@@ -65,7 +65,7 @@ class FinetuneOptions(DataOptions):
     batch_size: PositiveInt = Field(8, description="Examples in one optimizer step.")
     packing: bool = Field(True, description="Concatenate examples without padding, or pad them to a rectangle.")
     share: bool = Field(
-        True, description="Compute a prefix that several examples of a pack share only once, or once for each example."
+        True, description="Compute a prefix that several examples share once per pack, or once per example."
     )
     pack_tokens: PositiveInt = Field(2048, description="Token budget of one forward and backward pass.")
     activation_checkpointing: bool = Field(

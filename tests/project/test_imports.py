@@ -1,4 +1,4 @@
-"""Imports go down the rooms of the pipeline, never up; and what needs no torch loads none."""
+"""Imports go down the rooms of the pipeline, never up, and a module that does not need torch does not load it."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def name_of(path: Path) -> str:
 
 MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 INNER = {name: path for name, path in MODULES.items() if name not in ("templatekit", "templatekit.__main__")}
-"""All but the door: the public names, loaded when they are first used, and `python -m`."""
+"""All modules except `__init__`, which loads public names on first use, and `__main__`."""
 
 
 def room_of(module: str) -> str | None:
@@ -121,6 +121,12 @@ def test_every_room_is_on_the_list() -> None:
     assert {room_of(name) for name in INNER} == set(FLOOR), "a new room: say in FLOORS where it stands"
 
 
+def test_tests_have_the_rooms_of_the_package() -> None:
+    folders = {path.parent.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
+    outside = {folder for folder in folders if not (PACKAGE / folder).is_dir() and "third_party" not in folder}
+    assert outside == {"plugins", "project"}
+
+
 def test_the_root_stays_small() -> None:
     root = [path.name for path in PACKAGE.glob("*.py")]
     assert len(root) <= AT_MOST_IN_THE_ROOT, "a new module belongs into the room of its stage"
@@ -131,7 +137,7 @@ def test_imports_go_down() -> None:
 
 
 def test_no_modules_import_each_other() -> None:
-    """Not within a room either, not for types alone, and not when a function is called."""
+    """This holds within a room too, and for imports that are only for types or inside functions."""
     arrows = {name: {module for module, _ in imports(path) if module in INNER} for name, path in INNER.items()}
     assert circles(arrows) == []
 
@@ -142,7 +148,7 @@ def test_the_core_never_imports_plugins_or_templates() -> None:
 
 
 def test_nothing_before_training_imports_torch() -> None:
-    """And nothing heavy is loaded with a module: what needs transformers or datasets loads them when it needs them."""
+    """No module loads a heavy package when it is imported; transformers and datasets are loaded on demand."""
     for name, path in INNER.items():
         room = room_of(name)
         found = [(module.split(".")[0], at_once) for module, at_once in imports(path)]
