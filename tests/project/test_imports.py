@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Set
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,14 +40,15 @@ MAY_IMPORT_TORCH = {room for room in FLOOR if room.split("/")[0] in ("training",
 AT_MOST_IN_THE_ROOT = 10
 
 
-def imports(path: Path, source: str | None = None) -> Iterator[tuple[str, bool]]:
+@cache
+def imports(path: Path, source: str | None = None) -> tuple[tuple[str, bool], ...]:
     """(module, whether it is loaded with the file) for every import of a file.
 
     Imports in functions are loaded later, and those under `TYPE_CHECKING` never. `from package import module` is the
     module; a public name of `templatekit` is the module that it comes from.
     """
     tree = ast.parse(path.read_text(encoding="utf-8") if source is None else source)
-    yield from _of(tree.body, at_once=True)
+    return tuple(_of(tree.body, at_once=True))
 
 
 def _of(body: list[ast.stmt], *, at_once: bool) -> Iterator[tuple[str, bool]]:
@@ -184,7 +186,7 @@ def test_the_import_checks_notice() -> None:
     assert climbing(PACKAGE / "training" / "kernels" / "fused.py", "from templatekit.training import step") != []
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
     assert circles({"a": {"b"}, "b": {"c"}}) == []
-    assert list(imports(path, "def f():\n    import torch")) == [("torch", False)]
+    assert imports(path, "def f():\n    import torch") == (("torch", False),)
 
 
 PROGRAM = """
