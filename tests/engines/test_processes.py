@@ -149,7 +149,7 @@ def test_prepare_gives_the_same_rows(tmp_path: Path, tokenizer_of: Tokenizers, g
     command = [sys.executable, str(program), *arguments]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     if guard == "if True:":
-        assert "expected what it does behind `if __name__ == '__main__':`" in run.stderr
+        assert "under `if __name__ == '__main__':`" in run.stderr
         assert run.returncode == 1
         return
     assert not run.returncode, run.stderr
