@@ -39,11 +39,15 @@ from templatekit.types import Segment
 
 ATTENTION_NAME = "templatekit_segments"
 _SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
-_TRIAL_TOLERANCE = 1e-3
-"""How far a pack's logits may be from its examples', as a share of the largest logit.
+_LEAK_TOLERANCE = 1e-5
+"""How far a document's logits may move when the other documents of its pack change, as a share of the largest logit.
 
-What crosses examples changes logits by far more. fp32 rounding alone came to 3e-4 in a trained SmolLM2-135M, on a CPU
-without bf16."""
+The products keep their shapes, so most models give equal bits. A mixture of experts groups its tokens by expert, and
+rounds products of other shapes otherwise."""
+_ALONE_TOLERANCE = 1e-3
+"""How far a document's logits in a pack may be from those it has alone, as a share of the largest logit.
+
+Both differ from the exact ones by fp32's rounding. That came to 5e-4 in a trained SmolLM2-135M, measured in fp64."""
 _UNSUPPORTED_ARGUMENTS = ("s_aux", "sinks", "position_bias", "indices", "block_indices")
 """Arguments that some models pass to their attention and that this attention does not support."""
 
@@ -190,8 +194,8 @@ def describe_attention(model: PreTrainedModel, dtype: torch.dtype) -> str:
 def packing_unsupported_reason(model: PreTrainedModel) -> str | None:
     """Return why a pack would give other results than its examples; None where packs of this model are exact.
 
-    In the end a trial decides. Short examples, two of which share a prefix, go through the model as a pack. They must
-    give the same logits as each example alone with the model's own attention.
+    In the end a trial decides. Short examples, two of which share a prefix, go through the model as a pack. Their
+    logits must stay when the other examples change, and be those of each example alone with the model's own attention.
     """
     name = type(model).__name__
     config = model.config.get_text_config()
@@ -201,6 +205,7 @@ def packing_unsupported_reason(model: PreTrainedModel) -> str | None:
     if unsupported:
         return f"{name} has layers of kind {', '.join(unsupported)}; only full and sliding attention can be kept apart"
     ids = torch.arange(1, 11, device=model.device)[None] % config.vocab_size
+    other_ids = (ids + 10) % config.vocab_size
     # One separate document, and two whose first three tokens are shared and computed once.
     documents = [[0, 1], [2, 3, 4, 5], [2, 3, 4, 6, 7, 8, 9]]
     segments = [
@@ -217,20 +222,45 @@ def packing_unsupported_reason(model: PreTrainedModel) -> str | None:
             alone = [model(input_ids=ids[:, document], use_cache=False).logits[0] for document in documents]
             with isolate(model, segments):
                 packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
+                beside_others = []
+                for document in documents:
+                    changed = other_ids.clone()
+                    changed[:, document] = ids[:, document]
+                    logits = model(input_ids=changed, position_ids=positions, use_cache=False).logits[0]
+                    beside_others.append(logits[document])
     except Exception as error:  # a model can raise anything; whatever it is, the model cannot be packed
         return f"{name} cannot run on a pack: {type(error).__name__}: {error}"
     finally:
         model.train(training)
-    expected = torch.cat(alone)
-    packed = torch.cat([packed[document] for document in documents])
-    scale = float(expected.nan_to_num().abs().max())
-    if not torch.allclose(packed, expected, rtol=0, atol=_TRIAL_TOLERANCE * scale, equal_nan=True):
-        difference = float((packed - expected).abs().max())
+    in_pack = torch.cat([packed[document] for document in documents])
+    leak = _relative_difference(torch.cat(beside_others), in_pack)
+    if not leak <= _LEAK_TOLERANCE:
         return (
-            f"{name} gives a pack other logits than its examples alone: something besides attention crosses examples "
-            f"(difference {difference:.2g}, largest logit {scale:.3g})"
+            f"{name} lets examples of a pack see each other: with other examples beside it, an example's logits change "
+            f"by {leak:.2g} of the largest one"
+        )
+    difference = _relative_difference(torch.cat(alone), in_pack)
+    if not difference <= _ALONE_TOLERANCE:
+        return (
+            f"{name} gives an example in a pack other logits than alone (they differ by {difference:.2g} of the "
+            "largest one)"
         )
     return None
+
+
+def _relative_difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference of two tensors, as a share of the largest finite value; infinite where only one is NaN.
+
+    A model may give tokens that it never predicts the least value of its type, so the upper half of the type's range
+    does not count as a scale.
+    """
+    if not torch.equal(found.isnan(), expected.isnan()):
+        return float("inf")
+    found, expected = found.nan_to_num(), expected.nan_to_num()
+    difference = float((found - expected).abs().max())
+    magnitude = expected.abs()
+    finite = magnitude[magnitude < torch.finfo(expected.dtype).max / 2]
+    return difference and difference / float(finite.max())
 
 
 def _attend(

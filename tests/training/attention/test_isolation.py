@@ -136,11 +136,44 @@ def test_models_that_cannot_be_packed_are_named() -> None:
         assert model.training
 
 
-def test_the_trial_detects_a_leak_outside_the_attention(tiny_model: MakeModel) -> None:
+@pytest.mark.parametrize("share", [1, 1e-2, 1e-3, 1e-4])
+def test_the_trial_detects_a_leak_outside_the_attention(tiny_model: MakeModel, share: float) -> None:
     model = tiny_model()
     norm = model.model.norm.forward
-    model.model.norm.forward = lambda states: norm(states + states.cumsum(1))
-    assert "something besides attention" in str(packing_unsupported_reason(model))
+    model.model.norm.forward = lambda states: norm(states + share * states.cumsum(1))
+    assert "see each other" in str(packing_unsupported_reason(model))
+
+
+def test_the_trial_detects_other_positions_than_alone(tiny_model: MakeModel) -> None:
+    model = tiny_model()
+    rotary = model.model.rotary_emb.forward
+    model.model.rotary_emb.forward = lambda states, position_ids: rotary(
+        states, position_ids * (2 if len(position_ids[0]) == 10 else 1)
+    )
+    assert "other logits than alone" in str(packing_unsupported_reason(model))
+
+
+@pytest.mark.parametrize("never", [float("-inf"), torch.finfo(torch.float32).min])
+def test_the_trial_measures_by_the_largest_finite_logit(tiny_model: MakeModel, never: float) -> None:
+    model = tiny_model()
+    head, norm = model.lm_head.forward, model.model.norm.forward
+    model.lm_head.forward = lambda states: head(states).index_fill(-1, torch.tensor([3]), never)
+    assert packing_unsupported_reason(model) is None
+    model.model.norm.forward = lambda states: norm(states + 0.01 * states.cumsum(1))
+    assert "see each other" in str(packing_unsupported_reason(model))
+
+
+def test_a_model_whose_fp32_rounding_is_large_can_be_packed(tiny_model: MakeModel) -> None:
+    model = tiny_model()
+    norm = model.model.norm.forward
+
+    def noisy(states: Tensor) -> Tensor:
+        # Rounding depends on the shape of products, and not on what other rows hold.
+        found: Tensor = norm(states)
+        return found * (1 + 4e-4 * (states.shape[1] % 2))
+
+    model.model.norm.forward = noisy
+    assert packing_unsupported_reason(model) is None
 
 
 def test_the_attention_refuses_inputs_that_are_no_pack(tiny_model: MakeModel, examples: list[TokenizedExample]) -> None:
