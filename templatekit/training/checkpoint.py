@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from templatekit.cache.atomic_files import sync_path
 from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError, RunError, shorten
-from templatekit.training.distributed import SINGLE_PROCESS, ProcessGroup, full_tensor, shard_like
+from templatekit.training.distributed import SINGLE_PROCESS, TrainingGroup, full_tensor, shard_like
 from templatekit.training.model import trainable_parameters
 
 CHECKPOINTS = "checkpoints"
@@ -94,7 +94,7 @@ def save_checkpoint(
     identity: Mapping[str, Any],
     keep: int,
     best: int | None = None,
-    group: ProcessGroup = SINGLE_PROCESS,
+    group: TrainingGroup = SINGLE_PROCESS,
 ) -> None:
     """Write the state after `step` steps, then remove all checkpoints but the `keep` newest and that of step `best`.
 
@@ -170,7 +170,7 @@ def resume_run(
     identity: Mapping[str, Any],
     *,
     resume: bool,
-    group: ProcessGroup,
+    group: TrainingGroup,
     warn: Callable[[str], None],
 ) -> int:
     """Restore the newest checkpoint that is not damaged. Returns the count of steps done, 0 for a run that starts anew.
@@ -209,7 +209,7 @@ def load_best(folder: Path, model: nn.Module, step: int, warn: Callable[[str], N
 
 
 def restore(
-    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, group: ProcessGroup = SINGLE_PROCESS
+    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, group: TrainingGroup = SINGLE_PROCESS
 ) -> None:
     """Load the weights, the optimizer's state and the random generators' states."""
     _restore_weights(checkpoint, model)
@@ -270,18 +270,22 @@ def _verify(path: Path) -> Checkpoint:
     for name in (_MANIFEST, *_FILES):
         if not (path / name).is_file():
             raise _Damaged(f"{name} is missing")
-    try:
-        manifest = dict(json.loads((path / _MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise _Damaged(f"{_MANIFEST} cannot be read: {error}") from error
+    manifest = _read_object(path / _MANIFEST)
     for name in _FILES:
-        found, expected = _manifest_entry(path / name), manifest.get(name)
-        if not isinstance(expected, dict) or found["size"] != expected.get("size"):
-            raise _Damaged(f"{name} has {found['size']} bytes; the manifest says {shorten(expected)}")
-        if found != expected:
+        size, expected = (path / name).stat().st_size, manifest.get(name)
+        if not isinstance(expected, dict) or size != expected.get("size"):  # before gigabytes are hashed
+            raise _Damaged(f"{name} has {size} bytes; the manifest says {shorten(expected)}")
+        if _manifest_entry(path / name) != expected:
             raise _Damaged(f"{name} has another sha256 than the manifest says")
-    state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    state = _read_object(path / _STATE)
     return Checkpoint(path=path, step=state["step"], identity=state["identity"])
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise _Damaged(f"{path.name} cannot be read: {error}") from error
 
 
 def _write_json(path: Path, value: object) -> None:
@@ -309,7 +313,7 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.
     return found
 
 
-def _random_state(group: ProcessGroup) -> dict[str, Tensor]:
+def _random_state(group: TrainingGroup) -> dict[str, Tensor]:
     """The states of the random generators of every process."""
     cpu = group.all_gather(torch.get_rng_state())
     cuda: list[Tensor] = []

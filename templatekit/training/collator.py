@@ -142,13 +142,17 @@ def collate_padded(
         length = segment.end - segment.start
         input_ids[row, :length] = torch.from_numpy(packed.input_ids[segment.start : segment.end])
         new_positions[segment.start : segment.end] = torch.arange(row * width, row * width + length)
-    return replace(
-        collate_packed(packed, device),
+    return Batch(
         input_ids=input_ids.to(device),
         position_ids=None,
         segments=None,
         target_positions=new_positions[torch.from_numpy(packed.target_positions)].to(device),
+        targets=torch.from_numpy(packed.targets).to(device),
+        weights=torch.from_numpy(packed.weights).to(device),
+        total_weight=float(packed.weights.sum(dtype="float64")),
+        tokens=packed.tokens,
         padded_tokens=input_ids.numel(),
+        target_tokens=len(packed.targets),
     )
 
 

@@ -30,7 +30,7 @@ class OtherProcessFailed(RunError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessGroup:
+class TrainingGroup:
     """The processes of a run, seen from one of them."""
 
     rank: int = 0
@@ -90,7 +90,7 @@ class ProcessGroup:
         return [each.cpu() for each in found]
 
 
-SINGLE_PROCESS = ProcessGroup()
+SINGLE_PROCESS = TrainingGroup()
 """A run of one process."""
 
 
@@ -112,7 +112,7 @@ def launched_by_torchrun() -> bool:
 
 
 @contextmanager
-def join_process_group(device: torch.device) -> Iterator[ProcessGroup]:
+def join_process_group(device: torch.device) -> Iterator[TrainingGroup]:
     """Join the processes that `torchrun` started, if it did, and leave them at the end.
 
     Where one of them has died, communication fails in the others with `OtherProcessFailed`.
@@ -127,7 +127,7 @@ def join_process_group(device: torch.device) -> Iterator[ProcessGroup]:
     # the interpreter's lock, for which they may be waiting (torch 2.13): the process would never end.
     _joined_groups.append(dist.group.WORLD)
     try:
-        yield ProcessGroup(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+        yield TrainingGroup(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
     except RuntimeError as error:
         # gloo has no error class for a process that has died: it raises `RuntimeError` and names the connection.
         words = ("gloo", "connection closed", "connection reset", "broken pipe", "timed out")
@@ -140,7 +140,7 @@ def join_process_group(device: torch.device) -> Iterator[ProcessGroup]:
         dist.destroy_process_group()
 
 
-def distribute(losses: nn.Module, group: ProcessGroup, strategy: Literal["ddp", "fsdp"]) -> nn.Module:
+def distribute(losses: nn.Module, group: TrainingGroup, strategy: Literal["ddp", "fsdp"]) -> nn.Module:
     """Wrap the module that computes losses so that gradients are averaged over the processes.
 
     `ddp`: every process holds the whole model. `fsdp`: each holds its shard of every weight, of its gradient and of its

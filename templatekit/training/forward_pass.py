@@ -20,7 +20,7 @@ from templatekit.training.attention.dispatch import (
     packing_unsupported_reason,
 )
 from templatekit.training.collator import Batch
-from templatekit.training.distributed import SINGLE_PROCESS, ProcessGroup, distribute, full_tensor
+from templatekit.training.distributed import SINGLE_PROCESS, TrainingGroup, distribute, full_tensor
 from templatekit.training.kernels.compiled import compile_layers, fuse_outside_layers
 from templatekit.training.kernels.fusion import Fusion, fuse
 from templatekit.training.loss import Head, ModelWithLoss, detect_head
@@ -45,14 +45,14 @@ class ForwardPass:
     micro_batcher: MicroBatcher
     bf16: bool
     """Whether matrix products run in bf16."""
-    group: ProcessGroup
+    group: TrainingGroup
     fusion: Fusion
     """The parts of the model that run in fewer passes over memory, with the same result."""
     checkpointing: bool
     """Whether the backward pass computes each layer's activations again."""
 
     @classmethod
-    def of(cls, model: PreTrainedModel, options: FinetuneOptions, group: ProcessGroup = SINGLE_PROCESS) -> ForwardPass:
+    def of(cls, model: PreTrainedModel, options: FinetuneOptions, group: TrainingGroup = SINGLE_PROCESS) -> ForwardPass:
         """Prepare a model for training: fuse, checkpoint, distribute and compile its layers as the options say.
 
         Raises `ConfigError` where the model cannot be packed or compiled.
@@ -66,8 +66,9 @@ class ForwardPass:
         # Fusion comes before the weights are sharded. DDP and FSDP wait for autograd to add the gradients of the
         # weights themselves.
         accumulates_gradients = group.size == 1
+        layers = decoder_layers(causal)  # FSDP gives them other classes, by which they would not be found
         if options.compile:
-            fusion = fuse_outside_layers(causal, decoder_layers(causal), accumulates_gradients=accumulates_gradients)
+            fusion = fuse_outside_layers(causal, layers, accumulates_gradients=accumulates_gradients)
         else:
             fusion = fuse(causal, accumulates_gradients=accumulates_gradients)
         if options.activation_checkpointing:
@@ -92,8 +93,6 @@ class ForwardPass:
         if options.compile:
             disable_attention_compilation()
             tolerance = 0.03 if forward_pass.bf16 else 1e-3
-            # FSDP has renamed the classes of its layers, so none is found there: they run uncompiled.
-            layers = decoder_layers(causal)
             compile_layers(causal, layers, fusion, forward_pass.trial, tolerance=tolerance, has_dropout=dropout)
         return forward_pass
 

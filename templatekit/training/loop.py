@@ -1,4 +1,4 @@
-"""The training loop, from top to bottom. It sees token ids and weights; no format, template or file format.
+"""The training loop, from top to bottom. It sees token ids and weights alone: no data format, template or file.
 
 Each turn of the loop evaluates if due, saves a checkpoint if due, and makes one optimizer step (`step.train_step`).
 """
@@ -26,7 +26,7 @@ from templatekit.cache import ColumnarExamples
 from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
 from templatekit.training.checkpoint import load_best, resume_run, run_identity, save_checkpoint
-from templatekit.training.distributed import SINGLE_PROCESS, ProcessGroup
+from templatekit.training.distributed import SINGLE_PROCESS, TrainingGroup
 from templatekit.training.dpo import HELD_OUT_REFERENCE, REFERENCE, DPOObjective, precompute_reference
 from templatekit.training.early_stopping import best_step, should_stop_early
 from templatekit.training.forward_pass import ForwardPass
@@ -67,7 +67,7 @@ def train(
     *,
     folder: Path,
     fingerprints: Mapping[str, str] | None = None,
-    group: ProcessGroup = SINGLE_PROCESS,
+    group: TrainingGroup = SINGLE_PROCESS,
     report: Callable[[MetricsLine], object] = lambda line: None,
     say: Callable[[str], None] = lambda line: None,
     warn: Callable[[str], None] = warnings.warn,

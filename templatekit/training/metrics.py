@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO, TypeAlias
 
 from templatekit.errors import RunError
-from templatekit.training.distributed import SINGLE_PROCESS, ProcessGroup
+from templatekit.training.distributed import SINGLE_PROCESS, TrainingGroup
 from templatekit.training.run_folder import write_text
 
 METRICS = "metrics.jsonl"
@@ -34,7 +34,7 @@ def read_metrics(path: Path) -> list[MetricsLine]:
 class MetricsFile:
     """Appends lines to the metrics file of a run."""
 
-    def __init__(self, folder: Path, *, up_to_step: int, group: ProcessGroup = SINGLE_PROCESS) -> None:
+    def __init__(self, folder: Path, *, up_to_step: int, group: TrainingGroup = SINGLE_PROCESS) -> None:
         """Rewrite the file with its lines of steps up to `up_to_step`; with 0 it starts empty.
 
         Every process holds the lines; the main process writes them.

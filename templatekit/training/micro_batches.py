@@ -13,7 +13,7 @@ import torch
 
 from templatekit.packing import pack, pack_examples, pack_groups
 from templatekit.training.collator import Batch, collate_packed, collate_padded, empty_batch
-from templatekit.training.distributed import SINGLE_PROCESS, ProcessGroup
+from templatekit.training.distributed import SINGLE_PROCESS, TrainingGroup
 from templatekit.types import TokenizedExample
 
 EVALUATION_BATCH_SIZE = 512
@@ -32,7 +32,7 @@ class MicroBatcher:
     batch_size: int
     """Examples of an optimizer step."""
     device: torch.device
-    group: ProcessGroup = SINGLE_PROCESS
+    group: TrainingGroup = SINGLE_PROCESS
 
     @property
     def evaluation_batch_size(self) -> int:

@@ -24,7 +24,7 @@ from templatekit.hooks.registry import Registry
 from templatekit.pipeline.counts import Counts
 from templatekit.tokens.load import from_transformers, load_transformers_tokenizer, resolve_model
 from templatekit.training.data import data_fingerprints, read_splits, training_pipeline
-from templatekit.training.distributed import ProcessGroup, full_tensor, join_process_group, local_device
+from templatekit.training.distributed import TrainingGroup, full_tensor, join_process_group, local_device
 from templatekit.training.loop import TrainResult, train
 from templatekit.training.lora import attach_lora
 from templatekit.training.metrics import METRICS, MetricsLine
@@ -111,14 +111,16 @@ def _run(
     registry: Registry,
     folder: Path,
     device: torch.device,
-    group: ProcessGroup,
+    group: TrainingGroup,
     say: Callable[[str], None],
 ) -> Run:
     started = time.monotonic()
     address = resolve_model(options.model, registry) or options.model
-    name = options.tokenizer or options.model
-    served = load_transformers_tokenizer(resolve_model(name, registry) or name)
-    tokenizer = from_transformers(served, name=name)
+    files = address
+    if options.tokenizer is not None:
+        files = resolve_model(options.tokenizer, registry) or options.tokenizer
+    served = load_transformers_tokenizer(files)
+    tokenizer = from_transformers(served, name=options.tokenizer or options.model)
     pipeline = training_pipeline(options, registry, tokenizer=tokenizer)
     added = add_special_tokens(options, pipeline, served)
     if added:
@@ -217,7 +219,7 @@ def _run(
 
 
 def _whole_model(
-    model: PreTrainedModel, build: Callable[..., PreTrainedModel], options: FinetuneOptions, group: ProcessGroup
+    model: PreTrainedModel, build: Callable[..., PreTrainedModel], options: FinetuneOptions, group: TrainingGroup
 ) -> PreTrainedModel:
     """The trained model, as the main process can use and save it alone.
 

@@ -54,7 +54,10 @@ def run_folder(options: FinetuneOptions) -> Path:
 
 @contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
-    """Lock a run folder until this process ends. Raises `RunError` where another process holds the lock."""
+    """Lock a run folder inside the context.
+
+    Raises `RunError` where another process holds the lock, and `ConfigError` for a folder that cannot be written.
+    """
     if sys.platform == "win32":  # no flock there
         yield
         return

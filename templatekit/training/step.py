@@ -17,7 +17,7 @@ from torch import Tensor
 
 from templatekit.errors import RunError
 from templatekit.training.collator import Batch
-from templatekit.training.distributed import ProcessGroup, full_tensor, gradient_sync
+from templatekit.training.distributed import TrainingGroup, full_tensor, gradient_sync
 from templatekit.training.objective import HasRow, Item, Objective
 
 
@@ -137,7 +137,7 @@ class _MetricSums:
         for name, value in more.items():
             self.more[name] = self.more.get(name, 0.0) + float(value)
 
-    def means(self, group: ProcessGroup, total_weight: float) -> tuple[float, dict[str, int], dict[str, float]]:
+    def means(self, group: TrainingGroup, total_weight: float) -> tuple[float, dict[str, int], dict[str, float]]:
         """The mean loss, the token counts and the other means, over all processes."""
         loss, *rest = group.sum([self.loss, *self.counts.values(), *self.more.values()])
         counts = {name: int(count) for name, count in zip(self.counts, rest, strict=False)}

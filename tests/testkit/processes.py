@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from templatekit.training.distributed import ProcessGroup, join_process_group
+from templatekit.training.distributed import TrainingGroup, join_process_group
 
 
 class Outcome(NamedTuple):
@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
     exitcode: int | None
 
 
-def together(count: int, action: Callable[[ProcessGroup], Any], *, timeout: float = 60.0) -> list[Outcome]:
+def together(count: int, action: Callable[[TrainingGroup], Any], *, timeout: float = 60.0) -> list[Outcome]:
     """Run `action` in `count` processes of one group; return what each returned, or how it failed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -56,7 +56,7 @@ def together(count: int, action: Callable[[ProcessGroup], Any], *, timeout: floa
     return outcomes
 
 
-def _run(action: Callable[[ProcessGroup], Any], rank: int, count: int, port: int, pipe: Connection) -> None:
+def _run(action: Callable[[TrainingGroup], Any], rank: int, count: int, port: int, pipe: Connection) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

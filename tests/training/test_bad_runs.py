@@ -22,7 +22,7 @@ from testkit.tiny_model import tiny_folder
 import templatekit
 from templatekit.errors import ConfigError, RunError
 from templatekit.training.checkpoint import newest_checkpoint
-from templatekit.training.distributed import ProcessGroup
+from templatekit.training.distributed import TrainingGroup
 
 ROWS = [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(12)]
 Finetune = Callable[..., templatekit.Run]
@@ -86,7 +86,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(finetune: Finetune, t
     """From some step on, no file may grow past a few bytes: a real error of the system, not a simulated one."""
     whole = finetune(output=tmp_path / "whole")
 
-    def action(world: ProcessGroup) -> None:
+    def action(world: TrainingGroup) -> None:
         loop: Any = import_module("templatekit.training.loop")
 
         step = loop.train_step
@@ -119,7 +119,7 @@ def _losses(folder: Path) -> list[float]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_step_saves_and_leaves(finetune: Finetune, tmp_path: Path, number: int) -> None:
-    def action(world: ProcessGroup) -> None:
+    def action(world: TrainingGroup) -> None:
         loop: Any = import_module("templatekit.training.loop")
 
         step = loop.train_step
@@ -173,7 +173,7 @@ def test_no_terminal_no_locale_and_a_long_foreign_path(place: Path, tmp_path: Pa
 
 
 def test_a_second_signal_leaves_at_once(finetune: Finetune, tmp_path: Path) -> None:
-    def action(world: ProcessGroup) -> None:
+    def action(world: TrainingGroup) -> None:
         loop: Any = import_module("templatekit.training.loop")
 
         def stuck(*arguments: Any, **more: Any) -> Any:

@@ -20,7 +20,7 @@ from testkit.tiny_model import tiny_folder
 from transformers import PreTrainedModel
 
 from templatekit.config.finetune_options import FinetuneOptions
-from templatekit.training.distributed import SINGLE_PROCESS, ProcessGroup, full_tensor
+from templatekit.training.distributed import SINGLE_PROCESS, TrainingGroup, full_tensor
 from templatekit.training.forward_pass import ForwardPass
 from templatekit.training.kernels import compiled
 from templatekit.training.loop import train
@@ -65,10 +65,10 @@ def _made(options: FinetuneOptions, make: MakeModel) -> PreTrainedModel:
 
 def _train(
     make: MakeModel, items: Sequence[Any], options: FinetuneOptions, folder: Path, **more: Any
-) -> Callable[[ProcessGroup], dict[str, list[float]]]:
+) -> Callable[[TrainingGroup], dict[str, list[float]]]:
     """An action that trains and returns all weights."""
 
-    def action(group: ProcessGroup) -> dict[str, list[float]]:
+    def action(group: TrainingGroup) -> dict[str, list[float]]:
         model = _made(options, make)
         train(model, items, items[:3], options, folder=folder, group=group, **more)
         return {name: full_tensor(weight.detach()).flatten().tolist() for name, weight in model.named_parameters()}
@@ -162,7 +162,14 @@ def test_two_processes_with_compiled_layers(
     one.mkdir()
     two.mkdir()
     _train(tiny_model, examples, options, one)(SINGLE_PROCESS)
-    _sound(together(2, _train(tiny_model, examples, options.model_copy(update={"compile": True}), two)))
+
+    def action(group: TrainingGroup) -> None:
+        lines: list[str] = []
+        options_compiled = options.model_copy(update={"compile": True})
+        _train(tiny_model, examples, options_compiled, two, say=lines.append)(group)
+        assert any("2 compiled layers" in line for line in lines), lines
+
+    _sound(together(2, action))
     _assert_same_run(two, one)
 
 
@@ -187,13 +194,13 @@ def test_a_mean_of_means_is_noticed(
     one.mkdir()
     two.mkdir()
     _train(tiny_model, examples, options, one)(SINGLE_PROCESS)
-    honest = ProcessGroup.sum
+    honest = TrainingGroup.sum
 
-    def own(group: ProcessGroup, values: Sequence[float]) -> list[float]:
+    def own(group: TrainingGroup, values: Sequence[float]) -> list[float]:
         found = honest(group, values)
         return [2 * value for value in values] if len(values) == 1 and values[0] > 1 else found
 
-    monkeypatch.setattr(ProcessGroup, "sum", own)
+    monkeypatch.setattr(TrainingGroup, "sum", own)
     together(2, _train(tiny_model, examples, options, two))
     with pytest.raises(AssertionError):
         _assert_same_run(two, one)
@@ -233,7 +240,7 @@ def test_a_checkpoint_resumes_on_another_number_of_processes(
 def test_one_process_is_asked_to_stop_and_all_do(
     tiny_model: MakeModel, examples: list[TokenizedExample], tmp_path: Path
 ) -> None:
-    def action(group: ProcessGroup) -> None:
+    def action(group: TrainingGroup) -> None:
         def stop(line: Any) -> None:
             if line["step"] == 2 and "loss" in line and not group.is_main:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -251,7 +258,7 @@ def test_a_loss_that_is_not_finite_ends_all(
 ) -> None:
     """The process that computed the pack names the rows; the others say that another process failed."""
 
-    def action(group: ProcessGroup) -> None:
+    def action(group: TrainingGroup) -> None:
         model = tiny_model()
         with torch.no_grad():
             model.model.embed_tokens.weight[17] = float("inf")
@@ -268,7 +275,7 @@ def test_a_loss_that_is_not_finite_ends_all(
 def test_a_process_that_dies_ends_the_others(
     tiny_model: MakeModel, examples: list[TokenizedExample], tmp_path: Path
 ) -> None:
-    def action(group: ProcessGroup) -> None:
+    def action(group: TrainingGroup) -> None:
         def die(line: Any) -> None:
             if line["step"] == 2 and "loss" in line and not group.is_main:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -299,7 +306,7 @@ def test_every_pack_is_done_once_and_all_have_equally_many(
     for size in (1, 2, 3, 5):
         shares = []
         for rank in range(size):
-            own = replace(batcher, group=ProcessGroup(rank=rank, size=size))
+            own = replace(batcher, group=TrainingGroup(rank=rank, size=size))
             shares.append(list(own.of_examples(examples, range(len(examples)))))
         assert sorted(d for share in shares for part, _ in share for d in part) == list(range(len(examples)))
         assert len({len(share) for share in shares}) == 1
@@ -327,7 +334,7 @@ def test_torchrun_and_the_command_line(tmp_path: Path) -> None:
 
 
 def test_what_the_first_process_finds_wrong_is_everyones(tmp_path: Path) -> None:
-    def action(group: ProcessGroup) -> None:
+    def action(group: TrainingGroup) -> None:
         options = FinetuneOptions.parse({"output": tmp_path, "resume": True})
         group.run_on_main(lambda: run_folder(options))
 

@@ -183,7 +183,7 @@ def test_a_run_saves_what_it_trained_with(tmp_path: Path) -> None:
         "samples": 0,
     }
     run = finetune(values, output=tmp_path / "run")
-    # Held-out loss of the saved folder, which nobody needs bitsandbytes for, is the one that was measured.
+    # The saved folder, which needs no bitsandbytes, has the loss that was measured on these rows.
     again = finetune(
         {**values, "quantize": None, "model": str(run.folder), "max_steps": 1, "learning_rate": 1e-12},
         output=tmp_path / "again",

@@ -72,7 +72,7 @@ def _trained(model: PreTrainedModel, examples: list[TokenizedExample], **values:
 
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize(
-    ("kind", "precision"), one_in(4, [("llama", "fp32"), ("llama", "bf16"), ("gemma2", "fp32"), ("gpt2", "bf16")])
+    ("kind", "precision"), one_in(2, [("llama", "fp32"), ("gemma2", "fp32"), ("gpt2", "bf16"), ("llama", "bf16")])
 )
 def test_steps(tiny_model: MakeModel, examples: list[TokenizedExample], kind: str, precision: str) -> None:
     found, expected = (_trained(tiny_model(kind), examples, compile=on, precision=precision) for on in (True, False))
