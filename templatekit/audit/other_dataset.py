@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from templatekit.audit.batches import BatchErrors, continued_in_next, row_batches, text_and_prompt_keys
 from templatekit.audit.report import ComparedDataset
+from templatekit.audit.row_batches import BatchErrors, continued_in_next, row_batches, text_and_prompt_keys
 from templatekit.audit.rows import MatchingRow
 from templatekit.errors import ConfigError
 from templatekit.pipeline.deduplication import NearTextIndex, conversation_text

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import compress, count
 
-from templatekit.audit.batches import BatchErrors, continued_in_next, row_batches, text_and_prompt_keys
 from templatekit.audit.other_dataset import OtherDataset
 from templatekit.audit.round_trip import RoundTrip
+from templatekit.audit.row_batches import BatchErrors, continued_in_next, row_batches, text_and_prompt_keys
 from templatekit.audit.rows import AuditedRow, AuditedSample, EncodingDifference, MatchingRow
 from templatekit.errors import RecordError
 from templatekit.pipeline.first_rows import FirstRows

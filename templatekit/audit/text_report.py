@@ -11,7 +11,7 @@ from templatekit.audit.rule import LEVELS
 if TYPE_CHECKING:
     from rich.text import Text
 
-_Part: TypeAlias = "str | Text | tuple[str, str]"
+_StyledText: TypeAlias = "str | Text | tuple[str, str]"
 """Text of the report, with or without a style."""
 
 KINDS_SHOWN = 8
@@ -39,7 +39,7 @@ def to_rich(report: Report) -> Text:
     return Text.assemble(*_report(report))
 
 
-def _report(report: Report) -> Iterator[_Part]:
+def _report(report: Report) -> Iterator[_StyledText]:
     for line in (*header_lines(report), *length_lines(report)):
         yield f"{line}\n"
     for finding in report.findings:
@@ -131,7 +131,7 @@ def rows_line(finding: Finding) -> str:
     return f"{plural(finding.count, 'row')} ({percent(finding.share)}){numbers}"
 
 
-def _finding(finding: Finding) -> Iterator[_Part]:
+def _finding(finding: Finding) -> Iterator[_StyledText]:
     rule = finding.rule
     yield f"{rule.level} {rule.code}", _LEVEL_STYLES[rule.level]
     yield f": {rule.title}\n", "bold"
@@ -155,7 +155,7 @@ def example_line(example: Excerpt) -> str:
     return ": ".join(filter(None, parts))
 
 
-def _example(example: Excerpt) -> Iterator[_Part]:
+def _example(example: Excerpt) -> Iterator[_StyledText]:
     from rich.text import Text
 
     if line := example_line(example):

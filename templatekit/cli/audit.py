@@ -14,7 +14,7 @@ from templatekit.cli.options import PLUGIN_DIR, add_options, given_options, load
 from templatekit.cli.output import atomic_file
 from templatekit.cli.progress import progress_bar
 from templatekit.config.data_options import CACHE_OPTIONS, DataOptions
-from templatekit.errors import ConfigError
+from templatekit.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from templatekit.audit import Report
@@ -107,8 +107,11 @@ def _write_page(report: Report, path: Path) -> None:
     """Write the report as a page."""
     from templatekit.audit.html_report import to_html
 
-    with atomic_file(path, option="--html") as file:
-        file.write(to_html(report).encode(errors="backslashreplace"))  # a path may hold bytes that are not text
+    try:
+        with atomic_file(path, option="--html") as file:
+            file.write(to_html(report).encode(errors="backslashreplace"))  # a path may hold bytes that are not text
+    except BrokenPipeError as error:  # the report is still to be printed: only the page has lost its reader
+        raise RunError(f"--html {str(path)!r} cannot be written: {error.strerror}") from error
 
 
 def _print_report(report: Report) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from templatekit import RunError
 
 Command = Callable[..., Any]
 WriteRows = Callable[..., Path]
@@ -140,6 +143,32 @@ def test_a_path_that_is_no_text(command: Command, write_rows: WriteRows, tmp_pat
 def test_a_page_can_go_to_a_pipe(command: Command, write_rows: WriteRows) -> None:
     result = command("--dataset", write_rows([GOOD]), "--html", "/dev/stderr")
     assert result.code == 0 and result.err.startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_page_that_cannot_be_written_is_a_failure(command: Command, write_rows: WriteRows) -> None:
+    result = command("--dataset", write_rows([GOOD]), "--html", "/dev/full")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.endswith("Error: --html '/dev/full' cannot be written: No space left on device\n")
+
+
+def test_a_page_whose_reader_has_gone_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report was still to be printed: to end in silence, as when standard output is closed, would lose it."""
+    from templatekit.audit import html_report
+    from templatekit.cli.audit import _write_page
+
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+
+    def leave(report: object) -> str:
+        os.close(reader)
+        return "page"
+
+    monkeypatch.setattr(html_report, "to_html", leave)
+    report: Any = None
+    with pytest.raises(RunError, match=r"--html '.*pipe' cannot be written: Broken pipe"):
+        _write_page(report, pipe)
 
 
 def test_splits_are_compared(command: Command, write_rows: WriteRows) -> None:
