@@ -8,7 +8,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet datasets==5.2.0
+"$folder/venv/bin/pip" install --quiet datasets==5.2.0 pyarrow==26.0.1
 cd "$folder"
 HF_HOME="$folder" venv/bin/python - <<'PYTHON'
 import datasets

@@ -15,7 +15,9 @@ for name in one two; do
     printf 'Metadata-Version: 2.1\nName: dist-%s\nVersion: 1.0\n' "$name" > "$name/dist_$name-1.0.dist-info/METADATA"
     printf '[demo]\ngreeter = module_%s\n' "$name" > "$name/dist_$name-1.0.dist-info/entry_points.txt"
 done
-PYTHONPATH="$folder/one:$folder/two" venv/bin/python - <<'PYTHON'
+cat > loaded.py <<'PYTHON'
+import sys
+
 import pluggy
 
 
@@ -30,5 +32,7 @@ manager.add_hookspecs(Specs)
 loaded = manager.load_setuptools_entrypoints("demo")
 print("pluggy", pluggy.__version__)
 print("two distributions, loaded:", loaded, manager.hook.hello())
-assert (loaded, manager.hook.hello()) == (1, ["one"])
+assert (loaded, manager.hook.hello()) == (1, [sys.argv[1]])
 PYTHON
+PYTHONPATH="$folder/one:$folder/two" venv/bin/python loaded.py one
+PYTHONPATH="$folder/two:$folder/one" venv/bin/python loaded.py two

@@ -3,8 +3,8 @@
 #
 # Expected: with position_ids that restart, two examples in one row do not attend to each other; a mask of ones, which
 # says that no token is padding, changes nothing, and neither does a cache that is thrown away.
-# Seen: that holds for use_cache=False without a mask alone. By default (use_cache is on, in training code that calls the
-# model itself), or with a mask of ones, the second example attends to the first, and no warning says so.
+# Seen: that holds only for use_cache=False without a mask. By default (use_cache is on where code calls the model itself),
+# or with use_cache=False and a mask of ones, the second example attends to the first.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
