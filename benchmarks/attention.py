@@ -84,13 +84,13 @@ def attention_functions(
     yield "tree", (lambda q, k, v: tree_attention(q, k, v, tree, scale)) if on_cpu else "on the CPU"
 
 
-def seconds(name: AttentionFunction, states: Sequence[Tensor], repeat: int) -> float:
+def seconds(function: AttentionFunction, states: Sequence[Tensor], repeat: int) -> float:
     """The time of one pass forwards and backwards, the shortest of several."""
     device = states[0].device
     durations = []
     for _ in range(repeat + 2):  # the first passes compile and allocate memory
         start = time.perf_counter()
-        torch.autograd.grad([name(*states).float().sum()], states)
+        torch.autograd.grad([function(*states).float().sum()], states)
         if device.type == "cuda":
             torch.cuda.synchronize()
         durations.append(time.perf_counter() - start)
@@ -105,9 +105,9 @@ def seconds(name: AttentionFunction, states: Sequence[Tensor], repeat: int) -> f
 def main(device: str, heads: str, head_dim: int, repeat: int) -> None:
     keep_freed_memory()  # as a training run does
     query_heads, key_heads = map(int, heads.split(","))
-    for name, segments in PACKS.items():
+    for pack_name, segments in PACKS.items():
         tokens = segments[-1].end
-        click.echo(f"{name}: {tokens:,} tokens, heads {heads} of {head_dim}, bf16, {device}")
+        click.echo(f"{pack_name}: {tokens:,} tokens, heads {heads} of {head_dim}, bf16, {device}")
         shapes = [(1, count, tokens, head_dim) for count in (query_heads, key_heads, key_heads)]
         states = [torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
         baseline = None

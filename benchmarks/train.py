@@ -1,6 +1,6 @@
 """Training steps compared: TRL's trainer, LitGPT, padded batches, plain packs, packs with shared prefixes, LoRA.
 
-Of our variants, `again` is the shared packs with activation checkpointing, `compiled` the same with compiled layers
+Of our variants, `again` is the shared packs with activation checkpointing, `compiled` is them with compiled layers
 (compiled before the clock starts), `8bit` with the optimizer's moments in eight bits, `qlora` is `lora` over frozen
 weights in four bits. All except `lora` and `qlora` train every weight of the small built-in model on the same rows, the
 same steps and the same targets. Each variant runs in its own process, so that its peak memory is its own. The loss and

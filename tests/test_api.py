@@ -37,7 +37,7 @@ from templatekit import (
     prepare,
     render,
 )
-from templatekit.tokens.supervision import view_of
+from templatekit.cli.preview import view_of
 from templatekit.views import to_html, to_marked, to_rich
 
 ROWS = [{"instruction": f"add {row}", "input": "", "output": "x" * row} for row in range(1, 6)]

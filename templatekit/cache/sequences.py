@@ -17,7 +17,7 @@ from templatekit.types import Example, Sample, TokenizedExample
 
 
 class BatchColumns:
-    """The samples of a batch in memory, with the methods of `TableColumns`."""
+    """The samples of a batch in memory, with the attributes of `TableColumns` that `ColumnarSamples` uses."""
 
     def __init__(self, batch: SampleBatch) -> None:
         columns = batch.columns

@@ -16,9 +16,9 @@ from templatekit.cli.output import print_summary
 from templatekit.config.data_options import CACHE_OPTIONS, DataOptions
 from templatekit.errors import ConfigError
 from templatekit.pipeline.pipeline import Pipeline
-from templatekit.tokens.supervision import view_of
+from templatekit.tokens.supervision import loss_spans
 from templatekit.types import RenderedText, TokenizedExample, TrainOn
-from templatekit.views import legend, to_marked, to_rich
+from templatekit.views import View, legend, to_marked, to_rich
 
 
 @click.command()
@@ -63,3 +63,8 @@ def show_examples(examples: Iterable[RenderedText | TokenizedExample], train_on:
             console.print(to_rich(view))
         else:
             click.echo(to_marked(view))
+
+
+def view_of(shown: RenderedText | TokenizedExample, train_on: TrainOn) -> View:
+    """A text for display. If it is not tokenized, its loss weights are those that `train_on` gives."""
+    return shown.view() if isinstance(shown, TokenizedExample) else shown.view(loss_spans(shown, train_on))

@@ -16,4 +16,4 @@ def cache_folder(named: Path | None = None) -> Path:
         return named.expanduser()
     if found := os.environ.get(VARIABLE):
         return Path(found).expanduser()
-    return platformdirs.user_cache_path("templatekit", appauthor=False)
+    return platformdirs.user_cache_path("templatekit", appauthor=False, opinion=False)

@@ -45,7 +45,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     nested: ClassVar[Mapping[str, type[Options]]] = {}
-    """The option set in each field that holds one. Error messages also suggest the names of its options."""
+    """The option set in each field that holds one. For an unknown name in it, errors suggest its options."""
 
     @classmethod
     def parse(cls: type[OptionSet], values: Mapping[str, Any], *, source: str | None = None) -> OptionSet:

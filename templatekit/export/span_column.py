@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from templatekit.packing.columns import list_array
+from templatekit.packing.columns import list_array, offsets_from_lengths
 from templatekit.types import Origin, RenderedText, TracedLayout
 
 if TYPE_CHECKING:
@@ -61,13 +61,13 @@ def span_column(texts: Sequence[RenderedText]) -> pa.ListArray:
         found.append(layouts[traced.layout])
     none = np.zeros(0, dtype=np.int64)
     counts = np.fromiter((len(spans.last) for spans in found), dtype=np.int64, count=len(found))
-    ends_of_texts = np.cumsum(counts)
-    piece_ends = np.concatenate([[0], np.cumsum(np.array(lengths, dtype=np.int64))])
+    text_offsets = offsets_from_lengths(counts)
+    piece_ends = offsets_from_lengths(np.array(lengths, dtype=np.int64))
     first_pieces = np.array(starts, dtype=np.int64)
     last_pieces = np.concatenate([none, *(spans.last for spans in found)]) + np.repeat(first_pieces, counts)
     ends = piece_ends[last_pieces + 1] - np.repeat(piece_ends[first_pieces], counts)
     starts_of_spans = np.concatenate([none, [0], ends])[: len(ends)]
-    starts_of_spans[(ends_of_texts - counts)[counts > 0]] = 0
+    starts_of_spans[text_offsets[:-1][counts > 0]] = 0
     name_indices = np.concatenate([none, *(spans.names for spans in found)])
     struct = pa.StructArray.from_arrays(
         [
@@ -77,7 +77,7 @@ def span_column(texts: Sequence[RenderedText]) -> pa.ListArray:
         ],
         names=["start", "end", "origin"],
     )
-    return list_array(np.concatenate([[0], ends_of_texts]).astype(np.int32), struct)
+    return list_array(text_offsets.astype(np.int32), struct)
 
 
 def _piece_spans(origins: Sequence[Origin], names: _Names, *, merged: bool) -> _PieceSpans:

@@ -32,7 +32,7 @@ def parse_kwargs(text: str) -> dict[str, Any]:
     """
     kwargs: dict[str, Any] = {}
     for kwarg in _SEPARATOR.split(text) if text.strip() else ():
-        name, equals, value = (text.strip() for text in kwarg.partition("="))
+        name, equals, value = (part.strip() for part in kwarg.partition("="))
         if not (name and equals and value):
             raise ConfigError(
                 f"chat_template_kwargs: found {kwarg!r}; expected NAME=VALUE, separated by commas, such as "

@@ -45,7 +45,7 @@ def find_template(
 def check_end_marker(marker: str, template: Template, tokens: SpecialTokens) -> None:
     """Raise `ConfigError` for a text that can end no answer, because neither the template nor the tokenizer has it."""
     special = {tokens.eos, *tokens.special}
-    # Compared by words, because a template may write a line break directly or as `\\n`.
+    # Compared by words, because a template may write a line break directly or as `\n`.
     if marker in special or all(word in template.source for word in marker.split()):
         return
     close_matches = get_close_matches(marker, sorted(special), n=3)

@@ -72,8 +72,7 @@ class TokenizedColumns:
     @property
     def trained_tokens(self) -> NDArray[np.int64]:
         """Shape (examples,): the number of tokens of each example that have a loss weight."""
-        counts = np.concatenate([[0], np.cumsum(self.loss_weights != 0)])
-        return np.diff(counts[self.offsets])
+        return np.diff(offsets_from_lengths(self.loss_weights != 0)[self.offsets])
 
     @property
     def labels(self) -> NDArray[np.int32]:
@@ -101,12 +100,11 @@ class TokenizedColumns:
     @staticmethod
     def join(several: Sequence[TokenizedColumns]) -> TokenizedColumns:
         """Concatenate columns; without any, the result has no examples."""
-        lengths = np.concatenate([np.zeros(1, dtype=np.int64), *(columns.lengths for columns in several)])
         return TokenizedColumns(
             rendered=[text for columns in several for text in columns.rendered],
             loss_spans=[spans for columns in several for spans in columns.loss_spans],
             truncated=[policy for columns in several for policy in columns.truncated],
-            offsets=np.cumsum(lengths),
+            offsets=offsets_from_lengths(np.concatenate([np.zeros(0, np.int64), *(one.lengths for one in several)])),
             input_ids=np.concatenate([np.zeros(0, np.int32), *(columns.input_ids for columns in several)]),
             loss_weights=np.concatenate([np.zeros(0, np.float64), *(columns.loss_weights for columns in several)]),
         )
@@ -117,7 +115,7 @@ def labels_of(input_ids: NDArray[np.int32], loss_weights: NDArray[np.float64]) -
     return np.where(loss_weights != 0, input_ids, np.int32(IGNORE_INDEX))
 
 
-def offsets_from_lengths(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def offsets_from_lengths(lengths: NDArray[np.int64] | NDArray[np.bool_]) -> NDArray[np.int64]:
     """Shape (ranges + 1,): the starts of concatenated ranges of these lengths, then the end of the last range."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 

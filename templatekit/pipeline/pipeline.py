@@ -7,15 +7,17 @@ The methods of `Pipeline` are in the order in which a record passes them:
 | read | `open` | unreadable (`invalid_json`, …), excluded by options (`filtered`, `duplicate`, `near_duplicate`) |
 | adapt | `_render_record`, by `Reader.examples` | the adapter's (`bad_messages`, …), `no_adapter`, `adapter_failed` |
 | render | `_render_conversation` | the template's (`template_refused`, …) |
-| encode | `_finish` | `nothing_trained` |
-| fit | `_select` | `too_long` |
+| encode | `_finish` | |
+| select | `_select`, `_check_trained` without a tokenizer | `nothing_trained`, `too_long` |
 | write | `templatekit.pipeline.outputs` | the exporter's: `not_expressible` |
 
 Each step raises a `RecordError` with its reason code, and `Counts.drop` counts it. To find why row 17 was dropped, look
 for 17 in `pipeline.counts.dropped_rows`, whose keys are the reasons. The summary names the first five rows of each
-reason, `render --json` names all. `templatekit preview --row 17`, with the options of the run, shows the whole message.
-Up to and including rendering, an error stops the run unless `on_error="skip"`. `nothing_trained` never stops the run,
-and `too_long` stops it only with `truncation="error"`.
+reason, `render --json` names all. `templatekit preview --row 17`, with the options of the run, shows the whole message,
+but not an exporter's refusal, and not a row of a mixture.
+
+Excluded records and `nothing_trained` never stop the run; `too_long` stops it only with `truncation="error"`. Every
+other reason, `not_expressible` too, stops it unless `on_error="skip"`.
 """
 
 from __future__ import annotations
@@ -153,7 +155,7 @@ class Pipeline:
     def split_into_chunks(
         self, records: Iterable[Record | RecordError], *, first_row: int = 0, from_caller: bool = False
     ) -> Iterator[Chunk]:
-        """Records, as `open` or `Reader.gathered` gives them, in chunks; rows are counted from `first_row`."""
+        """Records, as `open` or `Reader.select` gives them, in chunks; rows are counted from `first_row`."""
         for items, error in chunked(records, CHUNK_SIZE):
             yield Chunk(
                 records=items,
@@ -261,7 +263,7 @@ class Pipeline:
                 replace(sample, rendered=replace(sample.rendered, sample=index, samples=len(samples)))
                 for index, sample in enumerate(samples)
             ]
-        return [Sample(example=sample.example, rendered=sample.rendered) for sample in samples]
+        return samples
 
     def _conversations(self, example: Example) -> tuple[Example, ...]:
         """The conversations of an example that are rendered: itself, or the chosen one of a preference pair."""

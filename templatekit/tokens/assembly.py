@@ -118,7 +118,7 @@ class Assembler:
             if traced is None or layout is None:
                 filled_layouts.append(None)
                 continue
-            filled_layouts.append(FilledLayout(layout, layout.slot_texts(traced.pieces)))
+            filled_layouts.append(FilledLayout(layout, layout.fill_slots(traced.pieces)))
             if self._unused and key in self._unused:
                 self._unused.remove(key)
                 first_of_layout.append(index)
@@ -142,7 +142,7 @@ class Assembler:
         if rendered.traced is not None:
             self._cache_layout(rendered, rendered.traced, fragments, spans)
         layout = self._token_layouts.of_fragments(fragments, spans)
-        return FilledLayout(layout, layout.slot_texts(()))
+        return FilledLayout(layout, layout.fill_slots(()))
 
     def _cache_layout(
         self, rendered: RenderedText, traced: TracedText, fragments: Sequence[Fragment], spans: Sequence[LossSpan]

@@ -1,4 +1,7 @@
-"""Decides which characters are trained, and how much: the only place that turns targets into loss weights."""
+"""Decides which characters are trained, and how much: the only place that turns targets into weights to train with.
+
+`RenderedText.view` repeats the plain case, `response`, for display.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,7 @@ from itertools import pairwise
 from typing import NamedTuple, overload
 
 from templatekit.config.train_on import TrainOnWeights, parse_train_on
-from templatekit.types import COMPUTED, LossSpan, Origin, RenderedText, TargetSpan, TokenizedExample, TrainOn
-from templatekit.views import View
+from templatekit.types import COMPUTED, LossSpan, Origin, RenderedText, TargetSpan, TrainOn
 
 
 class _TargetedSpan(NamedTuple):
@@ -78,11 +80,6 @@ def loss_spans(rendered: RenderedText, train_on: TrainOn) -> tuple[LossSpan, ...
     return tuple(
         LossSpan(start=start, end=end, weight=weight) for (start, weight), end in zip(merged, ends, strict=False)
     )
-
-
-def view_of(shown: RenderedText | TokenizedExample, train_on: TrainOn) -> View:
-    """A text for display. If it is not tokenized, its loss weights are those that `train_on` gives."""
-    return shown.view() if isinstance(shown, TokenizedExample) else shown.view(loss_spans(shown, train_on))
 
 
 def _targeted_spans(rendered: RenderedText, *, by_origin: bool) -> Iterator[_TargetedSpan]:

@@ -44,7 +44,7 @@ class TokenLayout(NamedTuple):
     """The loss weight of each entry."""
     slot_prefixes: tuple[bool, ...]
     """For each slot, whether the backend may put its dummy prefix before it."""
-    slot_texts: Callable[[Sequence[str]], tuple[str, ...]]
+    fill_slots: Callable[[Sequence[str]], tuple[str, ...]]
     """Returns the text of each slot, given the pieces of a text."""
 
 
@@ -134,10 +134,10 @@ class TokenLayouts:
                         prefixes.append(prefix)
             weights.extend([weight_at(fragment.start, spans)] * (len(entries) - len(weights)))
 
-        def slot_texts(texts: Sequence[str]) -> tuple[str, ...]:
+        def fill_slots(texts: Sequence[str]) -> tuple[str, ...]:
             return tuple(["".join([texts[i] if isinstance(i, int) else i for i in slot]) for slot in slots])
 
-        return TokenLayout(entries, weights, tuple(prefixes), slot_texts)
+        return TokenLayout(entries, weights, tuple(prefixes), fill_slots)
 
     def _is_in_every_text(self, fragment: Fragment, pieces: _Pieces) -> bool:
         """Whether it is text, or a control token that is constant together with the whitespace that it strips."""

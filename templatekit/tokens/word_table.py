@@ -203,7 +203,7 @@ class WordTable:
         self._starts[indices] = self._used + ends - lengths
         self._used += len(flat)
         if len(self._forbidden_ids):
-            count = np.concatenate([[0], np.cumsum(np.isin(flat, self._forbidden_ids))])
+            count = offsets_from_lengths(np.isin(flat, self._forbidden_ids))
             self._is_forbidden[indices] = count[ends] > count[ends - lengths]
 
     def _add_word(self, text: str, prefix: bool) -> int:

@@ -143,6 +143,9 @@ def test_the_folder_follows_the_platform(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("TEMPLATEKIT_CACHE", str(tmp_path / "mine"))
     assert cache_folder() == tmp_path / "mine"
     assert cache_folder(Path("~/here")) == Path.home() / "here"
+    monkeypatch.delenv("TEMPLATEKIT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which its specification has programs ignore
+    assert cache_folder().is_absolute()
 
 
 def test_tokenizers_are_listed_and_cleared(templatekit: Templatekit, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -123,6 +124,13 @@ def test_every_room_is_on_the_list() -> None:
     assert {room_of(name) for name in INNER} == set(FLOOR), "a new room: say in FLOORS where it stands"
 
 
+def test_the_architecture_page_lists_the_rooms_from_the_ground_up() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    floors = [FLOOR[room] for room in re.findall(r"^  (\w+)/ ", page, flags=re.MULTILINE)]
+    assert len(floors) > 10
+    assert floors == sorted(floors)
+
+
 def test_tests_have_the_rooms_of_the_package() -> None:
     folders = {path.parent.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
     outside = {folder for folder in folders if not (PACKAGE / folder).is_dir() and "third_party" not in folder}
@@ -183,7 +191,7 @@ def test_the_import_checks_notice() -> None:
         assert climbing(path, source) != [], source
     assert climbing(path, "from templatekit import Span, __version__") == []
     assert climbing(path, "from templatekit.types import Span") == []
-    assert climbing(PACKAGE / "training" / "kernels" / "fused.py", "from templatekit.training import step") != []
+    assert climbing(PACKAGE / "training" / "kernels" / "fusion.py", "from templatekit.training import step") != []
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
     assert circles({"a": {"b"}, "b": {"c"}}) == []
     assert imports(path, "def f():\n    import torch") == (("torch", False),)

@@ -1,7 +1,8 @@
 """How much the suite tries: enough to notice a mistake by default, everything in the full profile.
 
 `make test` tries a few examples of each property, and some cases of each long list. `make test-full` tries all of them.
-`HYPOTHESIS_PROFILE=long` tries 20 times as many examples again; it is meant for a few tests at a time.
+`HYPOTHESIS_PROFILE=long` tries 20 times as many examples again of each property without a budget of its own; it is
+meant for a few tests at a time.
 """
 
 from __future__ import annotations

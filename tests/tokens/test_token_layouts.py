@@ -129,14 +129,14 @@ def test_plain_texts_share_one_layout(tokenizer_of: Tokenizers, name: str, given
         assert not used(encoder)  # its control tokens strip whitespace of the text
         return
     (token_layout,) = used(encoder)
-    assert token_layout.slot_texts(texts[0].pieces)[-1].startswith(texts[0].variables[-1])
+    assert token_layout.fill_slots(texts[0].pieces)[-1].startswith(texts[0].variables[-1])
 
 
 def test_a_slot_reaches_to_the_nearest_word_boundary(tokenizer_of: Tokenizers) -> None:
     encoder = Encoder(tokenizer_of("bytes"))
     assert are_equal(encoder, [TracedText(PLAIN, ("x", "y"))] * 2)
     (token_layout,) = used(encoder)
-    assert token_layout.slot_texts(("", "1", "", "2", "")) == (" Instruction:\n1\n\n###", "2</s>")
+    assert token_layout.fill_slots(("", "1", "", "2", "")) == (" Instruction:\n1\n\n###", "2</s>")
     assert token_layout.entries.tolist().count(token_layouts.SLOT) == 2
     assert len(token_layout.entries) == len(token_layout.weights)
 

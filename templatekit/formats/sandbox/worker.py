@@ -2,7 +2,7 @@
 
 The worker renders with the same `Template` and returns the same values. A rendering may take limited processor time and
 memory. The process opens no file, starts no other process and ends with its parent. The error for an exceeded limit
-names the limit: `time`, `memory` or `output`.
+names the limit: `time`, `memory`, `output`, or `process` for a worker that died of something else.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def _starts_with(text: list[Piece], prefix: list[Piece]) -> bool:
 def _guard_difference(left: Piece, after_left: Sequence[Piece], right: Piece, after_right: Sequence[Piece]) -> None:
     """Record a guard that two texts, of which at least one starts with a variable, differ in a character.
 
-    If neither has such a character, the variables decide how far the texts agree, and the recording is aborted.
+    If they agree as far as they can be compared, only the variables decide how far, and the recording is aborted.
     """
     left_next, right_next = _next_constant(after_left), _next_constant(after_right)
     if left.variable and right.variable:

@@ -2,7 +2,7 @@
 
 It differs from the environment that tracks provenance in that all of its text is symbolic, and in what a template may
 call. Filters, tests and functions run unchanged where they look at a text through its own methods and operators alone.
-All others run on constants, and abort the recording on data.
+Other filters and tests run on constants, and abort the recording on data. Other calls, and `random`, always abort it.
 """
 
 from __future__ import annotations
