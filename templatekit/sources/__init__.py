@@ -7,7 +7,6 @@ address ──Source.accepts──▶ source ──read──▶ Record | Record
 | module | purpose |
 | --- | --- |
 | `opening` | finds the source of an address and reads its records, with columns renamed |
-| `builtin` | offers the sources below, as any plugin offers its own |
 | `json_records`, `json_lines`, `json_array`, `json_decoder` | JSON in every layout, strictly, in bounded memory |
 | `csv_records` | CSV and TSV, every value as text |
 | `arrow_records` | Parquet, Arrow, Feather |
@@ -21,11 +20,42 @@ address ──Source.accepts──▶ source ──read──▶ Record | Record
 | `grouping` | groups the records that make one example, where an adapter says so |
 | `shuffle`, `mixing` | the order of records, of one data set and of several |
 
-Importing this package loads none of the libraries that the readers need.
+`templatekit_sources` offers these sources, as any plugin offers its own. Importing this package loads none of the
+libraries that the readers need.
 """
 
-from templatekit.sources.builtin import templatekit_sources
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from templatekit.hooks.contracts import Source
+from templatekit.hooks.specs import hookimpl
+from templatekit.sources.arrow_records import ArrowSource
 from templatekit.sources.columns import map_columns
+from templatekit.sources.csv_records import CsvSource
+from templatekit.sources.datasets_records import HubSource, SavedSource
+from templatekit.sources.folders import FolderSource, GlobSource
+from templatekit.sources.json_records import JsonSource
 from templatekit.sources.opening import find_source, open_source
+from templatekit.sources.remote import RemoteSource
+from templatekit.sources.starter import StarterSource
+from templatekit.sources.stdin import StdinSource
 
 __all__ = ["find_source", "map_columns", "open_source", "templatekit_sources"]
+
+
+@hookimpl
+def templatekit_sources() -> Iterable[Source]:
+    """The built-in sources, the most specific first: the first that accepts an address reads it."""
+    return [
+        StarterSource(),
+        StdinSource(),
+        RemoteSource(),
+        SavedSource(),
+        FolderSource(),
+        GlobSource(),
+        ArrowSource(),
+        CsvSource(),
+        JsonSource(),
+        HubSource(),
+    ]

@@ -22,7 +22,8 @@ class Rewindable(io.RawIOBase):
     """A stream that cannot seek, with its beginning buffered until `stop_rewinding`, so that it can be read twice."""
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream
+        # read1 returns the bytes that have arrived: the first rows of a slow pipe need not wait for the last.
+        self._read = getattr(stream, "read1", stream.read)
         self._buffer: bytearray | None = bytearray()
         self._position = 0
         self._buffering = True
@@ -62,7 +63,7 @@ class Rewindable(io.RawIOBase):
             return len(again)
         if not self._buffering:
             self._buffer = None
-        data = self._stream.read(len(view)) or b""
+        data = self._read(len(view)) or b""
         view[: len(data)] = data
         self._position += len(data)
         if self._buffer is not None:

@@ -40,12 +40,20 @@ class SavedSource(Source):
         folder, split = _folder_and_split(address)
         try:
             saved = datasets.load_from_disk(str(folder))
-        except Exception as error:  # json, pyarrow and datasets each have their own
-            raise _damaged(address, error) from error
-        if isinstance(saved, datasets.Dataset):
-            saved = {str(saved.split) if saved.split else "all": saved}
-        dataset = _pick(saved, split, address)
-        yield from require_records(_rows(dataset, address), address)
+            if isinstance(saved, datasets.Dataset):
+                saved = {str(saved.split) if saved.split else "all": saved}
+            batches = _pick(saved, split, address).with_format(None).iter(batch_size=_BATCH_ROWS)
+            rows = (
+                dict(zip(batch, row, strict=True)) for batch in batches for row in zip(*batch.values(), strict=True)
+            )
+            yield from require_records(rows, address)
+        except SourceError:
+            raise
+        except Exception as error:  # json, pyarrow, datasets and the columns' decoders each have their own
+            raise SourceError(
+                f"{address}: damaged or empty folder; found {type(error).__name__}: {shorten(str(error), 200)}; "
+                "expected what save_to_disk wrote; save it again"
+            ) from error
 
 
 class HubSource(Source):
@@ -69,10 +77,15 @@ class HubSource(Source):
 
         try:
             streams = datasets.load_dataset(name, streaming=True)
-        except Exception as error:  # the hub, the network and every file format have their own
-            raise _unreachable(address, error) from error
-        dataset = _pick(streams, split, address)
-        yield from require_records(_streamed(dataset, address), address)
+            yield from require_records(_pick(streams, split, address), address)
+        except SourceError:
+            raise
+        except Exception as error:  # the hub, every file format, and at any row the network have their own
+            raise SourceError(
+                f"{address}: no such file here, and not readable from the Hugging Face hub; found "
+                f"{type(error).__name__}: {shorten(str(error), 200)}; check the name and the network, or download it "
+                "and give the folder"
+            ) from error
 
 
 def is_saved(folder: Path) -> bool:
@@ -99,36 +112,6 @@ def _pick(splits: Mapping[str, Any], wanted: str, address: str) -> Any:
             f"{names[0] if names else 'train'}"
         )
     return splits[names[0]]
-
-
-def _rows(dataset: Any, address: str) -> Iterator[Record]:
-    try:
-        for batch in dataset.with_format(None).iter(batch_size=_BATCH_ROWS):
-            for values in zip(*batch.values(), strict=True):
-                yield dict(zip(batch, values, strict=True))
-    except Exception as error:  # pyarrow and the columns' decoders each have their own
-        raise _damaged(address, error) from error
-
-
-def _streamed(dataset: Any, address: str) -> Iterator[Record]:
-    try:
-        yield from dataset
-    except Exception as error:  # the network may fail at any row
-        raise _unreachable(address, error) from error
-
-
-def _damaged(address: str, error: Exception) -> SourceError:
-    return SourceError(
-        f"{address}: damaged or empty folder; found {type(error).__name__}: {shorten(str(error), 200)}; expected what "
-        "save_to_disk wrote; save it again"
-    )
-
-
-def _unreachable(address: str, error: Exception) -> SourceError:
-    return SourceError(
-        f"{address}: no such file here, and not readable from the Hugging Face hub; found {type(error).__name__}: "
-        f"{shorten(str(error), 200)}; check the name and the network, or download it and give the folder"
-    )
 
 
 def _check_reachable(address: str) -> None:

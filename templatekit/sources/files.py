@@ -7,7 +7,6 @@ import stat
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path, PurePath
 from typing import BinaryIO, TypeVar
@@ -19,6 +18,8 @@ from templatekit.types import Record
 
 T = TypeVar("T")
 _NAMES_LISTED = 8
+_KINDS = {"d": "a folder", "p": "a pipe (FIFO)", "s": "a socket", "c": "a device", "b": "a device"}
+"""What an address names that is no regular file, by the first letter of `stat.filemode`."""
 
 
 def to_path(address: str) -> Path:
@@ -53,19 +54,9 @@ def find_file(address: str) -> Path:
     except (OSError, ValueError) as error:
         raise read_error(address, error) from None
     if not stat.S_ISREG(mode):
-        raise SourceError(f"{address}: not a regular file; found {_type(mode)}; save its data to a file and name that")
+        found = _KINDS.get(stat.filemode(mode)[0], "something else")
+        raise SourceError(f"{address}: not a regular file; found {found}; save its data to a file and name that")
     return path
-
-
-@contextmanager
-def open_file(address: str) -> Iterator[BinaryIO]:
-    """The decompressed bytes of a file; an error while they are read becomes a `SourceError`."""
-    path = find_file(address)
-    try:
-        with path.open("rb") as file, decompressed(file, address) as stream:
-            yield stream
-    except OSError as error:
-        raise read_error(address, error) from error
 
 
 class FileSource(Source):
@@ -73,8 +64,12 @@ class FileSource(Source):
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
         """The rows of the file at `address`."""
-        with open_file(address) as stream:
-            yield from self.read_stream(stream, address)
+        path = find_file(address)
+        try:
+            with path.open("rb") as file, decompressed(file, address) as stream:
+                yield from self.read_stream(stream, address)
+        except OSError as error:
+            raise read_error(address, error) from error
 
     def files(self, address: str) -> Sequence[Path] | None:
         """The one file."""
@@ -128,14 +123,3 @@ def check_column_names(names: Iterable[str], address: str) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise SourceError(f"{address}: two columns are named {twice[0]!r}; expected each name once; rename one")
-
-
-def _type(mode: int) -> str:
-    types = {
-        stat.S_IFDIR: "a folder",
-        stat.S_IFIFO: "a pipe (FIFO)",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFCHR: "a device",
-        stat.S_IFBLK: "a device",
-    }
-    return types.get(stat.S_IFMT(mode), "something else")

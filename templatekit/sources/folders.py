@@ -39,7 +39,10 @@ class FolderSource(Source):
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
         """The rows of each file in turn. An error names the file, and the index of the row in that file."""
-        yield from _read_all(address, self.files(address))
+        files = self.files(address)
+        reader = common_reader(address, files)
+        for file in files:
+            yield from reader.read(str(file))
 
     def files(self, address: str) -> list[Path]:
         """The data files, sorted by name."""
@@ -57,7 +60,7 @@ class FolderSource(Source):
         return files
 
 
-class GlobSource(Source):
+class GlobSource(FolderSource):
     """The files that match a pattern, all of one format: `data/*.jsonl.gz`, or `data/**/*.parquet` with subfolders."""
 
     name: ClassVar[str] = "glob"
@@ -66,10 +69,6 @@ class GlobSource(Source):
     def accepts(self, address: str) -> bool:
         """Whether the address contains `*`, `?` or `[`, and is not the name of a file."""
         return is_glob(address) and "\0" not in address and not exists(to_path(address))
-
-    def read(self, address: str) -> Iterator[Record | RecordError]:
-        """The rows of each file in turn. An error names the file, and the index of the row in that file."""
-        yield from _read_all(address, self.files(address))
 
     def files(self, address: str) -> list[Path]:
         """The files that match the pattern now, sorted by name."""
@@ -100,12 +99,6 @@ def common_reader(address: str, files: Sequence[PurePath]) -> FileSource:
             "folder for each format"
         )
     return kinds.pop()()
-
-
-def _read_all(address: str, files: Sequence[Path]) -> Iterator[Record | RecordError]:
-    reader = common_reader(address, files)
-    for file in files:
-        yield from reader.read(str(file))
 
 
 def _suggest_files(address: str) -> str:

@@ -135,37 +135,30 @@ def describe(value: Any) -> str:
     return f"the number {shorten(value)}"
 
 
-class Explanation(NamedTuple):
-    """A syntax error: its reason code and a message."""
-
-    reason: str
-    message: str
-
-
-def explain(error: JSONDecodeError) -> Explanation:
-    """Explain a `JSONDecodeError`: what was found, and what was expected."""
+def explain(error: JSONDecodeError) -> tuple[str, str]:
+    """The reason code of a `JSONDecodeError`, and a message: what was found, and what was expected."""
     text, at = error.doc, error.pos
     here, excerpt = text[at : at + 1], shorten(text[at : at + 24])
     if error.msg.startswith("Unterminated string") or at >= len(text):
-        return Explanation("truncated", "breaks off in the middle; expected its end")
+        return "truncated", "breaks off in the middle; expected its end"
     if error.msg.startswith("Invalid control character"):
         name = {"\n": "line break", "\t": "tab", "\x00": "NUL"}.get(here, "control character")
         meant = {"\n": ", or a closing quote before it", "\x00": " or left out"}.get(here, "")
         escape = json.dumps(here)[1:-1]
-        return Explanation("control_character", f"found a raw {name} in a string; expected it as {escape}{meant}")
+        return "control_character", f"found a raw {name} in a string; expected it as {escape}{meant}"
     before = text[max(0, at - 200) : at].rstrip(WHITESPACE)
     if error.msg.startswith(TRAILING_COMMA) or (here in ("]", "}") and before.endswith(",")):
-        return Explanation("trailing_comma", "found a comma with nothing after it; expected no comma before a bracket")
+        return "trailing_comma", "found a comma with nothing after it; expected no comma before a bracket"
     if error.msg == "Extra data" and text[at:].strip(WHITESPACE) == ",":
-        return Explanation("trailing_comma", "found a comma after the value; expected nothing there")
+        return "trailing_comma", "found a comma after the value; expected nothing there"
     if error.msg == "Extra data":
-        return Explanation("invalid_json", f"found {excerpt} after the value; expected nothing there")
+        return "invalid_json", f"found {excerpt} after the value; expected nothing there"
     if here == "'":
-        return Explanation("invalid_json", f"found Python's single quotes: {excerpt}; expected JSON")
+        return "invalid_json", f"found Python's single quotes: {excerpt}; expected JSON"
     expected = error.msg.removeprefix("Expecting ")
     if expected == error.msg:
-        return Explanation("invalid_json", f"{error.msg[:1].lower()}{error.msg[1:].rstrip(': ')}: {excerpt}")
-    return Explanation("invalid_json", f"found {excerpt}; expected {expected}")
+        return "invalid_json", f"{error.msg[:1].lower()}{error.msg[1:].rstrip(': ')}: {excerpt}"
+    return "invalid_json", f"found {excerpt}; expected {expected}"
 
 
 def _has_surrogate_escape(text: str, start: int, end: int) -> bool:

@@ -140,7 +140,8 @@ def _read_object(window: Window) -> Iterator[Record | RecordError]:
         value, _, needs_check = window.decode(Decoder())
     except JSONDecodeError as error:
         line, column = window.position(error.pos)
-        raise SourceError(f"{address}: not JSON at line {line}, column {column}; {explain(error).message}") from None
+        _, message = explain(error)
+        raise SourceError(f"{address}: not JSON at line {line}, column {column}; {message}") from None
     one_line = window.position(window.index).line == first_line
     window.expect_end()
     rows = [value]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from templatekit.errors import PluginError, RecordError, SourceError, TemplatekitError, shorten
@@ -44,22 +43,16 @@ def open_source(
 def _read(
     source: Source, address: str, registry: Registry, columns: Mapping[str, str], limit: int | None
 ) -> Iterator[Record | RecordError]:
-    with closing(_checked(source, address, registry)) as items:
-        for row, item in enumerate(islice(items, limit)):
+    """The source's records; raises `PluginError`, which names the plugin, if the source breaks its contract."""
+    try:
+        for row, item in enumerate(islice(source.read(address), limit)):
+            if not isinstance(item, (Mapping, RecordError)):
+                raise TypeError(f"yielded {shorten(item)}; expected a mapping or a RecordError")
             try:
                 record: Record | RecordError = item if isinstance(item, RecordError) else map_columns(item, columns)
             except RecordError as error:
                 record = error
             yield record.at(address, row) if isinstance(record, RecordError) else record
-
-
-def _checked(source: Source, address: str, registry: Registry) -> Generator[Record | RecordError, None, None]:
-    """The source's items; raises `PluginError`, which names the plugin, if the source breaks its contract."""
-    try:
-        for item in source.read(address):
-            if not isinstance(item, (Mapping, RecordError)):
-                raise TypeError(f"yielded {shorten(item)}; expected a mapping or a RecordError")
-            yield item
     except TemplatekitError:
         raise
     except Exception as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from templatekit.errors import RecordError, SourceError
 from templatekit.hooks.contracts import Source
@@ -33,17 +33,5 @@ class StdinSource(Source):
                 f"{address}: standard input is a terminal; expected records: zcat rows.jsonl.gz | templatekit … "
                 "--dataset -"
             )
-        with decompressed(make_rewindable(_Unclosed(stream)), address) as text:
+        with decompressed(make_rewindable(stream), address) as text:
             yield from read_json(text, address)
-
-
-class _Unclosed:
-    """Standard input, without `close`, so that its readers cannot close it."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def read(self, size: int) -> bytes:
-        # read1 returns the bytes that have arrived: the first rows of a slow pipe need not wait for the last.
-        data: bytes = self._stream.read1(size)
-        return data
