@@ -9,141 +9,81 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from templatekit.api import prepare, render
-    from templatekit.config.data_options import DataOptions
-    from templatekit.config.finetune_options import FinetuneOptions
-    from templatekit.errors import (
-        ConfigError,
-        PluginError,
-        RecordError,
-        RunError,
-        SourceError,
-        TemplateError,
-        TemplatekitError,
-        TokenizerError,
-        UnknownNameError,
-    )
-    from templatekit.formats import Template, load_template
-    from templatekit.hooks.contracts import Adapter, ModelResolver, Source, TemplateFile, template_files
-    from templatekit.hooks.exporters import Exporter, FolderExporter, RecordExporter
-    from templatekit.hooks.loading import create_registry
-    from templatekit.hooks.record_fields import WEIGHT_KEYS, as_function, objects_of, text_of, tools_of, weight_of
-    from templatekit.hooks.registry import Registry
-    from templatekit.hooks.specs import hookimpl
-    from templatekit.tokens.tokenizer import Tokenizer
-    from templatekit.training.run import Run, finetune
-    from templatekit.types import (
-        IGNORE_INDEX,
-        Example,
-        LossSpan,
-        Message,
-        Origin,
-        PackedBatch,
-        PreferenceExample,
-        Record,
-        RenderedText,
-        Segment,
-        Span,
-        TargetSpan,
-        TokenizedExample,
-    )
+    from templatekit.api import prepare as prepare
+    from templatekit.api import render as render
+    from templatekit.config.data_options import DataOptions as DataOptions
+    from templatekit.config.finetune_options import FinetuneOptions as FinetuneOptions
+    from templatekit.errors import ConfigError as ConfigError
+    from templatekit.errors import PluginError as PluginError
+    from templatekit.errors import RecordError as RecordError
+    from templatekit.errors import RunError as RunError
+    from templatekit.errors import SourceError as SourceError
+    from templatekit.errors import TemplateError as TemplateError
+    from templatekit.errors import TemplatekitError as TemplatekitError
+    from templatekit.errors import TokenizerError as TokenizerError
+    from templatekit.errors import UnknownNameError as UnknownNameError
+    from templatekit.formats import Template as Template
+    from templatekit.formats import load_template as load_template
+    from templatekit.hooks.contracts import Adapter as Adapter
+    from templatekit.hooks.contracts import ModelResolver as ModelResolver
+    from templatekit.hooks.contracts import Source as Source
+    from templatekit.hooks.contracts import TemplateFile as TemplateFile
+    from templatekit.hooks.contracts import template_files as template_files
+    from templatekit.hooks.exporters import Exporter as Exporter
+    from templatekit.hooks.exporters import FolderExporter as FolderExporter
+    from templatekit.hooks.exporters import RecordExporter as RecordExporter
+    from templatekit.hooks.loading import create_registry as create_registry
+    from templatekit.hooks.record_fields import WEIGHT_KEYS as WEIGHT_KEYS
+    from templatekit.hooks.record_fields import as_function as as_function
+    from templatekit.hooks.record_fields import objects_of as objects_of
+    from templatekit.hooks.record_fields import text_of as text_of
+    from templatekit.hooks.record_fields import tools_of as tools_of
+    from templatekit.hooks.record_fields import weight_of as weight_of
+    from templatekit.hooks.registry import Registry as Registry
+    from templatekit.hooks.specs import hookimpl as hookimpl
+    from templatekit.tokens.tokenizer import Tokenizer as Tokenizer
+    from templatekit.training.run import Run as Run
+    from templatekit.training.run import finetune as finetune
+    from templatekit.types import IGNORE_INDEX as IGNORE_INDEX
+    from templatekit.types import Example as Example
+    from templatekit.types import LossSpan as LossSpan
+    from templatekit.types import Message as Message
+    from templatekit.types import Origin as Origin
+    from templatekit.types import PackedBatch as PackedBatch
+    from templatekit.types import PreferenceExample as PreferenceExample
+    from templatekit.types import Record as Record
+    from templatekit.types import RenderedText as RenderedText
+    from templatekit.types import Segment as Segment
+    from templatekit.types import Span as Span
+    from templatekit.types import TargetSpan as TargetSpan
+    from templatekit.types import TokenizedExample as TokenizedExample
 
 __version__ = "0.1.0"
 
 _PUBLIC_NAMES = {
-    "api": ("prepare", "render"),
-    "config.data_options": ("DataOptions",),
-    "config.finetune_options": ("FinetuneOptions",),
+    "api": "prepare render",
+    "config.data_options": "DataOptions",
+    "config.finetune_options": "FinetuneOptions",
     "errors": (
-        "ConfigError",
-        "PluginError",
-        "RecordError",
-        "RunError",
-        "SourceError",
-        "TemplateError",
-        "TemplatekitError",
-        "TokenizerError",
-        "UnknownNameError",
+        "ConfigError PluginError RecordError RunError SourceError TemplateError TemplatekitError TokenizerError "
+        "UnknownNameError"
     ),
-    "formats": ("Template", "load_template"),
-    "hooks.contracts": ("Adapter", "ModelResolver", "Source", "TemplateFile", "template_files"),
-    "hooks.exporters": ("Exporter", "FolderExporter", "RecordExporter"),
-    "hooks.loading": ("create_registry",),
-    "hooks.record_fields": ("WEIGHT_KEYS", "as_function", "objects_of", "text_of", "tools_of", "weight_of"),
-    "hooks.registry": ("Registry",),
-    "hooks.specs": ("hookimpl",),
-    "tokens.tokenizer": ("Tokenizer",),
-    "training.run": ("Run", "finetune"),
+    "formats": "Template load_template",
+    "hooks.contracts": "Adapter ModelResolver Source TemplateFile template_files",
+    "hooks.exporters": "Exporter FolderExporter RecordExporter",
+    "hooks.loading": "create_registry",
+    "hooks.record_fields": "WEIGHT_KEYS as_function objects_of text_of tools_of weight_of",
+    "hooks.registry": "Registry",
+    "hooks.specs": "hookimpl",
+    "tokens.tokenizer": "Tokenizer",
+    "training.run": "Run finetune",
     "types": (
-        "IGNORE_INDEX",
-        "Example",
-        "LossSpan",
-        "Message",
-        "Origin",
-        "PackedBatch",
-        "PreferenceExample",
-        "Record",
-        "RenderedText",
-        "Segment",
-        "Span",
-        "TargetSpan",
-        "TokenizedExample",
+        "IGNORE_INDEX Example LossSpan Message Origin PackedBatch PreferenceExample Record RenderedText Segment "
+        "Span TargetSpan TokenizedExample"
     ),
 }
-_MODULE_OF = {name: module for module, names in _PUBLIC_NAMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _PUBLIC_NAMES.items() for name in names.split()}
 """The module of each public name."""
-
-__all__ = [
-    "IGNORE_INDEX",
-    "WEIGHT_KEYS",
-    "Adapter",
-    "ConfigError",
-    "DataOptions",
-    "Example",
-    "Exporter",
-    "FinetuneOptions",
-    "FolderExporter",
-    "LossSpan",
-    "Message",
-    "ModelResolver",
-    "Origin",
-    "PackedBatch",
-    "PluginError",
-    "PreferenceExample",
-    "Record",
-    "RecordError",
-    "RecordExporter",
-    "Registry",
-    "RenderedText",
-    "Run",
-    "RunError",
-    "Segment",
-    "Source",
-    "SourceError",
-    "Span",
-    "TargetSpan",
-    "Template",
-    "TemplateError",
-    "TemplateFile",
-    "TemplatekitError",
-    "TokenizedExample",
-    "Tokenizer",
-    "TokenizerError",
-    "UnknownNameError",
-    "__version__",
-    "as_function",
-    "create_registry",
-    "finetune",
-    "hookimpl",
-    "load_template",
-    "objects_of",
-    "prepare",
-    "render",
-    "template_files",
-    "text_of",
-    "tools_of",
-    "weight_of",
-]
 
 
 def __getattr__(name: str) -> Any:
@@ -155,4 +95,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*_MODULE_OF, "__version__"])
+
+
+if not TYPE_CHECKING:  # mypy takes a list that is computed for an empty one
+    __all__ = __dir__()

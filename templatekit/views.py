@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -25,34 +25,11 @@ class View(NamedTuple):
     """A text to display, with its origins and loss weights."""
 
     text: str
-    spans: Sequence[_Span]
-    """The origin of every character: ordered, without gaps."""
-    losses: Sequence[_LossSpan]
-    """The weights of the trained text: ordered, without overlap. Text outside of them is not trained."""
+    spans: Sequence[Any]
+    """`Span`s: the origin of every character, ordered, without gaps."""
+    losses: Sequence[Any]
+    """`LossSpan`s: the weights of the trained text, ordered, without overlap. Text outside of them is not trained."""
     caption: str = ""
-
-
-class _Span(Protocol):
-    @property
-    def start(self) -> int: ...
-    @property
-    def end(self) -> int: ...
-    @property
-    def origin(self) -> _Origin: ...
-
-
-class _Origin(Protocol):
-    @property
-    def kind(self) -> str: ...
-
-
-class _LossSpan(Protocol):
-    @property
-    def start(self) -> int: ...
-    @property
-    def end(self) -> int: ...
-    @property
-    def weight(self) -> float: ...
 
 
 class _Run(NamedTuple):
