@@ -46,15 +46,15 @@ class AuditContext:
 def audit_context(pipeline: Pipeline, options: DataOptions) -> AuditContext:
     """The context of a pipeline. `options` are the user's options, from which the pipeline's may differ."""
     template, special_tokens, tokenizer = pipeline.template, pipeline.special_tokens, pipeline.tokenizer
-    ending = ending_of(template, special_tokens)
+    end_marker, trailing = ending_of(template, special_tokens)
     return AuditContext(
         options=options,
         template=template,
         special_tokens=special_tokens,
         tokenizer=tokenizer,
         markers=markers_of(template, special_tokens, tokenizer),
-        end_marker=ending.marker,
-        trailing=ending.trailing,
+        end_marker=end_marker,
+        trailing=trailing,
         stop_tokens=_stop_tokens(pipeline, tokenizer) if tokenizer else None,
     )
 

@@ -25,13 +25,6 @@ MAX_EXACT = 65_536
 
 
 @dataclass(slots=True)
-class _Kind:
-    first_row: int | None
-    detail: str
-    count: int = 0
-
-
-@dataclass(slots=True)
 class FindingCounter:
     """The occurrences of one rule so far."""
 
@@ -40,7 +33,7 @@ class FindingCounter:
     """Number of row numbers to store."""
     count: int = 0
     rows: list[int] = field(default_factory=list)
-    kinds: dict[str, _Kind] = field(default_factory=dict)
+    parts: dict[str, FindingPart] = field(default_factory=dict)
     example: Excerpt | None = None
 
     def add(self, occurrences: Iterable[Occurrence], row: int | None, context: AuditContext) -> None:
@@ -56,23 +49,19 @@ class FindingCounter:
                     self.rows.append(row)
             if occurrence.kind not in seen:
                 seen.add(occurrence.kind)
-                self._kind(occurrence, row).count += 1
+                self._part(occurrence, row).count += 1
 
-    def _kind(self, occurrence: Occurrence, row: int | None) -> _Kind:
-        name = visible(occurrence.kind[:MAX_KIND_LENGTH])
-        if name not in self.kinds:
-            if len(self.kinds) >= MAX_KINDS:
-                return self.kinds.setdefault(OTHER_KINDS, _Kind(row, ""))
-            self.kinds[name] = _Kind(row, visible(occurrence.detail))
-        return self.kinds[name]
+    def _part(self, occurrence: Occurrence, row: int | None) -> FindingPart:
+        name, detail = visible(occurrence.kind[:MAX_KIND_LENGTH]), occurrence.detail
+        if name not in self.parts and len(self.parts) >= MAX_KINDS:
+            name, detail = OTHER_KINDS, ""
+        if name not in self.parts:
+            self.parts[name] = FindingPart(what=name, first_row=row, detail=visible(detail))
+        return self.parts[name]
 
     def finding(self, rows: int) -> Finding:
         """The finding, for a data set with this many rows."""
-        kinds = sorted(self.kinds.items(), key=lambda item: -item[1].count)
-        parts = tuple(
-            FindingPart(what=name, count=kind.count, first_row=kind.first_row, detail=kind.detail)
-            for name, kind in kinds
-        )
+        parts = tuple(sorted(self.parts.values(), key=lambda part: -part.count))
         return Finding(
             rule=self.rule,
             count=self.count,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from templatekit.audit.report import ComparedDataset
-from templatekit.audit.row_batches import BatchErrors, continued_in_next, row_batches, text_and_prompt_keys
+from templatekit.audit.row_batches import BatchErrors, row_batches, text_and_prompt_keys
 from templatekit.audit.rows import MatchingRow
 from templatekit.errors import ConfigError
 from templatekit.pipeline.deduplication import NearTextIndex, conversation_text
 from templatekit.pipeline.first_rows import FirstRows
+from templatekit.pipeline.outputs import continued_in_next
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.types import Sample
 

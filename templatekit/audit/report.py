@@ -80,13 +80,13 @@ class Excerpt:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class FindingPart:
     """The occurrences of one kind within a finding."""
 
     what: str
     """The name of the kind."""
-    count: int
+    count: int = 0
     first_row: int | None
     detail: str
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 from unicodedata import is_normalized
 
 from templatekit.audit.rows import TEXT_FIELDS, RoundTripDifference
 from templatekit.tokens.tokenizer import Tokenizer
+from templatekit.tokens.word_boundaries import components
 from templatekit.types import Example
 
 _PREFIX = "a\n"
@@ -55,11 +55,9 @@ class RoundTrip:
         A byte-level tokenizer only changes texts that its normalizers change. Others are tried on a probe text.
         """
         backend = self._tokenizer.backend(control=True, prefix=False)
-        normalizers = _stage_types(backend.normalizer)
+        normalizers, decoders = _types(backend.normalizer), _types(backend.decoder)
         forms = [form for form in get_args(_Form) if form in normalizers]
-        byte_level = "ByteLevel" in _stage_types(backend.pre_tokenizer) and _stage_types(backend.decoder) == {
-            "ByteLevel"
-        }
+        byte_level = "ByteLevel" in _types(backend.pre_tokenizer) and decoders == {"ByteLevel"}
         if byte_level and len(forms) == len(normalizers) and self._preserves(_BYTE_PROBE, forms):
             return lambda text: not text.isascii() and not all(is_normalized(form, text) for form in forms)
         if self._preserves(_ASCII_PROBE, ()):
@@ -72,14 +70,6 @@ class RoundTrip:
         return self._decoded([text], control=True) == [text]
 
 
-def _stage_types(stage: Any) -> set[str]:
-    """The types in a normalizer, pre-tokenizer or decoder, nested ones included. Its pickled state is JSON."""
-    return set(_flat_types(json.loads(stage.__getstate__()))) if stage is not None else set()
-
-
-def _flat_types(stage: dict[str, Any]) -> Iterator[str]:
-    nested = next((stage[key] for key in ("normalizers", "pretokenizers", "decoders") if key in stage), None)
-    if nested is None:
-        yield stage["type"]
-    for inner in nested or ():
-        yield from _flat_types(inner)
+def _types(stage: Any) -> set[str]:
+    """The types in a normalizer, pre-tokenizer or decoder."""
+    return {component["type"] for component in components(stage)}

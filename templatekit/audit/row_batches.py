@@ -1,10 +1,10 @@
-"""Runs records through the pipeline batch by batch, and compares the samples of a batch with each other."""
+"""Runs records through the pipeline batch by batch, and hashes the texts of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice, zip_longest
+from itertools import islice
 from typing import Any, NamedTuple
 
 from templatekit.errors import ConfigError, RecordError
@@ -62,16 +62,6 @@ def row_batches(pipeline: Pipeline, counts: BatchErrors, records: Iterable[Recor
         }
         yield RowBatch(range(first, first + len(batch)), unread, samples)
         first += len(batch)
-
-
-def continued_in_next(samples: Sequence[Sample]) -> list[bool]:
-    """For each sample, whether the next sample belongs to the same row and starts with all messages of this one."""
-    return [
-        following is not None
-        and following.rendered.row == sample.rendered.row
-        and following.example.messages[: len(sample.example.messages)] == sample.example.messages
-        for sample, following in zip_longest(samples, samples[1:])
-    ]
 
 
 def text_and_prompt_keys(samples: Iterable[Sample]) -> tuple[list[int], list[int]]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import compress, count
+from operator import attrgetter
 
 from templatekit.audit.other_dataset import OtherDataset
 from templatekit.audit.round_trip import RoundTrip
-from templatekit.audit.row_batches import BatchErrors, continued_in_next, row_batches, text_and_prompt_keys
-from templatekit.audit.rows import AuditedRow, AuditedSample, EncodingDifference, MatchingRow
+from templatekit.audit.row_batches import BatchErrors, row_batches, text_and_prompt_keys
+from templatekit.audit.rows import AuditedRow, AuditedSample, EncodingDifference
 from templatekit.errors import RecordError
 from templatekit.pipeline.first_rows import FirstRows
+from templatekit.pipeline.outputs import continued_in_next
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.tokens.encoder import Encoder
 from templatekit.tokens.supervision import loss_spans
@@ -95,8 +97,10 @@ class RowStream:
                     shared_text=sample.shared_text or same_text,
                     shared_prompt=sample.shared_prompt or same_prompt,
                 )
-            for index, similar in zip(longest, other.find_similar(compared), strict=True):
-                audited[index] = _with_more_similar(audited[index], similar)
+        for index, *found in zip(longest, *(other.find_similar(compared) for other in self.others), strict=True):
+            similar = max(filter(None, found), key=attrgetter("similarity"), default=None)
+            if similar is not None and audited[index].shared_text is None:
+                audited[index] = replace(audited[index], nearly_shared=similar)
 
     def _audited_sample(
         self, sample: Sample, difference: EncodingDifference | None, *, continued: bool
@@ -146,13 +150,3 @@ class RowStream:
             for index, (own, other) in enumerate(zip(tokenized, others, strict=True))
             if own.input_ids != other.input_ids
         }
-
-
-def _with_more_similar(sample: AuditedSample, similar: MatchingRow | None) -> AuditedSample:
-    """The sample with the more similar of two rows of other data sets, or with neither if its exact text is shared."""
-    known = sample.nearly_shared
-    if sample.shared_text is not None:
-        similar = None
-    elif similar is None or (known is not None and (known.similarity or 0) >= (similar.similarity or 0)):
-        return sample
-    return replace(sample, nearly_shared=similar)

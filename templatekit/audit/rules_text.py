@@ -6,7 +6,6 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
 
 from templatekit.audit.context import AuditContext
 from templatekit.audit.rows import TEXT_FIELDS, AuditedRow, field_ranges
@@ -16,25 +15,18 @@ from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.types import Origin, RenderedText
 
 
-class _DataRange(NamedTuple):
-    """Consecutive characters that come from data, of one field or of several."""
-
-    start: int
-    end: int
-
-
-def _data_ranges(rendered: RenderedText, *, headers: bool = True) -> Iterator[_DataRange]:
-    """The longest ranges of text from data, in order. Without `headers`, roles and names count as template text."""
+def _data_ranges(rendered: RenderedText, *, headers: bool = True) -> Iterator[tuple[int, int]]:
+    """Start and end of each longest text from data, in order. Without `headers`, roles and names are template text."""
     start = end = 0
     for span in rendered.spans:
         if span.origin.is_template or (span.origin.in_header and not headers):
             if end > start:
-                yield _DataRange(start, end)
+                yield start, end
             start = end = span.end
         else:
             end = span.end
     if end > start:
-        yield _DataRange(start, end)
+        yield start, end
 
 
 def _origin_at(rendered: RenderedText, position: int) -> Origin:
@@ -70,8 +62,8 @@ def _control_strings(row: AuditedRow, context: AuditContext) -> Iterator[tuple[O
     everywhere = context.options.control_tokens == "everywhere"
     for sample in row.samples:
         rendered = sample.rendered
-        for data in _data_ranges(rendered):
-            for match in pattern.finditer(rendered.text, data.start, data.end):
+        for start, end in _data_ranges(rendered):
+            for match in pattern.finditer(rendered.text, start, end):
                 origin = _origin_at(rendered, match.start())
                 in_answer = (
                     origin.message is not None
@@ -93,12 +85,12 @@ def template_markers(row: AuditedRow, context: AuditContext) -> Iterator[Occurre
     """Texts in data that the template also writes around fields."""
     for sample in row.samples:
         rendered = sample.rendered
-        for data in _data_ranges(rendered, headers=False):
+        for start, end in _data_ranges(rendered, headers=False):
             for marker in context.markers:
-                start = _find_marker(rendered.text, marker.text, data.start, data.end, line_start=marker.line_start)
-                if start >= 0:
-                    kind = f"{marker.text} in {_field_name(rendered, _origin_at(rendered, start))}"
-                    yield Occurrence(kind=kind, sample=sample, start=start, end=start + len(marker.text))
+                found = _find_marker(rendered.text, marker.text, start, end, line_start=marker.line_start)
+                if found >= 0:
+                    kind = f"{marker.text} in {_field_name(rendered, _origin_at(rendered, found))}"
+                    yield Occurrence(kind=kind, sample=sample, start=found, end=found + len(marker.text))
 
 
 def _find_marker(text: str, marker: str, start: int, end: int, *, line_start: bool) -> int:
@@ -182,8 +174,8 @@ def encoding_oddities(row: AuditedRow, context: AuditContext) -> Iterator[Occurr
         rendered = sample.rendered
         if rendered.text.isascii() and rendered.text.replace("\n", "").replace("\t", "").isprintable():
             continue
-        for data in _data_ranges(rendered):
-            for match in _ODD.finditer(rendered.text, data.start, data.end):
+        for start, end in _data_ranges(rendered):
+            for match in _ODD.finditer(rendered.text, start, end):
                 yield Occurrence(kind=_oddity(match[0]), sample=sample, start=match.start(), end=match.end())
 
 

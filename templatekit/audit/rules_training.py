@@ -31,7 +31,8 @@ def turn_dependent(row: AuditedRow, context: AuditContext) -> Iterator[Occurrenc
 def end_marker_untrained(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]:
     """A trained answer without an end marker, or whose end marker has no loss weight."""
     for sample in row.samples:
-        for target in _last_target_of_each_turn(sample.rendered.target_spans):
+        # The last target of each turn: a turn may have several, and the end marker is in the last.
+        for target in {target.message: target for target in sample.rendered.target_spans}.values():
             if not sample.is_trained(target.start, target.end):
                 continue
             if not sample.is_trained(target.end - 1, target.end):
@@ -42,13 +43,6 @@ def end_marker_untrained(row: AuditedRow, context: AuditContext) -> Iterator[Occ
                 continue
             yield Occurrence(kind=kind, sample=sample, start=target.marker_start, end=target.end)
             break
-
-
-def _last_target_of_each_turn(targets: tuple[TargetSpan, ...]) -> Iterator[TargetSpan]:
-    """The last target of each turn: a turn may have several, and the end marker is in the last."""
-    for index, target in enumerate(targets):
-        if index + 1 == len(targets) or targets[index + 1].message != target.message:
-            yield target
 
 
 def _contains_end_marker(sample: AuditedSample, target: TargetSpan, context: AuditContext) -> bool:

@@ -52,16 +52,8 @@ def rendered_examples(template: Template, special_tokens: SpecialTokens) -> Iter
                 continue
 
 
-class Ending(NamedTuple):
-    """The text that a template writes after the last answer."""
-
-    marker: str = ""
-    trailing: str = ""
-    """The text after the end marker."""
-
-
-def ending_of(template: Template, special_tokens: SpecialTokens) -> Ending:
-    """The ending of the first conversation that the template accepts."""
+def ending_of(template: Template, special_tokens: SpecialTokens) -> tuple[str, str]:
+    """The last end marker of the first conversation that the template accepts, and the text after it."""
     pattern = EndMarkers.of(template.metadata, special_tokens).pattern
     for rendered in rendered_examples(template, special_tokens):
         for target in rendered.target_spans[-1:]:
@@ -69,8 +61,8 @@ def ending_of(template: Template, special_tokens: SpecialTokens) -> Ending:
             blocks = any(span.origin.generation for span in rendered.spans)
             match = pattern.search(rendered.text, target.marker_start) if pattern and blocks else None
             end = match.end() if match else target.end
-            return Ending(rendered.text[target.marker_start : end], rendered.text[end:])
-    return Ending()
+            return rendered.text[target.marker_start : end], rendered.text[end:]
+    return "", ""
 
 
 def markers_of(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from templatekit.errors import ConfigError, RecordError
-from templatekit.hooks.exporters import NOT_EXPRESSIBLE, FolderExporter
+from templatekit.hooks.exporters import NOT_EXPRESSIBLE, FolderExporter, write_json_lines
 from templatekit.types import Sample, TokenizedExample
 
 if TYPE_CHECKING:
@@ -100,13 +100,8 @@ class AxolotlFolder(_TokenFolder):
 
     def write_folder(self, items: Iterable[TokenizedExample], folder: Path) -> int:
         """Write a line for each example."""
-        import json
-
-        count = 0
-        with (folder / _ROWS_FILE).open("w", encoding="utf-8") as file:
-            for item in items:
-                file.write(json.dumps(_columns(item)) + "\n")
-                count += 1
+        with (folder / _ROWS_FILE).open("wb") as file:
+            count = write_json_lines(map(_columns, items), file)
         (folder / "axolotl.yaml").write_text(
             f"# Beside the model and its options. No type: the rows are tokenized.\ndatasets:\n  - path: {_ROWS_FILE}\n"
             "    ds_type: json\n    type:\n",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from io import BytesIO
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from templatekit.export.packs import pack_record_batch, pack_rows
-from templatekit.hooks.exporters import Exporter
+from templatekit.hooks.exporters import Exporter, write_json_lines
 from templatekit.types import RenderedText, TokenizedExample
 
 if TYPE_CHECKING:
@@ -58,16 +58,13 @@ class JsonLines(Exporter):
     takes_packs = True
 
     def write(self, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> int:
-        """Write a line for each example, which escapes only the characters that JSON must escape."""
-        count = 0
-        for example in examples:
-            file.write(_line(example))
-            count += 1
-        return count
+        """Write a line for each example."""
+        return write_json_lines(map(to_row, examples), file)
 
     def convert(self, columns: TokenizedColumns) -> tuple[int, bytes]:
         """The count of lines, and the lines."""
-        return len(columns), b"".join(map(_line, columns))
+        lines = BytesIO()
+        return self.write(columns, lines), lines.getvalue()
 
     def write_converted(self, chunks: Iterable[tuple[int, bytes]], file: BinaryIO) -> int:
         """Write the lines unchanged."""
@@ -79,16 +76,7 @@ class JsonLines(Exporter):
 
     def write_packs(self, packs: Iterable[Packs], file: BinaryIO) -> int:
         """Write a line for each pack; `loss_weights` and `samples` are left out where they say nothing."""
-        count = 0
-        for some in packs:
-            for row in pack_rows(some):
-                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
-                count += 1
-        return count
-
-
-def _line(example: RenderedText | TokenizedExample) -> bytes:
-    return (json.dumps(to_row(example), ensure_ascii=False) + "\n").encode()
+        return write_json_lines(chain.from_iterable(map(pack_rows, packs)), file)
 
 
 class ArrowExporter(Exporter):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -132,11 +132,7 @@ class RecordExporter(BaseExporter):
 
     def write(self, records: Iterable[Mapping[str, Any]], file: BinaryIO) -> int:
         """Write one line for each record and return their count."""
-        count = 0
-        for record in records:
-            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
-            count += 1
-        return count
+        return write_json_lines(records, file)
 
     def _round_trip(self, example: Example) -> tuple[Mapping[str, Any], str]:
         """The example's record, and the first difference of the example that is read back from it; "" if none."""
@@ -150,23 +146,13 @@ class RecordExporter(BaseExporter):
         return record, _difference(example, back)
 
 
-def whole_records(samples: Iterable[Sample]) -> Iterator[Sample]:
-    """Yield the samples of each record, without those whose messages are the start of the record's next sample."""
-    previous: Sample | None = None
-    for sample in samples:
-        if previous is not None and not _continues(previous, sample):
-            yield previous
-        previous = sample
-    if previous is not None:
-        yield previous
-
-
-def _continues(sample: Sample, later: Sample) -> bool:
-    """Whether `later` is of the same record and starts with all messages of `sample`."""
-    messages = sample.example.messages
-    same_record = (sample.rendered.row, sample.rendered.source) == (later.rendered.row, later.rendered.source)
-    in_order = later.rendered.sample > sample.rendered.sample
-    return same_record and in_order and later.example.messages[: len(messages)] == messages
+def write_json_lines(rows: Iterable[Mapping[str, Any]], file: BinaryIO) -> int:
+    """Write a line for each row, which escapes only the characters that JSON must escape; return their count."""
+    count = 0
+    for row in rows:
+        file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        count += 1
+    return count
 
 
 def _append_contexts(example: Example) -> Example:

@@ -6,14 +6,14 @@ A *converter* turns batches into output chunks. *Observers* see the batches on t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
+from itertools import chain, zip_longest
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from templatekit.config.render_options import RenderOptions
 from templatekit.errors import RecordError
-from templatekit.hooks.exporters import BaseExporter, Exporter, whole_records
+from templatekit.hooks.exporters import BaseExporter, Exporter
 from templatekit.hooks.registry import Registry
 from templatekit.packing import Sequences
 from templatekit.packing.columns import TokenizedColumns
@@ -145,8 +145,9 @@ def chunks_for_exporter(
 def admit_samples(exporter: BaseExporter, samples: Iterable[Sample], pipeline: Pipeline) -> Iterator[Any]:
     """The results of the exporter's `admit`, by sample; a refused sample stops the run, or is counted."""
     given = StopAtError(samples)
-    wanted = cast("Iterable[Sample]", whole_records(given)) if exporter.whole_records else given
-    for record in _group_by_record(wanted):
+    for record in _group_by_record(given):
+        if exporter.whole_records:
+            record = [s for s, continued in zip(record, continued_in_next(record), strict=True) if not continued]
         refused: list[RecordError] = []
         for sample in record:
             try:
@@ -178,18 +179,31 @@ def admit_columns(
 
 
 def _group_by_record(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
-    """The samples of each record together.
-
-    A mixture may repeat a row directly after itself; the numbering of its samples then starts again.
-    """
+    """The samples of each record together."""
     group: list[Sample] = []
     for sample in samples:
-        rendered = sample.rendered
-        if group:
-            last = group[-1].rendered
-            if (rendered.source, rendered.row) != (last.source, last.row) or rendered.sample <= last.sample:
-                yield group
-                group = []
+        if group and not _of_one_record(group[-1], sample):
+            yield group
+            group = []
         group.append(sample)
     if group:
         yield group
+
+
+def continued_in_next(samples: Sequence[Sample]) -> list[bool]:
+    """For each sample, whether the next one is of the same record and starts with all messages of this one."""
+    return [
+        following is not None
+        and _of_one_record(sample, following)
+        and following.example.messages[: len(sample.example.messages)] == sample.example.messages
+        for sample, following in zip_longest(samples, samples[1:])
+    ]
+
+
+def _of_one_record(sample: Sample, following: Sample) -> bool:
+    """Whether two consecutive samples are of one record.
+
+    A mixture may repeat a row directly after itself; the numbering of its samples then starts again.
+    """
+    one, other = sample.rendered, following.rendered
+    return (one.source, one.row) == (other.source, other.row) and one.sample < other.sample

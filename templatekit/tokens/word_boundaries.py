@@ -89,12 +89,12 @@ def splits_at_word_boundaries(backend: tokenizers.Tokenizer) -> bool:
 
 
 def components(stage: Any) -> list[dict[str, Any]]:
-    """A normalizer or pre-tokenizer as a flat list of its components, in the form of tokenizer.json; [] for None."""
+    """A normalizer, pre-tokenizer or decoder as a flat list of its components, in the form of tokenizer.json."""
     return [] if stage is None else _flat(json.loads(stage.__getstate__()))
 
 
 def _flat(stage: Mapping[str, Any]) -> list[dict[str, Any]]:
-    nested = stage.get("normalizers", stage.get("pretokenizers"))
+    nested = next((stage[key] for key in ("normalizers", "pretokenizers", "decoders") if key in stage), None)
     return [dict(stage)] if nested is None else [component for inner in nested for component in _flat(inner)]
 
 
