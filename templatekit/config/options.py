@@ -6,6 +6,7 @@ Their fields are the options of the command line, the keys of a recipe and the k
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from math import isfinite
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -58,6 +59,22 @@ class Options(BaseModel):
         except pydantic.ValidationError as error:
             lines = [_explain(cls, detail) for detail in error.errors()]
             raise ConfigError((f"{source}: " if source else "") + "; ".join(lines)) from None
+
+
+def parse_pairs(text: str, option: str, expected: str, separator: str | re.Pattern[str] = ",") -> dict[str, str]:
+    """Parse `NAME=VALUE,NAME=VALUE`; raise a `ConfigError` for anything else, and for a name that is there twice.
+
+    Errors start with `option` and say what was `expected`. Whitespace around names and values does not count.
+    """
+    pairs: dict[str, str] = {}
+    for part in re.split(separator, text) if text.strip() else ():
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and value):
+            raise ConfigError(f"{option}: found {part.strip()!r}; expected {expected}")
+        if name in pairs:
+            raise ConfigError(f"{option}: {name!r} twice, as {pairs[name]!r} and {value!r}; keep one")
+        pairs[name] = value
+    return pairs
 
 
 def _explain(cls: type[Options], detail: Any) -> str:

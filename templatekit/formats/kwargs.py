@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from jinja2 import nodes
 
+from templatekit.config.options import parse_pairs
 from templatekit.errors import ConfigError, nearest, shorten
 from templatekit.formats.environment import plain_environment
 from templatekit.formats.source import CHAT_VARIABLES, COMMON_VARIABLES, INSTRUCTION_VARIABLES, parse
@@ -30,18 +31,9 @@ def parse_kwargs(text: str) -> dict[str, Any]:
 
     A value that YAML reads as a date, a time or an octal number stays text.
     """
-    kwargs: dict[str, Any] = {}
-    for kwarg in _SEPARATOR.split(text) if text.strip() else ():
-        name, equals, value = (part.strip() for part in kwarg.partition("="))
-        if not (name and equals and value):
-            raise ConfigError(
-                f"chat_template_kwargs: found {kwarg!r}; expected NAME=VALUE, separated by commas, such as "
-                "enable_thinking=false"
-            )
-        if name in kwargs:
-            raise ConfigError(f"chat_template_kwargs: {name!r} twice; keep one")
-        kwargs[name] = _value(name, value)
-    return kwargs
+    expected = "NAME=VALUE, separated by commas, such as enable_thinking=false"
+    pairs = parse_pairs(text, "chat_template_kwargs", expected, _SEPARATOR)
+    return {name: _value(name, value) for name, value in pairs.items()}
 
 
 def _value(name: str, text: str) -> Any:

@@ -5,23 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from templatekit.errors import ConfigError, RecordError, nearest
+from templatekit.config.options import parse_pairs
+from templatekit.errors import RecordError, nearest
 from templatekit.types import Record
 
 
 def parse_columns(text: str) -> dict[str, str]:
     """Parse `FIELD=COLUMN,FIELD=COLUMN` into a mapping; raise `ConfigError` for anything else."""
-    columns: dict[str, str] = {}
-    for part in text.split(",") if text.strip() else ():
-        field, equals, column = (piece.strip() for piece in part.partition("="))
-        if not (field and equals and column):
-            raise ConfigError(
-                f"columns: found {part!r}; expected FIELD=COLUMN, separated by commas, such as response=answer"
-            )
-        if field in columns:
-            raise ConfigError(f"columns: field {field!r} twice, as {columns[field]!r} and {column!r}; keep one")
-        columns[field] = column
-    return columns
+    return parse_pairs(text, "columns", "FIELD=COLUMN, separated by commas, such as response=answer")
 
 
 def map_columns(record: Record, columns: Mapping[str, str]) -> Record:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from itertools import islice
 
+from templatekit.config.options import parse_pairs
 from templatekit.errors import ConfigError, nearest
 
 TRAIN = "train"
@@ -13,14 +14,8 @@ REST = "rest"
 
 def parse_split(spec: str) -> dict[str, float | None]:
     """Parse `train=0.85,test=0.1,validation=rest` to the fraction of each split, in order; None for the rest."""
-    fractions: dict[str, float | None] = {}
-    for item in spec.split(","):
-        name, sign, value = (piece.strip() for piece in item.partition("="))
-        if not (name and sign and value):
-            raise ConfigError(f"split={spec!r}: expected NAME=FRACTION or NAME=rest; found {item.strip()!r}")
-        if name in fractions:
-            raise ConfigError(f"split={spec!r}: {name!r} is there twice")
-        fractions[name] = None if value == REST else _fraction(value, spec)
+    pairs = parse_pairs(spec, f"split={spec!r}", "NAME=FRACTION or NAME=rest")
+    fractions = {name: None if value == REST else _fraction(value, spec) for name, value in pairs.items()}
     if TRAIN not in fractions:
         raise ConfigError(f"split={spec!r}: no part named {TRAIN!r}; {nearest(TRAIN, fractions)}")
     if list(fractions.values()).count(None) != 1:

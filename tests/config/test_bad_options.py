@@ -181,7 +181,7 @@ def test_any_options_are_accepted_or_refused_by_name(values: dict[str, Any]) -> 
     [
         ("instruction", "columns: found 'instruction'; expected FIELD=COLUMN, separated by commas"),
         ("instruction=", "columns: found 'instruction='; expected FIELD=COLUMN"),
-        ("instruction=a,instruction=b", "columns: field 'instruction' twice"),
+        ("instruction=a,instruction=b", "columns: 'instruction' twice, as 'a' and 'b'; keep one"),
         ("instruction=question", None),
     ],
 )

@@ -110,5 +110,5 @@ def test_the_written_form_is_checked(text: str) -> None:
 
 
 def test_a_field_comes_once() -> None:
-    with pytest.raises(ConfigError, match="field 'a' twice, as 'b' and 'c'"):
+    with pytest.raises(ConfigError, match="'a' twice, as 'b' and 'c'"):
         parse_columns("a=b,a=c")

@@ -58,11 +58,11 @@ def test_the_order_stated_is_the_order_of_the_rows() -> None:
 @pytest.mark.parametrize(
     ("spec", "found"),
     [
-        ("", "expected NAME=FRACTION"),
+        ("", "no part named 'train'"),
         ("train", "expected NAME=FRACTION"),
         ("train=0.5,test=0.5", "exactly one part has to be 'rest'"),
         ("train=rest,test=rest", "exactly one part has to be 'rest'"),
-        ("train=rest,train=0.1", "'train' is there twice"),
+        ("train=rest,train=0.1", "'train' twice, as 'rest' and '0.1'; keep one"),
         ("trian=rest,test=0.1", "no part named 'train'; did you mean 'trian'"),
         ("train=rest,test=0.7,validation=0.4", "add up to 1.1"),
         ("train=rest,test=-0.1", "found '-0.1'"),
