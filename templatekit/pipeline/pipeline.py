@@ -109,8 +109,8 @@ class Pipeline:
         if options.max_length is None or self.encoder is None:
             return None
         return LengthLimit(
-            options.max_length,
-            options.truncation,
+            max_length=options.max_length,
+            policy=options.truncation,
             render=self._render_as_one_text,
             encoder=self.encoder,
             train_on=options.train_on,

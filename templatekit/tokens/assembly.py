@@ -9,14 +9,13 @@ from itertools import chain
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from templatekit.packing.columns import TokenizedColumns, offsets_from_lengths, range_indices
 from templatekit.tokens.fragments import Fragment
 from templatekit.tokens.supervision import LazyLossSpans
-from templatekit.tokens.token_layouts import SLOT, ConstantIds, TokenLayout, TokenLayouts
+from templatekit.tokens.token_layouts import SLOT, TokenLayout, TokenLayouts
 from templatekit.tokens.tokenizer import Tokenizer
-from templatekit.tokens.word_table import WordIds, WordTable
+from templatekit.tokens.word_table import WordTable
 from templatekit.types import LossSpan, RenderedText, TracedText
 
 MAX_LAYOUTS = 4096
@@ -76,6 +75,8 @@ class Assembler:
             self.layouts, self._unused, self._token_layouts = {}, set(), TokenLayouts(self._tokenizer)
         filled_layouts, first_of_layout = self._filled_layouts(batch)
         entries, weights, words = array("q"), array("d"), self.words.new_batch()
+        # Text i has the entries entry_offsets[i] to entry_offsets[i + 1]; slot j, counted over all texts, has the words
+        # word_offsets[j] to word_offsets[j + 1].
         entry_offsets, word_offsets = [0], [0]
         remaining, slot_owners = [], []
         for index, filled in enumerate(filled_layouts):
@@ -90,16 +91,27 @@ class Assembler:
                     slot_owners.append(index)
             entry_offsets.append(len(entries))
         word_ids = self.words.encode(words)
-        tokens = assemble(self._token_layouts.constant_ids, entries, weights, entry_offsets, word_ids, word_offsets)
+        constant_ids, constant_offsets = self._token_layouts.constant_ids.arrays()
+        slot_offsets = word_ids.offsets[np.array(word_offsets, dtype=np.int64)]
+        # The ids of slots follow those of constants in one array, and slot j has the index `constants + j`.
+        starts = np.concatenate([constant_offsets[:-1], slot_offsets[:-1] + len(constant_ids)])
+        lengths = np.concatenate([np.diff(constant_offsets), np.diff(slot_offsets)])
+        indices = np.array(entries, dtype=np.int64)
+        (slot_positions,) = np.nonzero(indices == SLOT)
+        indices[slot_positions] = len(constant_offsets) - 1 + np.arange(len(slot_positions))
+        entry_lengths = lengths[indices]
+        input_ids = np.concatenate([constant_ids, word_ids.ids])[range_indices(starts[indices], entry_lengths)]
+        offsets = offsets_from_lengths(entry_lengths)[np.array(entry_offsets, dtype=np.int64)]
+        loss_weights = np.repeat(np.array(weights, dtype=np.float64), entry_lengths)
         # Nothing predicts the first token, so it has no weight.
-        tokens.loss_weights[tokens.offsets[:-1][tokens.offsets[:-1] < tokens.offsets[1:]]] = 0.0
+        loss_weights[offsets[:-1][offsets[:-1] < offsets[1:]]] = 0.0
         columns = TokenizedColumns(
             rendered=[rendered for rendered, _ in batch],
             loss_spans=[spans for _, spans in batch],
             truncated=[None] * len(batch),
-            offsets=tokens.offsets,
-            input_ids=tokens.input_ids,
-            loss_weights=tokens.loss_weights,
+            offsets=offsets,
+            input_ids=input_ids,
+            loss_weights=loss_weights,
         )
         if word_ids.is_forbidden.any():
             # A normalizer or the model itself made a control id of text that is no control token.
@@ -166,41 +178,3 @@ def _layout_key(traced: TracedText, rendered: RenderedText, spans: Sequence[Loss
         return None
     weights = traced.layout.message_weights
     return traced.layout, spans.train_on, rendered.message_weights if weights is None else weights
-
-
-class TokenArrays(NamedTuple):
-    """The ids and loss weights of several texts, concatenated."""
-
-    input_ids: NDArray[np.int32]
-    loss_weights: NDArray[np.float64]
-    offsets: NDArray[np.int64]
-    """Shape (texts + 1,): text i has the tokens `offsets[i]` to `offsets[i + 1]`."""
-
-
-def assemble(
-    constant_ids: ConstantIds,
-    entries: array[int],
-    weights: array[float],
-    entry_offsets: Sequence[int],
-    words: WordIds,
-    word_offsets: Sequence[int],
-) -> TokenArrays:
-    """Concatenate the ids of the entries of token layouts.
-
-    Text i has the entries `entry_offsets[i]` to `entry_offsets[i + 1]`: indices into `constant_ids`, or `SLOT`. Slot j,
-    counted over all texts, has the words `word_offsets[j]` to `word_offsets[j + 1]`.
-    """
-    fixed_ids, fixed_offsets = constant_ids.arrays()
-    slot_offsets = words.offsets[np.array(word_offsets, dtype=np.int64)]
-    # The ids of slots follow those of constants in one array, and slot j has the index `constants + j`.
-    starts = np.concatenate([fixed_offsets[:-1], slot_offsets[:-1] + len(fixed_ids)])
-    lengths = np.concatenate([np.diff(fixed_offsets), np.diff(slot_offsets)])
-    indices = np.array(entries, dtype=np.int64)
-    (slot_positions,) = np.nonzero(indices == SLOT)
-    indices[slot_positions] = len(fixed_offsets) - 1 + np.arange(len(slot_positions))
-    entry_lengths = lengths[indices]
-    return TokenArrays(
-        input_ids=np.concatenate([fixed_ids, words.ids])[range_indices(starts[indices], entry_lengths)],
-        loss_weights=np.repeat(np.array(weights, dtype=np.float64), entry_lengths),
-        offsets=offsets_from_lengths(entry_lengths)[np.array(entry_offsets, dtype=np.int64)],
-    )

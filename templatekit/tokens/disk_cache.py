@@ -39,17 +39,18 @@ def cached_description(path: Path, read: Callable[[], TokenizerDescription]) -> 
     A file counts as the same if its first bytes, size and modification time are equal, and so are the versions of the
     packages that read it.
     """
+    import xxhash
+
     try:
-        file = _cache_file(path)
+        state = path.stat()
+        with path.open("rb") as file:
+            start = xxhash.xxh3_128_hexdigest(file.read(_COMPARED_BYTES))
     except OSError:  # `read` raises an error that names the reason
         return read()
-    try:
-        found = TokenizerDescription(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # absent or damaged
-        found = read()
-        with suppress(OSError):
-            _write(file, json.dumps(found._asdict()).encode())
-    return found
+    key = [start, str(state.st_size), str(state.st_mtime_ns)]
+    found = cached_bytes(key, _READERS, lambda: json.dumps(read()._asdict()).encode())
+    assert found is not None
+    return TokenizerDescription(**json.loads(found))
 
 
 def cached_bytes(key: Iterable[str], packages: Iterable[str], make: Callable[[], bytes | None]) -> bytes | None:
@@ -75,16 +76,6 @@ def cached_bytes(key: Iterable[str], packages: Iterable[str], make: Callable[[],
 def cached_files(folder: Path) -> list[Path]:
     """The files in a cache folder that hold cached values of tokenizers."""
     return sorted(folder.glob("tokenizers-*/[!.]*"))
-
-
-def _cache_file(path: Path) -> Path:
-    import xxhash
-
-    state = path.stat()
-    with path.open("rb") as file:
-        digest = xxhash.xxh3_128(file.read(_COMPARED_BYTES))
-    digest.update(repr([state.st_size, state.st_mtime_ns, *map(_version, _READERS)]).encode())
-    return cache_folder() / _FORMAT / f"{digest.hexdigest()}.json"
 
 
 def _version(package: str) -> str | None:

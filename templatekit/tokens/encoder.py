@@ -26,6 +26,7 @@ import unicodedata
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from itertools import chain, pairwise
 
@@ -52,23 +53,17 @@ _WHITESPACE = re.compile(r"[^\S\x1c-\x1f]*")
 """The whitespace that control tokens strip: Unicode's. In Python, four control characters count as whitespace too."""
 
 
+@dataclass(eq=False)
 class Encoder:
     """Encodes rendered texts with one tokenizer."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        *,
-        boundary: Boundary = "cut",
-        control_tokens: ControlTokens = "template",
-        reuse: bool = True,
-    ) -> None:
-        """With `reuse`, the ids of repeated words are cached, for tokenizers where this provably changes no ids."""
-        self.tokenizer = tokenizer
-        self.boundary = boundary
-        self.control_tokens = control_tokens
-        self.reuse = reuse
-        self._encoded_texts = 0
+    tokenizer: Tokenizer
+    _: KW_ONLY
+    boundary: Boundary = "cut"
+    control_tokens: ControlTokens = "template"
+    reuse: bool = True
+    """Whether to cache the ids of repeated words, for tokenizers where this provably changes no ids."""
+    _encoded_texts: int = field(default=0, init=False)
 
     def encode(self, rendered: RenderedText, spans: Sequence[LossSpan] = ()) -> TokenizedExample:
         """Encode one text; see `encode_columns`."""
@@ -260,20 +255,13 @@ class Encoder:
             if fragment.id is None:
                 groups.setdefault((fragment.control, fragment.prefix), []).append(index)
         for (control, prefix), members in groups.items():
-            texts = [fragments[index].text for index in members]
-            encodings = self._encode_texts(texts, control=control, prefix=prefix, offsets=offsets)
+            backend = self.tokenizer.backend(control=control, prefix=prefix)
+            needs_offsets = offsets or (control and self.tokenizer.has_ambiguous_control_ids)
+            encode = backend.encode_batch if needs_offsets else backend.encode_batch_fast
+            encodings = encode([fragments[index].text for index in members], add_special_tokens=False)
             for index, encoding in zip(members, encodings, strict=True):
                 results[index] = self._checked_tokens(fragments[index], encoding, offsets=offsets)
         return results
-
-    def _encode_texts(
-        self, texts: Sequence[str], *, control: bool, prefix: bool, offsets: bool
-    ) -> list[tokenizers.Encoding]:
-        backend = self.tokenizer.backend(control=control, prefix=prefix)
-        needs_offsets = offsets or (control and self.tokenizer.has_ambiguous_control_ids)
-        encode = backend.encode_batch if needs_offsets else backend.encode_batch_fast
-        encodings: list[tokenizers.Encoding] = encode(texts, add_special_tokens=False)
-        return encodings
 
     def _checked_tokens(
         self, fragment: Fragment, encoding: tokenizers.Encoding, *, offsets: bool

@@ -60,15 +60,6 @@ def reference_encode(backend: tokenizers.Tokenizer) -> EncodeTexts:
     return encode
 
 
-def break_even_texts(backend: tokenizers.Tokenizer) -> int:
-    """How many words the reference encodes in the time that it takes to load the fast backend.
-
-    Loading takes a tenth of a second for a vocabulary of 50,000.
-    """
-    size: int = backend.get_vocab_size()
-    return 1_000 + size // 10
-
-
 def load_fast_backend(backend: tokenizers.Tokenizer, *, fingerprint: str | None = None) -> EncodeTexts | None:
     """A function that encodes proven texts without control tokens; None where kitoken is absent or not proven equal.
 

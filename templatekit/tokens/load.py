@@ -29,7 +29,7 @@ def find_tokenizer(address: str, registry: Registry) -> Tokenizer:
             return Tokenizer.from_folder(folder)
     if path is not None and path.suffix == ".gguf":
         found = cached_description(path, lambda: _describe(load_transformers_tokenizer(path), address))
-        return Tokenizer(found.definition, config=found.config, chat_template=found.chat_template, name=address)
+        return Tokenizer(**found._asdict(), name=address)
     return from_transformers(load_transformers_tokenizer(path or address), name=address)
 
 
@@ -68,10 +68,7 @@ def load_transformers_tokenizer(address: str | Path) -> PreTrainedTokenizerBase:
 
 def from_transformers(tokenizer: PreTrainedTokenizerBase, *, name: str | None = None) -> Tokenizer:
     """The same tokenizer as a `Tokenizer`. Raises `TokenizerError` for one without a `tokenizers` backend."""
-    found = _describe(tokenizer, name)
-    return Tokenizer(
-        found.definition, config=found.config, chat_template=found.chat_template, name=name or tokenizer.name_or_path
-    )
+    return Tokenizer(**_describe(tokenizer, name)._asdict(), name=name or tokenizer.name_or_path)
 
 
 def _describe(tokenizer: PreTrainedTokenizerBase, name: str | None) -> TokenizerDescription:

@@ -12,7 +12,7 @@ import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from templatekit.errors import RecordError
@@ -29,24 +29,16 @@ class FittedSample(NamedTuple):
     tokenized: TokenizedExample
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LengthLimit:
     """The maximum length of a sample, with the policy for longer ones."""
 
-    def __init__(
-        self,
-        max_length: int,
-        policy: Truncation,
-        *,
-        render: Callable[[Example, int], RenderedText],
-        encoder: Encoder,
-        train_on: TrainOn,
-    ) -> None:
-        """`render` returns the text of an example, given with its row, as the template renders it without a limit."""
-        self.max_length = max_length
-        self.policy = policy
-        self._render = render
-        self._encoder = encoder
-        self._train_on: TrainOn = train_on
+    max_length: int
+    policy: Truncation
+    render: Callable[[Example, int], RenderedText]
+    """Returns the text of an example, given with its row, as the template renders it without a limit."""
+    encoder: Encoder
+    train_on: TrainOn
 
     def fit(self, example: Example, tokenized: TokenizedExample) -> FittedSample:
         """The sample itself if it is short enough, else a shortened one, whose `truncated` names the policy.
@@ -160,7 +152,7 @@ class LengthLimit:
         ]
         if example.messages[message].tool_calls:
             own = []  # no cut: half a call is useless, and so is an answer without its call
-        offsets = self._encoder.offsets(rendered, original.loss_spans)
+        offsets = self.encoder.offsets(rendered, original.loss_spans)
         for count in range(self.max_length, 0, -1):
             (_, end), (following, _) = offsets[count - 1], offsets[count]
             if end <= start:
@@ -188,7 +180,7 @@ class LengthLimit:
 
         Only turns that were trained in the original are trained.
         """
-        rendered = self._render(example, original.row)
+        rendered = self.render(example, original.row)
         answers = {target.message - dropped for target in original.rendered.target_spans}
         targets = tuple(target for target in rendered.target_spans if target.message in answers)
         rendered = replace(
@@ -198,7 +190,7 @@ class LengthLimit:
             samples=original.rendered.samples,
             history=max(min(original.rendered.history, leading), original.rendered.history - dropped),
         )
-        return self._encoder.encode(rendered, loss_spans(rendered, self._train_on))
+        return self.encoder.encode(rendered, loss_spans(rendered, self.train_on))
 
     def _is_short(self, tokenized: TokenizedExample) -> bool:
         return len(tokenized) <= self.max_length and tokenized.trained_tokens > 0

@@ -74,6 +74,14 @@ _encoders: dict[tuple[str, int], Encoder] = {}
 """Loading the fast backend takes a while."""
 
 
+def encoder_of(tokenizer: Tokenizer, break_even: int) -> Encoder:
+    """An encoder that loads the fast backend at this many words."""
+    encoder = Encoder(tokenizer)
+    assert encoder._assembler is not None
+    encoder._assembler.words._break_even_texts = break_even
+    return encoder
+
+
 @pytest.mark.parametrize("break_even", [1, 10**9], ids=["fast backend at once", "no fast backend"])
 @pytest.mark.parametrize("name", SEPARATE)
 @given(data=st.data())
@@ -81,7 +89,9 @@ def test_texts_of_a_trace_equal_those_encoded_alone(
     tokenizer_of: Tokenizers, name: str, break_even: int, data: st.DataObject
 ) -> None:
     tokenizer = tokenizer_of(name)
-    encoder = _encoders.setdefault((name, break_even), Encoder(tokenizer))
+    if (name, break_even) not in _encoders:
+        _encoders[name, break_even] = encoder_of(tokenizer, break_even)
+    encoder = _encoders[name, break_even]
     given = data.draw(layouts())
     text = adversarial_text(tokenizer).filter(bool) | st.sampled_from(["a", " ", "x y", "start|>", "<|im_", "\n"])
     weights = data.draw(st.sampled_from([(1.0, 1.0), None]))
@@ -98,8 +108,6 @@ def test_texts_of_a_trace_equal_those_encoded_alone(
             max_size=5,
         )
     )
-    assert encoder._assembler is not None
-    encoder._assembler.words._break_even_texts = break_even
     assert are_equal(encoder, texts, data.draw(st.sampled_from(TRAIN_ON)))
 
 
@@ -200,12 +208,11 @@ def test_negative_control_without_a_rule(monkeypatch: pytest.MonkeyPatch, rule: 
     plain = wrong.tokenizer.backend(control=False, prefix=True)
     # Like kitoken, it knows no control tokens.
     monkeypatch.setattr(word_table, "load_fast_backend", lambda backend, **_: reference_encode(plain))
-    monkeypatch.setattr(word_table, "break_even_texts", lambda backend: 1)  # from the first word on
     texts = [TracedText(wrong.layout, variables) for variables in wrong.variables]
-    assert are_equal(Encoder(wrong.tokenizer), texts)
+    assert are_equal(encoder_of(wrong.tokenizer, break_even=1), texts)
     wrong.without(monkeypatch)
     monkeypatch.setattr(Encoder, "_check", lambda self, example: None)
-    assert not are_equal(Encoder(wrong.tokenizer), texts)
+    assert not are_equal(encoder_of(wrong.tokenizer, break_even=1), texts)
 
 
 def test_a_wrong_layout_is_noticed(tokenizer_of: Tokenizers, monkeypatch: pytest.MonkeyPatch) -> None:
