@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache, wraps
+from functools import cache, partial, update_wrapper
 from typing import Any
 
 import jinja2
 from jinja2 import Undefined, nodes
-from jinja2.compiler import Frame, operators, optimizeconst
+from jinja2.compiler import Frame, optimizeconst
 from jinja2.filters import make_attrgetter
 from jinja2.runtime import Context, Macro
 
@@ -122,22 +122,16 @@ class _MeteredCodeGenerator(ProvenanceCodeGenerator):
         """Whether the value of the current expression is charged when it is printed or assigned."""
 
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
-        call = self._wrapper_calls.pop(node, "")
-        self.write(call)
+        if isinstance(node, (nodes.Macro, nodes.CallBlock)):
+            _charge_body(node)
+        calls = self._wrapper_calls.pop(node, "") + _charge_of(node)
+        self.write(calls)
         super().visit(node, *args, **kwargs)
-        self.write(")" if call else "")
+        self.write(")" * calls.count("("))
 
     def visit_For(self, node: nodes.For, frame: Frame) -> None:
         self._wrapper_calls[node.iter] = f"environment.charge_loop({_steps(node)}, "
         super().visit_For(node, frame)
-
-    def visit_Macro(self, node: nodes.Macro, frame: Frame) -> None:
-        _charge_body(node)
-        super().visit_Macro(node, frame)
-
-    def visit_CallBlock(self, node: nodes.CallBlock, frame: Frame) -> None:
-        _charge_body(node)
-        super().visit_CallBlock(node, frame)
 
     def visit_Output(self, node: nodes.Output, frame: Frame) -> None:
         self._charged_later = True
@@ -162,66 +156,50 @@ class _MeteredCodeGenerator(ProvenanceCodeGenerator):
         if self._charged_later and sum(1 for _ in node.find_all((nodes.Add, nodes.Concat))) < _MAX_UNCHARGED_OPERANDS:
             super().visit_Add(node, frame)
         else:
-            self._binary("add(", node, frame)
+            self._call("add(", node.left, node.right, frame)
 
     @optimizeconst
     def _visit_arithmetic(self, node: nodes.BinExpr, frame: Frame) -> None:
-        self._binary(f"arithmetic({node.operator!r}, ", node, frame)
+        self._call(f"arithmetic({node.operator!r}, ", node.left, node.right, frame)
 
     visit_Mul = visit_Div = visit_FloorDiv = visit_Mod = visit_Pow = _visit_arithmetic
 
-    def _binary(self, call: str, node: nodes.BinExpr, frame: Frame) -> None:
-        self.write(f"environment.{call}")
-        self.visit(node.left, frame)
-        self.write(", ")
-        self.visit(node.right, frame)
-        self.write(")")
-
-    def visit_List(self, node: nodes.List, frame: Frame) -> None:
-        self._wrap("charge", super().visit_List, node, frame)
-
-    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
-        self._wrap("charge", super().visit_Dict, node, frame)
-
-    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
-        if node.ctx == "load":
-            self._wrap("charge", super().visit_Tuple, node, frame)
-        else:
-            super().visit_Tuple(node, frame)
-
-    def visit_Name(self, node: nodes.Name, frame: Frame) -> None:
-        if node.ctx == "load" and node.name in ("varargs", "kwargs"):  # a macro's own lists
-            self._wrap("charge", super().visit_Name, node, frame)
-        else:
-            super().visit_Name(node, frame)
-
     @optimizeconst
     def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
-        if isinstance(node.arg, nodes.Slice):
-            self._wrap("charge_length", super().visit_Getitem, node, frame)
-        elif isinstance(node.arg, (nodes.Const, nodes.Sub, nodes.Neg)):
+        if isinstance(node.arg, (nodes.Slice, nodes.Const, nodes.Sub, nodes.Neg)):
             super().visit_Getitem(node, frame)
         else:
-            self.write("environment.getitem(")
-            self.visit(node.node, frame)
-            self.write(", ")
-            self._wrap("charge_lookup", self.visit, node.arg, frame)
-            self.write(")")
+            self._wrap(node.arg, "charge_lookup")
+            self._call("getitem(", node.node, node.arg, frame)
 
     def visit_Operand(self, node: nodes.Operand, frame: Frame) -> None:
-        if _is_constant(node.expr):
-            super().visit_Operand(node, frame)
-            return
-        self.write(f" {operators[node.op]} ")
-        self._wrap("charge_lookup" if node.op in ("in", "notin") else "charge", self.visit, node.expr, frame)
+        self._wrap(node.expr, "charge_lookup" if node.op in ("in", "notin") else "charge")
+        super().visit_Operand(node, frame)
 
-    def _wrap(self, call: str, visit: Callable[[Any, Frame], None], node: nodes.Node, frame: Frame) -> None:
-        if _is_constant(node):  # charged with the loop around it
-            visit(node, frame)
-            return
-        self.write(f"environment.{call}(")
-        visit(node, frame)
+    def _wrap(self, node: nodes.Node, charge: str) -> None:
+        if not _is_constant(node):  # a constant is charged with the loop around it
+            self._wrapper_calls[node] = f"environment.{charge}("
+
+    def _call(self, call: str, left: nodes.Node, right: nodes.Node, frame: Frame) -> None:
+        self.write(f"environment.{call}")
+        self.visit(left, frame)
+        self.write(", ")
+        self.visit(right, frame)
         self.write(")")
+
+
+def _charge_of(node: nodes.Node) -> str:
+    """The call that charges what an expression makes: a collection at its full size, a slice by its length."""
+    match node:
+        case nodes.List() | nodes.Dict() | nodes.Tuple(ctx="load"):
+            call = "environment.charge("
+        case nodes.Name(name="varargs" | "kwargs", ctx="load"):  # a macro's own lists
+            call = "environment.charge("
+        case nodes.Getitem(arg=nodes.Slice()):
+            call = "environment.charge_length("
+        case _:
+            return ""
+    return "" if _is_constant(node) else call  # a constant is charged with the loop around it
 
 
 def _steps(node: nodes.Node) -> int:
@@ -259,16 +237,23 @@ class MeteredEnvironment(ProvenanceEnvironment):
         super().__init__()
         self._meter = _Meter()
         self.finalize = self._finalize
-        special = {"join": self._metered_join, "replace": self._metered_replace, "tojson": self._metered_tojson}
+        special: dict[str, Callable[..., Any]]
+        special = {"join": self._join, "replace": self._replace, "tojson": self._tojson}
+        metered: Callable[..., Any]
         for name, function in self.filters.items():
             if name in special:
-                self.filters[name] = special[name](function)
+                metered = partial(special[name], function)
             elif name in _DEEP_FILTERS or name in _SHALLOW_FILTERS:
-                self.filters[name] = self._metered(name, function)
+                charge = self.charge if name in _DEEP_FILTERS else self.charge_length
+                # `_filter` adds the origin itself, after it charged the arguments.
+                metered = partial(
+                    self._filter, charge, hasattr(function, "jinja_pass_arg"), vars(function)["__wrapped__"]
+                )
             else:
-                self.filters[name] = self._unmetered(name, function)
-        for name in _COMPARING_TESTS:
-            self.tests[name] = self._metered_test(self.tests[name])
+                metered = partial(_unmetered, name)
+            self.filters[name] = update_wrapper(metered, function)
+        tests: dict[str, Any] = self.tests
+        tests |= {name: partial(self._test, tests[name]) for name in _COMPARING_TESTS}
 
     def refill(self, variables: Mapping[str, Any]) -> None:
         """Start a rendering of these variables in this thread, with a full allowance."""
@@ -390,69 +375,43 @@ class MeteredEnvironment(ProvenanceEnvironment):
         self.spend(len(collected) * len(str(separator)))
         return items if collected is items else iter(collected)
 
-    def _metered(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter that is charged for its arguments and for its result."""
-        charge = self.charge if name in _DEEP_FILTERS else self.charge_length
-        skipped = int(hasattr(function, "jinja_pass_arg"))
-        unwrapped: Callable[..., Any] = vars(function)["__wrapped__"]  # the origin is added below
+    def _filter(self, charge: Callable[[Any], Any], skipped: int, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """A filter that is charged for its arguments, except those that Jinja passes first, and for its result."""
+        result = function(*args, **kwargs)
+        sources = args[skipped:] if skipped else args
+        if kwargs:
+            sources += tuple(kwargs.values())
+        for value in sources:
+            if type(value) is not TrackedText or len(value) > FREE_LENGTH:
+                charge(value)
+        if not isinstance(result, str):
+            return charge(result)
+        if len(result) > FREE_LENGTH:
+            self.spend(len(result))
+        return inherit_origin(result, sources)
 
-        @wraps(function)
-        def metered(*args: Any, **kwargs: Any) -> Any:
-            result = unwrapped(*args, **kwargs)
-            sources = args[skipped:] if skipped else args
-            if kwargs:
-                sources += tuple(kwargs.values())
-            for value in sources:
-                if type(value) is not TrackedText or len(value) > FREE_LENGTH:
-                    charge(value)
-            if not isinstance(result, str):
-                return charge(result)
-            if len(result) > FREE_LENGTH:
-                self.spend(len(result))
-            return inherit_origin(result, sources)
+    def _join(self, function: Any, context: Any, value: Any, /, d: Any = "", attribute: Any = None) -> Any:
+        return self.charge(function(context, self._charge_join(d, value, attribute), d, attribute))
 
-        return metered
+    def _replace(self, function: Any, context: Any, s: Any, /, old: Any, new: Any, count: Any = None) -> Any:
+        self._charge_replace(str(self.charge(s)), str(old), str(new))
+        return self.charge(function(context, s, old, new, count))
 
-    def _unmetered(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def unmetered(*_: Any, **__: Any) -> Any:
-            raise NeedsWorker(f"the filter {name}")
+    def _tojson(self, function: Any, value: Any, /, *args: Any, **kwargs: Any) -> Any:
+        for option in (*args, *kwargs.values()):
+            # Indents and separators are written once per item.
+            if written_size(option) > _MAX_INDENT or (isinstance(option, int) and option > _MAX_INDENT):
+                raise NeedsWorker(f"the filter tojson with {option!r}")
+        return self.charge(function(self.charge(value), *args, **kwargs))
 
-        return unmetered
+    def _test(self, function: Any, /, *values: Any) -> bool:
+        for value in values:
+            self.charge(value)
+        return bool(function(*values))
 
-    def _metered_join(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def join(context: nodes.EvalContext, value: Any, d: Any = "", attribute: Any = None) -> Any:
-            return self.charge(function(context, self._charge_join(d, value, attribute), d, attribute))
 
-        return join
-
-    def _metered_replace(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def replace(context: nodes.EvalContext, s: Any, old: Any, new: Any, count: Any = None) -> Any:
-            self._charge_replace(str(self.charge(s)), str(old), str(new))
-            return self.charge(function(context, s, old, new, count))
-
-        return replace
-
-    def _metered_tojson(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def tojson(value: Any, *args: Any, **kwargs: Any) -> Any:
-            for option in (*args, *kwargs.values()):
-                # Indents and separators are written once per item.
-                if written_size(option) > _MAX_INDENT or (isinstance(option, int) and option > _MAX_INDENT):
-                    raise NeedsWorker(f"the filter tojson with {option!r}")
-            return self.charge(function(self.charge(value), *args, **kwargs))
-
-        return tojson
-
-    def _metered_test(self, test: Any) -> Callable[..., bool]:
-        def metered(*values: Any) -> bool:
-            for value in values:
-                self.charge(value)
-            return bool(test(*values))
-
-        return metered
+def _unmetered(name: str, /, *_: Any, **__: Any) -> Any:
+    raise NeedsWorker(f"the filter {name}")
 
 
 @cache
