@@ -6,6 +6,7 @@ TemplatekitError
 ├── RecordError(ValueError)        one row cannot be used; names file, row and field
 │   └── ExcludedRecord             one row that the options exclude (a filter, a duplicate)
 ├── TemplateError(ValueError)      a template has an error, or fails on a row
+│   └── NoEndMarkerError           an answer ends in a way that leaves its end marker open
 ├── TokenizerError(ValueError)     a tokenizer cannot be loaded or lacks something
 ├── ConfigError(ValueError)        an option has a wrong value, or options contradict each other
 ├── PluginError(RuntimeError)      a plugin breaks its contract
@@ -83,6 +84,10 @@ class ExcludedRecord(RecordError):
 
 class TemplateError(TemplatekitError, ValueError):
     """A template has an error, or fails on a row."""
+
+
+class NoEndMarkerError(TemplateError):
+    """It is open which text ends an answer."""
 
 
 class TokenizerError(TemplatekitError, ValueError):

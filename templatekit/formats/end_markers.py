@@ -27,7 +27,7 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import NamedTuple
 
-from templatekit.errors import TemplateError, shorten
+from templatekit.errors import NoEndMarkerError, shorten
 from templatekit.formats.metadata import TemplateMetadata
 from templatekit.types import SpecialTokens
 
@@ -83,7 +83,7 @@ class EndMarkers:
         if not self.required:
             return 0
         expected = " or ".join(map(repr, sorted(self.stops))) or "a special token or a stop text"
-        raise TemplateError(
+        raise NoEndMarkerError(
             f"template {name!r} leaves open what ends an answer; found {shorten(closing)} after it; expected "
             f"{expected}; name the text that ends it (--end-marker TEXT), or say that an answer may end without "
             "one (--end-marker none); if nothing ends it and models are to learn to stop, write {{ eos_token }} "

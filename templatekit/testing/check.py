@@ -10,7 +10,7 @@ from unittest import SkipTest
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from templatekit.errors import PluginError, RecordError
+from templatekit.errors import NoEndMarkerError, PluginError, RecordError
 from templatekit.formats.environment import PRINTED_NONE
 from templatekit.testing.checked_record import NoSampleError, SkipInput, Violation
 from templatekit.testing.failure import Failure
@@ -83,17 +83,6 @@ class Check(Generic[T]):
                 return "nothing came of a record like it"  # another check reports this
             raise Violation(f"raised {type(error).__name__}: {error}") from error
 
-    def failure(self, subject: Subject, value: T | None, violation: Violation) -> Failure:
-        """Describe a violation on an input."""
-        return Failure(
-            check=self.name,
-            properties=self.properties,
-            promise=self.promise,
-            subject=subject,
-            violation=violation,
-            record=getattr(value, "record", None),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -141,7 +130,7 @@ def untried_outcomes(checks: Iterable[Check[Any]], subject: Subject) -> dict[Che
             if reason := next(filter(None, (exempt(subject) for exempt in each.unless)), None):
                 outcomes[each] = Outcome(check=each, subject=subject, status="not applicable", reason=reason)
         elif each.name == "valid_records_are_rendered":
-            failure = each.failure(subject, None, no_records)
+            failure = Failure(check=each, subject=subject, violation=no_records)
             outcomes[each] = Outcome(check=each, subject=subject, status="failed", tried=1, failure=failure)
         else:
             outcomes[each] = Outcome(check=each, subject=subject, status="not tried", reason="no record can be made")
@@ -172,11 +161,12 @@ def try_together(
     for each, result in results.items():
         failure = None
         if result.violation is not None:
-            failing = (result.failing_input, result.violation)
+            failing_input, violation = result.failing_input, result.violation
             if shrink:
                 smallest = smallest_failing_input(each.attempt, strategy, examples=examples, seed=seed)
-                failing = smallest or (None, result.violation)  # a check that does not always fail shows no record
-            failure = each.failure(subject, *failing)
+                failing_input, violation = smallest or (None, violation)  # None: it does not fail every time
+            record = getattr(failing_input, "record", None)
+            failure = Failure(check=each, subject=subject, violation=violation, record=record)
         reason = expected_failures.get(each.name, "")
         status: Status
         if failure is not None:
@@ -192,13 +182,12 @@ def try_together(
 
 def _broken_promise(error: Exception) -> str:
     """The name of the check whose promise is broken when a record fails with this error."""
-    message = str(error)
     if isinstance(error, RecordError) and error.reason == "prompt_is_no_prefix":
         return "prompt_is_prefix"
-    if PRINTED_NONE in message:
-        return "prints_no_none"
-    if "leaves open what ends an answer" in message:
+    if isinstance(error, NoEndMarkerError):
         return "end_marker_is_trained_once"
+    if PRINTED_NONE in str(error):
+        return "prints_no_none"
     return "valid_records_are_rendered"
 
 

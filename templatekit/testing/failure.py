@@ -19,12 +19,11 @@ _CHARACTERS_SHOWN, _IDS_SHOWN = 40, 12
 class Failure:
     """A broken promise, with all that is needed to reproduce and understand it."""
 
-    check: str
-    properties: tuple[int, ...]
-    promise: str
+    check: Any
+    """The `Check`, whose module imports this one."""
     subject: Subject
     violation: Violation
-    record: Any
+    record: Any = None
     """The smallest failing record that was found; None for checks without generated records."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -45,10 +44,10 @@ class Failure:
 
     def _lines(self) -> Iterator[str]:
         facts = self.as_dict()
-        noun = "property" if len(self.properties) == 1 else "properties"
-        numbers = ", ".join(map(str, self.properties))
-        yield f"{self.subject.name}, tokenizer {facts['tokenizer']}: {self.check} ({noun} {numbers})"
-        yield f"promise:  {self.promise}"
+        noun = "property" if len(self.check.properties) == 1 else "properties"
+        numbers = ", ".join(map(str, self.check.properties))
+        yield f"{self.subject.name}, tokenizer {facts['tokenizer']}: {self.check.name} ({noun} {numbers})"
+        yield f"promise:  {self.check.promise}"
         yield f"broken:   {facts['what']}"
         if facts["record"] is not None:
             yield f"record:   {_shortened_json(facts['record'])}"
