@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -80,7 +82,8 @@ def check(
         ) from None
 
     registry = load_registry(plugin_dirs)
-    progress = _Progress(sys.stderr.isatty())
+    on_terminal = sys.stderr.isatty()
+    count_input = _input_counter(shown=on_terminal)
     with redirect_stdout(sys.stderr):  # the output of plugins' print calls is not part of the result
         subjects = subjects_of(format, [*(() if format == "tokenizer" else MAIN), *tokenizers], registry)
         if not subjects:
@@ -88,16 +91,16 @@ def check(
         deadline = None if time_budget is None else time.monotonic() + time_budget
         outcomes: list[Outcome] = []
         for remaining, subject in zip(range(len(subjects), 0, -1), subjects, strict=True):
-            progress.start(subject)
             outcomes += run_checks(
                 subject,
                 examples=examples,
                 seed=seed,
                 expected_failures=dict(map(_expectation, expected)),
                 time_budget=None if deadline is None else max(0.0, deadline - time.monotonic()) / remaining,
-                progress=progress.step,
+                progress=partial(count_input, subject),
             )
-        progress.end()
+        if on_terminal:
+            click.echo(_CLEAR_LINE, err=True, nl=False)
     results = list(_group_outcomes(outcomes))
     if as_json:
         facts = {"checked": [result.as_dict() for result in results], "examples": examples, "seed": seed}
@@ -116,28 +119,20 @@ def _expectation(text: str) -> tuple[str, str]:
     return name.strip(), reason.strip()
 
 
-class _Progress:
-    """Shows the subject and its count of inputs on one line of a terminal."""
+_CLEAR_LINE = "\r\x1b[K"
 
-    def __init__(self, shown: bool) -> None:
-        self.shown = shown
-        self.count = 0
-        self.subject = ""
 
-    def start(self, subject: Subject) -> None:
-        """Start a subject."""
-        self.subject = f"{subject.name}, tokenizer {subject.tokenizer.name}"
+def _input_counter(*, shown: bool) -> Callable[[Subject], None]:
+    """Return a function that counts an input of a subject, and shows both on one line of a terminal."""
+    inputs = itertools.count(1)
 
-    def step(self) -> None:
-        """Count an input."""
-        self.count += 1
-        if self.shown and self.count % 20 == 0:
-            click.echo(f"\r\x1b[K{self.subject}: {self.count:,} inputs", err=True, nl=False)
+    def count_input(subject: Subject) -> None:
+        count = next(inputs)
+        if shown and count % 20 == 0:
+            line = f"{_CLEAR_LINE}{subject.name}, tokenizer {subject.tokenizer.name}: {count:,} inputs"
+            click.echo(line, err=True, nl=False)
 
-    def end(self) -> None:
-        """Clear the line."""
-        if self.shown:
-            click.echo("\r\x1b[K", err=True, nl=False)
+    return count_input
 
 
 class _CheckResult(NamedTuple):
@@ -234,8 +229,7 @@ def _declared_properties(subject: Subject) -> dict[str, bool]:
     """Return the properties that the format declares and that differ from the default."""
     found: dict[str, bool] = {}
     if subject.checked_template:
-        fields = type(subject.capabilities).model_fields
-        found = {n: v for n in fields if (v := getattr(subject.capabilities, n)) != fields[n].default}
+        found = subject.capabilities.model_dump(exclude_defaults=True)
     if subject.checked_adapter and subject.checked_adapter.strips_content:
         found["strips_content"] = True
     return found

@@ -65,13 +65,13 @@ def _print_report(run: Run) -> None:
     """Print the answers before and after training side by side, then the results of the run."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     if run.samples:
         table = Table("prompt", "expected", "before", "after", show_lines=True)
         for sample in run.samples:
-            table.add_row(
-                *(_as_plain_text(text) for text in (sample.prompt, sample.reference, sample.before, sample.after))
-            )
+            # As `Text`, since in a plain string square brackets would be markup.
+            table.add_row(*map(Text, (sample.prompt, sample.reference, sample.before, sample.after)))
         Console().print(table)
     if run.eval_before is not None and run.eval_after is not None:
         click.echo(f"held-out loss: {run.eval_before:.4f} before, {run.eval_after:.4f} after")
@@ -82,10 +82,3 @@ def _print_report(run: Run) -> None:
     click.echo(run.cost.line())
     click.echo(f"{run.steps} steps in {run.seconds:.0f} s; the model and all about the run: {run.folder}")
     click.echo(f"try it: templatekit generate --model {run.folder} --instruction 'Name three colors.'")
-
-
-def _as_plain_text(text: str) -> Any:
-    """Return text for a table cell in which square brackets are not markup."""
-    from rich.text import Text
-
-    return Text(text)

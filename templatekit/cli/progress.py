@@ -4,10 +4,10 @@ left."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from templatekit.config.data_options import DataOptions
 from templatekit.pipeline.pipeline import Pipeline
@@ -15,16 +15,12 @@ from templatekit.pipeline.pipeline import Pipeline
 T = TypeVar("T")
 
 
-class ShowProgress(Protocol):
-    """Shows how many rows have been read."""
-
-    def __call__(self, rows: int) -> None:
-        """Show this count of rows."""
-
-
 @contextmanager
-def progress_bar(options: DataOptions) -> Iterator[ShowProgress]:
-    """Show a progress bar on standard error during a run; nothing where that is not a terminal."""
+def progress_bar(options: DataOptions) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on standard error during a run; nothing where that is not a terminal.
+
+    Yields a function that shows how many rows have been read.
+    """
     if not (sys.stderr and sys.stderr.isatty()):  # None where the caller closed it
         yield lambda rows: None
         return
@@ -45,7 +41,7 @@ def progress_bar(options: DataOptions) -> Iterator[ShowProgress]:
         yield show_rows
 
 
-def report_progress(chunks: Iterable[T], pipeline: Pipeline, show_rows: ShowProgress) -> Iterator[T]:
+def report_progress(chunks: Iterable[T], pipeline: Pipeline, show_rows: Callable[[int], None]) -> Iterator[T]:
     """Pass on the chunks of a run, and show after each how many rows have been read."""
     for chunk in chunks:
         show_rows(pipeline.counts.rows_in)

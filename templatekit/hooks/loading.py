@@ -53,19 +53,12 @@ def create_registry(
         _load_entry_points(registry, _selected(select))
     extra = [folder for folder in os.environ.get(PLUGIN_DIR_VARIABLE, "").split(os.pathsep) if folder]
     folders = [folder.expanduser() for folder in (*map(Path, extra), *dirs)]
-    for folder in {_resolve(folder): folder for folder in folders}.values():  # each folder once
+    for folder in {os.path.realpath(folder): folder for folder in folders}.values():  # each folder once
         _load_folder(registry, folder)
     for plugin in plugins:
         name = getattr(plugin, "__name__", type(plugin).__name__)
         registry.register(Plugin(name=name, origin="given by the caller", module=plugin))
     return registry
-
-
-def _resolve(folder: Path) -> Path:
-    try:
-        return folder.resolve()
-    except (OSError, RuntimeError):  # a loop of links; reading the folder reports it
-        return folder
 
 
 def _selected(select: Iterable[str] | None) -> set[str] | None:
