@@ -143,28 +143,19 @@ class ProvenanceCodeGenerator(CodeGenerator):
         return self._literal_name("".join(group))
 
     def visit_Const(self, node: nodes.Const, frame: Frame) -> None:
-        self._write_constant(node.as_const(frame.eval_ctx))
+        self.write(self._constant(node.as_const(frame.eval_ctx)))
 
-    def _write_constant(self, value: Any) -> None:
-        """Write a constant whose texts are literals: Jinja folds the mapping in `{'a': 'b'}[role]` to a constant."""
+    def _constant(self, value: Any) -> str:
+        """The code of a constant whose texts are literals: Jinja folds the mapping in `{'a': 'b'}[role]` to one."""
         if isinstance(value, str):
-            self.write(self._literal_name(value))
-        elif isinstance(value, dict):
-            self.write("{")
-            for key, item in value.items():
-                self._write_constant(key)
-                self.write(": ")
-                self._write_constant(item)
-                self.write(", ")
-            self.write("}")
-        elif isinstance(value, (list, tuple)):
-            self.write("[" if isinstance(value, list) else "(")
-            for item in value:
-                self._write_constant(item)
-                self.write(", ")
-            self.write("]" if isinstance(value, list) else ")")
-        else:
-            self.write(repr(value))
+            return self._literal_name(value)
+        if isinstance(value, dict):
+            items = (f"{self._constant(key)}: {self._constant(item)}, " for key, item in value.items())
+            return f"{{{''.join(items)}}}"
+        if isinstance(value, (list, tuple)):
+            items = (f"{self._constant(item)}, " for item in value)
+            return f"[{''.join(items)}]" if isinstance(value, list) else f"({''.join(items)})"
+        return repr(value)
 
     def visit_TemplateData(self, node: nodes.TemplateData, frame: Frame) -> None:
         self.write(self._literal_name(str(node.as_const(frame.eval_ctx))))
@@ -216,7 +207,7 @@ class ProvenanceEnvironment(PlainEnvironment):
 
     def concat_operands(self, operands: Iterable[Any]) -> TrackedText:
         """The `~` operator."""
-        return concat([str(operand) for operand in operands])
+        return self.concat([str(operand) for operand in operands])
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """The sandbox's `str.format`, with provenance if the format string is tracked."""
@@ -251,8 +242,10 @@ class ProvenanceEnvironment(PlainEnvironment):
 def _join(context: nodes.EvalContext, value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
     if attribute is not None:
         value = map(make_attrgetter(context.environment, attribute), value)
-    # An untracked separator (a number, the empty default) has the origin `COMPUTED`.
-    return (d if isinstance(d, TrackedText) else TrackedText(str(d))).join([str(item) for item in value])
+    separator = str(d)
+    texts = [text for item in value for text in (separator, str(item))]
+    joined: str = context.environment.concat(texts[1:])
+    return joined
 
 
 def _refuse_none(value: Any) -> Any:

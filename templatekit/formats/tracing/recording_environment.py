@@ -7,14 +7,12 @@ Other filters and tests run on constants, and abort the recording on data. Other
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, wraps
 from typing import Any
 
-import jinja2
-from jinja2 import Undefined, nodes
-from jinja2.filters import make_attrgetter
+from jinja2 import Undefined
 from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import SandboxedEnvironment
 
@@ -23,7 +21,6 @@ from templatekit.formats.provenance import in_generation
 from templatekit.formats.tracing.symbolic_text import (
     SymbolicText,
     depends_on_data,
-    lift,
     lift_result,
     pieces_of,
     symbolic_concat,
@@ -64,7 +61,6 @@ class RecordingEnvironment(ProvenanceEnvironment):
         super().__init__()
         for name, function in self.filters.items():
             self.filters[name] = _recording_filter(name, function.__wrapped__)
-        self.filters["join"] = _recording_filter("join", _join)
         for name, test in self.tests.items():
             self.tests[name] = _recording_test(name, test)
 
@@ -72,10 +68,6 @@ class RecordingEnvironment(ProvenanceEnvironment):
     def mark_generation(text: str) -> SymbolicText:
         """As `provenance.mark_generation`."""
         return SymbolicText([replace(piece, origin=in_generation(piece.origin)) for piece in pieces_of(text)])
-
-    def concat_operands(self, operands: Iterable[Any]) -> SymbolicText:
-        """The `~` operator."""
-        return symbolic_concat([str(operand) for operand in operands])
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls from a template."""
@@ -127,13 +119,6 @@ def _recording_test(name: str, function: Any) -> Callable[..., bool]:
         return bool(function(*args, **kwargs))
 
     return wrapper
-
-
-@jinja2.pass_eval_context
-def _join(context: nodes.EvalContext, value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
-    if attribute is not None:
-        value = map(make_attrgetter(context.environment, attribute), value)
-    return lift(str(d)).join([str(item) for item in value])
 
 
 @cache

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Undefined
 
 from templatekit.formats.provenance import TrackedText, common_origin, concat
-from templatekit.formats.tracing.symbolic_values import SymbolicLength, SymbolicList
+from templatekit.formats.tracing.symbolic_values import COMPARISONS, SymbolicLength, SymbolicList
 from templatekit.formats.tracing.trace import MAX_LENGTH, Trace, TraceAborted
 from templatekit.types import COMPUTED, TEMPLATE, Origin
 
@@ -75,24 +75,6 @@ class SymbolicText(TrackedText):
     def __hash__(self) -> int:
         _abort_on_data((self,))
         return str.__hash__(self)
-
-    def __eq__(self, other: object) -> bool:
-        return _guard_comparison("==", str.__eq__, self, other) if isinstance(other, str) else NotImplemented
-
-    def __ne__(self, other: object) -> bool:
-        return _guard_comparison("!=", str.__ne__, self, other) if isinstance(other, str) else NotImplemented
-
-    def __lt__(self, other: str) -> bool:
-        return _guard_comparison("<", str.__lt__, self, other) if isinstance(other, str) else NotImplemented
-
-    def __le__(self, other: str) -> bool:
-        return _guard_comparison("<=", str.__le__, self, other) if isinstance(other, str) else NotImplemented
-
-    def __gt__(self, other: str) -> bool:
-        return _guard_comparison(">", str.__gt__, self, other) if isinstance(other, str) else NotImplemented
-
-    def __ge__(self, other: str) -> bool:
-        return _guard_comparison(">=", str.__ge__, self, other) if isinstance(other, str) else NotImplemented
 
     def __contains__(self, other: object) -> bool:
         if not isinstance(other, str):
@@ -330,6 +312,16 @@ def _abort_on_data(values: Iterable[Any]) -> None:
             raise TraceAborted("a use of data that no guard expresses")
 
 
+def _comparison(name: str, operator: str) -> Callable[..., Any]:
+    """A comparison with another text: a guard."""
+    method = getattr(str, name)
+
+    def comparison(self: SymbolicText, other: object) -> Any:
+        return _guard_comparison(operator, method, self, other) if isinstance(other, str) else NotImplemented
+
+    return comparison
+
+
 def _predicate(name: str) -> Callable[..., bool]:
     """A method of `str` that returns a bool: a guard."""
     method = getattr(str, name)
@@ -386,10 +378,11 @@ def _as_tracked(text: str, source: SymbolicText) -> str:
     return text if isinstance(text, TrackedText) else symbolic_inherit_origin(text, (source,))
 
 
-_OPERATORS = ("__mul__", "__rmul__", "__mod__", "__rmod__", "__format__", "__repr__", "__getnewargs__")
+_OPERATORS = (*COMPARISONS, "__mul__", "__rmul__", "__mod__", "__rmod__", "__format__", "__repr__", "__getnewargs__")
 _METHODS = {
     # The sandbox guards the first two by their names.
     **dict.fromkeys(("format", "format_map", "maketrans", "translate"), _aborting),
+    **{name: _comparison(name, operator) for name, operator in COMPARISONS.items()},
     **{name: _transformation(name) for name in ("lower", "upper", "title", "capitalize", "swapcase", "casefold")},
     **{name: _transformation(name) for name in ("removeprefix", "removesuffix")},
     **{name: _predicate(name) for name in ("startswith", "endswith", *(n for n in dir(str) if n.startswith("is")))},

@@ -6,9 +6,13 @@ Both record their guard when a template uses them, and abort the recording on ev
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partialmethod
 from typing import Any
 
 from templatekit.formats.tracing.trace import Trace, TraceAborted
+
+COMPARISONS = {"__eq__": "==", "__ne__": "!=", "__lt__": "<", "__le__": "<=", "__gt__": ">", "__ge__": ">="}
+"""The operator of each comparison method."""
 
 
 class _AbortsByDefault:
@@ -63,9 +67,6 @@ class SymbolicList(_AbortsByDefault):
     def __bool__(self) -> bool:
         return self._never_empty or bool(self._texts())
 
-    def __contains__(self, item: object) -> bool:
-        return item in self._texts()
-
 
 class SymbolicLength(_AbortsByDefault):
     """The length of a symbolic text. Each comparison with a number records a guard."""
@@ -79,30 +80,15 @@ class SymbolicLength(_AbortsByDefault):
     def __bool__(self) -> bool:
         return bool(self._text)
 
-    def _compare(self, operator: str, other: Any, compare: Callable[[int, int], bool]) -> bool:
+    def _compare(self, method: str, other: Any) -> bool:
         if type(other) is not int:
             raise TraceAborted("a length compared with something other than an int")
+        operator = COMPARISONS[method]
         if other == (1 if operator in (">=", "<") else 0):  # asks whether the text is empty
             return bool(self._text) if operator in (">", ">=", "!=") else not self._text
-        outcome = compare(str.__len__(self._text), other)
+        outcome = getattr(int, method)(str.__len__(self._text), other)
         return self._trace.guard(f"len({self._expression}) {operator} {other}", outcome)
 
-    def __eq__(self, other: object) -> bool:
-        return self._compare("==", other, int.__eq__)
 
-    def __ne__(self, other: object) -> bool:
-        return self._compare("!=", other, int.__ne__)
-
-    def __lt__(self, other: object) -> bool:
-        return self._compare("<", other, int.__lt__)
-
-    def __le__(self, other: object) -> bool:
-        return self._compare("<=", other, int.__le__)
-
-    def __gt__(self, other: object) -> bool:
-        return self._compare(">", other, int.__gt__)
-
-    def __ge__(self, other: object) -> bool:
-        return self._compare(">=", other, int.__ge__)
-
-    __hash__ = _AbortsByDefault.__hash__
+for _name in COMPARISONS:
+    setattr(SymbolicLength, _name, partialmethod(SymbolicLength._compare, _name))

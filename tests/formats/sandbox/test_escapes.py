@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from types import FunctionType
 from typing import Any
 
 import jinja2
@@ -15,6 +16,7 @@ from jinja2.exceptions import SecurityError
 from templatekit.formats.environment import PlainEnvironment, plain_environment, provenance_environment
 from templatekit.formats.provenance import track
 from templatekit.formats.sandbox.metering import NeedsWorker, metered_environment
+from templatekit.formats.tracing.symbolic_text import SymbolicText
 from templatekit.types import field_origin
 
 ENVIRONMENTS: Mapping[str, PlainEnvironment] = {
@@ -203,3 +205,9 @@ def test_no_private_attribute_of_anything(name: str, step: str, attribute: str, 
     except (SecurityError, jinja2.UndefinedError, NeedsWorker):
         return
     assert text == "", "what is not there prints nothing"
+
+
+def test_the_methods_of_symbolic_text_show_nothing_of_themselves() -> None:
+    """A `partialmethod` would show a template its `func`, which takes the name of any other method."""
+    for name in dir(SymbolicText):
+        assert name.startswith("_") or isinstance(getattr(SymbolicText, name), FunctionType), name
