@@ -25,19 +25,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
-from typing import NamedTuple
 
 from templatekit.errors import NoEndMarkerError, shorten
 from templatekit.formats.metadata import TemplateMetadata
 from templatekit.types import SpecialTokens
-
-
-class _Match(NamedTuple):
-    """A stop text or special token in a closing."""
-
-    start: int
-    end: int
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +57,21 @@ class EndMarkers:
         that the template writes before a user's turn, or None if no such turn can follow. `name` is the template's.
         """
         matches = self._matches(closing)
-        stop = next((match for match in matches if match.text in self.stops), None)
-        if stop is not None:
-            return stop.end
+        for start, text in matches:
+            if text in self.stops:
+                return start + len(text)
         if len(matches) > 1:
             openers = self._openers(opening)
             other_closing = closing_before_user() or ""
             other_matches = self._matches(other_closing)
             matches = [
-                match
-                for match in takewhile(lambda match: match.text not in openers, matches)
-                if match in other_matches and other_closing.startswith(closing[: match.start])
+                (start, text)
+                for start, text in takewhile(lambda match: match[1] not in openers, matches)
+                if (start, text) in other_matches and other_closing.startswith(closing[:start])
             ]
         if matches:
-            return matches[-1].end
+            start, text = matches[-1]
+            return start + len(text)
         if not self.required:
             return 0
         expected = " or ".join(map(repr, sorted(self.stops))) or "a special token or a stop text"
@@ -100,9 +92,9 @@ class EndMarkers:
             position = match.end()
         return openers
 
-    def _matches(self, text: str) -> list[_Match]:
-        matches = self.pattern.finditer(text) if self.pattern else ()
-        return [_Match(match.start(), match.end(), match[0]) for match in matches]
+    def _matches(self, text: str) -> list[tuple[int, str]]:
+        """The stop texts and special tokens in a text, each with its start."""
+        return [(match.start(), match[0]) for match in self.pattern.finditer(text)] if self.pattern else []
 
 
 @lru_cache(maxsize=64)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import lru_cache, wraps
 from itertools import accumulate
 from types import ModuleType
-from typing import Any, SupportsIndex, TypeAlias, cast
+from typing import Any, SupportsIndex, TypeAlias
 
 from jinja2 import Undefined
 
@@ -152,43 +152,36 @@ class TrackedText(str):
         return self._cut(0, len(self) - len(suffix)) if suffix and self.endswith(suffix) else self
 
     def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
-        parts, position = [], 0
-        for part in str.split(self, sep, maxsplit):
-            # Parts are separated by `sep`, or by whitespace only, so the next occurrence is the part itself.
-            start = position if sep is not None else self.find(part, position)
-            parts.append(self._cut(start, start + len(part)))
-            position = start + len(part) + (len(sep) if sep is not None else 0)
-        return cast("list[str]", parts)
+        return self._located(str.split(self, sep, maxsplit), None if sep is None else len(sep))
 
     def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
-        parts, position = [], len(self)
-        for part in reversed(str.rsplit(self, sep, maxsplit)):
-            start = position - len(part) if sep is not None else self.rfind(part, 0, position)
-            parts.append(self._cut(start, start + len(part)))
-            position = start - (len(sep) if sep is not None else 0)
-        return cast("list[str]", parts[::-1])
+        return self._located(str.rsplit(self, sep, maxsplit), None if sep is None else len(sep))
 
     def splitlines(self, keepends: bool = False) -> list[str]:
-        lines, position = [], 0
-        whole = str.splitlines(self, keepends=True)
-        for with_end, line in zip(whole, str.splitlines(self, keepends=keepends), strict=True):
-            lines.append(self._cut(position, position + len(line)))
-            position += len(with_end)
-        return cast("list[str]", lines)
+        return self._located(str.splitlines(self, keepends=keepends), None)
 
     def partition(self, sep: str) -> tuple[str, str, str]:
-        return self._partition_at(self.find(sep), sep, before=False)
+        before, found, after = self._located(str.partition(self, sep), 0)
+        return before, found, after
 
     def rpartition(self, sep: str) -> tuple[str, str, str]:
-        return self._partition_at(self.rfind(sep), sep, before=True)
+        before, found, after = self._located(str.rpartition(self, sep), 0)
+        return before, found, after
 
-    def _partition_at(self, index: int, sep: str, *, before: bool) -> tuple[str, str, str]:
-        if not sep:
-            raise ValueError("empty separator")
-        if index < 0:
-            return (TrackedText(), TrackedText(), self) if before else (self, TrackedText(), TrackedText())
-        end = index + len(sep)
-        return self._cut(0, index), self._cut(index, end), self._cut(end, len(self))
+    def _located(self, texts: Iterable[str], gap: int | None) -> list[str]:
+        """Parts of this string, given as plain texts in order, with `gap` characters between two of them.
+
+        None stands for whitespace or line ends of any length, with which the text after them does not start: its next
+        occurrence is the part itself.
+        """
+        parts: list[str] = []
+        position = 0
+        for text in texts:
+            start = position if gap is not None else self.find(text, position)
+            position = start + len(text)
+            parts.append(self._cut(start, position))
+            position += gap or 0
+        return parts
 
     def replace(self, old: str, new: str, count: SupportsIndex = -1) -> str:
         limit = count.__index__()

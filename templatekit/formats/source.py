@@ -70,7 +70,7 @@ def check_source(text: str, name: str, *, strict: bool = True) -> TemplateSource
         text=text,
         kind=kind,
         variables=variables,
-        mentions=frozenset(_mentions(tree)),
+        mentions=_mentions(tree),
         searched_texts=frozenset(_searched_texts(tree)),
         has_generation_blocks=next(tree.find_all(nodes.ExtensionAttribute), None) is not None,
         html_filters=_HTML_FILTERS.intersection(filter.name for filter in tree.find_all(nodes.Filter)),
@@ -86,12 +86,9 @@ def parse(text: str, name: str) -> tuple[nodes.Template, frozenset[str]]:
         raise syntax_error(error, text, name) from None
 
 
-def _mentions(tree: nodes.Template) -> Iterator[str]:
-    for node in tree.find_all((nodes.Getattr, nodes.Const)):
-        if isinstance(node, nodes.Getattr):
-            yield node.attr
-        elif isinstance(node, nodes.Const) and isinstance(node.value, str):
-            yield node.value
+def _mentions(tree: nodes.Template) -> frozenset[str]:
+    texts = (constant.value for constant in tree.find_all(nodes.Const) if isinstance(constant.value, str))
+    return frozenset(node.attr for node in tree.find_all(nodes.Getattr)).union(texts)
 
 
 def _searched_texts(tree: nodes.Template) -> Iterator[str]:

@@ -97,20 +97,16 @@ class Recorder:
         if isinstance(value, str):
             return SymbolicText([self._resolve(piece, messages) for piece in pieces_of(value)])
         if isinstance(value, Mapping):
-            items = ((self._symbolic(key, messages), self._symbolic(item, messages)) for key, item in value.items())
-            if not isinstance(value, TrackedDict):
-                return dict(items)
-            mapping = TrackedDict(items)
-            mapping._origin = value._origin
-            return mapping
-        if isinstance(value, (list, tuple)):
-            elements = (self._symbolic(element, messages) for element in value)
-            if not isinstance(value, TrackedList):
-                return list(elements)
-            tracked = TrackedList(elements)
-            tracked._origin = value._origin
-            return tracked
-        return value
+            items = [(self._symbolic(key, messages), self._symbolic(item, messages)) for key, item in value.items()]
+        elif isinstance(value, (list, tuple)):
+            items = [self._symbolic(item, messages) for item in value]
+        else:
+            return value
+        if not isinstance(value, (TrackedDict, TrackedList)):
+            return dict(items) if isinstance(value, Mapping) else items
+        tracked = type(value)(items)
+        tracked._origin = value._origin
+        return tracked
 
     def _resolve(self, piece: Piece, messages: tuple[Message, ...]) -> Piece:
         """The variable of the field that a piece is, else the piece itself."""
