@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from templatekit.errors import RecordError, TemplatekitError
@@ -45,15 +45,10 @@ class AcceptedForms:
 
     def __init__(self, render: Callable[[Variables], str]) -> None:
         self._render = render
-        self._content: dict[str, ContentForm] = {}
-
-    def content(self, role: str) -> ContentForm:
-        """The form of this role's content; "text" if the template prints no form, so that rendering gives the error."""
-        if role not in self._content:
-            self._content[role] = self._probe_content(role)
-        return self._content[role]
+        self.content = cache(self._probe_content)
 
     def _probe_content(self, role: str) -> ContentForm:
+        """The form of this role's content; "text" if the template prints no form, so that rendering gives the error."""
         text = _FIRST in self._printed(self._conversation_with(role, _FIRST))
         # A template that does not accept lists prints the whole list, with the mark.
         parts = [{"type": "text", "text": _FIRST, _MARK: ""}, {"type": "text", "text": _SECOND}]

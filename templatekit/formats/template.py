@@ -30,13 +30,7 @@ from templatekit.formats.rendering import Rendering
 from templatekit.formats.source import CHAT_VARIABLES, COMMON_VARIABLES, check_source
 from templatekit.formats.targets import RenderFunction, TargetFinder
 from templatekit.formats.template_errors import as_record_errors, compile_template
-from templatekit.formats.tracing.compiler import (
-    ALL_TURNS,
-    LAST_TURN,
-    SPECIALISED_WEIGHTS,
-    RenderMode,
-    TracingCompiler,
-)
+from templatekit.formats.tracing.compiler import SPECIALISED_WEIGHTS, RenderMode, TracingCompiler
 from templatekit.formats.tracing.finished_text import FinishedText, finish
 from templatekit.formats.tracing.recorder import RecordedText, Recorder, Recording
 from templatekit.formats.tracing.recording_environment import recording_environment
@@ -107,7 +101,7 @@ class Template:
         A turn that this text does not hold exactly as it is served has no target here: `samples` gives it one. Raises
         `RecordError` for an example that this template cannot express, `TemplateError` if the template itself fails.
         """
-        (sample,) = self._compiler.samples(example, tokens, row, RenderMode(whole=True))
+        (sample,) = self._compiler.samples(example, tokens, row, "whole")
         return sample.rendered
 
     def samples(
@@ -118,7 +112,7 @@ class Template:
         Each such turn has targets in exactly one of them. `last_only` asks for the last turn alone. Raises as `render`
         does.
         """
-        return self._compiler.samples(example, tokens, row, LAST_TURN if last_only else ALL_TURNS)
+        return self._compiler.samples(example, tokens, row, "last" if last_only else "all")
 
     def prompt(
         self,
@@ -152,14 +146,28 @@ class Template:
         conversation = self._conversation(example, tokens)
         self._check(example, conversation.rendering(len(example.messages)), self._render_others(tokens))
         with self._suggest_kwargs(example, tokens):
-            texts = [conversation.whole_text()] if mode.whole else conversation.texts(last_only=mode.last_only)
+            texts = _trained_texts(conversation, mode)
         samples = []
         history = 0
-        for index, text in enumerate(texts):
-            sample = self._sample(example, conversation, text, row, tokens)
-            numbered = replace(sample.rendered, sample=index, samples=len(texts), history=history)
-            samples.append(replace(sample, rendered=numbered))
-            history = text.message_count
+        for index, (count, targets) in enumerate(texts):
+            rendering = conversation.rendering(count)
+            own = example
+            if count < len(example.messages):
+                own = replace(example, messages=example.messages[:count])
+                self._check(own, rendering, self._render_others(tokens))
+            rendered = RenderedText(
+                text=rendering.text,
+                spans=rendering.spans,
+                target_spans=targets,
+                message_weights=tuple(message.weight for message in own.messages),
+                roles=tuple(message.role for message in own.messages),
+                row=row,
+                sample=index,
+                samples=len(texts),
+                history=history,
+            )
+            samples.append(Sample(example=own, rendered=rendered))
+            history = count
         return tuple(samples)
 
     def _conversation(self, example: Example, tokens: SpecialTokens, **overrides: Any) -> Conversation:
@@ -172,23 +180,6 @@ class Template:
 
     def _target_finder(self, render: RenderFunction, tokens: SpecialTokens) -> TargetFinder:
         return TargetFinder(render, EndMarkers.of(self.metadata, tokens), self._has_generation_blocks, self.name)
-
-    def _sample(
-        self, example: Example, conversation: Conversation, text: TrainedText, row: int, tokens: SpecialTokens
-    ) -> Sample:
-        rendering = conversation.rendering(text.message_count)
-        if text.message_count < len(example.messages):
-            example = replace(example, messages=example.messages[: text.message_count])
-            self._check(example, rendering, self._render_others(tokens))
-        rendered = RenderedText(
-            text=rendering.text,
-            spans=rendering.spans,
-            target_spans=text.targets,
-            message_weights=tuple(message.weight for message in example.messages),
-            roles=tuple(message.role for message in example.messages),
-            row=row,
-        )
-        return Sample(example=example, rendered=rendered)
 
     def record(self, example: Example, tokens: SpecialTokens, mode: RenderMode) -> Recording:
         """Render the example with symbolic texts and return the recording; raises `TraceAborted`."""
@@ -204,9 +195,8 @@ class Template:
 
         conversation = SeparateTurns(example, self._target_finder(render, tokens), self._searched_texts)
         self._check(recorder.example, conversation.rendering(len(example.messages)), _abort_on_computed_text)
-        texts = [conversation.whole_text()] if mode.whole else conversation.texts(last_only=mode.last_only)
         recorded = []
-        for count, targets in texts:
+        for count, targets in _trained_texts(conversation, mode):
             rendering = conversation.rendering(count)
             first = replace(recorder.example, messages=recorder.example.messages[:count])
             self._check(first, rendering, _abort_on_computed_text)
@@ -287,7 +277,11 @@ class Template:
     @cached_property
     def accepted_forms(self) -> AcceptedForms:
         """The forms of content and tool calls that the template accepts."""
-        return AcceptedForms(self._render_variables)
+        return AcceptedForms(self._text)
+
+    def _text(self, variables: Variables) -> str:
+        """The text that the template prints for these variables."""
+        return plain_text(self._render_variables(variables))
 
     def _adds_bos(self, tokens: SpecialTokens) -> bool:
         """Whether BOS is put before the text, as the tokenizer does with plain text that is sent to a server."""
@@ -307,7 +301,8 @@ class Template:
             )
         return text
 
-    def _environment(self) -> ProvenanceEnvironment:
+    @staticmethod
+    def _environment() -> ProvenanceEnvironment:
         return provenance_environment()
 
     def _mismatch_advice(self) -> str:
@@ -374,6 +369,10 @@ class Template:
         except (RecordError, TemplateError):
             return False
         return any(text.targets for text in texts)
+
+
+def _trained_texts(conversation: Conversation, mode: RenderMode) -> list[TrainedText]:
+    return [conversation.whole_text()] if mode == "whole" else conversation.texts(last_only=mode == "last")
 
 
 def _abort_on_computed_text(example: Example) -> str:

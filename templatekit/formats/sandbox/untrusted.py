@@ -9,15 +9,15 @@ import pickle
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from templatekit.errors import TemplateError
-from templatekit.formats.accepted_forms import AcceptedForms, Variables
+from templatekit.formats.accepted_forms import Variables
 from templatekit.formats.environment import ProvenanceEnvironment, plain_environment
 from templatekit.formats.metadata import read_metadata
-from templatekit.formats.provenance import TrackedText, plain_text
+from templatekit.formats.provenance import TrackedText
 from templatekit.formats.sandbox.metering import NeedsWorker, find_unmetered_constant, metered_environment
 from templatekit.formats.sandbox.worker import WORKER, Request
 from templatekit.formats.template import Template
@@ -93,16 +93,7 @@ class UntrustedTemplate(Template):
     render = _limited(Template.render)
     samples = _limited(Template.samples)
     prompt = _limited(Template.prompt)
-
-    @cached_property
-    def accepted_forms(self) -> AcceptedForms:
-        """As `Template.accepted_forms`."""
-        return AcceptedForms(self.text)
-
-    @_limited
-    def text(self, variables: Variables) -> str:
-        """The text that the template prints for these variables."""
-        return plain_text(self._render_variables(variables))
+    _text = _limited(Template._text)
 
     def _call_worker(self, method: str, *arguments: Any, **options: Any) -> Any:
         # The metadata, the other columns of the record, is not sent: it may hold anything, and no template reads it.
@@ -117,7 +108,8 @@ class UntrustedTemplate(Template):
         metadata = arguments[0].metadata
         return tuple(replace(sample, example=replace(sample.example, metadata=metadata)) for sample in response)
 
-    def _environment(self) -> ProvenanceEnvironment:
+    @staticmethod
+    def _environment() -> ProvenanceEnvironment:
         environment = metered_environment()
         environment.refill({})  # for constant expressions, which are evaluated while compiling
         return environment

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from templatekit.errors import RecordError, TemplateError, TemplatekitError
 from templatekit.formats.accepted_forms import Variables
-from templatekit.formats.provenance import TrackedText, plain_text
+from templatekit.formats.provenance import TrackedText
 from templatekit.formats.sandbox.metering import allowance
 from templatekit.formats.template import Template
 from templatekit.formats.template_errors import template_line
@@ -198,10 +198,6 @@ class _WorkerTemplate(Template):
         """The template's attributes, except those that hold code."""
         plain_types = (str, bool, tuple, frozenset, type(None))
         return {name: value for name, value in vars(self).items() if isinstance(value, plain_types)}
-
-    def text(self, variables: Variables) -> str:
-        """The text that the template prints for these variables."""
-        return plain_text(self._render_variables(variables))
 
 
 @lru_cache(maxsize=8)

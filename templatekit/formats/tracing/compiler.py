@@ -13,11 +13,10 @@ difference is an error.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
 from dataclasses import fields
 from time import perf_counter
-from typing import NamedTuple, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from templatekit.errors import RecordError, TemplateError, shorten
 from templatekit.formats.tracing.recorder import Recording
@@ -42,16 +41,8 @@ others."""
 _NO_OTHER_FIELDS = ("", "", "", "")
 
 
-class RenderMode(NamedTuple):
-    """Which samples of an example are wanted."""
-
-    whole: bool = False
-    """One sample of all messages."""
-    last_only: bool = False
-    """A sample for the last turn alone."""
-
-
-ALL_TURNS, LAST_TURN = RenderMode(), RenderMode(last_only=True)
+RenderMode: TypeAlias = Literal["all", "last", "whole"]
+"""Which samples of an example are wanted: for all turns, for the last turn alone, or one of all messages."""
 
 
 class Interpreter(Protocol):
@@ -70,15 +61,13 @@ class TracingCompiler:
     """The trace trees of one template."""
 
     enabled = True
-    """Whether templates are traced at all; see `interpreting`."""
+    """Whether templates are traced at all."""
 
     def __init__(self, template: Interpreter) -> None:
         self._template = template
         self._trees: dict[Hashable, TraceTree] = {}
         self._token_keys: dict[SpecialTokens, object] = {}
         self._last_token_key: tuple[SpecialTokens | None, object] = (None, None)
-        self.compiled = self.interpreted = 0
-        """How many examples were rendered by a compiled trace, and how many were interpreted."""
 
     def samples(self, example: Example, tokens: SpecialTokens, row: int, mode: RenderMode) -> tuple[Sample, ...]:
         """The example's samples, by a compiled trace if there is one for it."""
@@ -88,13 +77,11 @@ class TracingCompiler:
             trace, texts = run
             samples = trace.samples(example, texts, row)
             trace.uses += 1
-            self.compiled += 1
             if trace.uses <= CHECK_FIRST or not trace.uses % CHECK_EVERY:
                 self._check(samples, example, tokens, row, mode)
             return samples
         started = perf_counter()
         samples = self._template.interpret(example, tokens, row, mode)
-        self.interpreted += 1
         if tree is not None and perf_counter() - started < MAX_SECONDS and tree.should_record():
             self._record(tree, example, tokens, row, mode, samples)
         return samples
@@ -145,7 +132,7 @@ class TracingCompiler:
         try:
             trace = tree.add(self._template.record(example, tokens, mode))
         except (TraceAborted, RecordError, TemplateError):
-            tree.abort()
+            tree.aborts += 1
             return
         run = tree.run(example.messages)
         if run is None or run[0] is not trace:
@@ -161,16 +148,6 @@ class TracingCompiler:
         except RecordError as error:
             raise _difference(self._template, f"interpreting raises {error}") from error
         _check_equal(samples, expected, self._template)
-
-
-@contextmanager
-def interpreting() -> Iterator[None]:
-    """Render without traces, in all templates."""
-    before, TracingCompiler.enabled = TracingCompiler.enabled, False
-    try:
-        yield
-    finally:
-        TracingCompiler.enabled = before
 
 
 def _check_equal(found: tuple[Sample, ...], expected: tuple[Sample, ...], template: Interpreter) -> None:

@@ -40,17 +40,16 @@ class TraceTree:
 
     def __init__(self) -> None:
         self.traces: tuple[CompiledTrace, ...] = ()
-        self._run: Callable[[tuple[Message, ...]], TraceRun | None] | None = None
-        self._side_exits = self._aborts = 0
-
-    def run(self, messages: tuple[Message, ...]) -> TraceRun | None:
-        """The result of the trace whose guards these messages pass; None at a side exit."""
-        return self._run(messages) if self._run is not None else None
+        self.run: Callable[[tuple[Message, ...]], TraceRun | None] = _side_exit
+        """Gives the result of the trace whose guards the messages pass; None at a side exit."""
+        self.aborts = 0
+        """How many recordings were aborted."""
+        self._side_exits = 0
 
     def should_record(self) -> bool:
         """Count a side exit; return whether its example is to be recorded."""
         self._side_exits += 1
-        return self._side_exits % RECORD_EVERY == 0 and self._aborts < MAX_ABORTS and len(self.traces) < MAX_TRACES
+        return self._side_exits % RECORD_EVERY == 0 and self.aborts < MAX_ABORTS and len(self.traces) < MAX_TRACES
 
     def add(self, recording: Recording) -> CompiledTrace:
         """Compile a recording into the tree; raises `TraceAborted` if it leaves the tree at a step that is no guard."""
@@ -63,18 +62,18 @@ class TraceTree:
         }
         exec(compile(_source(recording.fields, traces), "<trace tree>", "exec"), names)
         self.traces = traces
-        self._run = names["run"]
+        self.run = names["run"]
         return trace
-
-    def abort(self) -> None:
-        """Count an aborted recording."""
-        self._aborts += 1
 
     def disable(self) -> None:
         """Drop the traces; from now on every example of the shape is interpreted."""
         self.traces = ()
-        self._run = None
-        self._aborts = MAX_ABORTS
+        self.run = _side_exit
+        self.aborts = MAX_ABORTS
+
+
+def _side_exit(_: tuple[Message, ...]) -> None:
+    """The function of a tree without traces."""
 
 
 def _source(fields: dict[tuple[int, str], str], traces: Sequence[CompiledTrace]) -> str:

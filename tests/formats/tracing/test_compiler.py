@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, replace
 from itertools import pairwise
 from operator import attrgetter
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -19,13 +19,12 @@ from testkit.published import ORIGINALS, OWN, TRL, assistant, conversation, publ
 from templatekit import Example, Message, RecordError, Registry, Template, TemplateError, TemplateFile
 from templatekit.formats.lookup import find_template
 from templatekit.formats.tracing import compiler, trace_tree
-from templatekit.formats.tracing.compiler import ALL_TURNS, LAST_TURN, RenderMode, TracingCompiler, interpreting
+from templatekit.formats.tracing.compiler import RenderMode, TracingCompiler
 from templatekit.formats.tracing.trace import Trace
 from templatekit.testing import texts
 from templatekit.types import RenderedText, Sample, SpecialTokens
 
 TOKENS = SpecialTokens(bos="<s>", eos="</s>", special=frozenset({"<s>", "</s>", "<|im_end|>", "<|im_start|>", "<e>"}))
-WHOLE = RenderMode(whole=True)
 
 ODD = (
     "",
@@ -107,12 +106,17 @@ def without_traces(template: Template) -> Template:
 def check_stream(template: Template, stream: Sequence[Example], tokens: SpecialTokens = TOKENS) -> int:
     """Check that every example is rendered as interpreting does; return how many had a compiled trace."""
     fresh = without_traces(template)
-    for mode in (ALL_TURNS, LAST_TURN, WHOLE):
+    for mode in get_args(RenderMode):
         for example in stream:
             found = outcome(fresh, example, tokens, mode, traced=True)
             expected = outcome(template, example, tokens, mode, traced=False)
             assert found == expected, (example, mode)
-    return fresh._compiler.compiled
+    return compiled_samples(fresh)
+
+
+def compiled_samples(template: Template) -> int:
+    """How many examples the template's traces rendered."""
+    return sum(trace.uses for tree in template._compiler._trees.values() for trace in tree.traces)
 
 
 @pytest.fixture(autouse=True)
@@ -306,7 +310,7 @@ def test_a_trace_that_depends_on_the_time_has_a_guard_on_it() -> None:
     assert check_stream(template, [example] * 4)
     always = without_traces(answering("{{ strftime_now('%H%M%S%f') }}{{ m.content }}"))
     found = [always.samples(example, TOKENS)[0].rendered.text for _ in range(6)]
-    assert len(set(found)) == 6 and not always._compiler.compiled
+    assert len(set(found)) == 6 and not compiled_samples(always)
 
 
 def traced_text(template: Template, example: Example) -> RenderedText:
@@ -314,15 +318,14 @@ def traced_text(template: Template, example: Example) -> RenderedText:
     fresh = without_traces(template)
     for _ in range(3):
         (sample,) = fresh.samples(example, TOKENS, row=7)
-    assert fresh._compiler.compiled
+    assert compiled_samples(fresh)
     return sample.rendered
 
 
 def test_a_traced_text_equals_an_interpreted_one() -> None:
     template = answering("{{ m.content }}")
     example = conversation(user("x"), assistant("a b"))
-    with interpreting():
-        (sample,) = template.samples(example, TOKENS, row=7)
+    (sample,) = template.interpret(example, TOKENS, 7, "all")
     interpreted = sample.rendered
     assert traced_text(template, example) == interpreted and interpreted == traced_text(template, example)
     assert hash(traced_text(template, example)) == hash(interpreted)
@@ -399,6 +402,6 @@ def test_conversations_have_traces(kind: str, builtin: Registry, tokenizer_of: A
                 fresh.samples(SERVED[kind], tokens)
         except RecordError:
             continue
-        served += fresh._compiler.compiled
-        without += [name] if not fresh._compiler.compiled else []
+        served += compiled_samples(fresh)
+        without += [name] if not compiled_samples(fresh) else []
     assert not without and served > len(chats) / 2
