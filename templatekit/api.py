@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
 
-from templatekit.cache import prepare_batches, prepare_output
+from templatekit.cache.preparation import prepare_batches, prepare_output
 from templatekit.config.data_options import DataOptions
 from templatekit.config.render_options import RenderOptions
 from templatekit.engines.processes import process_engine
-from templatekit.errors import ConfigError, RecordError, shorten
+from templatekit.errors import ConfigError, shorten
 from templatekit.formats.template import Template
 from templatekit.hooks.contracts import Adapter
 from templatekit.hooks.loading import create_registry
@@ -21,7 +21,6 @@ from templatekit.pipeline.batches import SampleBatch
 from templatekit.pipeline.mixture import Mixture
 from templatekit.pipeline.outputs import OutputChunk, is_packed
 from templatekit.pipeline.pipeline import Pipeline
-from templatekit.sources import map_columns
 from templatekit.tokens.load import from_transformers
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.types import Record, RenderedText, TokenizedExample
@@ -72,8 +71,8 @@ def render(
     `train_on`, `max_length`, `columns`, `on_error`, … A wrong option raises an error immediately; a bad record raises
     one when the iterator reaches it.
     """
-    run = _set_up(records, adapter, template, tokenizer, registry, options)
-    batches = prepare_batches(run.pipeline, open_records=run.open_records, records=run.records)
+    pipeline, given = _set_up(records, adapter, template, tokenizer, registry, options)
+    batches = prepare_batches(pipeline, records=given)
     return (sample.result for batch in batches for sample in batch)
 
 
@@ -102,12 +101,10 @@ def prepare(
     if tokenizer is None:
         raise ConfigError("tokenizer: found None; expected a folder, a name or a tokenizer")
     options |= {"pack_tokens": pack_tokens, "workers": workers}
-    run = _set_up(records, adapter, template, tokenizer, registry, options, kind=RenderOptions)
+    pipeline, given = _set_up(records, adapter, template, tokenizer, registry, options, kind=RenderOptions)
     if workers not in (None, 1):
-        _check_names(run.pipeline, adapter, template)
-    chunks = prepare_output(
-        run.pipeline, _rows, engine=process_engine(workers), open_records=run.open_records, records=run.records
-    )
+        _check_names(pipeline, adapter, template)
+    chunks = prepare_output(pipeline, _rows, engine=process_engine(workers), records=given)
     weighted = False
 
     def rows() -> Iterator[Any]:
@@ -153,16 +150,6 @@ def _check_names(pipeline: Pipeline, adapter: Any, template: Any) -> None:
     raise ConfigError(f"workers find adapters and templates by their names; found {found}; or leave workers out")
 
 
-class _Run(NamedTuple):
-    """The pipeline of a call, and the records to run through it."""
-
-    pipeline: Pipeline
-    open_records: Callable[[], Iterator[Record | RecordError]] | None = None
-    """Reads the given records; None to read the data set of the options."""
-    records: Iterable[Any] | None = None
-    """The given records, as the caller passed them."""
-
-
 def _set_up(
     records: Any,
     adapter: Any,
@@ -172,8 +159,11 @@ def _set_up(
     options: Mapping[str, Any],
     *,
     kind: type[DataOptions] = DataOptions,
-) -> _Run:
-    """Check the arguments of a call and make its pipeline. Each argument may be a name, a path or an object."""
+) -> tuple[Pipeline, Iterable[Any] | None]:
+    """Check the arguments of a call; return its pipeline, and the given records (None: the options' data set).
+
+    Each argument may be a name, a path or an object.
+    """
     named = {"dataset": records, "adapter": adapter, "template": template, "tokenizer": tokenizer}
     addresses = {key: os.fspath(value) for key, value in named.items() if isinstance(value, (str, os.PathLike))}
     parsed = kind.parse({**options, **addresses})
@@ -194,20 +184,7 @@ def _set_up(
     tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
     registry = registry or create_registry()
     if records is None and parsed.mix:
-        return _Run(Mixture(parsed, registry, template=template, tokenizer=tokenizer))
+        return Mixture(parsed, registry, template=template, tokenizer=tokenizer), None
     adapter = adapter if isinstance(adapter, Adapter) else None
     pipeline = Pipeline(parsed, registry, adapter=adapter, template=template, tokenizer=tokenizer)
-    if isinstance(records, (str, os.PathLike)):
-        return _Run(pipeline)
-    return _Run(pipeline, lambda: pipeline.reader.select(_rename_columns(records, parsed.columns)), records)
-
-
-def _rename_columns(records: Iterable[object], columns: Mapping[str, str]) -> Iterator[Record | RecordError]:
-    for record in records:
-        if not isinstance(record, Mapping):
-            yield RecordError(f"found {shorten(record)}; expected a mapping with named fields", reason="not_an_object")
-            continue
-        try:
-            yield map_columns(record, columns)
-        except RecordError as error:
-            yield error
+    return pipeline, None if isinstance(records, (str, os.PathLike)) else records

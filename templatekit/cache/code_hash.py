@@ -20,8 +20,8 @@ _LIBRARIES = ("tokenizers", "jinja2", "pyarrow", "datasets", "kitoken")
 """Other packages that, if installed, affect records, texts or ids by their version."""
 
 
-class NoCode(Exception):
-    """Code that cannot be read, such as that of a notebook; the message names the module."""
+class NotCacheable(Exception):
+    """The samples of a data set cannot be cached; the message says why."""
 
 
 @lru_cache(maxsize=1)
@@ -54,7 +54,7 @@ def libraries() -> dict[str, str]:
 def code_of(*classes: type) -> str:
     """A hash of the modules that define these classes and their bases, and of the modules that those use.
 
-    Of an installed library that they use, only the version counts. Raises `NoCode` where a module has no file.
+    Of an installed library that they use, only the version counts. Raises `NotCacheable` where a module has no file.
     """
     modules = {base.__module__ for kind in classes for base in kind.__mro__}
     digest = hashlib.sha256()
@@ -74,12 +74,12 @@ def _code_by_module(names: Iterable[str]) -> dict[str, bytes]:
             continue
         module = sys.modules.get(name)
         if module is None:
-            raise NoCode(f"module {name!r} is not loaded under its name")
+            raise NotCacheable(f"module {name!r} is not loaded under its name")
         file = getattr(module, "__file__", None)
         if file is None and hasattr(module, "__path__"):
             continue  # a package without code of its own
         if file is None or not Path(file).is_file():
-            raise NoCode(f"the code of {name!r} lies in no file")
+            raise NotCacheable(f"the code of {name!r} lies in no file")
         if top != user and _is_installed(Path(file)) and not top.startswith("templatekit_"):
             found[name] = str(getattr(sys.modules.get(top), "__version__", "")).encode()
             continue

@@ -123,10 +123,10 @@ def _entry(path: Path) -> Entry:
             sizes += file.stat().st_size
         except OSError:  # another process removed the entry
             continue
-    states, damaged = [], 0
-    for shard in sorted(path.glob("[0-9]*")):
+    shards, damaged = [], 0
+    for folder in sorted(path.glob("[0-9]*")):
         try:
-            states.append(Shard(shard).state)
+            shards.append(Shard(folder))
         except Damaged:
             damaged += 1
     try:
@@ -137,9 +137,9 @@ def _entry(path: Path) -> Entry:
         key=path.name,
         path=path,
         bytes=sizes,
-        records=sum(state.records for state in states),
-        examples=sum(state.samples for state in states),
-        shards=len(states),
+        records=sum(shard.records for shard in shards),
+        examples=sum(map(len, shards)),
+        shards=len(shards),
         age=max(0.0, time.time() - path.stat().st_mtime),
         damaged=damaged,
         about=about if isinstance(about, dict) else {},

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from templatekit.cache.atomic_files import hash_file
-from templatekit.cache.code_hash import NoCode, code_of, libraries, own_code
+from templatekit.cache.code_hash import NotCacheable, code_of, libraries, own_code
 from templatekit.config.data_options import DataOptions
 from templatekit.errors import SourceError
 from templatekit.hooks.contracts import Adapter
@@ -30,10 +30,6 @@ _CLOCK = re.compile(r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")
 _OF_THE_DAY = set("aAbBdjmuUVwWyYGgxDFe%-")
 
 
-class NotCacheable(Exception):
-    """The samples of a data set cannot be cached; the message says why."""
-
-
 def key_values(pipeline: Pipeline, records: Iterable[Any] | None = None) -> dict[str, Any]:
     """Everything that determines the samples, as JSON values. `records` are a caller's own, without an address.
 
@@ -43,19 +39,16 @@ def key_values(pipeline: Pipeline, records: Iterable[Any] | None = None) -> dict
         raise NotCacheable("mixed sets and pairs of answers are not cached")
     if pipeline.tokenizer is None:
         raise NotCacheable("without a tokenizer there is little to cache")
-    try:
-        return {
-            "format": FORMAT,
-            "templatekit": own_code(),
-            "libraries": libraries(),
-            "data": _data(pipeline, records),
-            "adapter": _adapter(pipeline),
-            "template": _template(pipeline),
-            "tokenizer": pipeline.tokenizer.fingerprint,
-            "options": _options(pipeline.options),
-        }
-    except NoCode as error:
-        raise NotCacheable(str(error)) from None
+    return {
+        "format": FORMAT,
+        "templatekit": own_code(),
+        "libraries": libraries(),
+        "data": _data(pipeline, records),
+        "adapter": _adapter(pipeline),
+        "template": _template(pipeline),
+        "tokenizer": pipeline.tokenizer.fingerprint,
+        "options": _options(pipeline.options),
+    }
 
 
 def cache_key(values: Mapping[str, Any]) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count, islice
+from typing import Any
 
-from templatekit.errors import RecordError
 from templatekit.pipeline.chunks import Chunk
 from templatekit.pipeline.pipeline import Pipeline
-from templatekit.types import Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,16 +24,11 @@ class MissingShards:
     only_first: bool = False
     """Whether to read only up to the end of the first shard."""
 
-    def __call__(self, pipeline: Pipeline) -> Iterator[Chunk]:
-        """The chunks of the options' data set."""
-        return self.chunks_of(pipeline, pipeline.open())
-
-    def chunks_of(
-        self, pipeline: Pipeline, records: Iterator[Record | RecordError], *, from_caller: bool = False
-    ) -> Iterator[Chunk]:
-        """The chunks of the given records, which start with the first record of the data set."""
+    def __call__(self, pipeline: Pipeline, records: Iterable[Any] | None = None) -> Iterator[Chunk]:
+        """The chunks of the options' data set, or of a caller's own `records`."""
+        opened, from_caller = pipeline.open(records), records is not None
         for index in range(self.first + 1) if self.only_first else count():
-            shard, first_row, found = islice(records, self.shard_records), index * self.shard_records, 0
+            shard, first_row, found = islice(opened, self.shard_records), index * self.shard_records, 0
             for chunk in pipeline.split_into_chunks(shard, first_row=first_row, from_caller=from_caller):
                 found += len(chunk.records)
                 if index == self.first or (index > self.first and index not in self.present):

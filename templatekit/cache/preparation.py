@@ -9,15 +9,15 @@ read for it. The chunks come back in order; here they are concatenated to shards
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from templatekit.cache.atomic_files import Damaged
+from templatekit.cache.code_hash import NotCacheable
 from templatekit.cache.folder import open_entry, remove_shard, shard_folder, shard_indices
-from templatekit.cache.key import NotCacheable, cache_key, data_stamp, key_values
+from templatekit.cache.key import cache_key, data_stamp, key_values
 from templatekit.cache.missing_shards import MissingShards
 from templatekit.cache.sequences import BatchColumns, ColumnarSamples, SampleColumns
 from templatekit.cache.shard import Shard
@@ -25,18 +25,16 @@ from templatekit.cache.tables import SampleTables
 from templatekit.cache.writer import BatchCollector, write_shard
 from templatekit.config.cache_folder import cache_folder
 from templatekit.engines.jobs import Engine, Job, RunningChunk, output_chunks, run_chunks
-from templatekit.errors import RecordError
 from templatekit.pipeline.batches import SampleBatch
 from templatekit.pipeline.mixture import Mixture
 from templatekit.pipeline.outputs import Converter, LengthCounts, OutputChunk, discard_batches, keep_batches
 from templatekit.pipeline.pipeline import Pipeline
-from templatekit.types import Record, Sample
+from templatekit.types import Sample
 
 SHARD_RECORDS = 8192
 """Records of a shard: a stop loses the work on at most one shard, and one shard is in memory while it is made."""
 T = TypeVar("T")
 Say = Callable[[str], None]
-OpenRecords = Callable[[], Iterator[Record | RecordError]]
 
 
 def prepare_output(
@@ -45,35 +43,30 @@ def prepare_output(
     *,
     engine: Engine | None = None,
     lengths: LengthCounts | None = None,
-    open_records: OpenRecords | None = None,
     records: Iterable[Any] | None = None,
     say: Say = lambda line: None,
 ) -> Iterator[OutputChunk]:
-    """The output chunks of the options' data set; with the option `cache`, its samples are cached on disk.
+    """The output chunks of the options' data set, or of a caller's own `records`.
 
-    `pipeline.counts` is the same in the end, whether samples were cached or made, here or by an engine's workers. A
-    caller's own `records` are read by `open_records`. `say` gets a line if cached samples are used or damaged, or if
+    With the option `cache`, samples are cached on disk. `pipeline.counts` is the same in the end, whether samples were
+    cached or made, here or by an engine's workers. `say` gets a line if cached samples are used or damaged, or if
     samples cannot be cached. Raises `RunError` where the disk is full.
     """
-    preparation = _open_cache(pipeline, open_records, records, say)
+    preparation = _open_cache(pipeline, records, say)
     if preparation is not None:
         return preparation.outputs(converter, engine, lengths)
-    chunks = None if open_records is None else pipeline.split_into_chunks(open_records(), from_caller=True)
-    return output_chunks(pipeline, converter, engine=engine, chunks=chunks, lengths=lengths)
+    chunks = None if records is None else pipeline.split_into_chunks(pipeline.open(records), from_caller=True)
+    return output_chunks(pipeline, converter, engine=engine, chunks=chunks, observer=lengths)
 
 
 def prepare_batches(
-    pipeline: Pipeline,
-    *,
-    open_records: OpenRecords | None = None,
-    records: Iterable[Any] | None = None,
-    say: Say = lambda line: None,
+    pipeline: Pipeline, *, records: Iterable[Any] | None = None, say: Say = lambda line: None
 ) -> Iterator[SampleBatch]:
     """The same samples in batches, as `Pipeline.batches` gives them, made in this process."""
-    preparation = _open_cache(pipeline, open_records, records, say)
+    preparation = _open_cache(pipeline, records, say)
     if preparation is not None:
         return (output.content for output in preparation.outputs(keep_batches, None, None))
-    return pipeline.batches(None if open_records is None else open_records())
+    return pipeline.batches(None if records is None else pipeline.open(records))
 
 
 def prepare_samples(
@@ -83,36 +76,26 @@ def prepare_samples(
 
     Tokens are in columns, except for a mixture.
     """
-    preparation = _open_cache(pipeline, None, None, say)
+    preparation = _open_cache(pipeline, None, say)
     if preparation is not None:
         return ColumnarSamples(preparation.samples(engine))
     batches: Sequence[SampleTables | SampleBatch]
-    batches = list(pipeline.batches()) if engine is None else _collect(engine, pipeline).batches
+    if engine is None:
+        batches = list(pipeline.batches())
+    else:  # workers send tables: single samples take as long to pickle as to make
+        collected = BatchCollector()
+        list(output_chunks(pipeline, discard_batches, engine=engine, observer=collected))
+        batches = collected.batches
     if isinstance(pipeline, Mixture) or pipeline.tokenizer is None:
         return [sample for batch in cast("list[SampleBatch]", batches) for sample in batch]
     return ColumnarSamples([_columns_in_memory(batch) for batch in batches])
-
-
-def _collect(engine: Engine, pipeline: Pipeline) -> BatchCollector:
-    """All samples, made by workers. Workers send them as tables: single samples take as long to pickle as to make."""
-    collected = BatchCollector()
-    with closing(run_chunks(pipeline, Job(discard_batches, (BatchCollector,)), engine=engine)) as running_chunks:
-        for running in running_chunks:
-            for _ in running.outputs:  # there are none, but an error may be raised
-                pass
-            for observer in running.observers:
-                collected.merge(cast("BatchCollector", observer))
-    pipeline.check_any_left()
-    return collected
 
 
 def _columns_in_memory(batch: SampleTables | SampleBatch) -> SampleColumns:
     return batch if isinstance(batch, SampleTables) else BatchColumns(batch)
 
 
-def _open_cache(
-    pipeline: Pipeline, open_records: OpenRecords | None, records: Iterable[Any] | None, say: Say
-) -> _Preparation | None:
+def _open_cache(pipeline: Pipeline, records: Iterable[Any] | None, say: Say) -> _Preparation | None:
     """The `_Preparation` of a pipeline; None without the option `cache`, or if the samples cannot be cached."""
     if not pipeline.options.cache:
         return None
@@ -123,9 +106,7 @@ def _open_cache(
         return None
     entry = open_entry(cache_folder(pipeline.options.cache_dir), cache_key(values), values, pipeline)
     stamp = data_stamp(pipeline, records)
-    return _Preparation(
-        pipeline=pipeline, entry=entry, open_records=open_records, records=records, values=values, stamp=stamp, say=say
-    )
+    return _Preparation(pipeline=pipeline, entry=entry, records=records, values=values, stamp=stamp, say=say)
 
 
 @dataclass(kw_only=True)
@@ -135,8 +116,8 @@ class _Preparation:
     pipeline: Pipeline
     entry: Path
     """The folder of the cache entry."""
-    open_records: OpenRecords | None
     records: Iterable[Any] | None
+    """A caller's own records; None for the options' data set."""
     values: dict[str, Any]
     """The values of which the cache key is the hash."""
     stamp: tuple[Any, ...]
@@ -166,7 +147,7 @@ class _Preparation:
                     self._take(shard)
                     batches = shard.batches()
                     yield from converter(batches if lengths is None else lengths.observe(batches), self.pipeline)
-                    records = shard.state.records
+                    records = shard.records
                 if records < SHARD_RECORDS:
                     break
         finally:
@@ -182,7 +163,7 @@ class _Preparation:
                 if shard is not None:
                     self._take(shard)
                     found.append(shard)
-                    records = shard.state.records
+                    records = shard.records
                 else:
                     collected, records = _return_value(self._make_shard(index, discard_batches, engine, None))
                     made = self._open_shard(index, texts=False)
@@ -219,11 +200,11 @@ class _Preparation:
         if not self._taken:
             self.say(f"cache: examples are taken from {str(self.entry)!r}")
         self._taken += 1
-        adapter = shard.state.adapter
+        adapter = shard.adapter
         if self.pipeline.adapter is None:
             self.pipeline.take_adapters((adapter,))
         self._adapter = adapter or self._adapter
-        self.pipeline.counts.merge(shard.state.counts)
+        self.pipeline.counts.merge(shard.counts)
 
     def _make_shard(
         self, index: int, converter: Converter, engine: Engine | None, lengths: LengthCounts | None
@@ -265,9 +246,7 @@ class _Preparation:
             shard_records=SHARD_RECORDS, first=index, present=self._present, only_first=not is_first
         )
         observers = (BatchCollector,) if lengths is None else (LengthCounts, BatchCollector)
-        chunks = None
-        if self.open_records is not None:
-            chunks = missing.chunks_of(self.pipeline, self.open_records(), from_caller=True)
+        chunks = None if self.records is None else missing(self.pipeline, self.records)
         engine = engine if is_first else None
         running = run_chunks(self.pipeline, Job(converter, observers, missing), engine=engine, chunks=chunks)
         if is_first:

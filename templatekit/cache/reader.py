@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class TableColumns:
     """Samples in three tables, which have a row for each."""
 
@@ -88,20 +90,15 @@ class TableColumns:
         return self.input_ids[tokens], self._weights(0, len(self))[tokens]
 
     def _weights(self, start: int, end: int) -> NDArray[np.float64]:
-        first, last = self._runs[start], self._runs[end]
-        return np.repeat(self._run_weights[first:last], self._run_lengths[first:last])
+        offsets, weights, lengths = self._runs
+        runs = slice(offsets[start], offsets[end])
+        return np.repeat(weights[runs], lengths[runs])
 
     @cached_property
-    def _runs(self) -> NDArray[np.int64]:
-        return _numpy(self.tokens.column("weights").offsets)
-
-    @cached_property
-    def _run_weights(self) -> NDArray[np.float64]:
-        return _numpy(self.tokens.column("weights").values)
-
-    @cached_property
-    def _run_lengths(self) -> NDArray[np.int32]:
-        return _numpy(self.tokens.column("run_lengths").values)
+    def _runs(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int32]]:
+        """Where the runs of each sample start and end, and the weight and length of each run."""
+        column = self.tokens.column("weights")
+        return _numpy(column.offsets), _numpy(column.values), _numpy(self.tokens.column("run_lengths").values)
 
     def _samples(self, start: int, texts: Sequence[RenderedText]) -> list[Sample]:
         stored = _list(self.examples, "example", start, start + len(texts))

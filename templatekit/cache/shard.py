@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,21 +17,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardState:
-    """The content of a shard's `part.json`."""
-
-    records: int
-    """Number of records that were read for the shard."""
-    samples: int
-    counts: Counts
-    """The counts of its records alone."""
-    adapter: str | None
-    """The name of the adapter that read its records; None if it could be inferred from no record."""
-
-
 class Shard(TableColumns):
     """A shard on disk. Opening it reads its state; each file is checked before it is first read."""
+
+    tokens = cached_property(lambda self: self._table(TOKENS))
+    texts = cached_property(lambda self: self._table(TEXTS))
+    examples = cached_property(lambda self: self._table(EXAMPLES))
 
     def __init__(self, folder: Path) -> None:
         """Raises `Damaged` where the state or a file's size is not as written."""
@@ -40,12 +30,13 @@ class Shard(TableColumns):
         values = read_state(folder / STATE)
         try:
             files: Mapping[str, Any] = values["files"]
-            self.state = ShardState(
-                records=values["records"],
-                samples=values["samples"],
-                counts=Counts.from_dict(values["counts"]),
-                adapter=values["adapter"],
-            )
+            self.records: int = values["records"]
+            """Number of records that were read for the shard."""
+            self.counts = Counts.from_dict(values["counts"])
+            """The counts of its records alone."""
+            self.adapter: str | None = values["adapter"]
+            """The name of the adapter that read its records; None if it could be inferred from no record."""
+            self._length: int = values["samples"]
             self.origins = [Origin(kind=k, message=m, field=f, generation=g) for k, m, f, g in values["origins"]]
             self.roles = values["roles"]
             sizes = {name: files[name]["bytes"] for name in (TOKENS, TEXTS, EXAMPLES)}
@@ -56,7 +47,7 @@ class Shard(TableColumns):
         self._files = files
 
     def __len__(self) -> int:
-        return self.state.samples
+        return self._length
 
     def check(self, *, texts: bool = True) -> None:
         """Check the hash and structure of the tokens, with `texts` of the other files too; raises `Damaged`."""
@@ -64,21 +55,6 @@ class Shard(TableColumns):
         if texts:
             self.texts.validate()
             self.examples.validate()
-
-    @cached_property
-    def tokens(self) -> pa.RecordBatch:
-        """As `TableColumns` says."""
-        return self._table(TOKENS)
-
-    @cached_property
-    def texts(self) -> pa.RecordBatch:
-        """As `TableColumns` says."""
-        return self._table(TEXTS)
-
-    @cached_property
-    def examples(self) -> pa.RecordBatch:
-        """As `TableColumns` says."""
-        return self._table(EXAMPLES)
 
     def _table(self, name: str) -> pa.RecordBatch:
         import pyarrow as pa

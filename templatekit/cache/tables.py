@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,15 +21,8 @@ _SPAN_SIZE = 3
 """Values of a span: start, end, and the index of its origin."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 class SampleTables(TableColumns):
     """Samples in tables in memory."""
-
-    tokens: pa.RecordBatch
-    texts: pa.RecordBatch
-    examples: pa.RecordBatch
-    origins: Sequence[Origin]
-    roles: Sequence[str]
 
     @classmethod
     def from_batch(cls, batch: SampleBatch) -> SampleTables:

@@ -11,8 +11,7 @@ import pickle
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, redirect_stdout
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from templatekit.config.data_options import DataOptions
 from templatekit.errors import ConfigError, RunError, TemplatekitError
@@ -21,7 +20,7 @@ from templatekit.hooks.registry import RegistryArguments
 from templatekit.pipeline.chunks import Chunk
 from templatekit.pipeline.counts import Counts
 from templatekit.pipeline.mixture import Mixture, create_pipeline
-from templatekit.pipeline.outputs import Converter, LengthCounts, Observer, OutputChunk
+from templatekit.pipeline.outputs import Converter, Observer, OutputChunk
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.tokens.tokenizer import Tokenizer
 
@@ -127,8 +126,7 @@ class Worker:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunningChunk:
+class RunningChunk(NamedTuple):
     """A chunk that is being worked on. Observers have seen all of it once `outputs` is exhausted."""
 
     outputs: Iterator[OutputChunk]
@@ -142,12 +140,7 @@ def _run_chunk(chunk: Chunk, pipeline: Pipeline, job: Job) -> RunningChunk:
     batches = pipeline.process_chunk(chunk)
     for observer in observers:
         batches = observer.observe(batches, pipeline)
-    return RunningChunk(
-        outputs=job.converter(batches, pipeline),
-        observers=observers,
-        adapters=chunk.adapters,
-        record_count=len(chunk.records),
-    )
+    return RunningChunk(job.converter(batches, pipeline), observers, chunk.adapters, len(chunk.records))
 
 
 def run_chunks(
@@ -168,12 +161,7 @@ def run_chunks(
             if result.counts is not None:
                 pipeline.take_adapters(result.adapters)
                 pipeline.counts.merge(result.counts)
-            yield RunningChunk(
-                outputs=result.outputs_then_error(),
-                observers=result.observers,
-                adapters=result.adapters,
-                record_count=result.record_count,
-            )
+            yield RunningChunk(result.outputs_then_error(), result.observers, result.adapters, result.record_count)
 
 
 def output_chunks(
@@ -182,19 +170,19 @@ def output_chunks(
     *,
     engine: Engine | None = None,
     chunks: Iterable[Chunk] | None = None,
-    lengths: LengthCounts | None = None,
+    observer: Observer | None = None,
 ) -> Iterator[OutputChunk]:
     """The output chunks of the options' data set, or of all given `chunks`, made here or by an engine's workers.
 
-    `lengths` then has the lengths of the samples. Raises `ConfigError` at the end where no sample came out.
+    New observers of the type of `observer` see the batches of each chunk, and are merged into it. Raises `ConfigError`
+    at the end where no sample came out.
     """
-    totals: list[Any] = [] if lengths is None else [lengths]
-    job = Job(converter, (LengthCounts,) * len(totals))
+    job = Job(converter, () if observer is None else (type(observer),))
     with closing(run_chunks(pipeline, job, engine=engine, chunks=chunks)) as running_chunks:
         for running in running_chunks:
             yield from running.outputs
-            for total, observer in zip(totals, running.observers, strict=True):
-                total.merge(observer)
+            if observer is not None:
+                observer.merge(*running.observers)
     pipeline.check_any_left()
 
 

@@ -121,7 +121,7 @@ class Mixture(Pipeline):
             options, self.registry, template=self.template if shared else None, tokenizer=self.tokenizer
         )
 
-    def open(self) -> Iterator[Record | RecordError]:
+    def open(self, records: Iterable[Any] | None = None) -> Iterator[Record | RecordError]:
         """Raises `ConfigError`: the records of several sets have no common shape; see `chunks`."""
         raise ConfigError("a mixture is read through batches(): its sets have adapters of their own")
 
@@ -136,10 +136,11 @@ class Mixture(Pipeline):
     def chunks(self) -> Iterator[Chunk]:
         """The records of every set in chunks, in the order in which they are drawn."""
         sets = self.options.mix
+        default: Strategy = "all_exhausted" if any(mixed.weight is not None for mixed in sets) else "concat"
         mix = Mix(
             openers=[partial(self._read_set, index) for index in range(len(sets))],
             weights=[mixed.weight or 1.0 for mixed in sets],
-            strategy=strategy_of(self.options),
+            strategy=self.options.mix_strategy or default,
             seed=self.options.shuffle or 0,
         )
         drawn = self._deduplicated_and_shuffled(islice(mix, self.options.limit))
@@ -263,13 +264,6 @@ def create_pipeline(
     if options.mix:
         return Mixture(options, registry, pipeline_type=pipeline_type, template=template, tokenizer=tokenizer)
     return pipeline_type(options, registry, template=template, tokenizer=tokenizer)
-
-
-def strategy_of(options: DataOptions) -> Strategy:
-    """The option `mix_strategy`; by default draw by weight where a set has one, else read set after set."""
-    if options.mix_strategy is not None:
-        return options.mix_strategy
-    return "all_exhausted" if any(mixed.weight is not None for mixed in options.mix) else "concat"
 
 
 def _with_source(sample: Sample, name: str) -> Sample:

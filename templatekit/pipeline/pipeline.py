@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from templatekit.config.data_options import DataOptions
 from templatekit.config.train_on import parse_train_on
@@ -155,7 +155,7 @@ class Pipeline:
     def split_into_chunks(
         self, records: Iterable[Record | RecordError], *, first_row: int = 0, from_caller: bool = False
     ) -> Iterator[Chunk]:
-        """Records, as `open` or `Reader.select` gives them, in chunks; rows are counted from `first_row`."""
+        """Records, as `open` gives them, in chunks; rows are counted from `first_row`."""
         for items, error in chunked(records, CHUNK_SIZE):
             yield Chunk(
                 records=items,
@@ -203,9 +203,12 @@ class Pipeline:
 
     # The steps, in the order in which a record meets them
 
-    def open(self) -> Iterator[Record | RecordError]:
-        """The records of the options' data set, and a `RecordError` for each that is unreadable or excluded."""
-        return self.reader.open()
+    def open(self, records: Iterable[Any] | None = None) -> Iterator[Record | RecordError]:
+        """The records of the options' data set, or a caller's own, with columns renamed.
+
+        A `RecordError` takes the place of each that is unreadable or excluded.
+        """
+        return self.reader.open(records)
 
     def _process(
         self, records: Iterable[Record | RecordError], source: str | None, first_row: int

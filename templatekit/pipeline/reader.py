@@ -13,7 +13,7 @@ from templatekit.errors import ExcludedRecord, PluginError, RecordError, Templat
 from templatekit.formats.lookup import choose_adapter
 from templatekit.hooks.contracts import Adapter
 from templatekit.hooks.registry import Registry
-from templatekit.sources import open_source
+from templatekit.sources import map_columns, open_source
 from templatekit.sources.grouping import columns_of, group_records
 from templatekit.sources.shuffle import shuffled, with_row
 from templatekit.types import Example, Message, PreferenceExample, Record
@@ -37,9 +37,11 @@ class Reader:
         """The adapter's name in the registry: `plugin:name` where two plugins offer one of that name."""
         return next((name for name, offered in self.registry.adapters.items() if offered is self.adapter), None)
 
-    def open(self) -> Iterator[Record | RecordError]:
-        """The records of the options' data set."""
-        return self.select(open_source(self.options.dataset, self.registry, columns=self.options.columns))
+    def open(self, records: Iterable[Any] | None = None) -> Iterator[Record | RecordError]:
+        """The records of the options' data set, or a caller's own, with columns renamed; see `select`."""
+        if records is None:
+            return self.select(open_source(self.options.dataset, self.registry, columns=self.options.columns))
+        return self.select(_rename_columns(records, self.options.columns))
 
     def select(self, records: Iterable[Record | RecordError]) -> Iterator[Record | RecordError]:
         """At most `limit` of the records, filtered, without duplicates and shuffled as the options say.
@@ -49,7 +51,8 @@ class Reader:
         options = self.options
         records = islice(group_records(records, self._group), options.limit)
         if options.filter:
-            records = _filtered(records, [FilterExpression(text) for text in options.filter])
+            conditions = [FilterExpression(text) for text in options.filter]
+            records = (_check_conditions(record, conditions) for record in records)
         if options.dedup is not None:
             from templatekit.pipeline.deduplication import IdentifiedRecord, create_text_index, mark_duplicates
 
@@ -118,18 +121,24 @@ class Reader:
         return self.adapter
 
 
-def _filtered(
-    records: Iterable[Record | RecordError], conditions: Sequence[FilterExpression]
-) -> Iterator[Record | RecordError]:
-    """The records, with an `ExcludedRecord` in place of each that fails a condition.
+def _rename_columns(records: Iterable[object], columns: Mapping[str, str]) -> Iterator[Record | RecordError]:
+    for record in records:
+        if not isinstance(record, Mapping):
+            yield RecordError(f"found {shorten(record)}; expected a mapping with named fields", reason="not_an_object")
+            continue
+        try:
+            yield map_columns(record, columns)
+        except RecordError as error:
+            yield error
+
+
+def _check_conditions(record: Record | RecordError, conditions: Sequence[FilterExpression]) -> Record | RecordError:
+    """The record; an `ExcludedRecord` if it fails a condition.
 
     A `RecordError` that names the condition replaces a record on which it cannot be evaluated.
     """
-    for record in records:
-        yield record if isinstance(record, RecordError) else _check_conditions(record, conditions)
-
-
-def _check_conditions(record: Record, conditions: Sequence[FilterExpression]) -> Record | RecordError:
+    if isinstance(record, RecordError):
+        return record
     for condition in conditions:
         try:
             if not condition.holds(columns_of(record)):

@@ -14,8 +14,9 @@ from testkit.pieces import KINDS, in_pieces, line, lost, read_first, read_there,
 
 from templatekit import DataOptions, Registry
 from templatekit.cache import preparation as run
-from templatekit.cache import prepare_output, tables
+from templatekit.cache import tables
 from templatekit.cache.example_json import NotJsonSafe, example_to_json
+from templatekit.cache.preparation import prepare_output
 from templatekit.engines.jobs import Engine
 from templatekit.errors import TemplatekitError
 from templatekit.export.rows import to_row

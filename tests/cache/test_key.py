@@ -19,7 +19,8 @@ from testkit.at_hand import Tokenizers
 from templatekit import Adapter, DataOptions, Example, Registry, Source, create_registry
 from templatekit.cache import code_hash as code
 from templatekit.cache import key
-from templatekit.cache.key import NotCacheable, cache_key, key_values
+from templatekit.cache.code_hash import NotCacheable
+from templatekit.cache.key import cache_key, key_values
 from templatekit.config.options import Options
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.testing.tiny_tokenizers import save_tiny_tokenizer

@@ -20,9 +20,10 @@ from testkit.at_hand import Tokenizers
 import templatekit
 from templatekit import DataOptions, Registry
 from templatekit.cache import preparation as run
-from templatekit.cache import prepare_batches, tables
 from templatekit.cache import shard as shard_module
+from templatekit.cache import tables
 from templatekit.cache.example_json import NotJsonSafe, example_from_json, example_to_json
+from templatekit.cache.preparation import prepare_batches
 from templatekit.errors import ConfigError, RecordError
 from templatekit.packing.columns import TokenizedColumns, token_arrays
 from templatekit.pipeline.batches import SampleBatch

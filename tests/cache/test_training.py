@@ -16,9 +16,10 @@ from testkit.tiny_model import tiny_folder
 
 import templatekit
 from templatekit import FinetuneOptions, Registry
-from templatekit.cache import ColumnarExamples, ColumnarSamples, prepare_samples
 from templatekit.cache import preparation as run
 from templatekit.cache.atomic_files import Damaged
+from templatekit.cache.preparation import prepare_samples
+from templatekit.cache.sequences import ColumnarExamples, ColumnarSamples
 from templatekit.errors import RunError
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.training import data as data_module

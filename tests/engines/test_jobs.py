@@ -43,7 +43,7 @@ def run(engine: Engine | str, options: DataOptions, sink: str, registry: Registr
         parts = chunks_for_exporter(lengths.observe(pipeline.batches()), exporter, pipeline)
     else:
         workshop = None if isinstance(engine, str) else engine
-        parts = output_chunks(pipeline, ExporterConverter(sink), engine=workshop, lengths=lengths)
+        parts = output_chunks(pipeline, ExporterConverter(sink), engine=workshop, observer=lengths)
     output = folder / "output"
     error = ""
     packs = CountedPacks(pack_stream((part.content for part in parts), 500), 500) if is_packed(pipeline) else None
