@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -31,33 +31,11 @@ class Chunk:
     """How often mixing read the rows of each set, in words, by the set's name; only a mixture's last chunk has it."""
 
 
-class StopAtError(Generic[T]):
-    """An iterable that stops at an exception and stores it in `error`.
+def chunked(items: Iterable[T], size: int) -> Iterator[tuple[list[T], Exception | None]]:
+    """Lists of `size` items, the last one shorter, each with the exception that the next item raised, or None.
 
-    So the caller can first finish the items that came before, and raise the exception then.
+    So the caller can first finish the items that came before an exception, after which no others follow.
     """
-
-    def __init__(self, items: Iterable[T]) -> None:
-        self._items = items
-        self.error: Exception | None = None
-
-    def __iter__(self) -> Iterator[T]:
-        try:
-            yield from self._items
-        except Exception as error:
-            self.error = error
-
-
-class ItemsThenError(NamedTuple, Generic[T]):
-    """Consecutive items, and the exception that the next item raised."""
-
-    items: list[T]
-    error: Exception | None
-    """The exception, after which no items follow; None if there was none."""
-
-
-def chunked(items: Iterable[T], size: int) -> Iterator[ItemsThenError[T]]:
-    """Lists of `size` items, the last one shorter. An exception does not lose the items that came before it."""
     iterator = iter(items)
     while True:
         found: list[T] = []
@@ -67,6 +45,6 @@ def chunked(items: Iterable[T], size: int) -> Iterator[ItemsThenError[T]]:
         except Exception as raised:
             error = raised
         if found or error:
-            yield ItemsThenError(found, error)
+            yield found, error
         if error or len(found) < size:
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -167,12 +168,9 @@ def mark_duplicates(
     while batch := list(islice(records, _BATCH_SIZE)):
         texts: dict[int, str] = {}
         for position, (record, id) in enumerate(batch):
-            if isinstance(record, RecordError):
-                continue
-            try:
-                texts[position] = conversation_text(read(id, record))
-            except RecordError:
-                continue
+            if not isinstance(record, RecordError):
+                with suppress(RecordError):
+                    texts[position] = conversation_text(read(id, record))
         duplicates = index.add(list(texts.values()), [batch[position].id for position in texts])
         by_position = dict(zip(texts, duplicates, strict=True))
         for position, item in enumerate(batch):

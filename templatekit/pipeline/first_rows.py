@@ -61,8 +61,3 @@ class FirstRows:
             keys, rows = np.concatenate([last.keys, keys]), np.concatenate([last.rows, rows])
         order = np.argsort(keys)
         self._runs.append(_Run(keys[order], rows[order]))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the keys and rows."""
-        return sum(run.keys.nbytes + run.rows.nbytes for run in self._runs)

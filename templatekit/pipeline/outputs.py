@@ -18,7 +18,7 @@ from templatekit.hooks.registry import Registry
 from templatekit.packing import Sequences
 from templatekit.packing.columns import TokenizedColumns
 from templatekit.pipeline.batches import BATCH_SIZE, SampleBatch
-from templatekit.pipeline.chunks import StopAtError, chunked
+from templatekit.pipeline.chunks import chunked
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.types import Sample
 
@@ -128,7 +128,12 @@ def chunks_for_exporter(
 ) -> Iterator[OutputChunk]:
     """The output chunks for an exporter; afterwards `pipeline.counts` includes the samples that it refused."""
     if is_packed(pipeline):
-        for columns in admit_columns(exporter, batches, pipeline):
+        for batch in batches:
+            columns = batch.columns
+            assert columns is not None
+            if not exporter.admits_all(columns):
+                # An exporter of packs admits tokenized examples unchanged.
+                columns = TokenizedColumns.of(list(admit_samples(exporter, batch, pipeline)))
             yield OutputChunk(len(columns), Sequences.of(columns))
     elif takes_columns(exporter, pipeline):
         assert isinstance(exporter, Exporter)
@@ -144,8 +149,15 @@ def chunks_for_exporter(
 
 def admit_samples(exporter: BaseExporter, samples: Iterable[Sample], pipeline: Pipeline) -> Iterator[Any]:
     """The results of the exporter's `admit`, by sample; a refused sample stops the run, or is counted."""
-    given = StopAtError(samples)
-    for record in _group_by_record(given):
+    errors: list[Exception] = []
+
+    def before_error() -> Iterator[Sample]:
+        try:
+            yield from samples
+        except Exception as error:  # raised after the record before it is finished
+            errors.append(error)
+
+    for record in _group_by_record(before_error()):
         if exporter.whole_records:
             record = [s for s, continued in zip(record, continued_in_next(record), strict=True) if not continued]
         refused: list[RecordError] = []
@@ -162,20 +174,8 @@ def admit_samples(exporter: BaseExporter, samples: Iterable[Sample], pipeline: P
         for index, refusal in enumerate(refused):
             whole_row = index == 0 and len(refused) == len(record)
             pipeline.counts_of(record[0]).retract(refusal, whole_row=whole_row)
-    if given.error is not None:
-        raise given.error
-
-
-def admit_columns(
-    exporter: BaseExporter, batches: Iterable[SampleBatch], pipeline: Pipeline
-) -> Iterator[TokenizedColumns]:
-    """The admitted samples in columns, for exporters whose `admit` returns tokenized examples unchanged."""
-    for batch in batches:
-        assert batch.columns is not None
-        if exporter.admits_all(batch.columns):
-            yield batch.columns
-        else:
-            yield TokenizedColumns.of(list(admit_samples(exporter, batch, pipeline)))
+    if errors:
+        raise errors[0]
 
 
 def _group_by_record(samples: Iterable[Sample]) -> Iterator[list[Sample]]:

@@ -35,7 +35,7 @@ def test_first_rows_take_sixteen_bytes_a_text() -> None:
     for start in range(0, 50_000, 256):
         numbers = list(range(start, min(start + 256, 50_000)))
         rows.add([text_key(str(number)) for number in numbers], numbers)
-    assert rows.nbytes == 16 * 50_000
+    assert sum(run.keys.nbytes + run.rows.nbytes for run in rows._runs) == 16 * 50_000
     assert rows.find([text_key("49999"), text_key("50000")]) == [49_999, None]
 
 
