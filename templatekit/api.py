@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from templatekit.cache.preparation import prepare_batches, prepare_output
 from templatekit.config.data_options import DataOptions
@@ -110,8 +110,9 @@ def prepare(
     def rows() -> Iterator[Any]:
         nonlocal weighted
         for chunk in chunks:
-            weighted |= chunk.content.is_weighted
-            yield chunk.content.rows
+            found, is_weighted = chunk.content
+            weighted |= is_weighted
+            yield found
 
     batches = list(
         rows() if pack_tokens is None else map(pa.record_batch, map(pack_arrays, pack_stream(rows(), int(pack_tokens))))
@@ -120,23 +121,17 @@ def prepare(
     return datasets.Dataset(table if weighted else table.drop_columns("loss_weights"))
 
 
-class _Rows(NamedTuple):
-    """The rows of one chunk."""
-
-    rows: Any
-    """A `pyarrow.RecordBatch`, or the `Sequences` to pack."""
-    is_weighted: bool
-    """Whether any loss weight of the rows is neither 0 nor 1."""
-
-
 def _rows(batches: Iterable[SampleBatch], pipeline: Pipeline) -> Iterator[OutputChunk]:
-    """Convert batches to rows of a data set, in the process that tokenized them."""
+    """Convert batches to rows of a data set, in the process that tokenized them.
+
+    The content of a chunk is a `pyarrow.RecordBatch`, or the `Sequences` to pack, and whether they are weighted.
+    """
     import pyarrow as pa
 
     for batch in batches:
         assert batch.columns is not None
         rows = Sequences.of(batch.columns) if is_packed(pipeline) else pa.record_batch(token_arrays(batch.columns))
-        yield OutputChunk(len(batch), _Rows(rows, batch.columns.is_weighted))
+        yield OutputChunk(len(batch), (rows, batch.columns.is_weighted))
 
 
 def _check_names(pipeline: Pipeline, adapter: Any, template: Any) -> None:
