@@ -198,6 +198,7 @@ class ProvenanceEnvironment(PlainEnvironment):
     concat = staticmethod(concat)
     literal = staticmethod(literal)
     mark_generation = staticmethod(mark_generation)
+    inherit_origin = staticmethod(inherit_origin)
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,7 +235,7 @@ class ProvenanceEnvironment(PlainEnvironment):
         # arguments.
         if isinstance(result, str) and not isinstance(__obj, Macro):
             owner = getattr(__obj, "__self__", None)
-            return inherit_origin(result, [owner, *args, *kwargs.values()])
+            return __self.inherit_origin(result, [owner, *args, *kwargs.values()])
         return result
 
 

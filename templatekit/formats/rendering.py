@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from dataclasses import replace
+from operator import attrgetter
 from typing import NamedTuple
 
 from templatekit.errors import RecordError, shorten
@@ -20,14 +23,31 @@ class Rendering(NamedTuple):
         """The rendering of a tracked text, as a plain text and its spans."""
         return cls(plain_text(text), spans_of(text))
 
+    def cut(self, length: int) -> Rendering:
+        """The first `length` characters."""
+        spans = self.spans[: bisect_left(self.spans, length, key=attrgetter("end")) + 1]
+        if spans and spans[-1].end > length:
+            spans = (*spans[:-1], replace(spans[-1], end=length))
+        return Rendering(self.text[:length], spans if length else ())
+
+    def ending(self) -> Rendering:
+        """The end that the template wrote, after the last character of another origin."""
+        first = next((i for i in range(len(self.spans), 0, -1) if not self.spans[i - 1].origin.is_template), 0)
+        start = self.spans[first].start if first < len(self.spans) else len(self.text)
+        return Rendering(self.text[start:], tuple(_moved(span, -start) for span in self.spans[first:]))
+
+    def followed_by(self, end: Rendering) -> Rendering:
+        """This rendering with another one behind it."""
+        moved = (_moved(span, len(self.text)) for span in end.spans)
+        return Rendering(self.text + end.text, (*self.spans, *moved))
+
     def literal_from(self, start: int) -> str:
         """The characters that the template wrote from `start` on, up to the first of another origin."""
         end = start
-        for span in self.spans:
-            if span.end > end:
-                if not span.origin.is_template:
-                    break
-                end = span.end
+        for span in self.spans[bisect_right(self.spans, start, key=attrgetter("end")) :]:
+            if not span.origin.is_template:
+                break
+            end = span.end
         return self.text[start:end]
 
     def own_range(self, message: int) -> tuple[int, int] | None:
@@ -39,12 +59,15 @@ class Rendering(NamedTuple):
         own_range: tuple[int, int] | None = None
         adjacent = False
         for span in self.spans:
-            if span.origin.message == message and not span.origin.in_header:
+            origin = span.origin
+            if origin.message == message and not origin.in_header:
                 own_range = (own_range[0] if own_range else span.start, span.end)
                 adjacent = True
-            elif own_range and adjacent and span.origin.kind == "computed":
-                own_range = (own_range[0], span.end)
-            elif not span.origin.is_template:
+            elif not adjacent:
+                continue
+            elif origin.kind == "computed":
+                own_range = (own_range[0] if own_range else span.start, span.end)
+            elif not origin.is_template:
                 adjacent = False
         return own_range
 
@@ -61,3 +84,7 @@ class Rendering(NamedTuple):
                 field=str(origin),
                 reason="bad_text",
             ) from None
+
+
+def _moved(span: Span, distance: int) -> Span:
+    return Span(start=span.start + distance, end=span.end + distance, origin=span.origin)

@@ -34,8 +34,6 @@ class TemplateSource:
     """The names that it reads from outside."""
     mentions: frozenset[str]
     """Every attribute that it reads and every text that it holds. It cannot print a field that it does not mention."""
-    searched_texts: frozenset[str]
-    """The texts that it searches for in others, as `'</think>' in content` does."""
     has_generation_blocks: bool
     """Whether it has `{% generation %}` blocks."""
     html_filters: frozenset[str]
@@ -71,7 +69,6 @@ def check_source(text: str, name: str, *, strict: bool = True) -> TemplateSource
         kind=kind,
         variables=variables,
         mentions=_mentions(tree),
-        searched_texts=frozenset(_searched_texts(tree)),
         has_generation_blocks=next(tree.find_all(nodes.ExtensionAttribute), None) is not None,
         html_filters=_HTML_FILTERS.intersection(filter.name for filter in tree.find_all(nodes.Filter)),
     )
@@ -89,26 +86,6 @@ def parse(text: str, name: str) -> tuple[nodes.Template, frozenset[str]]:
 def _mentions(tree: nodes.Template) -> frozenset[str]:
     texts = (constant.value for constant in tree.find_all(nodes.Const) if isinstance(constant.value, str))
     return frozenset(node.attr for node in tree.find_all(nodes.Getattr)).union(texts)
-
-
-def _searched_texts(tree: nodes.Template) -> Iterator[str]:
-    """The texts on the left of `in`, and the arguments of methods such as `split` and of the filter `replace`."""
-    for compare in tree.find_all(nodes.Compare):
-        if any(operand.op in ("in", "notin") for operand in compare.ops):
-            yield from _texts(compare.expr)
-    for call in tree.find_all(nodes.Call):
-        if isinstance(call.node, nodes.Getattr) and call.node.attr != "get":
-            yield from (text for argument in call.args for text in _texts(argument))
-    for filter in tree.find_all(nodes.Filter):
-        if filter.name == "replace":
-            yield from (text for argument in filter.args for text in _texts(argument))
-    # A text may be assigned to a variable before it is searched for; plain words are assigned for other reasons.
-    yield from (text for assign in tree.find_all(nodes.Assign) for text in _texts(assign.node) if not text.isalnum())
-
-
-def _texts(node: nodes.Node) -> Iterator[str]:
-    if isinstance(node, nodes.Const) and isinstance(node.value, str) and node.value.strip():
-        yield node.value
 
 
 def _optional_names(tree: nodes.Template, kind: str, known: Sequence[str]) -> set[str]:

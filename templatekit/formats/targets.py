@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeAlias
 
 from templatekit.errors import RecordError, shorten
 from templatekit.formats.end_markers import EndMarkers
-from templatekit.formats.provenance import TrackedText, plain_text
+from templatekit.formats.provenance import TrackedText
 from templatekit.formats.rendering import Rendering
 from templatekit.types import Message, Span, TargetSpan
 
@@ -31,16 +31,21 @@ _NEXT_TURN = Message(role="user", content="x")
 
 RenderFunction: TypeAlias = Callable[[Messages, bool], TrackedText]
 """Renders messages; if the second argument is true, as the prompt for the answer to them."""
+TextFunction: TypeAlias = Callable[[Messages, bool], str]
+"""The same for the first messages of the conversation, as plain text, which takes less time."""
 
 
 class TargetFinder(NamedTuple):
     """Finds the targets in the renderings of one template."""
 
     render: RenderFunction
+    text: TextFunction
     end_markers: EndMarkers
     has_generation_blocks: bool
     name: str
     """The template's name, for errors."""
+    closings_before_user: dict[str, str | None]
+    """By closing, what the template writes in its place before a user's turn; filled while targets are found."""
 
     def targets(self, messages: Messages, rendering: Rendering) -> tuple[TargetSpan, ...]:
         """The targets of the last of these messages, an assistant's, in their rendering: one, or one per block.
@@ -53,16 +58,17 @@ class TargetFinder(NamedTuple):
             return tuple(self._block_targets(turn, start, rendering))
         own_range = rendering.own_range(turn) or self._empty_answer_range(messages, rendering)
         content_end = max(start, own_range[1]) if own_range else start
+        closing = rendering.literal_from(content_end)
         length = self.end_markers.marker_length(
-            rendering.literal_from(content_end),
+            closing,
             opening=rendering.literal_from(0),
-            closing_before_user=lambda: self._closing_before_user(messages),
+            closing_before_user=lambda: self._closing_before_user(closing, messages),
             name=self.name,
         )
         return (TargetSpan(message=turn, start=start, marker_start=content_end, end=content_end + length),)
 
     def _generation_boundary(self, before: Messages, text: str) -> int:
-        prompt = plain_text(self.render(before, True))
+        prompt = self.text(before, True)
         if text.startswith(prompt):
             return len(prompt)
         same = next((i for i, (a, b) in enumerate(zip(text, prompt, strict=False)) if a != b), len(text))
@@ -94,7 +100,13 @@ class TargetFinder(NamedTuple):
             return None
         return own_range[0], own_range[0]
 
-    def _closing_before_user(self, messages: Messages) -> str | None:
+    def _closing_before_user(self, closing: str, messages: Messages) -> str | None:
+        """What stands in place of a closing if a user's turn follows, found at the first turn with this closing."""
+        if closing not in self.closings_before_user:
+            self.closings_before_user[closing] = self._find_closing_before_user(messages)
+        return self.closings_before_user[closing]
+
+    def _find_closing_before_user(self, messages: Messages) -> str | None:
         """The literal after the last turn's own characters if a user's turn follows; None if none can follow."""
         for before in (messages, _with_one_letter(messages)):
             try:

@@ -28,7 +28,7 @@ from templatekit.formats.metadata import read_metadata
 from templatekit.formats.provenance import TrackedText, concat, literal, plain_text, spans_of
 from templatekit.formats.rendering import Rendering
 from templatekit.formats.source import CHAT_VARIABLES, COMMON_VARIABLES, check_source
-from templatekit.formats.targets import RenderFunction, TargetFinder
+from templatekit.formats.targets import RenderFunction, TargetFinder, TextFunction
 from templatekit.formats.template_errors import as_record_errors, compile_template
 from templatekit.formats.tracing.compiler import SPECIALISED_WEIGHTS, RenderMode, TracingCompiler
 from templatekit.formats.tracing.finished_text import FinishedText, finish
@@ -63,7 +63,6 @@ class Template:
         self.source = checked.text
         self.variables = checked.variables
         self._mentions = checked.mentions
-        self._searched_texts = checked.searched_texts
         self._has_generation_blocks = checked.has_generation_blocks
         self._html_filters = checked.html_filters
         self._tracked_template = compile_template(self._environment(), checked.text, file.name)
@@ -176,10 +175,22 @@ class Template:
         def render(messages: tuple[Message, ...], prompt: bool) -> TrackedText:
             return self._render_messages(messages, example, tokens, prompt=prompt, now=now, overrides=overrides)
 
-        return Conversation(example, self._target_finder(render, tokens), self._searched_texts)
+        def text(messages: tuple[Message, ...], prompt: bool) -> str:
+            if variables is None:
+                return plain_text(render(messages, prompt))
+            changed = {"messages": variables["messages"][: len(messages)], "add_generation_prompt": prompt}
+            return self._plain_text({**variables, **changed})
 
-    def _target_finder(self, render: RenderFunction, tokens: SpecialTokens) -> TargetFinder:
-        return TargetFinder(render, EndMarkers.of(self.metadata, tokens), self._has_generation_blocks, self.name)
+        variables: Variables | None = None
+        if self.kind == "chat":
+            whole = self._variables(example.messages, False, example=example, tokens=tokens)
+            variables = {**untracked(whole), "strftime_now": fixed_clock(now), **overrides}
+        return Conversation(example, self._target_finder(render, text, tokens))
+
+    def _target_finder(self, render: RenderFunction, text: TextFunction, tokens: SpecialTokens) -> TargetFinder:
+        return TargetFinder(
+            render, text, EndMarkers.of(self.metadata, tokens), self._has_generation_blocks, self.name, {}
+        )
 
     def record(self, example: Example, tokens: SpecialTokens, mode: RenderMode) -> Recording:
         """Render the example with symbolic texts and return the recording; raises `TraceAborted`."""
@@ -193,7 +204,10 @@ class Template:
                 text = recorder.render(template, messages, prompt)
             return finish(symbolic_concat([symbolic_literal(tokens.bos), text]) if self._adds_bos(tokens) else text)
 
-        conversation = SeparateTurns(example, self._target_finder(render, tokens), self._searched_texts)
+        def text(messages: tuple[Message, ...], prompt: bool) -> str:
+            return plain_text(render(messages, prompt))
+
+        conversation = SeparateTurns(example, self._target_finder(render, text, tokens))
         self._check(recorder.example, conversation.rendering(len(example.messages)), _abort_on_computed_text)
         recorded = []
         for count, targets in _trained_texts(conversation, mode):
@@ -300,6 +314,11 @@ class Template:
                 f"expected {shorten(expected)}; {self._mismatch_advice()}"
             )
         return text
+
+    def _plain_text(self, variables: Variables) -> str:
+        """Render plain variables without provenance."""
+        with as_record_errors(self._plain_template, self.name):
+            return self._plain_template.render(variables)
 
     @staticmethod
     def _environment() -> ProvenanceEnvironment:

@@ -1,4 +1,4 @@
-"""Turns as samples: each turn is trained exactly as it is served, in one text, at a linear cost."""
+"""Turns as samples: each turn is trained exactly as it is served, in one text."""
 
 from __future__ import annotations
 
@@ -181,14 +181,6 @@ def test_a_turn_not_as_served_that_changes_the_text_before_another() -> None:
         assert check_turns(made(source), replace(example, messages=messages), TOKENS) == 2
 
 
-@pytest.mark.parametrize("what", ["a text that it searches for", "a text in a variable", "whitespace at the edge"])
-def test_the_property_notices_shapes_that_ignore_texts(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Negative control: without the traits of texts, the odd turn has the same shape as its neighbours."""
-    monkeypatch.setattr(Conversation, "_text_traits", lambda self, value, printed: None)
-    with pytest.raises(AssertionError):
-        check_turns(template_of(DEPENDENT[what]), with_odd_turn(what), TOKENS)
-
-
 def test_the_property_notices_turns_that_are_trained_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = Conversation.texts
     monkeypatch.setattr(
@@ -292,7 +284,7 @@ def test_blocks_decide_what_is_trained_and_the_served_text_where() -> None:
     [("llama3-own", True), ("qwen3_instruct_2507", False), ("phi3", False), ("gemma3", False), ("muse_glimmer", False)],
 )
 @pytest.mark.parametrize("tools", [False, True])
-def test_the_cost_is_linear_in_turns(
+def test_texts_with_origins_are_linear_in_turns(
     name: str, wide: bool, tools: bool, tokenizer_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In characters rendered: 80 turn pairs take at most 20 times as many as 5."""

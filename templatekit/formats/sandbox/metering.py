@@ -21,7 +21,7 @@ from jinja2.filters import make_attrgetter
 from jinja2.runtime import Context, Macro
 
 from templatekit.formats.environment import PRINTED_NONE, ProvenanceCodeGenerator, ProvenanceEnvironment
-from templatekit.formats.provenance import TrackedText, concat, inherit_origin
+from templatekit.formats.provenance import TrackedText
 
 BASE_ALLOWANCE, ALLOWANCE_PER_CHARACTER = 1_000_000, 100
 """The steps that a rendering may take: a base, and more for each character of the data.
@@ -336,12 +336,12 @@ class MeteredEnvironment(ProvenanceEnvironment):
             raise NeedsWorker(f"the operator {operator} on large numbers, or on other values")
         return self.binop_table[operator](left, right)
 
-    def concat_operands(self, operands: Iterable[Any]) -> TrackedText:
+    def concat_operands(self, operands: Iterable[Any]) -> Any:
         """The `~` operator."""
         texts = [str(operand) for operand in operands]
         if (length := sum(map(len, texts))) > FREE_LENGTH:
             self.spend(length)
-        return concat(texts)
+        return self.concat(texts)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a macro or a metered function for a template."""
@@ -359,7 +359,9 @@ class MeteredEnvironment(ProvenanceEnvironment):
                 kwargs.pop("_loop_vars", None)  # Jinja adds these for functions that take its context
                 kwargs.pop("_block_vars", None)
                 result = __self.charge(__obj(*args, **kwargs))
-                return inherit_origin(result, (owner, *args, *kwargs.values())) if isinstance(result, str) else result
+                if not isinstance(result, str):
+                    return result
+                return __self.inherit_origin(result, (owner, *args, *kwargs.values()))
             __self.charge_length(owner)
         return __self.charge_length(super().call(__context, __obj, *args, **kwargs))
 
@@ -388,7 +390,7 @@ class MeteredEnvironment(ProvenanceEnvironment):
             return charge(result)
         if len(result) > FREE_LENGTH:
             self.spend(len(result))
-        return inherit_origin(result, sources)
+        return self.inherit_origin(result, sources)
 
     def _join(self, function: Any, context: Any, value: Any, /, d: Any = "", attribute: Any = None) -> Any:
         return self.charge(function(context, self._charge_join(d, value, attribute), d, attribute))
@@ -412,6 +414,21 @@ class MeteredEnvironment(ProvenanceEnvironment):
 
 def _unmetered(name: str, /, *_: Any, **__: Any) -> Any:
     raise NeedsWorker(f"the filter {name}")
+
+
+class MeteredPlainEnvironment(MeteredEnvironment):
+    """The same over plain text, for a text whose origins are not wanted."""
+
+    concat: Any = staticmethod("".join)
+    literal: Any = staticmethod(str)
+    mark_generation: Any = staticmethod(str)
+    inherit_origin: Any = staticmethod(lambda text, sources: text)
+
+
+@cache
+def metered_plain_environment() -> MeteredPlainEnvironment:
+    """The environment of untrusted templates, without provenance."""
+    return MeteredPlainEnvironment()
 
 
 @cache

@@ -9,19 +9,26 @@ import pickle
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import wraps
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
+
+import jinja2
 
 from templatekit.errors import TemplateError
 from templatekit.formats.accepted_forms import Variables
 from templatekit.formats.environment import ProvenanceEnvironment, plain_environment
 from templatekit.formats.metadata import read_metadata
 from templatekit.formats.provenance import TrackedText
-from templatekit.formats.sandbox.metering import NeedsWorker, find_unmetered_constant, metered_environment
+from templatekit.formats.sandbox.metering import (
+    NeedsWorker,
+    find_unmetered_constant,
+    metered_environment,
+    metered_plain_environment,
+)
 from templatekit.formats.sandbox.worker import WORKER, Request
 from templatekit.formats.template import Template
-from templatekit.formats.template_errors import syntax_error
+from templatekit.formats.template_errors import as_record_errors, compile_template, syntax_error
 from templatekit.hooks.contracts import TemplateFile
 from templatekit.types import Example
 
@@ -117,6 +124,17 @@ class UntrustedTemplate(Template):
     def _render_variables(self, variables: Variables) -> TrackedText:
         metered_environment().refill(variables)
         return super()._render_variables(variables)
+
+    @cached_property
+    def _metered_plain_template(self) -> jinja2.Template:
+        metered_plain_environment().refill({})
+        return compile_template(metered_plain_environment(), self.source, self.name)
+
+    def _plain_text(self, variables: Variables) -> str:
+        template = self._metered_plain_template
+        metered_plain_environment().refill(variables)
+        with as_record_errors(template, self.name):
+            return "".join(template.root_render_func(template.new_context(variables)))
 
 
 def load_template(address: str, *, kwargs: Mapping[str, Any] | None = None) -> Template:

@@ -15,11 +15,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from templatekit.errors import RecordError, TemplateError, TemplatekitError
 from templatekit.formats.accepted_forms import Variables
@@ -32,6 +32,8 @@ from templatekit.hooks.contracts import TemplateFile
 
 if sys.platform != "win32":
     import resource
+
+Text = TypeVar("Text", bound=str)
 
 _GRACE = 1
 """Seconds after the time limit at which the system kills a worker that is inside one long operation."""
@@ -177,9 +179,16 @@ class _WorkerTemplate(Template):
     limits = Limits()
 
     def _render_variables(self, variables: Variables) -> TrackedText:
+        return self._limited(super()._render_variables, variables)
+
+    def _plain_text(self, variables: Variables) -> str:
+        return self._limited(super()._plain_text, variables)
+
+    def _limited(self, render: Callable[[Variables], Text], variables: Variables) -> Text:
+        """Render variables within the limits."""
         try:
             with _time_limit(self.limits.seconds):
-                text = super()._render_variables(variables)
+                text = render(variables)
         except _OutOfTime as error:
             raise _time_bound_broken(self.limits, template_line(error, self._tracked_template)) from None
         except RecordError as error:

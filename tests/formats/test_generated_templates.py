@@ -1,0 +1,254 @@
+"""Generated templates with odd conditions, compared with two renderings by transformers of each turn alone.
+
+The oracle knows nothing of this project: transformers renders the messages before a turn as the prompt that a server
+feeds, and the messages up to the turn as the text that the turn ends.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from unittest.mock import patch
+
+import jinja2
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from testkit.budget import LONG, budget
+from testkit.published import assistant, user
+from testkit.theirs import rendered
+
+from templatekit import Example, Message, RecordError, Template, TemplateError, TemplateFile
+from templatekit.formats.rendering import Rendering
+from templatekit.formats.tracing import trace_tree
+from templatekit.formats.turns import Conversation, _ServedTurn
+from templatekit.types import SpecialTokens
+
+TOKENS = SpecialTokens(bos="<s>", eos="</s>", special=frozenset({"<s>", "</s>"}))
+CONTENTS = ("a", "A", "abc", "b b", " b", "b ", "7", "12", "no", "/no_think", "x#y", "{}", "\nb", "", "ABC DEF", "é")
+
+_MESSAGE = ["m", "messages[-1]", "messages[0]", "loop.previtem", "messages[loop.index0 - 1]"]
+_TESTS = [
+    "'b' in {0}.content",
+    "'/no_think' in {0}.content",
+    "{0}.content == 'abc'",
+    "{0}.content[:1] == 'a'",
+    "{0}.content[-1:] == ' '",
+    "{0}.content is upper",
+    "{0}.content | int > 5",
+    "{0}.content | length > 2",
+    "{0}.content.startswith('a')",
+    "{0}.content.split('#') | length > 1",
+    "{0}.content | trim != {0}.content",
+    "{0}.role == 'assistant'",
+    "{0}.content",
+]
+_LOOP = [
+    "loop.last",
+    "loop.first",
+    "loop.index == {n}",
+    "loop.index0 % 4 == {n}",
+    "loop.revindex <= {n}",
+    "loop.length > {n}",
+    "loop.nextitem is defined",
+    "loop.nextitem is defined and 'b' in loop.nextitem.content",
+]
+_GLOBAL = [
+    "messages | length > {n}",
+    "messages | length % 4 == {n}",
+    "messages[1:] | selectattr('role', 'equalto', 'assistant') | list | length > {n}",
+    "messages | map(attribute='content') | join | length > {n}0",
+    "ns.seen > {n}",
+    "option",
+]
+
+
+@st.composite
+def _condition(draw: st.DrawFn, *, in_loop: bool, depth: int = 2) -> str:
+    """A condition of a template, in its loop over the messages or after it."""
+    if depth and draw(st.integers(0, 2)) == 0:
+        left, right = (draw(_condition(in_loop=in_loop, depth=depth - 1)) for _ in range(2))
+        return draw(st.sampled_from(["({0}) and ({1})", "({0}) or ({1})", "({0}) and not ({1})"])).format(left, right)
+    about_message = st.sampled_from(_TESTS).flatmap(
+        lambda test: st.sampled_from(_MESSAGE if in_loop else ["messages[-1]", "messages[0]", "messages[-2]"]).map(
+            lambda message: test.format(message)
+        )
+    )
+    number = draw(st.integers(0, 9))
+    others = st.sampled_from([*(_LOOP if in_loop else []), *_GLOBAL]).map(lambda text: text.format(n=number))
+    return draw(about_message | others)
+
+
+@st.composite
+def templates(draw: st.DrawFn) -> str:
+    """A chat template that does something odd at one to three of its places."""
+    places = ["start", "user", "before", "prompt", "content", "after", "end", "tail"]
+    odd = draw(st.lists(st.sampled_from(places), min_size=1, max_size=3, unique=True))
+
+    def at(place: str, *texts: str) -> str:
+        if place not in odd:
+            return ""
+        condition = draw(_condition(in_loop=place not in ("start", "prompt", "tail")))
+        return f"{{% if {condition} %}}{draw(st.sampled_from(texts))}{{% endif %}}"
+
+    content = draw(st.sampled_from(["m.content", "m.content | trim", "m['content']", "m.content.strip()"]))
+    if "content" in odd:
+        other = draw(
+            st.sampled_from(["m.content", "m.content | trim", "m.content.split('#')[-1]", "m.content | upper"])
+        )
+        content = f"({other}) if {draw(_condition(in_loop=True))} else ({content})"
+    ask = f"A {at('prompt', '<think></think>', '?')}"
+    return (
+        f"{{% set ns = namespace(seen=0) %}}{at('start', 'S ', '<s>')}{{% for m in messages %}}"
+        f"{{% if m.role == 'user' %}}{{% set ns.seen = ns.seen + 1 %}}U {{{{ m.content }}}}{at('user', '!', ' ')}\n"
+        f"{{% else %}}{at('before', '(note)')}A {at('after', '<think></think>', '?')}{{{{ {content} }}}}</s>"
+        f"{at('end', '~', '</s>')}{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}{ask}"
+        f"{{% else %}}{at('tail', '$')}{{% endif %}}"
+    )
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> Example:
+    """One to eight turn pairs, some of whose answers are not trained."""
+    text = st.sampled_from(CONTENTS)
+    messages = []
+    for _ in range(draw(st.integers(1, 8))):
+        messages += [user(draw(text)), assistant(draw(text), weight=draw(st.sampled_from([1.0, 1.0, 1.0, 0.0])))]
+    return Example(messages=tuple(messages))
+
+
+def made(source: str) -> Template:
+    return Template(TemplateFile(name="made", source=source), strict=False)
+
+
+class Wrong(AssertionError):
+    """A turn is trained otherwise than it is served."""
+
+
+def served(source: str, messages: Sequence[Message], turn: int) -> tuple[str, str]:
+    """The prompt that transformers renders before a turn, and the text up to and with the turn."""
+    rows = [{"role": message.role, "content": message.content} for message in messages]
+    prompt, _ = rendered(source, rows[:turn], TOKENS, add_generation_prompt=True)
+    return prompt, rendered(source, rows[: turn + 1], TOKENS)[0]
+
+
+def _can_be_trained(source: str, messages: Sequence[Message], turns: Sequence[int]) -> bool:
+    """Whether transformers renders the whole conversation, and each turn behind its prompt."""
+    try:
+        pairs = [served(source, messages, turn) for turn in [*turns, len(messages) - 1]]
+    except (jinja2.TemplateError, IndexError, TypeError, ValueError, AttributeError):
+        return False
+    return all(text.startswith(prompt) for prompt, text in pairs[:-1])
+
+
+def check(source: str, template: Template, example: Example) -> str:
+    """Raise `Wrong` where a turn is trained behind another prompt or with another answer; return what came of it."""
+    wanted = [turn for turn, message in enumerate(example.messages) if message.role == "assistant" and message.weight]
+    try:
+        samples = template.samples(example, TOKENS)
+    except RecordError as error:
+        if _can_be_trained(source, example.messages, wanted):
+            raise Wrong(f"refused without need: {error}") from error
+        return error.reason or "refused"
+    trained = Counter[int]()
+    for sample in samples:
+        for target in sample.rendered.target_spans:
+            prompt, text = served(source, example.messages, target.message)
+            if sample.rendered.text[: target.start] != prompt:
+                raise Wrong(f"turn {target.message}: another prompt than a server feeds")
+            if sample.rendered.text[: target.end] != text[: target.end]:
+                raise Wrong(f"turn {target.message}: another answer than a server continues")
+            trained[target.message] += bool(example.messages[target.message].weight)
+    if +trained != Counter(wanted):
+        raise Wrong(f"trained {dict(trained)}, wanted {wanted}")
+    return f"{len(samples)} samples" if len(samples) < 3 else "3 samples or more"
+
+
+@settings(max_examples=20_000 if LONG else budget(400), suppress_health_check=list(HealthCheck))
+@given(source=templates(), record=st.booleans(), data=st.data())
+def test_28_generated_templates_train_each_turn_as_it_is_served(source: str, record: bool, data: st.DataObject) -> None:
+    try:
+        template = made(source)
+    except TemplateError:
+        event("refused as a template")
+        return
+    with patch.object(trace_tree, "RECORD_EVERY", 1 if record else 1_000):
+        for _ in range(20 if LONG else 4):
+            example = data.draw(conversations())
+            event(check(source, template, example))
+            if record:  # the second time by the trace that the first has recorded
+                check(source, template, example)
+
+
+@contextmanager
+def guessed_middle_turns() -> Iterator[None]:
+    """A product that takes the turns between the first and the last for such as they stand in the whole text."""
+    asked = Conversation._served_turn
+
+    def guessed(self: Conversation, turn: int, longer: Rendering) -> _ServedTurn:
+        first, last = self._turns[0], self._turns[-1]
+        if turn in (first, last) or turn in self._served or self._messages[turn].content != "x":
+            return asked(self, turn, longer)
+        own = longer.own_range(turn)
+        before = asked(self, first, longer)
+        if own is None or not before.targets or before.text is None:
+            return asked(self, turn, longer)
+        marker = before.targets[0].end - before.targets[0].marker_start
+        start = longer.text.rindex("A ", 0, own[0]) + 2
+        target = replace(before.targets[0], message=turn, start=start, marker_start=own[1], end=own[1] + marker)
+        self._served[turn] = _ServedTurn(longer.text[: target.end], (target,))
+        return self._served[turn]
+
+    with patch.object(Conversation, "_served_turn", guessed):
+        yield
+
+
+ODD = {
+    "the last message asks for no thoughts": ("prompt", "'/no_think' in messages[-1].content", "q /no_think"),
+    "the length of the prompt": ("prompt", "messages | length == 5", "q"),
+    "the length of the last text": ("prompt", "messages[-1].content | length > 3", "quite"),
+    "the last text is one": ("prompt", "messages[-1].content == 'one'", "one"),
+    "the first letter": ("prompt", "messages[-1].content[:1] == 'Q'", "Question"),
+    "capitals": ("prompt", "messages[-1].content is upper", "QUITE"),
+    "a number": ("prompt", "messages[-1].content | int > 5", "12"),
+    "the message before the last": ("prompt", "messages | length > 3 and messages[-3].content == 'one'", "q"),
+    "the turn's number": ("prompt", "messages | selectattr('role', 'equalto', 'user') | list | length == 3", "q"),
+    "the last answer is long": ("end", "loop.last and loop.length == 6", "q"),
+    "the question of the last answer": ("end", "loop.last and loop.previtem.content is upper", "QUITE"),
+}
+"""Where a template does something odd, on which condition, and the third question that meets it."""
+
+
+def odd_template(place: str, condition: str) -> str:
+    prompt = f"{{% if {condition} %}}<think>{{% endif %}}" if place == "prompt" else ""
+    end = f"{{% if {condition} %}}!{{% endif %}}" if place == "end" else ""
+    return (
+        "{% for m in messages %}{% if m.role == 'user' %}U {{ m.content }}\n{% else %}"
+        f"A {end}{{{{ m.content }}}}</s>{{% endif %}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}A {prompt}{{% endif %}}"
+    )
+
+
+def odd_example(question: str) -> Example:
+    """Five turn pairs, of which the third has the question; the first is `one` to be found two turns later."""
+    questions = ["p", "one" if question == "q" else "p", question, "p", "p"]
+    return Example(messages=tuple(m for text in questions for m in (user(text), assistant("x"))))
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_a_middle_turn_that_depends_on_its_content_or_number(what: str) -> None:
+    place, condition, question = ODD[what]
+    source = odd_template(place, condition)
+    found = check(source, made(source), odd_example(question))
+    assert found in ("prompt_is_no_prefix", "2 samples", "3 samples or more")
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_the_oracle_notices_middle_turns_that_are_guessed(what: str) -> None:
+    """Negative control."""
+    place, condition, question = ODD[what]
+    source = odd_template(place, condition)
+    with guessed_middle_turns(), pytest.raises(Wrong):
+        check(source, made(source), odd_example(question))
