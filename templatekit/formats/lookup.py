@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Set
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from templatekit.errors import ConfigError, RecordError, TemplateError
@@ -35,11 +36,24 @@ def find_template(
         return UntrustedTemplate(
             TemplateFile(name=TOKENIZER_TEMPLATE, source=chat_template), strict=False, kwargs=kwargs
         )
-    # `Path.is_file` raises for a text that is too long for a path.
-    is_file = os.path.isfile(address)  # noqa: PTH113
-    if address.endswith((".jinja", ".jinja2", ".j2")) or (is_file and address not in registry.templates):
+    if _is_path(address, registry):
         return load_template(address, kwargs=kwargs)
     return Template(registry.templates[address], kwargs=kwargs)
+
+
+def template_file(address: str, registry: Registry) -> Path | None:
+    """The file of the template of this name or path; None for a template without one, such as the tokenizer's own."""
+    if address == TOKENIZER_TEMPLATE:
+        return None
+    path = address if _is_path(address, registry) else registry.templates[address].path
+    return None if path is None else Path(path)
+
+
+def _is_path(address: str, registry: Registry) -> bool:
+    """Whether a template is named by its path."""
+    # `Path.is_file` raises for a text that is too long for a path.
+    is_file = os.path.isfile(address)  # noqa: PTH113
+    return address.endswith((".jinja", ".jinja2", ".j2")) or (is_file and address not in registry.templates)
 
 
 def check_end_marker(marker: str, template: Template, tokens: SpecialTokens) -> None:

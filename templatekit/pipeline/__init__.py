@@ -14,6 +14,7 @@ record ──filter, dedup, shuffle──▶ adapt ──▶ render ──▶ en
 | `mixture` | a pipeline over several data sets |
 | `batches`, `chunks` | samples that are passed on together; records that are worked on together |
 | `outputs` | what an exporter writes for a chunk, and observers that count batches as they pass |
+| `inputs` | which files a command reads, so that nothing is written over them |
 | `counts` | how many records were read, sampled, shortened and dropped |
 | `garbage_collection` | a loop that Python's garbage collector interrupts rarely |
 """

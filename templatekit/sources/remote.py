@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, ClassVar, cast
 
 from templatekit.errors import RecordError, SourceError, nearest, shorten
@@ -16,6 +16,8 @@ from templatekit.sources.folders import READERS, common_reader, is_glob
 from templatekit.types import Record
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_LOCAL = ("file", "local")
+"""The protocols of this machine's own files."""
 
 
 class RemoteSource(Source):
@@ -30,6 +32,15 @@ class RemoteSource(Source):
     def accepts(self, address: str) -> bool:
         """Whether the address starts with a protocol, like `s3://`."""
         return _URL.match(address) is not None
+
+    def files(self, address: str) -> list[Path] | None:
+        """The files of `file://…`, or the local file that ends a chain (`zip://rows.jsonl::rows.zip`); else None."""
+        last = address.rpartition("::")[2]
+        if "://" in last and last.partition("://")[0] not in _LOCAL:
+            return None
+        filesystem, path = _filesystem(last)
+        with _errors_translated(address):
+            return [Path(file) for file in _files(filesystem, path, address)]
 
     def read(self, address: str) -> Iterator[Record | RecordError]:
         """The rows, streamed. An error names the file, and the index of the row in that file."""
