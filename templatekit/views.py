@@ -1,7 +1,11 @@
-"""Displays rendered text with literals, fields and trained text in colour: in a terminal and in a notebook."""
+"""Displays rendered text with literals, fields and trained text in colour: in a terminal and in a notebook.
+
+`visible` is the one place that decides how foreign text, of records, templates, plugins and file names, is shown.
+"""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import pairwise
@@ -16,9 +20,29 @@ _RICH_TRAINED_LESS = "green"
 """The style of text with a weight below 1."""
 _CSS = {"template": "color:#777", "field": "color:#06c", "computed": "color:#a3a"}
 _CSS_TRAINED = "background:#d6f5d6;color:#064"
-CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
-CONTROL_PICTURES |= {0x7F: "␡"} | {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}
-"""Visible characters for control characters: a record must not move the cursor or change the terminal's colours."""
+_CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
+_CONTROL_PICTURES |= {0x7F: "␡"} | {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}
+_HIDDEN_CATEGORIES = {"Cf", "Co", "Cs", "Zl", "Zp"}
+"""Unicode categories: format characters, private use, surrogates, line and paragraph separators."""
+_SHOWN_FORMATS = frozenset("\u200c\u200d\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u08e2")
+"""Format characters that are shown as they are: Persian and emoji need the joiners, and Arabic signs are visible."""
+
+
+def visible(text: str) -> str:
+    """The text with control characters as pictures, and characters that reorder or hide others as escapes.
+
+    Such text must not move the cursor, change colours or pass for other text. Newlines and tabs stay.
+    """
+    text = text.translate(_CONTROL_PICTURES)
+    if text.isascii():
+        return text
+    return "".join(_escape(char) if unicodedata.category(char) in _HIDDEN_CATEGORIES else char for char in text)
+
+
+def _escape(char: str) -> str:
+    if char in _SHOWN_FORMATS:
+        return char
+    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
 
 
 class View(NamedTuple):
@@ -52,7 +76,7 @@ def _runs(view: View) -> Iterator[_Run]:
         trained = loss_index < len(view.losses) and view.losses[loss_index].start <= start
         weight = view.losses[loss_index].weight if trained else 0.0
         origin = view.spans[span_index].origin
-        yield _Run(view.text[start:end].translate(CONTROL_PICTURES), origin.kind, str(origin), weight)
+        yield _Run(visible(view.text[start:end]), origin.kind, str(origin), weight)
 
 
 def legend() -> Text:

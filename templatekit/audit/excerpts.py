@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -10,7 +9,7 @@ from templatekit.audit.report import Excerpt, ExcerptRun
 from templatekit.audit.rows import AuditedSample
 from templatekit.audit.rule import Occurrence
 from templatekit.types import TEMPLATE
-from templatekit.views import CONTROL_PICTURES
+from templatekit.views import visible
 
 BEFORE, AFTER = 100, 140
 """Characters shown before and after the occurrence."""
@@ -34,18 +33,6 @@ def excerpt_of(occurrence: Occurrence, row: int | None) -> Excerpt:
         window = (max(0, marked[0] - BEFORE), end)
     runs = tuple(_runs(sample, window, marked))
     return Excerpt(row=row, detail=detail, runs=runs, cut_left=window[0] > 0, cut_right=window[1] < length)
-
-
-def visible(text: str) -> str:
-    """The text with control characters as pictures, and characters that reorder or hide others as escapes."""
-    text = text.translate(CONTROL_PICTURES)
-    if text.isascii():
-        return text
-    return "".join(f"\\u{ord(c):04x}" if unicodedata.category(c) in _HIDDEN else c for c in text)
-
-
-_HIDDEN = {"Cf", "Co", "Cs", "Zl", "Zp"}
-"""Unicode categories: format characters, private use, surrogates, line and paragraph separators."""
 
 
 def _runs(sample: AuditedSample, window: tuple[int, int], marked: tuple[int, int] | None) -> Iterator[ExcerptRun]:

@@ -10,9 +10,10 @@ from itertools import accumulate
 from typing import Literal
 
 from templatekit.audit.context import AuditContext
-from templatekit.audit.excerpts import excerpt_of, visible
+from templatekit.audit.excerpts import excerpt_of
 from templatekit.audit.report import Excerpt, Finding, FindingPart, Lengths
 from templatekit.audit.rule import Occurrence, Rule
+from templatekit.views import visible
 
 MAX_KINDS = 1000
 """Kinds that are counted separately for one rule; all further ones are counted together."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from templatekit.audit.report import Excerpt, Finding, Lengths, Report
 from templatekit.audit.rule import LEVELS
+from templatekit.views import visible
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -41,7 +42,7 @@ def to_rich(report: Report) -> Text:
 
 def _report(report: Report) -> Iterator[_StyledText]:
     for line in (*header_lines(report), *length_lines(report)):
-        yield f"{line}\n"
+        yield f"{visible(line)}\n"
     for finding in report.findings:
         yield "\n"
         yield from _finding(finding)

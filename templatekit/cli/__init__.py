@@ -17,6 +17,7 @@ import click
 
 from templatekit import __version__
 from templatekit.cli.groups import SuggestingGroup
+from templatekit.cli.terminal import say, visible_warnings
 from templatekit.errors import TemplatekitError
 
 TRACEBACK_VARIABLE = "TEMPLATEKIT_TRACEBACK"
@@ -101,7 +102,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     signal.signal(signal.SIGTERM, _raise_terminated)
-    code = _run(args)
+    with visible_warnings():
+        code = _run(args)
     distributed = sys.modules.get("templatekit.training.distributed")
     if distributed is not None and distributed.joined():
         _exit_without_teardown(code)
@@ -133,7 +135,7 @@ def _run(args: Sequence[str] | None) -> Any:
         return _print_error(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort) as error:
         # The message of the training loop says what it has saved.
-        click.echo(f"Interrupted{f': {error}' if str(error) else ''}.", err=True)
+        say(f"Interrupted{f': {error}' if str(error) else ''}.", err=True)
         return 130
     except _Terminated:
         return 128 + signal.SIGTERM
@@ -149,8 +151,9 @@ def _run(args: Sequence[str] | None) -> Any:
 def _print_error(message: str, code: int) -> int:
     """Print the message as one line and return the exit code."""
     if os.environ.get(TRACEBACK_VARIABLE):
-        traceback.print_exc()
-    click.echo(f"Error: {' '.join(line.strip() for line in message.splitlines())}", err=True)
+        say(traceback.format_exc(), err=True)
+    line = " ".join(line.strip() for line in message.split("\n"))
+    say(f"Error: {line}", err=True)
     return code
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from templatekit.cli.options import PLUGIN_DIR, add_options, given_options, load_registry
-from templatekit.cli.output import atomic_file
+from templatekit.cli.output import OVERWRITE, atomic_file, may_replace
 from templatekit.cli.progress import progress_bar
+from templatekit.cli.terminal import print_json, say
 from templatekit.config.data_options import CACHE_OPTIONS, DataOptions
 from templatekit.errors import ConfigError, RunError
+from templatekit.pipeline.inputs import read_paths
 
 if TYPE_CHECKING:
     from templatekit.audit import Report
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--html", type=click.Path(path_type=Path), help="Also write the report to an HTML page.")
+@OVERWRITE
 @PLUGIN_DIR
 def audit(
     against: tuple[str, ...],
@@ -57,6 +59,7 @@ def audit(
     rows: int,
     as_json: bool,
     html: Path | None,
+    overwrite: bool,
     plugin_dirs: tuple[Path, ...],
     **options: Any,
 ) -> None:
@@ -69,7 +72,10 @@ def audit(
     from templatekit.audit import audit as run_audit
 
     data_options = DataOptions.parse(given_options(options))
+    replace = False
     if html is not None:
+        read = read_paths(data_options, registry, against=against)
+        replace = may_replace(html, read, overwrite=overwrite, option="--html")
         _check_page(html)
     # The output of plugins' print calls is not part of the report.
     with redirect_stdout(sys.stderr), progress_bar(data_options) as show_rows:
@@ -83,9 +89,9 @@ def audit(
             progress=show_rows,
         )
     if html is not None:
-        _write_page(report, html)
+        _write_page(report, html, replace=replace)
     if as_json:
-        click.echo(json.dumps(report.as_dict(), ensure_ascii=False))
+        print_json(report.as_dict())
     else:
         _print_report(report)
     if fail_on != "never" and report.at_or_above("error" if fail_on == "error" else "warning"):
@@ -103,12 +109,12 @@ def _check_page(path: Path) -> None:
         raise ConfigError(f"--html {str(path)!r} cannot be written: {reason}") from None
 
 
-def _write_page(report: Report, path: Path) -> None:
+def _write_page(report: Report, path: Path, *, replace: bool = False) -> None:
     """Write the report as a page."""
     from templatekit.audit.html_report import to_html
 
     try:
-        with atomic_file(path, option="--html") as file:
+        with atomic_file(path, option="--html", replace=replace) as file:
             file.write(to_html(report).encode(errors="backslashreplace"))  # a path may hold bytes that are not text
     except BrokenPipeError as error:  # the report is still to be printed: only the page has lost its reader
         raise RunError(f"--html {str(path)!r} cannot be written: {error.strerror}") from error
@@ -123,4 +129,4 @@ def _print_report(report: Report) -> None:
     if console.is_terminal and console.color_system is not None and not console.no_color:
         console.print(to_rich(report), end="")
     else:
-        click.echo(to_text(report), nl=False)
+        say(to_text(report).removesuffix("\n"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import click
 
 from templatekit.cache import Entry, entries, remove
 from templatekit.cli.groups import ListingGroup
+from templatekit.cli.terminal import print_json, say
 from templatekit.config.cache_folder import cache_folder
 from templatekit.errors import UnknownNameError
 from templatekit.tokens.disk_cache import cached_files
@@ -51,17 +51,17 @@ def list_cache(cache_dir: Path | None, as_json: bool) -> None:
     if as_json:
         rows = [entry.as_dict() for entry in found]
         sizes = {"count": len(tokenizers), "bytes": _total_bytes(tokenizers)}
-        click.echo(json.dumps({"folder": str(folder), "entries": rows, "tokenizers": sizes}, ensure_ascii=False))
+        print_json({"folder": str(folder), "entries": rows, "tokenizers": sizes})
         return
     for entry in found:
-        click.echo(
+        say(
             f"{entry.key[:_KEY_LENGTH]}  {format_bytes(entry.bytes):>8}  {entry.examples:>9,} examples  "
             f"{_age(entry.age):>4} ago  {_describe_origin(entry)}"
         )
     total = format_bytes(sum(entry.bytes for entry in found))
-    click.echo(f"{len(found)} in {folder}, {total}")
+    say(f"{len(found)} in {folder}, {total}")
     if tokenizers:
-        click.echo(f"tokenizers: {len(tokenizers)}, {format_bytes(_total_bytes(tokenizers))}")
+        say(f"tokenizers: {len(tokenizers)}, {format_bytes(_total_bytes(tokenizers))}")
 
 
 @cache.command("clear")
@@ -93,13 +93,13 @@ def clear_cache(
         file.unlink(missing_ok=True)
     if as_json:
         removed = [entry.key for entry in selected]
-        click.echo(json.dumps({"removed": removed, "tokenizers": len(tokenizers), "bytes": freed}))
+        print_json({"removed": removed, "tokenizers": len(tokenizers), "bytes": freed})
         return
     for entry in selected:
-        click.echo(f"removed {entry.key[:_KEY_LENGTH]}  {format_bytes(entry.bytes):>8}  {_describe_origin(entry)}")
+        say(f"removed {entry.key[:_KEY_LENGTH]}  {format_bytes(entry.bytes):>8}  {_describe_origin(entry)}")
     if tokenizers:
-        click.echo(f"removed tokenizers: {len(tokenizers)}, {format_bytes(tokenizer_bytes)}")
-    click.echo(f"removed {len(selected)} of {len(found)}, {format_bytes(freed)}")
+        say(f"removed tokenizers: {len(tokenizers)}, {format_bytes(tokenizer_bytes)}")
+    say(f"removed {len(selected)} of {len(found)}, {format_bytes(freed)}")
 
 
 def _total_bytes(files: list[Path]) -> int:

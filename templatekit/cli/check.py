@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from templatekit.cli.options import PLUGIN_DIR, load_registry
+from templatekit.cli.terminal import print_json, say, show_status
 from templatekit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -100,14 +100,14 @@ def check(
                 progress=partial(count_input, subject),
             )
         if on_terminal:
-            click.echo(_CLEAR_LINE, err=True, nl=False)
+            show_status("")
     results = list(_group_outcomes(outcomes))
     if as_json:
         facts = {"checked": [result.as_dict() for result in results], "examples": examples, "seed": seed}
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        print_json(facts)
     else:
         for line in _report_lines(results, examples, seed):
-            click.echo(line)
+            say(line)
     if any(row.status in ("failed", "unexpected") for result in results for row in result.rows):
         click.get_current_context().exit(1)
 
@@ -119,9 +119,6 @@ def _expectation(text: str) -> tuple[str, str]:
     return name.strip(), reason.strip()
 
 
-_CLEAR_LINE = "\r\x1b[K"
-
-
 def _input_counter(*, shown: bool) -> Callable[[Subject], None]:
     """Return a function that counts an input of a subject, and shows both on one line of a terminal."""
     inputs = itertools.count(1)
@@ -129,8 +126,7 @@ def _input_counter(*, shown: bool) -> Callable[[Subject], None]:
     def count_input(subject: Subject) -> None:
         count = next(inputs)
         if shown and count % 20 == 0:
-            line = f"{_CLEAR_LINE}{subject.name}, tokenizer {subject.tokenizer.name}: {count:,} inputs"
-            click.echo(line, err=True, nl=False)
+            show_status(f"{subject.name}, tokenizer {subject.tokenizer.name}: {count:,} inputs")
 
     return count_input
 

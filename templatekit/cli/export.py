@@ -7,7 +7,10 @@ from pathlib import Path
 import click
 
 from templatekit.cli.options import PLUGIN_DIR, load_registry
+from templatekit.cli.output import OVERWRITE, atomic_file, may_replace
+from templatekit.cli.terminal import print_data
 from templatekit.formats.lookup import find_template
+from templatekit.pipeline.inputs import model_paths, plugin_paths, template_paths
 
 
 @click.command("export")
@@ -22,21 +25,31 @@ from templatekit.formats.lookup import find_template
     help="A Hugging Face chat template, or a Modelfile for Ollama.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="The file to write; by default stdout.")
+@OVERWRITE
 @PLUGIN_DIR
 def export_template(
-    name: str, tokenizer: str | None, format: str, output: Path | None, plugin_dirs: tuple[Path, ...]
+    name: str,
+    tokenizer: str | None,
+    format: str,
+    output: Path | None,
+    overwrite: bool,
+    plugin_dirs: tuple[Path, ...],
 ) -> None:
     """Write a template in a form that servers read.
 
     NAME is a template's name, a .jinja file, or `tokenizer` for the tokenizer's own template.
     """
     registry = load_registry(plugin_dirs)
-    from templatekit.cli.output import atomic_file
     from templatekit.export.modelfile import modelfile
     from templatekit.export.serving import chat_template
     from templatekit.tokens.load import find_tokenizer
     from templatekit.types import NO_TOKENIZER
 
+    replace = False
+    if output is not None:
+        read = [*template_paths("NAME", name, registry), *plugin_paths(registry)]
+        read += model_paths("--tokenizer", tokenizer, registry) if tokenizer else []
+        replace = may_replace(output, read, overwrite=overwrite)
     loaded = find_tokenizer(tokenizer, registry) if tokenizer else None
     template = find_template(name, registry, chat_template=loaded.chat_template if loaded else None)
     if format == "modelfile":
@@ -44,7 +57,7 @@ def export_template(
     else:
         text = chat_template(template, loaded.special_tokens if loaded else NO_TOKENIZER)
     if output is None:
-        click.echo(text, nl=not text.endswith("\n"))
+        print_data(text)
         return
-    with atomic_file(output) as file:
+    with atomic_file(output, replace=replace) as file:
         file.write(text.encode())

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from templatekit.cli.options import PLUGIN_DIR, add_options, given_options, load_registry, parse_setting
+from templatekit.cli.terminal import say
 from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError
+from templatekit.views import visible
 
 if TYPE_CHECKING:
     from templatekit.training.run import Run
@@ -38,10 +41,10 @@ def finetune(config: Path | None, settings: tuple[str, ...], plugin_dirs: tuple[
     registry = load_registry(plugin_dirs)
     is_first = os.environ.get("RANK", "0") == "0"  # set by torchrun; one process prints for all
     if is_first:
-        click.echo("Loading the libraries and the model …", err=True)
+        say("Loading the libraries and the model …", err=True)
     from templatekit.training.run import finetune as run_it
 
-    run = run_it(checked, registry=registry, say=lambda line: click.echo(line, err=True))
+    run = run_it(checked, registry=registry, say=partial(say, err=True))
     if is_first:
         _print_report(run)
 
@@ -71,14 +74,15 @@ def _print_report(run: Run) -> None:
         table = Table("prompt", "expected", "before", "after", show_lines=True)
         for sample in run.samples:
             # As `Text`, since in a plain string square brackets would be markup.
-            table.add_row(*map(Text, (sample.prompt, sample.reference, sample.before, sample.after)))
+            texts = (sample.prompt, sample.reference, sample.before, sample.after)
+            table.add_row(*(Text(visible(text)) for text in texts))
         Console().print(table)
     if run.eval_before is not None and run.eval_after is not None:
-        click.echo(f"held-out loss: {run.eval_before:.4f} before, {run.eval_after:.4f} after")
+        say(f"held-out loss: {run.eval_before:.4f} before, {run.eval_after:.4f} after")
     if run.stopped_early:
-        click.echo(f"stopped after step {run.steps}: the held-out loss had stopped falling")
+        say(f"stopped after step {run.steps}: the held-out loss had stopped falling")
     if run.best_step is not None:
-        click.echo(f"the model is from step {run.best_step}, which had the lowest held-out loss")
-    click.echo(run.cost.line())
-    click.echo(f"{run.steps} steps in {run.seconds:.0f} s; the model and all about the run: {run.folder}")
-    click.echo(f"try it: templatekit generate --model {run.folder} --instruction 'Name three colors.'")
+        say(f"the model is from step {run.best_step}, which had the lowest held-out loss")
+    say(run.cost.line())
+    say(f"{run.steps} steps in {run.seconds:.0f} s; the model and all about the run: {run.folder}")
+    say(f"try it: templatekit generate --model {run.folder} --instruction 'Name three colors.'")

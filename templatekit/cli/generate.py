@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from templatekit.cli.options import PLUGIN_DIR, load_registry
+from templatekit.cli.terminal import print_data, print_json
 from templatekit.errors import ConfigError
 from templatekit.formats.lookup import TOKENIZER_TEMPLATE, find_template
 from templatekit.types import Example, Message
@@ -101,6 +101,6 @@ def generate(
             "answer_ids": list(answer.ids),
             "stopped": answer.stopped,
         }
-        click.echo(json.dumps(result, ensure_ascii=False))
+        print_json(result)
     else:
-        click.echo((prefill + answer.text).strip())
+        print_data((prefill + answer.text).strip())

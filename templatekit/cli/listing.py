@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +13,13 @@ import click
 from templatekit.cli.export import export_template
 from templatekit.cli.groups import ListingGroup
 from templatekit.cli.options import PLUGIN_DIR, load_registry
+from templatekit.cli.terminal import print_json, say
 from templatekit.errors import UnknownNameError
 from templatekit.formats.lookup import find_template
 from templatekit.hooks.offers import Offers
 from templatekit.hooks.registry import Registry
 from templatekit.types import Example, Message
-from templatekit.views import to_marked
+from templatekit.views import to_marked, visible
 
 _JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _EXAMPLE = Example(
@@ -35,17 +35,17 @@ _WITHOUT_CONTEXT = replace(
 
 def _print_table(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(rows, ensure_ascii=False))
+        print_json(rows)
         return
     cells = [[_cell(value) for value in row.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _cell(value: Any) -> str:
     """Return a value on one line. Descriptions come from plugins and may hold any text."""
-    return " ".join((", ".join(value) if isinstance(value, list) else str(value)).split())
+    return visible(" ".join((", ".join(value) if isinstance(value, list) else str(value)).split()))
 
 
 def _owner(offers: Offers[Any], name: str) -> str:
@@ -184,11 +184,11 @@ def _description(name: str, registry: Registry) -> str:
 
 def _print_fields(facts: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        print_json(facts)
         return
     for key, value in facts.items():
         shown = ", ".join(value) if isinstance(value, list) else value
         if shown in (None, ""):
             continue
         text = str(shown).rstrip("\n")
-        click.echo(f"{key}:\n{text}\n" if "\n" in text else f"{key}: {text}")
+        say(f"{key}:\n{text}\n" if "\n" in text else f"{key}: {text}")

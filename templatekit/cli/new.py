@@ -11,6 +11,7 @@ from typing import NamedTuple
 import click
 
 from templatekit import __version__
+from templatekit.cli.terminal import say
 from templatekit.errors import ConfigError
 
 ADAPTER = '''\
@@ -179,8 +180,8 @@ def new(kind: str, name: str, directory: Path) -> None:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"{str(path)!r} cannot be written: {error.strerror}") from None
-        click.echo(f"wrote {path}")
+        say(f"wrote {path}")
     path = top if scaffold.folder else next(iter(files))
-    click.echo("\nNext:")
+    say("\nNext:")
     for line in Template(scaffold.next_steps).substitute(names, path=path, folder=directory).splitlines():
-        click.echo(f"  {line}")
+        say(f"  {line}")

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
+from templatekit.cli.terminal import say
 from templatekit.config.options import Options
 from templatekit.errors import ConfigError
 from templatekit.hooks.loading import create_registry
@@ -78,7 +79,7 @@ def load_registry(plugin_dirs: Iterable[Path]) -> Registry:
 
 def _warn(failures: Iterable[PluginFailure]) -> None:
     for failure in failures:
-        click.echo(f"Warning: plugin {failure.name!r} ({failure.origin}) was left out: {failure.reason}", err=True)
+        say(f"Warning: plugin {failure.name!r} ({failure.origin}) was left out: {failure.reason}", err=True)
 
 
 def _click_option(name: str, field: FieldInfo) -> Callable[[Command], Command]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import errno
+import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +16,24 @@ from typing import Any, BinaryIO, cast
 
 import click
 
+from templatekit.cli.terminal import print_json, say
 from templatekit.config.data_options import DataOptions
 from templatekit.errors import ConfigError, PluginError, RunError, TemplatekitError
 from templatekit.hooks.exporters import BaseExporter, Exporter, FolderExporter, RecordExporter
 from templatekit.hooks.registry import Registry
 from templatekit.packing import Packs
+from templatekit.pipeline.inputs import ReadPath, check_output_file
 from templatekit.pipeline.outputs import OutputChunk
 from templatekit.pipeline.pipeline import Pipeline
+
+OVERWRITE = click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace a file that exists; without this option it is an error or, on a terminal, a question. A file that "
+    "the command reads is never replaced.",
+)
+_DESCRIPTOR = re.compile(r"/dev/(stdin|stdout|stderr|fd/(\d+))|/proc/self/fd/(\d+)")
+_STREAMS = ("stdin", "stdout", "stderr")
 
 
 @dataclass
@@ -124,19 +138,51 @@ def write_output(
         raise PluginError(f"format {exporter.name!r} wrote {written!r} {kind}; expected all: {given}{more}")
 
 
+def may_replace(output: Path, paths: Sequence[ReadPath], *, overwrite: bool, option: str = "--output") -> bool:
+    """Whether a file to write may replace one: with `--overwrite`, or if somebody at a terminal agrees.
+
+    Raises `ConfigError` where the file exists and may not be replaced, and for a file that is read, whoever agrees. A
+    command calls this before it opens anything.
+    """
+    name = f"{option} {str(output)!r}"
+    check_output_file(output, name, paths)
+    if overwrite or _descriptor(output) is not None or not os.path.isfile(output):
+        return overwrite
+    terminals = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+    if terminals and click.confirm(f"{name} exists; replace it?", err=True):
+        return True
+    raise _existing(name)
+
+
+def _existing(name: str) -> ConfigError:
+    return ConfigError(f"{name} exists; replace it with --overwrite, or name another file")
+
+
+def _descriptor(output: Path) -> int | None:
+    """The number of an open file that the path means, such as 1 for `/dev/stdout`."""
+    match = _DESCRIPTOR.fullmatch(str(output))
+    if match is None:
+        return None
+    return _STREAMS.index(match[1]) if match[1] in _STREAMS else int(match[2] or match[3])
+
+
 def write_atomically(
     exporter: BaseExporter,
     contents: Iterable[OutputChunk] | CountedPacks,
     output: Path,
     *,
     columns: bool = False,
+    replace: bool = False,
 ) -> None:
-    """Have an exporter write a file or a folder, which appears only when it is complete."""
+    """Have an exporter write a file or a folder, which appears only when it is complete.
+
+    With `replace`, a file that exists is replaced; a folder never is.
+    """
     if isinstance(exporter, FolderExporter):
         with atomic_folder(output) as folder:
             write_output(exporter, contents, folder)
         return
-    with atomic_file(output) as file:
+    with atomic_file(output, replace=replace) as file:
         write_output(exporter, contents, file, columns=columns)
 
 
@@ -162,20 +208,27 @@ def atomic_folder(output: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_file(output: Path, *, option: str = "--output") -> Iterator[BinaryIO]:
+def atomic_file(output: Path, *, option: str = "--output", replace: bool = False) -> Iterator[BinaryIO]:
     """Open a temporary file next to `output`, and rename it to `output` once complete; remove it on any error.
 
-    A device or a pipe is written directly. `option` names the path in errors.
+    Without `replace`, a file of that name is an error, also if it appears while this one is written. A device, a pipe
+    or an open file (`/dev/stdout`) is written directly. `option` names the path in errors.
     """
     name = f"{option} {str(output)!r}"
+    descriptor = _descriptor(output)
     try:
         if output.is_dir():
             raise ConfigError(f"{name} is a folder; expected a file")
-        special = output.exists() and not output.is_file()
+        special = descriptor is not None or (output.exists() and not output.is_file())
         target = output if special else output.resolve()  # a link stays, and its target is replaced
+        if not (special or replace) and target.exists():
+            raise _existing(name)
         path = target if special else target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("wb" if special else "xb")
+        if descriptor is not None:  # opened by its name, a file behind it would be written from its start
+            file: BinaryIO = os.fdopen(os.dup(descriptor), "wb")
+        else:
+            file = path.open("wb" if special else "xb")
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         reason = "Not a directory" if isinstance(error, FileExistsError) else getattr(error, "strerror", None) or error
         raise ConfigError(f"{name} cannot be written: {reason}") from None
@@ -183,14 +236,32 @@ def atomic_file(output: Path, *, option: str = "--output") -> Iterator[BinaryIO]
         with file:
             yield file
         if not special:
-            path.replace(target)
+            _publish(path, target, replace=replace)
     except BrokenPipeError:
         raise
+    except FileExistsError:
+        raise RunError(
+            f"{name} was made by somebody else meanwhile, and is left as it is; run again with another name"
+        ) from None
     except OSError as error:
         raise RunError(f"{name} cannot be written: {error.strerror or error}") from error
     finally:
         if not special:
             path.unlink(missing_ok=True)
+
+
+def _publish(path: Path, target: Path, *, replace: bool) -> None:
+    """Give a complete file its name; raise `FileExistsError` where another has it and may not be replaced."""
+    if not replace:
+        try:
+            os.link(path, target)  # fails if the name is taken; a rename would replace that file
+            return
+        except FileExistsError:
+            raise
+        except OSError as error:  # a file system without hard links: a file made right now would be replaced
+            if os.path.lexists(target):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+    path.replace(target)
 
 
 def print_summary(pipeline: Pipeline, *, as_json: bool, packs: CountedPacks | None = None) -> None:
@@ -199,11 +270,11 @@ def print_summary(pipeline: Pipeline, *, as_json: bool, packs: CountedPacks | No
     if as_json:
         adapter = pipeline.adapter.name if pipeline.adapter else None
         values = {"adapter": adapter, **counts.as_dict(), **(packs.as_dict() if packs else {})}
-        click.echo(json.dumps(values, ensure_ascii=False), err=True)
+        print_json(values, err=True)
         return
     if pipeline.options.adapter is None and pipeline.adapter is not None:
-        click.echo(f"adapter: {pipeline.adapter.name} (inferred from the records' keys)", err=True)
+        say(f"adapter: {pipeline.adapter.name} (inferred from the records' keys)", err=True)
     for line in counts.lines(tokens=pipeline.tokenizer is not None):
-        click.echo(line, err=True)
+        say(line, err=True)
     if packs is not None:
-        click.echo(packs.line(), err=True)
+        say(packs.line(), err=True)

@@ -13,6 +13,7 @@ import click
 
 from templatekit.cli.options import PLUGIN_DIR, add_options, given_options, load_registry
 from templatekit.cli.output import print_summary
+from templatekit.cli.terminal import say
 from templatekit.config.data_options import CACHE_OPTIONS, DataOptions
 from templatekit.errors import ConfigError
 from templatekit.pipeline.pipeline import Pipeline
@@ -30,7 +31,7 @@ def preview(row: int, limit: int, plugin_dirs: tuple[Path, ...], **options: Any)
     """Show records as a template renders them: template text dim, data in colour, trained text in green.
 
     Without colours (in a file or a pipe) trained text is in ⟦ ⟧, after its weight if that is not 1. Control characters
-    are shown as symbols (␛).
+    are shown as symbols (␛), and characters that turn the direction of text as escapes.
     """
     registry = load_registry(plugin_dirs)
     pipeline = Pipeline(DataOptions.parse({**given_options(options), "limit": row + limit}), registry)
@@ -62,7 +63,7 @@ def show_examples(examples: Iterable[RenderedText | TokenizedExample], train_on:
         if coloured:
             console.print(to_rich(view))
         else:
-            click.echo(to_marked(view))
+            say(to_marked(view))
 
 
 def view_of(shown: RenderedText | TokenizedExample, train_on: TrainOn) -> View:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout, suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -14,18 +17,25 @@ from templatekit.cache import prepare_batches, prepare_output
 from templatekit.cli.histograms import LengthHistograms, check_plot_file
 from templatekit.cli.options import PLUGIN_DIR, add_options, given_options, load_registry
 from templatekit.cli.output import (
+    OVERWRITE,
     CountedPacks,
+    atomic_file,
     check_can_pack,
     choose_exporter,
+    may_replace,
     print_summary,
     write_atomically,
     write_output,
 )
 from templatekit.cli.progress import progress_bar, report_progress
+from templatekit.cli.terminal import say
 from templatekit.config.render_options import RenderOptions
 from templatekit.engines.jobs import Engine
 from templatekit.engines.processes import process_engine
+from templatekit.errors import ConfigError
+from templatekit.hooks.exporters import BaseExporter, FolderExporter
 from templatekit.packing import pack_stream
+from templatekit.pipeline.inputs import ReadPath, check_output_file, check_output_folder, read_paths
 from templatekit.pipeline.mixture import create_pipeline
 from templatekit.pipeline.outputs import ExporterConverter, takes_columns
 
@@ -37,6 +47,7 @@ _TERMINAL_ROWS = 5
 @click.command()
 @add_options(RenderOptions)
 @click.option("--output", type=click.Path(path_type=Path), help="The file or folder to write; by default stdout.")
+@OVERWRITE
 @click.option(
     "--format",
     help="jsonl, parquet, arrow, datasets, axolotl, openai, sharegpt, prompt-completion, llama-factory, or a plugin's; "
@@ -60,6 +71,7 @@ _TERMINAL_ROWS = 5
 @PLUGIN_DIR
 def render(
     output: Path | None,
+    overwrite: bool,
     format: str | None,
     stats: str | None,
     engine: str,
@@ -82,21 +94,21 @@ def render(
     exporter = choose_exporter(registry, format, output)
     if packing:
         check_can_pack(exporter, registry, render_options)
+    picture = None if stats in (None, _ON_STDERR) else Path(str(stats))
+    if picture is not None:
+        check_plot_file(picture)
+    replace = _check_outputs(output, picture, exporter, read_paths(render_options, registry), overwrite=overwrite)
     pipeline = create_pipeline(render_options, registry)
     workers = _create_engine(engine, render_options.workers)
     histograms = LengthHistograms()
-    if stats is not None and stats != _ON_STDERR:
-        check_plot_file(Path(stats))
     observer = histograms if stats is not None else None
     packs: CountedPacks | None = None
 
-    def say(line: str) -> None:
-        click.echo(line, err=True)
-
+    log = partial(say, err=True)
     if on_screen:
         from templatekit.cli.preview import show_examples
 
-        batches = prepare_batches(pipeline, say=say)
+        batches = prepare_batches(pipeline, say=log)
         samples = chain.from_iterable(batches if observer is None else observer.observe(batches))
         show_examples((sample.result for sample in samples), pipeline.options.train_on)
     else:
@@ -104,7 +116,7 @@ def render(
         # The output of plugins' print calls must not get between the rows.
         with redirect_stdout(sys.stderr), progress_bar(pipeline.options) as show_rows:
             converter = ExporterConverter.of(exporter, registry)
-            chunks = prepare_output(pipeline, converter, engine=workers, lengths=observer, say=say)
+            chunks = prepare_output(pipeline, converter, engine=workers, lengths=observer, say=log)
             chunks = report_progress(chunks, pipeline, show_rows)
             if render_options.pack_tokens is not None:
                 pack_tokens = render_options.pack_tokens
@@ -114,13 +126,40 @@ def render(
                 write_output(exporter, packs or chunks, stdout, columns=columns)
                 stdout.flush()
             else:
-                write_atomically(exporter, packs or chunks, output, columns=columns)
+                write_atomically(exporter, packs or chunks, output, columns=columns, replace=replace.output)
     print_summary(pipeline, as_json=as_json, packs=packs)
     if stats == _ON_STDERR:
         for line in histograms.lines():
-            click.echo(line, err=True)
-    elif stats is not None:
-        histograms.save(Path(stats))
+            log(line)
+    elif picture is not None:
+        with atomic_file(picture, option="--stats", replace=replace.stats) as file:
+            file.write(histograms.picture(picture.suffix[1:].lower()))
+
+
+class _Replace(NamedTuple):
+    """Which files may be replaced."""
+
+    output: bool
+    stats: bool
+
+
+def _check_outputs(
+    output: Path | None, picture: Path | None, exporter: BaseExporter, read: Sequence[ReadPath], *, overwrite: bool
+) -> _Replace:
+    """Raise `ConfigError` where an output would be written over what is read, over a file, or over the other one."""
+    replace_output = replace_stats = False
+    if output is None:
+        with suppress(OSError, ValueError):  # no file behind it
+            check_output_file(Path(f"/dev/fd/{sys.stdout.fileno()}"), "standard output", read)  # `>> rows.jsonl`
+    elif isinstance(exporter, FolderExporter):
+        check_output_folder(output, f"--output {str(output)!r}", read)
+    else:
+        replace_output = may_replace(output, read, overwrite=overwrite)
+    if picture is not None:
+        if output is not None and os.path.realpath(output) == os.path.realpath(picture):
+            raise ConfigError(f"--stats {str(picture)!r} is the file of --output {str(output)!r} too; name two files")
+        replace_stats = may_replace(picture, read, overwrite=overwrite, option="--stats")
+    return _Replace(replace_output, replace_stats)
 
 
 def _create_engine(name: str, workers: int | None) -> Engine | None:

@@ -26,6 +26,7 @@ from templatekit.hooks import specs as hookspecs
 from templatekit.hooks.contracts import Adapter, ModelResolver, Source, TemplateFile
 from templatekit.hooks.exporters import BaseExporter
 from templatekit.hooks.offers import Offers, Plugin, PluginFailure
+from templatekit.views import visible
 
 T = TypeVar("T")
 TRACE_VARIABLE = "TEMPLATEKIT_TRACE_HOOKS"
@@ -195,4 +196,5 @@ def log_time(action: str) -> Iterator[None]:
         yield
         outcome = "took"
     finally:
-        print(f"templatekit: {action} {outcome} {(time.perf_counter() - start) * 1e3:.1f} ms", file=sys.stderr)
+        milliseconds = (time.perf_counter() - start) * 1e3
+        print(visible(f"templatekit: {action} {outcome} {milliseconds:.1f} ms"), file=sys.stderr)

@@ -13,7 +13,7 @@ import pytest
 from templatekit import Example, Message, Template, TemplateFile, Tokenizer
 from templatekit.audit import Finding, Report, rules_training
 from templatekit.audit.context import AuditContext
-from templatekit.audit.excerpts import excerpt_of, visible
+from templatekit.audit.excerpts import excerpt_of
 from templatekit.audit.round_trip import RoundTrip
 from templatekit.audit.rows import AuditedRow, AuditedSample
 from templatekit.audit.rule import Occurrence
@@ -23,6 +23,7 @@ from templatekit.audit.template_markers import markers_of
 from templatekit.audit.text_report import to_text
 from templatekit.tokens.supervision import loss_spans
 from templatekit.types import NO_TOKENIZER, LossSpan, SpecialTokens
+from templatekit.views import visible
 
 RunAudit = Callable[..., Report]
 
