@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-from templatekit.errors import ConfigError, RunError
+from templatekit.errors import ConfigError
 from templatekit.pipeline.outputs import LengthCounts
 
 _MAX_BINS = 16
@@ -46,8 +47,8 @@ class LengthHistograms(LengthCounts):
                 bar = "█" * max(round(_BAR_WIDTH * b.examples / highest), b.examples > 0)
                 yield f"  {label:>{max(map(len, labels))}} {bar} {b.examples:,}".rstrip()
 
-    def save(self, path: Path) -> None:
-        """Write the histograms to a picture."""
+    def picture(self, format: str) -> bytes:
+        """The histograms as a picture, in a format of matplotlib's: `png`, `svg`, `pdf`."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -59,10 +60,9 @@ class LengthHistograms(LengthCounts):
             bins = histogram_bins(counts)
             axes.bar([b.start for b in bins], [b.examples for b in bins], [b.end - b.start for b in bins], align="edge")
             axes.set(xlabel=title, ylabel="examples")
-        try:
-            figure.savefig(path)
-        except (OSError, ValueError) as error:
-            raise RunError(f"--stats {str(path)!r} cannot be written: {error}") from None
+        file = BytesIO()
+        figure.savefig(file, format=format)
+        return file.getvalue()
 
 
 def histogram_bins(counts: Counter[int]) -> list[Bin]:

@@ -146,7 +146,8 @@ def may_replace(output: Path, paths: Sequence[ReadPath], *, overwrite: bool, opt
     """
     name = f"{option} {str(output)!r}"
     check_output_file(output, name, paths)
-    if overwrite or _descriptor(output) is not None or not os.path.isfile(output):
+    is_file = os.path.isfile(output)  # noqa: PTH113 - `Path.is_file` raises for a name that is too long
+    if overwrite or not is_file or _descriptor(output) is not None:
         return overwrite
     terminals = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
     if terminals and click.confirm(f"{name} exists; replace it?", err=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -149,8 +149,8 @@ def _check_outputs(
     """Raise `ConfigError` where an output would be written over what is read, over a file, or over the other one."""
     replace_output = replace_stats = False
     if output is None:
-        with suppress(OSError, ValueError):  # no file behind it
-            check_output_file(Path(f"/dev/fd/{sys.stdout.fileno()}"), "standard output", read)  # `>> rows.jsonl`
+        # `>> rows.jsonl`: the command would read what it writes, without an end.
+        check_output_file(Path("/dev/stdout"), "standard output", read)
     elif isinstance(exporter, FolderExporter):
         check_output_folder(output, f"--output {str(output)!r}", read)
     else:
