@@ -22,7 +22,7 @@ from templatekit.formats.source import CHAT_VARIABLES, COMMON_VARIABLES, INSTRUC
 
 _SEPARATOR = re.compile(r",(?=\s*\w+\s*=)")
 """A comma between two kwargs; commas inside a value do not match."""
-_LEADING_COMMENT = re.compile(r"\A\{#.*?(?P<sign>[-+]?)#\}", re.DOTALL)
+_LEADING_COMMENT = re.compile(r"\A\s*\{#.*?(?P<sign>[-+]?)#\}", re.DOTALL)
 _ALWAYS_GIVEN = frozenset((*CHAT_VARIABLES, *INSTRUCTION_VARIABLES, *COMMON_VARIABLES))
 
 

@@ -19,7 +19,7 @@ from pydantic import Field
 from templatekit.config.options import Options
 from templatekit.errors import ConfigError, TemplateError, shorten
 
-_COMMENT = re.compile(r"\A\{#-?\s*templatekit\b(?P<body>.*?)-?#\}", re.DOTALL)
+_COMMENT = re.compile(r"\A\s*\{#[-+]?\s*templatekit\b(?P<body>.*?)-?#\}", re.DOTALL)
 
 MAX_LENGTH = 10_000
 """The most characters of a leading comment. Parsing some nested YAML takes time quadratic in its length."""

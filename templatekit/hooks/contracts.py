@@ -6,6 +6,7 @@ A plugin subclasses one, gives the class a name, and returns an instance from th
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -75,14 +76,26 @@ class Adapter(ABC):
         raise NotImplementedError(f"adapter {self.name!r} reads records but does not write them")
 
 
+_BLANK_START = re.compile(r"[\s\ufeff]+")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateFile:
-    """A template as a plugin offers it: Jinja source, with its metadata in a leading comment."""
+    """A template as a plugin offers it: Jinja source, with its metadata in a leading comment.
+
+    Byte-order marks before or in the whitespace at its start are removed: they belong to the file, not to the text.
+    """
 
     name: str
     source: str
     path: str | None = None
     """The file, for error messages."""
+
+    def __post_init__(self) -> None:
+        start = _BLANK_START.match(self.source)
+        if start is not None:
+            source = start[0].replace("\ufeff", "") + self.source[start.end() :]
+            object.__setattr__(self, "source", source)
 
 
 def template_files(folder: str | Path) -> list[TemplateFile]:

@@ -46,6 +46,7 @@ HEADS = (
     *("", "\n", "\n\n", "  ", " \n", "x", "{{ 'y' }}", "{% if true %}z{% endif %}\n", "  {% if true %}z{% endif %}"),
     *("{# a comment #}", "{# a comment #}\n", "{# a comment #}\n\n", "{# a comment -#}\n\n  ", "{# a comment #}  "),
     *("{#- templatekit\nstop: ['.']\n#}\n", "{#- templatekit\nstop: ['.']\n-#}\n\n", "{# a +#}\n", "{# a #} {# b #}\n"),
+    *("\n{#- templatekit\nstop: ['.']\n#}\n", " \n\n {# templatekit\nstop: ['.']\n-#}\n\n", "\n  {# a comment #}\n"),
 )
 
 

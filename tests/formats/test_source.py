@@ -11,12 +11,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from testkit.published import TRL, source_of
 
-from templatekit import Example, Message, RecordError, Template, TemplateError, TemplateFile, load_template
+from templatekit import (
+    Example,
+    Message,
+    RecordError,
+    Template,
+    TemplateError,
+    TemplateFile,
+    load_template,
+    template_files,
+)
 from templatekit.formats.metadata import TemplateMetadata, read_metadata
+from templatekit.formats.sandbox.untrusted import UntrustedTemplate
 from templatekit.formats.source import check_source
 from templatekit.types import SpecialTokens
 
 TOKENS = SpecialTokens(bos="<BOS>", eos="<EOS>", special=frozenset({"<BOS>", "<EOS>"}))
+
+EXAMPLE = Example(messages=(Message(role="user", content="Q"), Message(role="assistant", content="A")))
 
 
 def template(source: str, *, strict: bool = True) -> Template:
@@ -154,6 +166,31 @@ def test_line_endings_do_not_matter() -> None:
         assert other.metadata == TemplateMetadata(stop=("x",))
 
 
+@pytest.mark.parametrize("start", ["\ufeff", "\ufeff\ufeff", "\n\ufeff", "\ufeff\n", "\ufeff \r\n\t", "\n\n", " "])
+def test_a_byte_order_mark_and_blank_lines_before_the_metadata(start: str, tmp_path: Path, worker: object) -> None:
+    """Templates of plugins, from files and of tokenizers, in this process and in the worker."""
+    comment = "{#- templatekit\nstop: [x]\n#}\n"
+    for source in ("A{{ instruction }}B{{ response }}x", "A{{ instruction }}{{ '-' * 2 }}B{{ response }}x"):
+        expected = template(comment + source).render(EXAMPLE)
+        (tmp_path / "tried.jinja").write_bytes((start + comment + source).encode())
+        file = TemplateFile(name="tried", source=start + comment + source)
+        found = [
+            template(start + comment + source),
+            load_template(str(tmp_path / "tried.jinja")),
+            UntrustedTemplate(file),
+        ]
+        for other in (*found, Template(template_files(tmp_path)[0])):
+            assert other.metadata == TemplateMetadata(stop=("x",))
+            assert other.render(EXAMPLE) == expected
+            assert "\ufeff" not in other.original + other.source
+
+
+def test_a_byte_order_mark_is_removed_from_the_start_alone() -> None:
+    source = "\ufeff\n{{ instruction }}\ufeff{{ response }}"
+    assert template(source).render(EXAMPLE).text == "\nQ\ufeffA"
+    assert TemplateFile(name="t", source=" \n{{ response }}").source == " \n{{ response }}"
+
+
 METADATA = {
     "a wrong key": ("stopp: x", "template 'tried', leading comment: unknown option 'stopp'; did you mean 'stop'?"),
     "a wrong type": ("stop: '### End'", "leading comment: stop: found '### End'; expected a valid tuple"),
@@ -177,11 +214,12 @@ def test_wrong_metadata(name: str) -> None:
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("opening", ["{#", "{#-", "{#- "])
+@pytest.mark.parametrize("opening", ["{#", "{#-", "{#- ", "{#+"])
 @pytest.mark.parametrize("closing", ["#}", "-#}"])
 def test_metadata_is_read_from_a_leading_comment_alone(opening: str, closing: str) -> None:
     comment = f'{opening} templatekit\ndescription: Nice.\nstop: ["### End"]\n{closing}'
     assert read_metadata(comment + "x", "n") == TemplateMetadata(description="Nice.", stop=("### End",))
+    assert read_metadata("\n \n" + comment + "x", "n") == read_metadata(comment, "n")
     assert read_metadata("x" + comment, "n") == TemplateMetadata()
     assert read_metadata("{# a comment #}" + comment, "n") == TemplateMetadata()
     assert read_metadata(f"{opening} templatekit {closing}", "n") == TemplateMetadata()
