@@ -72,19 +72,6 @@ class Sequences:
             sources=[self.sources[index] for index in indices.tolist()],
         )
 
-    def slice(self, start: int, end: int) -> Sequences:
-        """The sequences from `start` to `end`, or to the last one if there are fewer."""
-        end = min(end, len(self))
-        first, last = self.offsets[start], self.offsets[end]
-        return Sequences(
-            offsets=self.offsets[start : end + 1] - first,
-            input_ids=self.input_ids[first:last],
-            loss_weights=self.loss_weights[first:last],
-            rows=self.rows[start:end],
-            samples=self.samples[start:end],
-            sources=self.sources[start:end],
-        )
-
     @staticmethod
     def join(several: Sequence[Sequences]) -> Sequences:
         """Concatenate sequences."""
@@ -157,15 +144,16 @@ def pack_stream(chunks: Iterable[Sequences], pack_tokens: int, *, window: int | 
     room = full = max(WINDOW_TOKENS, MIN_WINDOW_PACKS * pack_tokens) if window is None else window
     empty = True
     for chunk in chunks:
-        while len(chunk):
-            count = int(np.searchsorted(chunk.offsets, room))  # the sequence that fills the window is its last
-            waiting.append(chunk.slice(0, count))
+        start = 0
+        while start < len(chunk):
+            end = int(np.searchsorted(chunk.offsets, chunk.offsets[start] + room))
+            end = min(end, len(chunk))  # the sequence that fills the window is its last
+            waiting.append(chunk if end - start == len(chunk) else chunk.select(np.arange(start, end)))
             room -= int(waiting[-1].offsets[-1])
-            if room > 0:
-                break
-            yield _packs(Sequences.join(waiting), pack_tokens)
-            waiting, room, empty = [], full, False
-            chunk = chunk.slice(count, len(chunk))
+            start = end
+            if room <= 0:
+                yield _packs(Sequences.join(waiting), pack_tokens)
+                waiting, room, empty = [], full, False
     if waiting or empty:
         yield _packs(Sequences.join(waiting), pack_tokens)
 

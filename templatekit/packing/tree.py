@@ -53,17 +53,10 @@ def prefix_tree(items: Sequence[Sequence[int]], *, min_shared: int = MIN_SHARED)
                 low += 1
             nodes.append(Node(first, depth, common, parent, tuple(ending)))
             depth, parent = common, len(nodes) - 1
-        ranges = _split(shared, low, high, common)
-        stack += [(start, end, depth, parent) for start, end in reversed(ranges)]
+        # Neighbours that share the common tokens alone go to different ranges.
+        cuts = [low, *(index + 1 for index in range(low, high - 1) if shared[index] == common), high]
+        stack += [(start, end, depth, parent) for start, end in reversed([*pairwise(cuts)]) if start < end]
     return nodes
-
-
-def _split(shared: Sequence[int], low: int, high: int, common: int) -> list[tuple[int, int]]:
-    """Split `low` to `high` into ranges whose neighbours share more than `common` tokens."""
-    if low == high:
-        return []
-    cuts = [index + 1 for index in range(low, high - 1) if shared[index] == common]
-    return list(zip([low, *cuts], [*cuts, high], strict=True))
 
 
 def pack_groups(groups: Sequence[Sequence[Sequence[int]]], budget: int) -> list[list[int]]:

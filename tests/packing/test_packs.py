@@ -46,7 +46,7 @@ def sequences(lengths: Iterable[int], *, sources: Iterable[str] = (), weight: fl
 
 def chunks_of(whole: Sequences, cuts: Iterable[int]) -> list[Sequences]:
     edges = sorted({0, len(whole), *(min(cut, len(whole)) for cut in cuts)})
-    return [whole.slice(start, end) for start, end in pairwise(edges)]
+    return [whole.select(np.arange(start, end)) for start, end in pairwise(edges)]
 
 
 def rows_of(packs: Iterable[Packs]) -> list[dict[str, list[Any]]]:
@@ -141,7 +141,7 @@ def test_windows_are_bounded(lengths: list[int]) -> None:
         whole = sequences(lengths)
         for at in range(len(whole)):
             asked += lengths[at]
-            yield whole.slice(at, at + 1)
+            yield whole.select(np.array([at]))
 
     given = 0
     for some in pack_stream(one_by_one(), FEWEST, window=2 * FEWEST):
