@@ -6,7 +6,7 @@ files.
 """
 
 from templatekit.packing.bin_packing import pack
-from templatekit.packing.packed_batch import pack_examples
+from templatekit.packing.packed_batch import pack_examples, segment_paths
 from templatekit.packing.stream import Packs, Sequences, pack_arrays, pack_stream
 from templatekit.packing.tree import pack_groups, prefix_tree
 
@@ -19,4 +19,5 @@ __all__ = [
     "pack_groups",
     "pack_stream",
     "prefix_tree",
+    "segment_paths",
 ]

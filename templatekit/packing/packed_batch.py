@@ -38,13 +38,12 @@ def pack_examples(
         for node, start in zip(nodes, starts[:-1], strict=True)
     )
     positions, targets, weights, owners = [], [], [], []
-    for index, segment in enumerate(segments):
-        token_indices = _token_indices(segments, index)
+    for segment, path in zip(segments, segment_paths(segments), strict=True):
         for document in segment.documents:
             example = examples[document]
             shifted = np.asarray(example.loss_weights, dtype=np.float32)[1:]
             trained = np.flatnonzero(shifted)
-            positions.append(token_indices[trained])
+            positions.append(path[trained])
             targets.append(np.asarray(example.input_ids, dtype=np.int64)[1:][trained])
             weights.append(shifted[trained])
             owners.append(np.full(len(trained), document, dtype=np.int64))
@@ -66,13 +65,16 @@ def _separate_nodes(items: Sequence[Sequence[int]]) -> list[Node]:
     return [Node(index, 0, len(item), None, (index,)) for index, item in enumerate(items) if item]
 
 
-def _token_indices(segments: Sequence[Segment], index: int | None) -> NDArray[np.int64]:
-    """The indices in the pack of the tokens of a document that ends with this segment, from its first token on."""
-    ranges = []
-    while index is not None:
-        ranges.append(np.arange(segments[index].start, segments[index].end, dtype=np.int64))
-        index = segments[index].parent
-    return _concatenated(ranges[::-1], np.int64)
+def segment_paths(segments: Sequence[Segment]) -> list[NDArray[np.int64]]:
+    """Return the path of each segment: the tokens of its documents, from the first one to the segment's end.
+
+    A path has shape (tokens,) and holds indices into the tokens of the pack. Parents come before their children.
+    """
+    paths: list[NDArray[np.int64]] = []
+    for segment in segments:
+        own = np.arange(segment.start, segment.end, dtype=np.int64)
+        paths.append(own if segment.parent is None else np.concatenate([paths[segment.parent], own]))
+    return paths
 
 
 def _concatenated(arrays: list[NDArray[Scalar]], dtype: type[Scalar]) -> NDArray[Scalar]:

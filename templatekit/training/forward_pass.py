@@ -21,7 +21,7 @@ from templatekit.training.attention.dispatch import (
 )
 from templatekit.training.collator import Batch
 from templatekit.training.distributed import SINGLE_PROCESS, TrainingGroup, distribute, full_tensor
-from templatekit.training.kernels.compiled import compile_layers, fuse_outside_layers
+from templatekit.training.kernels.compiled import compile_layers
 from templatekit.training.kernels.fusion import Fusion, fuse
 from templatekit.training.loss import Head, ModelWithLoss, detect_head
 from templatekit.training.micro_batches import MicroBatcher
@@ -67,10 +67,7 @@ class ForwardPass:
         # weights themselves.
         accumulates_gradients = group.size == 1
         layers = decoder_layers(causal)  # FSDP gives them other classes, by which they would not be found
-        if options.compile:
-            fusion = fuse_outside_layers(causal, layers, accumulates_gradients=accumulates_gradients)
-        else:
-            fusion = fuse(causal, accumulates_gradients=accumulates_gradients)
+        fusion = fuse(causal, accumulates_gradients=accumulates_gradients, compiled=layers if options.compile else ())
         if options.activation_checkpointing:
             enable_activation_checkpointing(causal)
         forward_pass = cls(

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from templatekit.training.collator import Batch
+from templatekit.training.kernels.autograd import at_least_fp32, autocast_dtype
 from templatekit.training.kernels.cross_entropy import linear_cross_entropy
 from templatekit.training.kernels.fusion import Fusion
 
@@ -46,7 +47,7 @@ class Head:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits in fp32 or wider, shape (tokens, vocabulary), of hidden states of shape (tokens, width)."""
-        logits: Tensor = _at_least_fp32(self.projection(hidden))
+        logits: Tensor = at_least_fp32(self.projection(hidden))
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
@@ -64,7 +65,7 @@ def detect_head(model: PreTrainedModel) -> Head | None:
     training = model.training
     model.train(False)
     with torch.no_grad():
-        expected = _at_least_fp32(model(**inputs).logits[0])
+        expected = at_least_fp32(model(**inputs).logits[0])
         states = getattr(cast("Any", model).get_decoder()(**inputs), "last_hidden_state", None)
         found = None if states is None else head(states[0])
     model.train(training)
@@ -90,13 +91,11 @@ class ModelWithLoss(nn.Module):
             inputs["position_ids"] = batch.position_ids
         if self.head is None:
             logits = self.model(**inputs).logits.flatten(0, 1).index_select(0, batch.target_positions)
-            return cross_entropy(_at_least_fp32(logits), batch.targets, reduction="none")
+            return cross_entropy(at_least_fp32(logits), batch.targets, reduction="none")
         states = cast("Any", self.model).get_decoder()(**inputs).last_hidden_state
         hidden = states.flatten(0, 1).index_select(0, batch.target_positions)
         if self.head.is_plain:
-            device = hidden.device.type
-            if torch.is_autocast_enabled(device):
-                hidden = hidden.to(torch.get_autocast_dtype(device))
+            hidden = hidden.to(autocast_dtype(hidden) or hidden.dtype)
             return linear_cross_entropy(
                 hidden, self.fusion.weight(cast("nn.Linear", self.head.projection)), batch.targets
             )
@@ -110,7 +109,3 @@ class ModelWithLoss(nn.Module):
 
 def _chunk_losses(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(head(hidden), targets, reduction="none")
-
-
-def _at_least_fp32(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -11,11 +11,11 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from templatekit.errors import ConfigError
+from templatekit.training.kernels.autograd import autocast_dtype
 
 _PACKAGE = "bitsandbytes"
 
@@ -65,10 +65,7 @@ def _linear4bit() -> Any:
 
     class Linear4bit(base):  # type: ignore[misc]  # bitsandbytes has no types
         def forward(self, x: Tensor) -> Tensor:
-            device = x.device.type
-            if torch.is_autocast_enabled(device):
-                x = x.to(torch.get_autocast_dtype(device))
-            return cast("Tensor", super().forward(x))
+            return cast("Tensor", super().forward(x.to(autocast_dtype(x) or x.dtype)))
 
     return Linear4bit
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,14 +27,16 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from templatekit.errors import RunError
+from templatekit.packing import segment_paths
 from templatekit.training.attention.flex import (
     FlexLayout,
     create_flex_layout,
     flex_unsupported_reason,
     packed_flex_attention,
 )
-from templatekit.training.attention.paths import PathLayout, create_path_layout, path_attention
-from templatekit.training.attention.tree import TreeLayout, create_tree_layout, tree_attention
+from templatekit.training.attention.paths import PathLayout, RunGroup, create_path_layout, pad_groups, path_attention
+from templatekit.training.attention.tree import TreeLayout, create_tree_layout, group_by_length, tree_attention
+from templatekit.training.kernels.autograd import autocast_dtype
 from templatekit.types import Segment
 
 ATTENTION_NAME = "templatekit_segments"
@@ -52,21 +54,6 @@ _UNSUPPORTED_ARGUMENTS = ("s_aux", "sinks", "position_bias", "indices", "block_i
 """Arguments that some models pass to their attention and that this attention does not support."""
 
 
-class _SegmentGroup(NamedTuple):
-    """Segments of similar length, one a row, each after its prefixes."""
-
-    rows: int
-    queries: Tensor
-    """Shape (rows * query_length,): the pack's token of each query. Padding repeats the row's last token."""
-    keys: Tensor
-    """Shape (rows * key_length,): the same for keys."""
-    distance: Tensor
-    """Shape (rows, query_length, key_length): how many tokens a key comes before a query in its document. It is
-    negative for keys after the query and for padding."""
-    causal: bool
-    """Whether queries and keys are the same tokens, so that the causal mask suffices."""
-
-
 class _Pack:
     """Which tokens of a pack see each other, and the layout of the pack for each kernel."""
 
@@ -74,7 +61,7 @@ class _Pack:
         self.segments = segments
         self.device = device
         self.length = sum(segment.end - segment.start for segment in segments)
-        self.paths = [_path(segments, index) for index in range(len(segments))]
+        self.paths = [*map(torch.from_numpy, segment_paths(segments))]
         self.longest_path = max(map(len, self.paths), default=0)
 
     @cached_property
@@ -88,66 +75,24 @@ class _Pack:
         return create_flex_layout(self.segments, self.device)
 
     @cached_property
-    def padded_layout(self) -> tuple[tuple[_SegmentGroup, ...], Tensor]:
+    def padded_layout(self) -> tuple[list[RunGroup], Tensor]:
         """The groups for `_padded_attention`, and each token's index in the concatenated groups, shape (tokens,)."""
-        output_index = torch.empty(self.length, dtype=torch.int64)
-        groups = []
-        group_start = 0
-        for members in self._group_by_length():
-            lengths = [self.segments[index].end - self.segments[index].start for index in members]
-            paths = [self.paths[index] for index in members]
-            query_length, key_length = max(lengths), max(map(len, paths))
-            keys = torch.stack([_padded(path, key_length) for path in paths])
-            queries = torch.stack([_padded(path[-n:], query_length) for path, n in zip(paths, lengths, strict=True)])
-            path_lengths = torch.tensor([len(path) for path in paths])[:, None]
-            key_positions = torch.arange(key_length).expand(len(members), key_length)
-            query_positions = path_lengths - torch.tensor(lengths)[:, None] + torch.arange(query_length)
-            query_positions = torch.minimum(query_positions, path_lengths - 1)
-            distance = query_positions[:, :, None] - key_positions[:, None, :]
-            # Padding keys come after every query.
-            distance.masked_fill_((key_positions >= path_lengths)[:, None, :], -1)
-            for row, (index, n) in enumerate(zip(members, lengths, strict=True)):
-                start = group_start + row * query_length
-                output_index[self.segments[index].start : self.segments[index].end] = torch.arange(start, start + n)
-            causal = all(len(path) == n for path, n in zip(paths, lengths, strict=True))
-            queries, keys, distance = (
-                tensor.to(self.device) for tensor in (queries.flatten(), keys.flatten(), distance)
+        lengths = [segment.end - segment.start for segment in self.segments]
+        sizes = list(zip(map(len, self.paths), lengths, strict=True))
+        groups, output_index = pad_groups(group_by_length(sizes, 1 / 2), self.paths, lengths)
+        on_device = [
+            group._replace(
+                queries=group.queries.to(self.device),
+                keys=group.keys.to(self.device),
+                last_visible=group.last_visible.to(self.device),
             )
-            groups.append(_SegmentGroup(len(members), queries, keys, distance, causal))
-            group_start += queries.numel()
-        return tuple(groups), output_index.to(self.device)
+            for group in groups
+        ]
+        return on_device, output_index.to(self.device)
 
     def fits_window(self, window: int) -> bool:
         """Whether a sliding window of this size covers every document."""
         return self.longest_path <= window
-
-    def _group_by_length(self) -> list[list[int]]:
-        """Group segments so that the shortest is at least half as long as the longest, with and without prefixes."""
-        groups: list[list[int]] = []
-
-        def size(index: int) -> tuple[int, int]:
-            return len(self.paths[index]), self.segments[index].end - self.segments[index].start
-
-        for index in sorted(range(len(self.segments)), key=size, reverse=True):
-            sizes = [size(member) for member in groups[-1]] if groups else []
-            if sizes and all(
-                2 * length >= max(others) for length, others in zip(size(index), zip(*sizes, strict=True), strict=True)
-            ):
-                groups[-1].append(index)
-            else:
-                groups.append([index])
-        return groups
-
-
-def _path(segments: Sequence[Segment], index: int) -> Tensor:
-    """Return the tokens of a segment's document up to the segment's end."""
-    parent = segments[index].parent
-    own = torch.arange(segments[index].start, segments[index].end)
-    return own if parent is None else torch.cat([_path(segments, parent), own])
-
-
-def _padded(tokens: Tensor, length: int) -> Tensor:
-    return torch.cat([tokens, tokens[-1:].expand(length - len(tokens))])
 
 
 _active: _Pack | None = None
@@ -293,15 +238,16 @@ def _attend(
     window = getattr(module, "sliding_window", None) if sliding_window is None else sliding_window
     if window is not None and pack.fits_window(window):
         window = None
-    plain, scale = not dropout and query.shape[3] == value.shape[3], _softmax_scale(query, scaling)
-    if plain and flex_unsupported_reason(query.device, _compute_dtype(query), query.shape[3]) is None:
+    plain = not dropout and query.shape[3] == value.shape[3]
+    scale = float(query.shape[3]) ** -0.5 if scaling is None else scaling
+    if plain and flex_unsupported_reason(query.device, autocast_dtype(query) or query.dtype, query.shape[3]) is None:
         return packed_flex_attention(query, key, value, pack.flex_layout, scale, window=window, softcap=softcap), None
     if plain and query.device.type == "cpu" and window is None and softcap is None:
         layout = pack.cpu_layout
         if isinstance(layout, PathLayout):
             return path_attention(query, key, value, layout, scale), None
         return tree_attention(query, key, value, layout, scale), None
-    output = _padded_attention(query, key, value, pack, dropout, scaling, window=window, softcap=softcap)
+    output = _padded_attention(query, key, value, pack, dropout, scale, window=window, softcap=softcap)
     return output, None
 
 
@@ -311,7 +257,7 @@ def _padded_attention(
     value: Tensor,
     pack: _Pack,
     dropout: float,
-    scaling: float | None,
+    scale: float,
     *,
     window: int | None,
     softcap: float | None,
@@ -322,22 +268,22 @@ def _padded_attention(
     for group in groups:
         q = _gather(query, group.queries, group.rows)
         k, v = (_gather(states, group.keys, group.rows) for states in (key, value))
+        mask = _attention_mask(group, window)
         if softcap is not None:
-            output = _softcapped_attention(q, k, v, _attention_mask(group, window), dropout, scaling, softcap)
+            output = _softcapped_attention(q, k, v, mask, dropout, scale, softcap)
         else:
-            output = _sdpa(q, k, v, _attention_mask(group, window), dropout, scaling)
+            output = scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=mask is None,
+                scale=scale,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
         outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, output_index)[None]
-
-
-def _compute_dtype(states: Tensor) -> torch.dtype:
-    """The type that matrix products of these states are computed in."""
-    device = states.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
-
-
-def _softmax_scale(query: Tensor, scaling: float | None) -> float:
-    return float(query.shape[-1]) ** -0.5 if scaling is None else scaling
 
 
 def _gather(states: Tensor, tokens: Tensor, rows: int) -> Tensor:
@@ -346,42 +292,22 @@ def _gather(states: Tensor, tokens: Tensor, rows: int) -> Tensor:
     return gathered.view(rows, -1, *gathered.shape[1:]).transpose(1, 2)
 
 
-def _attention_mask(group: _SegmentGroup, window: int | None) -> Tensor | None:
+def _attention_mask(group: RunGroup, window: int | None) -> Tensor | None:
     """Shape (rows, 1, queries, keys): true where a query sees a key. None stands for the causal mask."""
-    if group.causal and window is None:
+    if not group.has_prefix and window is None:
         return None
-    visible = group.distance >= 0
-    return (visible if window is None else visible & (group.distance < window))[:, None]
-
-
-def _sdpa(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scaling: float | None
-) -> Tensor:
-    return scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        is_causal=mask is None,
-        dropout_p=dropout,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    keys, last_visible = torch.arange(group.key_length, device=group.keys.device), group.last_visible[:, :, None]
+    visible = keys <= last_visible
+    return (visible if window is None else visible & (keys > last_visible - window))[:, None]
 
 
 def _softcapped_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    dropout: float,
-    scaling: float | None,
-    softcap: float,
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float, softcap: float
 ) -> Tensor:
     """Gemma 2's attention, whose scores pass through a tanh. No fused kernel on the CPU computes it."""
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    scores = query @ key.transpose(2, 3) * _softmax_scale(query, scaling)
+    scores = query @ key.transpose(2, 3) * scale
     scores = softcap * torch.tanh(scores / softcap)
     if mask is None:
         mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril_()

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from templatekit.packing import segment_paths
+from templatekit.training.kernels.autograd import autocast_dtype
 from templatekit.types import Segment
 
 
@@ -71,19 +73,14 @@ class FlexLayout:
 def create_flex_layout(segments: Sequence[Segment], device: torch.device) -> FlexLayout:
     """Return the layout of a pack's segments."""
     seen_until = [segment.end for segment in segments]
-    first_positions: list[int] = []  # the position of each segment's first token in its documents
-    for segment in segments:  # parents come first
-        parent = segment.parent
-        first_positions.append(
-            0 if parent is None else first_positions[parent] + segments[parent].end - segments[parent].start
-        )
     for index in reversed(range(len(segments))):
         parent = segments[index].parent
         if parent is not None:
             seen_until[parent] = max(seen_until[parent], seen_until[index])
     lengths = torch.tensor([segment.end - segment.start for segment in segments], dtype=torch.int64)
-    starts = torch.tensor([segment.start for segment in segments], dtype=torch.int64)
-    shifts = torch.tensor(first_positions, dtype=torch.int64) - starts
+    # In a segment, the position of a token in its documents differs from its index in the pack by one number.
+    segments_by_path = zip(segment_paths(segments), segments, strict=True)
+    shifts = torch.tensor([len(path) - segment.end for path, segment in segments_by_path], dtype=torch.int64)
     positions = torch.arange(int(lengths.sum())) + shifts.repeat_interleave(lengths)
     ends = torch.tensor(seen_until, dtype=torch.int64).repeat_interleave(lengths)
     return FlexLayout(ends.to(device), positions.to(device))
@@ -104,10 +101,9 @@ def packed_flex_attention(
     `key` and `value` may have fewer heads than `query`: each of them then serves several adjacent query heads. With a
     `softcap`, a score becomes `softcap * tanh(score / softcap)`.
     """
-    device = query.device.type
-    if torch.is_autocast_enabled(device):  # autocast does not cast the inputs of FlexAttention
-        query, key, value = (states.to(torch.get_autocast_dtype(device)) for states in (query, key, value))
-    output = _kernel(device)(
+    dtype = autocast_dtype(query) or query.dtype  # autocast does not cast the inputs of FlexAttention
+    query, key, value = (states.to(dtype) for states in (query, key, value))
+    output = _kernel(query.device.type)(
         query,
         key,
         value,

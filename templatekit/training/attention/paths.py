@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from templatekit.packing import segment_paths
 from templatekit.training.attention.matmul import scaled_bmm
-from templatekit.training.kernels.autograd import apply, cast_backward, cast_forward
+from templatekit.training.kernels.autograd import apply, at_least_fp32, cast_backward, cast_forward
 from templatekit.types import Segment
 
 RUN_LENGTH = 96
@@ -56,6 +57,10 @@ class RunGroup(NamedTuple):
     """Shape (rows, query_length, key_length - unmasked): minus infinity where a query does not see one of the other
     keys, else 0. Padding queries see the same keys as the last query of their row.
     """
+    last_visible: Tensor
+    """Shape (rows, query_length): the index of the last key that each query sees."""
+    has_prefix: bool
+    """Whether a row has keys before its first query."""
 
 
 @dataclass(frozen=True, slots=True)  # autocast would take a tuple apart
@@ -94,29 +99,17 @@ class PathLayout:
 def create_path_layout(segments: Sequence[Segment]) -> PathLayout | None:
     """Return the layout of a pack's segments; None where it would copy too many keys."""
     tokens = max((segment.end for segment in segments), default=0)
-    segment_paths: list[Tensor] = []
     run_paths: list[Tensor] = []
     sizes: list[tuple[int, int]] = []
-    for segment in segments:  # parents come first
-        own = torch.arange(segment.start, segment.end)
-        path = own if segment.parent is None else torch.cat([segment_paths[segment.parent], own])
-        segment_paths.append(path)
-        before = len(path) - len(own)
-        runs = max(1, round(len(own) / RUN_LENGTH))
-        for start, end in pairwise(before + len(own) * run // runs for run in range(runs + 1)):
+    for segment, path in zip(segments, map(torch.from_numpy, segment_paths(segments)), strict=True):
+        own = segment.end - segment.start
+        runs = max(1, round(own / RUN_LENGTH))
+        for start, end in pairwise(len(path) - own + own * run // runs for run in range(runs + 1)):
             run_paths.append(path[:end])
             sizes.append((end, end - start))
     if not segments or sum(keys for keys, _ in sizes) > MAX_KEYS_PER_TOKEN * tokens:
         return None
-    output_index = torch.empty(tokens, dtype=torch.int64)
-    groups = []
-    group_start = 0
-    for members in _cheapest_groups(sizes):
-        groups.append(_pad_group([run_paths[index] for index in members], [sizes[index][1] for index in members]))
-        for row, index in enumerate(members):
-            start, queries = group_start + row * groups[-1].query_length, sizes[index][1]
-            output_index[run_paths[index][-queries:]] = torch.arange(start, start + queries)
-        group_start += len(groups[-1].queries)
+    groups, output_index = pad_groups(_cheapest_groups(sizes), run_paths, [queries for _, queries in sizes])
     return PathLayout(tuple(groups), output_index)
 
 
@@ -148,6 +141,25 @@ def _cheapest_groups(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
     return groups[::-1]
 
 
+def pad_groups(
+    groups_of_indices: Sequence[Sequence[int]], paths: Sequence[Tensor], lengths: Sequence[int]
+) -> tuple[list[RunGroup], Tensor]:
+    """Pad `paths[i]`, whose last `lengths[i]` tokens are the queries, for each i of each group.
+
+    Returns the groups, and the index of each token of the pack in the concatenated groups, shape (tokens,).
+    """
+    output_index = torch.empty(sum(lengths), dtype=torch.int64)
+    groups = []
+    group_start = 0
+    for indices in groups_of_indices:
+        groups.append(_pad_group([paths[index] for index in indices], [lengths[index] for index in indices]))
+        for row, index in enumerate(indices):
+            start = group_start + row * groups[-1].query_length
+            output_index[paths[index][-lengths[index] :]] = torch.arange(start, start + lengths[index])
+        group_start += len(groups[-1].queries)
+    return groups, output_index
+
+
 def _pad_group(paths: Sequence[Tensor], lengths: Sequence[int]) -> RunGroup:
     """Return the group of these paths, whose last `lengths` tokens are the queries."""
     rows, query_length, key_length = len(paths), max(lengths), max(map(len, paths))
@@ -169,6 +181,8 @@ def _pad_group(paths: Sequence[Tensor], lengths: Sequence[int]) -> RunGroup:
         padding if bool(padding.any()) else None,
         unmasked,
         causal_mask,
+        last_visible,
+        bool(last_visible[:, 0].any()),
     )
 
 
@@ -197,7 +211,7 @@ class _PathAttention(Function):
         heads, head_dim = key.shape[1], key.shape[3]
         layout = layout.for_key_heads(heads)
         q, k, v = (_token_rows(states, heads) for states in (query, key, value))
-        wide_q, wide_k = _at_least_fp32(q), _at_least_fp32(k)
+        wide_q, wide_k = at_least_fp32(q), at_least_fp32(k)
         outputs, saved_weights = [], []
         for group in layout.groups:
             weights = _attention_weights(wide_q, wide_k, group, heads, q.dtype, scale).to(q.dtype)
@@ -215,9 +229,9 @@ class _PathAttention(Function):
         q, k, v, *saved_weights = ctx.saved_tensors
         heads, head_dim = ctx.heads, k.shape[1]
         grad_output = grad.to(q.dtype).reshape(q.shape)
-        wide_v = _at_least_fp32(v)
+        wide_v = at_least_fp32(v)
         recompute = any(weights is None for weights in saved_weights)
-        wide_q, wide_k = (_at_least_fp32(q), _at_least_fp32(k)) if recompute else (q, k)
+        wide_q, wide_k = (at_least_fp32(q), at_least_fp32(k)) if recompute else (q, k)
         dk, dv = torch.zeros_like(wide_v), torch.zeros_like(wide_v)
         dq_groups = []
         for group, weights in zip(ctx.layout.groups, saved_weights, strict=True):
@@ -226,12 +240,12 @@ class _PathAttention(Function):
                 wide_weights = _attention_weights(wide_q, wide_k, group, heads, q.dtype, ctx.scale)
                 weights = wide_weights.to(q.dtype)
             else:
-                wide_weights = _at_least_fp32(weights)
+                wide_weights = at_least_fp32(weights)
             dout = _gather(grad_output, group.queries, rows, head_dim)
             if group.padding is not None:  # padding queries give no gradient to any key
                 dout.view(heads, *group.padding.shape, -1).masked_fill_(group.padding[:, :, None], 0)
             value = _gather(wide_v, group.keys, rows, head_dim).transpose(1, 2)
-            dweights = scaled_bmm(_at_least_fp32(dout), value, q.dtype, ctx.scale)
+            dweights = scaled_bmm(at_least_fp32(dout), value, q.dtype, ctx.scale)
             dscores = torch._softmax_backward_data(dweights, wide_weights, -1, dweights.dtype).to(q.dtype)
             dq_groups.append(torch.bmm(dscores, _gather(k, group.keys, rows, head_dim)).view(len(group.queries), -1))
             for gradient, left, right in (
@@ -251,10 +265,6 @@ def _token_rows(states: Tensor, heads: int) -> Tensor:
     This is usually a view, since a model's matrix products write their results in this order.
     """
     return states[0].transpose(0, 1).reshape(states.shape[2] * heads, -1)
-
-
-def _at_least_fp32(states: Tensor) -> Tensor:
-    return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
 def _gather(states: Tensor, index: Tensor, rows: int, head_dim: int) -> Tensor:

@@ -70,7 +70,8 @@ def create_tree_layout(segments: Sequence[Segment]) -> TreeLayout:
     output_index = torch.empty(max((segment.end for segment in segments), default=0), dtype=torch.int64)
     groups = []
     group_start = 0
-    for members in _group_by_length(segments):
+    for indices in group_by_length([(segment.end - segment.start,) for segment in segments], 3 / 4):
+        members = [segments[index] for index in indices]
         length = members[0].end - members[0].start
         starts = torch.tensor([segment.start for segment in members])[:, None]
         ends = torch.tensor([segment.end for segment in members])[:, None]
@@ -93,14 +94,20 @@ def create_tree_layout(segments: Sequence[Segment]) -> TreeLayout:
     return TreeLayout(tuple(groups), output_index, tuple(prefixes))
 
 
-def _group_by_length(segments: Sequence[Segment]) -> list[list[Segment]]:
-    """Group segments, longest first, so that the shortest is at least three quarters as long as the longest."""
-    groups: list[list[Segment]] = []
-    for segment in sorted(segments, key=lambda segment: segment.start - segment.end):
-        if groups and 4 * (segment.end - segment.start) >= 3 * (groups[-1][0].end - groups[-1][0].start):
-            groups[-1].append(segment)
+def group_by_length(sizes: Sequence[tuple[int, ...]], share: float) -> list[list[int]]:
+    """Group the indices of `sizes`, largest first. In a group each size is at least this `share` of the largest one.
+
+    An element of `sizes` is one size or several. Several are compared one by one.
+    """
+    groups: list[list[int]] = []
+    largest: tuple[int, ...] = ()
+    for index in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
+        if groups and all(size >= share * most for size, most in zip(sizes[index], largest, strict=True)):
+            groups[-1].append(index)
+            largest = tuple(map(max, largest, sizes[index]))
         else:
-            groups.append([segment])
+            groups.append([index])
+            largest = sizes[index]
     return groups
 
 
@@ -124,7 +131,7 @@ class _TreeAttention(Function):
         for group in layout.groups:
             product = _segment_product(q, k, v, group, scale)
             part, part_lse, weights = product.forward()
-            results.append([_from_group(states, group, heads) for states in (part, part_lse)])
+            results.append([_by_token(states, heads, group.length, group.rows) for states in (part, part_lse)])
             # The backward pass rescales the weights: there they are shares of all keys that a query sees, prefixes
             # included.
             saved += [weights, part_lse]
@@ -135,7 +142,8 @@ class _TreeAttention(Function):
             own, run = slice(prefix.start, prefix.end), slice(prefix.end, prefix.seen_until)
             product = _prefix_product(q[run], k[own], v[own], scale)
             part, part_lse, weights = product.forward()
-            _merge(output[run], lse[run], *(_from_run(states, heads, run) for states in (part, part_lse)))
+            parts = (_by_token(states, heads, run.stop - run.start) for states in (part, part_lse))
+            _merge(output[run], lse[run], *parts)
             saved += [weights, part_lse]
         output = output.to(q.dtype)
         ctx.save_for_backward(q, k, v, output, lse, *saved)
@@ -160,18 +168,18 @@ class _TreeAttention(Function):
             arguments += [_to_group(states, group, heads, padding=0) for states in (grad, delta)]
             arguments += next(weights_and_lse)
             gradients = product.backward(*arguments)
-            results.append([_from_group(states, group, heads) for states in gradients])
+            results.append([_by_token(states, heads, group.length, group.rows) for states in gradients])
         dq, dk, dv = (torch.cat(parts).index_select(0, layout.output_index) for parts in zip(*results, strict=True))
         if layout.prefixes:
             dq, dk, dv = (states.to(lse.dtype) for states in (dq, dk, dv))
         for prefix in layout.prefixes:
             own, run = slice(prefix.start, prefix.end), slice(prefix.end, prefix.seen_until)
             product = _prefix_product(q[run], k[own], v[own], ctx.scale)
-            arguments = [_to_run(states[run], heads) for states in (output, lse, grad, delta)]
+            arguments = [_by_head(states[run], heads) for states in (output, lse, grad, delta)]
             arguments += next(weights_and_lse)
             gradients = product.backward(*arguments)
             for states, tokens, part in zip((dq, dk, dv), (run, own, own), gradients, strict=True):
-                states[tokens] += _from_run(part, heads, tokens)
+                states[tokens] += _by_token(part, heads, tokens.stop - tokens.start)
         return (*(states.to(q.dtype).transpose(0, 1)[None] for states in (dq, dk, dv)), None, None)
 
 
@@ -260,7 +268,7 @@ def _segment_product(q: Tensor, k: Tensor, v: Tensor, group: SegmentGroup, scale
 
 def _prefix_product(q: Tensor, k: Tensor, v: Tensor, scale: float) -> _AttentionProduct:
     """The attention of a run of tokens to one prefix, which all of them see."""
-    query, key, value = (_to_run(states, k.shape[1]) for states in (q, k, v))
+    query, key, value = (_by_head(states, k.shape[1]) for states in (q, k, v))
     return _AttentionProduct(query, key, value, scale)
 
 
@@ -269,28 +277,19 @@ def _to_group(states: Tensor, group: SegmentGroup, heads: int, *, padding: int |
     gathered = states.index_select(0, group.tokens)
     if padding is not None and group.real is not None:
         gathered.masked_fill_(~group.real, padding)
-    width = states.shape[-1]
-    by_head = gathered.view(group.rows, group.length, heads, -1, width).permute(0, 2, 3, 1, 4)
-    return by_head.reshape(group.rows * heads, -1, width)
+    return _by_head(gathered, heads, group.rows)
 
 
-def _from_group(states: Tensor, group: SegmentGroup, heads: int) -> Tensor:
-    """The inverse of `_to_group`, padding included: shape (rows * length, heads, width)."""
-    width = states.shape[-1]
-    by_token = states.view(group.rows, heads, -1, group.length, width).permute(0, 3, 1, 2, 4)
-    return by_token.reshape(group.rows * group.length, -1, width)
+def _by_head(states: Tensor, heads: int, rows: int = 1) -> Tensor:
+    """From (rows * tokens, any heads, width) to (rows * key heads, heads for each key head * tokens, width)."""
+    by_row = states.reshape(rows, len(states) // rows, heads, -1, states.shape[-1])
+    return by_row.permute(0, 2, 3, 1, 4).reshape(rows * heads, -1, states.shape[-1])
 
 
-def _to_run(states: Tensor, heads: int) -> Tensor:
-    """From (tokens, any heads, width) to (key heads, heads for each key head * tokens, width)."""
-    tokens, _, width = states.shape
-    return states.reshape(tokens, heads, -1, width).permute(1, 2, 0, 3).reshape(heads, -1, width)
-
-
-def _from_run(states: Tensor, heads: int, run: slice) -> Tensor:
-    """The inverse of `_to_run`, for this run of tokens."""
-    tokens, width = run.stop - run.start, states.shape[-1]
-    return states.view(heads, -1, tokens, width).permute(2, 0, 1, 3).reshape(tokens, -1, width)
+def _by_token(states: Tensor, heads: int, tokens: int, rows: int = 1) -> Tensor:
+    """The inverse of `_by_head`."""
+    by_row = states.view(rows, heads, -1, tokens, states.shape[-1])
+    return by_row.permute(0, 3, 1, 2, 4).reshape(rows * tokens, -1, states.shape[-1])
 
 
 def _merge(output: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Typed versions of PyTorch's helpers for autograd functions, which PyTorch leaves without types."""
+"""What autograd functions share: PyTorch's helpers with types, and the types to compute in."""
 
 from __future__ import annotations
 
@@ -29,3 +29,14 @@ def cast_backward(method: Method) -> Method:
     """Decorate the `backward` of such a function: it runs with the autocast state of the `forward`."""
     decorated: Method = custom_bwd(method, device_type="cpu")
     return decorated
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """Return autocast's type on the device of this tensor; None where autocast is off."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def at_least_fp32(tensor: Tensor) -> Tensor:
+    """Return the tensor in its own type, or in fp32 if that is wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

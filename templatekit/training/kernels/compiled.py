@@ -20,18 +20,6 @@ COMPILER = "inductor"
 """PyTorch's own compiler backend. It generates kernels for GPUs, and C++ for CPUs."""
 
 
-def fuse_outside_layers(model: nn.Module, layers: Sequence[nn.Module], *, accumulates_gradients: bool = True) -> Fusion:
-    """Return the fusion of a model whose `layers` are compiled: it casts only the linear layers outside of them.
-
-    Raises `ConfigError` for a model without `layers`.
-    """
-    if not layers:
-        raise ConfigError(f"compile: {type(model).__name__} does not name its layers; leave it out")
-    inside = {module for layer in layers for module in layer.modules()}
-    linears = [module for module in model.modules() if type(module) is nn.Linear and module not in inside]
-    return Fusion(linears=linears, accumulates_gradients=accumulates_gradients)
-
-
 def compile_layers(
     model: nn.Module,
     layers: Sequence[nn.Module],
@@ -48,8 +36,10 @@ def compile_layers(
     with dropout they are not compared there. The sizes that the compiler sees first decide which kernels it generates.
     The trial has the same sizes in every run, so a resumed run gets the same kernels.
 
-    Raises `ConfigError` where the layers cannot be compiled, or give another result.
+    Raises `ConfigError` where there are no layers, they cannot be compiled, or they give another result.
     """
+    if not layers:
+        raise ConfigError(f"compile: {type(model).__name__} does not name its layers; leave it out")
     training = model.training
     # The forward methods, not the modules themselves: FSDP's hooks stay outside of the compiled code.
     compiled = {layer: torch.compile(layer.forward, dynamic=True, backend=COMPILER) for layer in layers}

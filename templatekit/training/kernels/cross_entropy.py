@@ -80,11 +80,6 @@ def _losses_and_gradient(hidden: Tensor, head: Tensor, targets: Tensor, buffer: 
     logits = buffer[: len(targets)]
     with torch.autocast(hidden.device.type, enabled=False):
         torch.mm(hidden, head.t(), out=logits)
-    return _cross_entropy_in_place(logits, targets)
-
-
-def _cross_entropy_in_place(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the losses of a chunk, and replace its logits by their gradients, in place."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     losses = logits.new_empty(len(targets), dtype=wide)
     size = max(1, BLOCK_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else len(targets)

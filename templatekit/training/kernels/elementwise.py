@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding
 
-from templatekit.training.kernels.autograd import apply, cast_backward, cast_forward
+from templatekit.training.kernels.autograd import apply, at_least_fp32, autocast_dtype, cast_backward, cast_forward
 
 
 def rms_norm(states: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
@@ -30,7 +30,7 @@ class _RMSNorm(Function):
     @staticmethod
     @cast_forward(torch.float32)
     def forward(ctx: Any, states: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
-        wide = states.to(torch.promote_types(states.dtype, torch.float32))
+        wide = at_least_fp32(states)
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = norm.square_().div_(wide.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(states, weight, inverse)
@@ -76,8 +76,7 @@ class _Rotary(Function):
     def forward(ctx: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.dtype = states.dtype
-        autocast_dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-        return _rotate(states, cos, sin, autocast_dtype or torch.promote_types(states.dtype, cos.dtype))
+        return _rotate(states, cos, sin, autocast_dtype(states) or torch.promote_types(states.dtype, cos.dtype))
 
     @staticmethod
     @once_differentiable

@@ -9,7 +9,7 @@ runs with the replacements, outside without them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 from transformers import PreTrainedModel
 
+from templatekit.training.kernels.autograd import autocast_dtype
 from templatekit.training.kernels.elementwise import embedding_lookup, rms_norm, rotary_embedding
 from templatekit.training.kernels.memory import needs_persistent_buffer
 
@@ -36,14 +37,6 @@ class _WeightCopy(NamedTuple):
     version: int
     """The version of the weight when it was copied. It shows, with the address, whether the weight has changed."""
     address: int
-    values: Tensor
-
-
-class _StatesCast(NamedTuple):
-    """States, cast to the type of matrix products."""
-
-    source: Tensor
-    version: int
     values: Tensor
 
 
@@ -64,8 +57,9 @@ class Fusion:
     _copies: dict[Tensor, _WeightCopy] = field(default_factory=dict)
     _gradient_buffers: dict[Tensor, Tensor] = field(default_factory=dict)
     """The gradients of large weights. Their memory is reused from step to step, as that of large copies is."""
-    _last_cast: _StatesCast | None = None
-    """The last states that were cast: one cast serves queries, keys and values, which have the same input."""
+    _last_cast: tuple[Tensor, int, Tensor] | None = None
+    """The last states that were cast, their version, and the result. Queries, keys and values, which have the same
+    input, share one cast."""
 
     def __str__(self) -> str:
         counts = {"norms": len(self.norms), "linear layers": len(self.linears)}
@@ -97,7 +91,7 @@ class Fusion:
 
     def _linear(self, module: nn.Linear) -> Callable[[Tensor], Tensor]:
         def forward(states: Tensor) -> Tensor:
-            dtype = _autocast_dtype(states)
+            dtype = autocast_dtype(states)
             if dtype is None:
                 return linear(states, module.weight, module.bias)
             return linear(self._cast_states(states, dtype), self._cast_weight(module.weight, dtype), module.bias)
@@ -106,7 +100,7 @@ class Fusion:
 
     def weight(self, module: nn.Linear) -> Tensor:
         """Return the weight of a layer; under autocast, its copy in autocast's type if the layer is fused."""
-        dtype = _autocast_dtype(module.weight)
+        dtype = autocast_dtype(module.weight)
         if module not in self.linears or dtype is None:
             return module.weight
         return self._cast_weight(module.weight, dtype)
@@ -114,14 +108,11 @@ class Fusion:
     def _cast_states(self, states: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the states in this type. Consecutive layers with the same input share one cast."""
         tracked = states.requires_grad and torch.is_grad_enabled()
-        if (
-            self._last_cast is None
-            or self._last_cast.source is not states
-            or self._last_cast.version != states._version
-            or self._last_cast.values.requires_grad != tracked
-        ):
-            self._last_cast = _StatesCast(states, states._version, states.to(dtype))
-        return self._last_cast.values
+        source, version, values = self._last_cast or (None, 0, states)
+        if source is not states or version != states._version or values.requires_grad != tracked:
+            values = states.to(dtype)
+            self._last_cast = states, states._version, values
+        return values
 
     def _cast_weight(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the weight in this type, cast only after it changed; autocast casts it at every use or every batch."""
@@ -163,12 +154,6 @@ class Fusion:
         }
 
 
-def _autocast_dtype(tensor: Tensor) -> torch.dtype | None:
-    """Return autocast's type on the device of this tensor; None where autocast is off."""
-    device = tensor.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-
-
 def _embed(module: nn.Embedding, ids: Tensor) -> Tensor:
     weight = module.weight
     if weight.requires_grad and torch.is_grad_enabled():
@@ -176,12 +161,16 @@ def _embed(module: nn.Embedding, ids: Tensor) -> Tensor:
     return embedding(ids, weight)
 
 
-def fuse(model: PreTrainedModel, *, accumulates_gradients: bool = True) -> Fusion:
-    """Find the parts of a model that can be replaced. On devices other than the CPU these are only the casts."""
+def fuse(model: PreTrainedModel, *, accumulates_gradients: bool = True, compiled: Sequence[nn.Module] = ()) -> Fusion:
+    """Find the parts of a model that can be replaced. On devices other than the CPU these are only the casts.
+
+    Where layers are `compiled`, these are only the casts outside of them.
+    """
     fusion = Fusion(accumulates_gradients=accumulates_gradients)
-    modules = [module for module in model.modules() if "forward" not in vars(module)]
+    inside = {module for layer in compiled for module in layer.modules()}
+    modules = [module for module in model.modules() if "forward" not in vars(module) and module not in inside]
     fusion.linears = [module for module in modules if type(module) is nn.Linear]
-    if model.device.type != "cpu":
+    if model.device.type != "cpu" or compiled:
         return fusion
     tried: dict[tuple[Any, ...], float | None] = {}
     for module in modules:
@@ -200,23 +189,15 @@ def fuse(model: PreTrainedModel, *, accumulates_gradients: bool = True) -> Fusio
             key = (type(module), eps, weight.dtype)
             if key not in tried:
                 tried[key] = _norm_offset(module, weight, eps)
-            if tried[key] is not None:
-                fusion.norms[module] = _FusedNorm(module, eps, cast("float", tried[key]))
+            if (offset := tried[key]) is not None:
+                fusion.norms[module] = partial(_norm, module, eps, offset)
     python_modules = {type(module).__module__ for module in model.modules()}
     fusion.rotary_modules = sorted(name for name in python_modules if _can_replace_rotary(name))
     return fusion
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _FusedNorm:
-    """The forward method that replaces that of an RMSNorm."""
-
-    module: nn.Module
-    eps: float
-    offset: float
-
-    def __call__(self, states: Tensor) -> Tensor:
-        return rms_norm(states, cast("Tensor", self.module.weight), self.eps, self.offset)
+def _norm(module: nn.Module, eps: float, offset: float, states: Tensor) -> Tensor:
+    return rms_norm(states, cast("Tensor", module.weight), eps, offset)
 
 
 def _norm_offset(module: nn.Module, weight: Tensor, eps: float) -> float | None:
