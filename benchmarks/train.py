@@ -100,7 +100,7 @@ def run_ours(
     from templatekit.training.forward_pass import ForwardPass
     from templatekit.training.kernels.memory import keep_freed_memory, limit_kernel_cache
     from templatekit.training.lora import attach_lora
-    from templatekit.training.objective import Objective, SupervisedObjective
+    from templatekit.training.objective import Objective
     from templatekit.training.optimizer import make_optimizer
     from templatekit.training.quantization import quantize
     from templatekit.training.step import train_step
@@ -113,7 +113,7 @@ def run_ours(
     limit_kernel_cache(options.pack_tokens)
     peak = watch_peak_memory(model.device)
     forward_pass = ForwardPass.of(model, options)
-    objective: Objective[Any] = SupervisedObjective(forward_pass)
+    objective = Objective(forward_pass)
     examples: list[Any] = list(items)
     steps = [
         list(range(start, min(start + options.batch_size, len(examples))))
@@ -122,7 +122,7 @@ def run_ours(
     more = {}
     start = time.perf_counter()
     if options.method == "dpo":
-        objective = DPOObjective.of(forward_pass, options)
+        objective = DPOObjective(forward_pass, options)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / REFERENCE
             examples = list(
@@ -132,7 +132,7 @@ def run_ours(
     model.train()
     optimizer = make_optimizer(model, options)
 
-    def step(documents: list[int]) -> Any:
+    def step(documents: list[int]) -> dict[str, float]:
         return train_step(objective, optimizer, examples, documents, clip_norm=1.0)
 
     if profiled:
@@ -146,9 +146,9 @@ def run_ours(
     return {
         **more,
         "seconds": time.perf_counter() - start,
-        "computed_tokens": sum(step.computed_tokens for step in numbers),
-        "loss": numbers[0].loss,
-        "grad_norm": numbers[0].grad_norm,
+        "computed_tokens": sum(step["computed_tokens"] for step in numbers),
+        "loss": numbers[0]["loss"],
+        "grad_norm": numbers[0]["grad_norm"],
         "above": peak() - gradient_and_optimizer_gib(model),
     }
 

@@ -113,9 +113,8 @@ def collate_pairs(
 
     `reference` holds the log-probabilities of chosen and rejected answer for each pair.
     """
-    indices = range(len(examples))
-    packed = pack_examples(examples, indices, share=packing and share)
-    batch = collate_packed(packed, device) if packing else collate_padded(examples, indices, device)
+    packed = pack_examples(examples, range(len(examples)), share=packing and share)
+    batch = collate_packed(packed, device) if packing else collate_padded(packed, device)
     own = {field.name: getattr(batch, field.name) for field in fields(Batch)}
     return PairBatch(
         **own | {"total_weight": float(len(reference))},
@@ -126,33 +125,23 @@ def collate_pairs(
     )
 
 
-def collate_padded(
-    examples: Sequence[TokenizedExample], indices: Sequence[int], device: torch.device, *, pad_id: int = 0
-) -> Batch:
-    """The batch of `examples[i]` for each i of `indices`: one row an example, padded on the right to the longest.
+def collate_padded(packed: PackedBatch, device: torch.device, *, pad_id: int = 0) -> Batch:
+    """The batch of a pack without shared prefixes: one row an example, padded on the right to the longest.
 
     In a causal model no token sees the padding that follows it. So there is no attention mask, and `pad_id` may be any
-    id: padding has no target. The label shift and the choice of targets are those of `pack_examples`.
+    id: padding has no target.
     """
-    packed = pack_examples(examples, indices)
-    width = max((segment.end - segment.start for segment in packed.segments), default=0)
-    input_ids = torch.full((len(packed.segments), width), pad_id, dtype=torch.int64)
-    new_positions = torch.empty(len(packed.input_ids), dtype=torch.int64)
-    for row, segment in enumerate(packed.segments):
-        length = segment.end - segment.start
-        input_ids[row, :length] = torch.from_numpy(packed.input_ids[segment.start : segment.end])
-        new_positions[segment.start : segment.end] = torch.arange(row * width, row * width + length)
-    return Batch(
-        input_ids=input_ids.to(device),
+    lengths = [segment.end - segment.start for segment in packed.segments]
+    rows = np.repeat(np.arange(len(lengths)), lengths)  # the row of each token
+    input_ids = np.full((len(lengths), max(lengths, default=0)), pad_id, dtype=np.int64)
+    input_ids[rows, packed.position_ids] = packed.input_ids
+    new_positions = rows * input_ids.shape[1] + packed.position_ids
+    return replace(
+        collate_packed(packed, device),
+        input_ids=torch.from_numpy(input_ids).to(device),
         position_ids=None,
         segments=None,
-        target_positions=new_positions[torch.from_numpy(packed.target_positions)].to(device),
-        targets=torch.from_numpy(packed.targets).to(device),
-        weights=torch.from_numpy(packed.weights).to(device),
-        total_weight=float(packed.weights.sum(dtype="float64")),
-        tokens=packed.tokens,
-        padded_tokens=input_ids.numel(),
-        target_tokens=len(packed.targets),
+        target_positions=torch.from_numpy(new_positions[packed.target_positions]).to(device),
     )
 
 

@@ -27,7 +27,7 @@ from torch.nn.functional import logsigmoid
 from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import RunError
 from templatekit.training.collator import Batch, PairBatch, collate_pairs, empty_batch
-from templatekit.training.forward_pass import ForwardPass
+from templatekit.training.objective import Objective
 from templatekit.types import TokenizedPair
 
 REFERENCE = "reference.safetensors"
@@ -50,22 +50,11 @@ class ScoredPair:
         return self.pair.row
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DPOObjective:
-    """The objective of direct preference optimization: an `Objective` over `ScoredPair`s."""
+@dataclass(frozen=True, slots=True)
+class DPOObjective(Objective):
+    """The objective of direct preference optimization, over `ScoredPair`s."""
 
-    forward_pass: ForwardPass
-    beta: float
-    label_smoothing: float
-    """The share of labels that are assumed to be wrong (conservative DPO)."""
-    mean: bool
-    """Whether an answer's log-probability is the weighted mean over its tokens instead of their sum."""
-
-    @classmethod
-    def of(cls, forward_pass: ForwardPass, options: FinetuneOptions) -> DPOObjective:
-        """The objective with the coefficients that the options give."""
-        beta, smoothing, mean = options.dpo_beta, options.dpo_label_smoothing, options.dpo_logps == "mean"
-        return cls(forward_pass=forward_pass, beta=beta, label_smoothing=smoothing, mean=mean)
+    options: FinetuneOptions
 
     def micro_batches(self, items: Sequence[ScoredPair], indices: Sequence[int]) -> Iterator[tuple[list[int], Batch]]:
         """See `Objective`. A pair is never divided."""
@@ -87,7 +76,7 @@ class DPOObjective:
             each = -losses.index_select(0, batch.target_indices) * batch.answer_weights
             empty = each.new_zeros(2 * len(batch.reference))
             sums = empty.index_add(0, batch.answer_indices, each)
-            if self.mean:
+            if self.options.dpo_logps == "mean":
                 weights = empty.index_add(0, batch.answer_indices, batch.answer_weights.to(each.dtype))
                 sums = sums / weights.clamp_min(torch.finfo(weights.dtype).tiny)
             yield sums.view(-1, 2)
@@ -97,11 +86,11 @@ class DPOObjective:
         """See `Objective`. Sums over pairs: loss, rewards, margin of the rewards, pairs with a margin above 0."""
         assert isinstance(batch, PairBatch)
         with self.logps(batch) as logps:
-            rewards = self.beta * (logps - batch.reference.to(logps.dtype))
+            rewards = self.options.dpo_beta * (logps - batch.reference.to(logps.dtype))
             margins = rewards[:, 0] - rewards[:, 1]
             losses = -logsigmoid(margins)
-            if self.label_smoothing:
-                losses = torch.lerp(losses, -logsigmoid(-margins), self.label_smoothing)
+            if smoothing := self.options.dpo_label_smoothing:
+                losses = torch.lerp(losses, -logsigmoid(-margins), smoothing)
             chosen, rejected = rewards.detach().sum(dim=0)
             metrics = {
                 "reward_chosen": chosen,

@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -32,7 +32,7 @@ from templatekit.training.early_stopping import best_step, should_stop_early
 from templatekit.training.forward_pass import ForwardPass
 from templatekit.training.kernels.memory import keep_freed_memory, limit_kernel_cache
 from templatekit.training.metrics import MetricsFile, MetricsLine
-from templatekit.training.objective import Objective, SupervisedObjective
+from templatekit.training.objective import Objective
 from templatekit.training.optimizer import make_optimizer
 from templatekit.training.sampler import BatchSampler, total_steps
 from templatekit.training.schedule import learning_rate
@@ -102,10 +102,10 @@ def train(
         options, bf16=forward_pass.bf16, example_count=len(examples), fingerprints=fingerprints or {}
     )
     torch.manual_seed(options.seed + group.rank)
-    objective: Objective[Any] = SupervisedObjective(forward_pass)
+    objective = Objective(forward_pass)
     items, held_out_items = cast("Sequence[Any]", examples), cast("Sequence[Any]", held_out)
     if options.method == "dpo":
-        objective = DPOObjective.of(forward_pass, options)
+        objective = DPOObjective(forward_pass, options)
         score = partial(precompute_reference, objective, identity=identity, warn=warn)
         first_epoch = [sampler.indices(step) for step in range(sampler.steps_per_epoch)]
         items = score(items, path=folder / REFERENCE, steps=first_epoch)
@@ -113,7 +113,8 @@ def train(
     start = resume_run(folder, model, optimizer, identity, resume=options.resume, group=group, warn=warn)
     save = partial(save_checkpoint, folder, model=model, optimizer=optimizer, identity=identity, group=group)
 
-    with closing(MetricsFile(folder, up_to_step=start, group=group)) as metrics, _stop_requests() as stop:
+    metrics = MetricsFile(folder, up_to_step=start, group=group)
+    with _stop_requests() as stop:
 
         def log(line: MetricsLine, started: float) -> None:
             line = {**line, "seconds": time.perf_counter() - started}
@@ -128,8 +129,7 @@ def train(
                 started = time.perf_counter()
                 with _located(f"step {step}"):
                     evaluation = evaluate(objective, held_out_items)
-                means = {f"eval_{name}": value for name, value in evaluation.objective_metrics.items()}
-                log({"step": step, "eval_loss": evaluation.loss, **means}, started)
+                log({"step": step, **{f"eval_{name}": value for name, value in evaluation.items()}}, started)
             stopping = stopping or group.any(stop.is_set())
             stop_early = should_stop_early(metrics.lines, patience=options.patience, min_delta=options.min_delta)
             best = best_step(metrics.lines) if options.keep_best else None
@@ -150,7 +150,7 @@ def train(
             model.train(True)
             with _located(f"step {step + 1}, learning_rate={rate:.3g}"):
                 trained = train_step(objective, optimizer, items, sampler.indices(step), clip_norm=options.clip_norm)
-            log({"step": step + 1, "learning_rate": rate, **trained.as_dict()}, started)
+            log({"step": step + 1, "learning_rate": rate, **trained}, started)
         model.train(False)
         if best is not None and best != step:
             best = load_best(folder, model, best, warn)

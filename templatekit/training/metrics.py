@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO, TypeAlias
+from typing import TypeAlias
 
 from templatekit.errors import RunError
 from templatekit.training.distributed import SINGLE_PROCESS, TrainingGroup
@@ -40,39 +40,27 @@ class MetricsFile:
         Every process holds the lines; the main process writes them.
         """
         self._path = folder / METRICS
-        self._file: TextIO | None = None
+        self._is_main = group.is_main
         self.lines = [line for line in read_metrics(self._path) if line["step"] <= up_to_step] if up_to_step else []
         group.any(False)  # wait until every process has read the file
-        group.run_on_main(self._rewrite)
-
-    def _rewrite(self) -> None:
-        write_text(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
-        with self._reporting_errors():
-            self._file = self._path.open("a", encoding="utf-8")
+        group.run_on_main(lambda: write_text(self._path, "".join(json.dumps(line) + "\n" for line in self.lines)))
 
     def write(self, line: MetricsLine) -> None:
-        """Append a line and flush it, so that others can follow the file."""
+        """Append a line to the file. Closing the file flushes it, so that others can follow it."""
         self.lines.append(line)
-        if self._file is not None:
-            with self._reporting_errors():
-                self._file.write(json.dumps(line) + "\n")
-                self._file.flush()
+        if self._is_main:
+            with self._reporting_errors(), self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
     def fsync(self) -> None:
         """Sync the file to the disk."""
-        if self._file is not None:
-            with self._reporting_errors():
-                os.fsync(self._file.fileno())
+        if self._is_main:
+            with self._reporting_errors(), self._path.open("a", encoding="utf-8") as file:
+                os.fsync(file.fileno())
 
     def eval_loss_at(self, step: int) -> float | None:
         """The held-out loss after `step` steps; None where it was not evaluated."""
         return next((line["eval_loss"] for line in self.lines if "eval_loss" in line and line["step"] == step), None)
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            with suppress(OSError):  # `write` has reported that it cannot be written
-                self._file.close()
 
     @contextmanager
     def _reporting_errors(self) -> Iterator[None]:

@@ -48,10 +48,8 @@ class MicroBatcher:
         """
         for members, is_empty in self.cut([(examples[index].input_ids[:-1],) for index in indices]):
             own = [indices[member] for member in members]
-            if self.packing:
-                batch = collate_packed(pack_examples(examples, own, share=self.share), self.device)
-            else:
-                batch = collate_padded(examples, own, self.device)
+            packed = pack_examples(examples, own, share=self.packing and self.share)
+            batch = collate_packed(packed, self.device) if self.packing else collate_padded(packed, self.device)
             if is_empty:
                 yield [], empty_batch(batch)
             elif batch.tokens:
@@ -68,10 +66,9 @@ class MicroBatcher:
             cuts = [list(range(start, len(inputs), size)) for start in range(min(size, len(inputs)))]
         else:
             budget = self.pack_tokens
-            cuts = self._packs(inputs, budget)
-            while len(cuts) < min(size, len(inputs)) and budget > 1:  # else some processes would have nothing to do
+            # With fewer packs than processes, some processes would have nothing to do.
+            while len(cuts := self._packs(inputs, budget)) < min(size, len(inputs)) and budget > 1:
                 budget //= 2
-                cuts = self._packs(inputs, budget)
         if size == 1 or not cuts:
             return [(members, False) for members in cuts]
         heaviest_first = sorted(cuts, key=lambda cut: -sum(len(ids) for member in cut for ids in inputs[member]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,53 +18,28 @@ from torch import Tensor
 from templatekit.errors import RunError
 from templatekit.training.collator import Batch
 from templatekit.training.distributed import TrainingGroup, full_tensor, gradient_sync
-from templatekit.training.objective import HasRow, Item, Objective
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepMetrics:
-    """The metrics of an optimizer step, over all processes."""
-
-    loss: float
-    """Mean over the step's targets, by weight, in nats; with DPO over its pairs."""
-    grad_norm: float
-    """Before clipping."""
-    tokens: int
-    """Input tokens of the examples; a shared prefix counts for each example that has it."""
-    computed_tokens: int
-    """Input tokens that the model computed: a shared prefix once, padding included."""
-    padded_tokens: int
-    """Input tokens that padded batches would have taken, one batch a micro-batch."""
-    target_tokens: int
-    objective_metrics: Mapping[str, float]
-    """Further means of the objective, by name."""
-
-    def as_dict(self) -> dict[str, float]:
-        """The metrics by their names in `metrics.jsonl`."""
-        values = asdict(self)
-        means = values.pop("objective_metrics")
-        return {**values, **means}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationMetrics:
-    """The metrics of an evaluation on held-out examples, over all processes."""
-
-    loss: float
-    """Mean over the targets, by weight, in nats; with DPO over the pairs."""
-    objective_metrics: Mapping[str, float]
-    """Further means of the objective, by name."""
+from templatekit.training.objective import Objective
 
 
 def train_step(
-    objective: Objective[Item],
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
-    items: Sequence[Item],
+    items: Sequence[Any],
     indices: Sequence[int],
     *,
     clip_norm: float | None,
-) -> StepMetrics:
+) -> dict[str, float]:
     """Make one optimizer step on `items[i]` for each i of `indices`, over as many micro-batches as they need.
+
+    Returns the metrics over all processes, by their names in `metrics.jsonl`:
+
+    - `loss`: the mean over the step's targets, by weight, in nats; with DPO over its pairs.
+    - `grad_norm`: the norm of the gradient before clipping.
+    - `tokens`: input tokens of the examples; a shared prefix counts for each example that has it.
+    - `computed_tokens`: input tokens that the model computed: a shared prefix once, padding included.
+    - `padded_tokens`: input tokens that padded batches would have taken, one batch a micro-batch.
+    - `target_tokens`: targets of the examples.
+    - further means of the objective.
 
     Raises `RunError`, before any weight changes, where the loss or the gradient is not finite.
     """
@@ -98,11 +73,14 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     mean_loss, counts, means = sums.means(group, total_weight)
-    return StepMetrics(loss=mean_loss, grad_norm=float(norm), objective_metrics=means, **counts)
+    return {"loss": mean_loss, "grad_norm": float(norm), **counts, **means}
 
 
-def evaluate(objective: Objective[Item], items: Sequence[Item]) -> EvaluationMetrics:
-    """The mean loss over all targets or pairs of the items, by weight. Leaves the model in evaluation mode."""
+def evaluate(objective: Objective, items: Sequence[Any]) -> dict[str, float]:
+    """Return the mean `loss` over all targets or pairs of the items, by weight, and the objective's further means.
+
+    Leaves the model in evaluation mode. Raises `RunError` where the loss is not finite.
+    """
     forward_pass, group = objective.forward_pass, objective.forward_pass.group
     forward_pass.model.train(False)
     sums = _MetricSums()
@@ -118,7 +96,7 @@ def evaluate(objective: Objective[Item], items: Sequence[Item]) -> EvaluationMet
     group.raise_if_any_failed(failure)
     total_weight = group.sum([sums.total_weight])[0] or 1.0
     mean_loss, _, means = sums.means(group, total_weight)
-    return EvaluationMetrics(loss=mean_loss, objective_metrics=means)
+    return {"loss": mean_loss, **means}
 
 
 class _MetricSums:
@@ -145,7 +123,7 @@ class _MetricSums:
         return loss / total_weight, counts, means
 
 
-def _check_finite(value: Tensor, name: str, items: Sequence[HasRow], indices: Sequence[int]) -> RunError | None:
+def _check_finite(value: Tensor, name: str, items: Sequence[Any], indices: Sequence[int]) -> RunError | None:
     """The error to raise where `value` is not finite, with the rows it was computed from; else None."""
     number = float(value.detach())
     if math.isfinite(number):

@@ -14,9 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from templatekit import IGNORE_INDEX, ConfigError, TokenizedExample
 from templatekit.config.finetune_options import FinetuneOptions
+from templatekit.packing import pack_examples
 from templatekit.training.collator import collate_padded
 from templatekit.training.forward_pass import ForwardPass
-from templatekit.training.objective import SupervisedObjective
+from templatekit.training.objective import Objective
 from templatekit.training.step import train_step
 
 Eyes = Callable[[str], Eye]
@@ -167,7 +168,7 @@ def test_ms_swift_a_batch_without_targets_gives_zero_and_no_nan(packing: bool, e
     model = model_for(eye)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     numbers = train_step(supervised(model, packing=packing), sgd(model), masked, [0, 1], clip_norm=1.0)
-    assert (numbers.loss, numbers.grad_norm, numbers.target_tokens) == (0.0, 0.0, 0)
+    assert (numbers["loss"], numbers["grad_norm"], numbers["target_tokens"]) == (0.0, 0.0, 0)
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 
 
@@ -178,8 +179,8 @@ def examples_of(eye: Eye, *lengths: int, **options: Any) -> list[TokenizedExampl
     return [seen.example for seen in eye.all(rows_of_answers(*lengths), "chatml", **options)]
 
 
-def supervised(model: LlamaForCausalLM, **options: Any) -> SupervisedObjective:
-    return SupervisedObjective(ForwardPass.of(model, FinetuneOptions.parse({"precision": "fp32", **options})))
+def supervised(model: LlamaForCausalLM, **options: Any) -> Objective:
+    return Objective(ForwardPass.of(model, FinetuneOptions.parse({"precision": "fp32", **options})))
 
 
 def sgd(model: LlamaForCausalLM) -> torch.optim.Optimizer:
@@ -207,7 +208,7 @@ def test_axolotl_litgpt_open_instruct_micro_batches_are_no_mean_of_means(eye_of:
     expected = weighted_mean([pair for pairs in each for pair in pairs])
     for options in ({"pack_tokens": 1}, {"pack_tokens": 90}, {"pack_tokens": 4096}, {"packing": False}):
         step = train_step(supervised(model, **options), sgd(model), examples, range(5), clip_norm=None)
-        assert step.loss == pytest.approx(expected, rel=1e-5)
+        assert step["loss"] == pytest.approx(expected, rel=1e-5)
     of_means = sum(weighted_mean(pairs) for pairs in each) / len(each)
     assert of_means != pytest.approx(expected, rel=1e-3)
 
@@ -223,7 +224,7 @@ def test_llamafactory_ms_swift_fractional_weights_are_normalised_over_the_whole_
             replace(example, loss_weights=tuple(weight * by for by in example.loss_weights))
             for example, weight in zip(examples, weights, strict=True)
         ]
-        return train_step(supervised(model, **options), sgd(model), scaled, range(3), clip_norm=None).loss
+        return train_step(supervised(model, **options), sgd(model), scaled, range(3), clip_norm=None)["loss"]
 
     assert loss([0.1] * 3) == pytest.approx(loss([1.0] * 3), rel=1e-5)
     each = [losses_of(model, example) for example in examples]
@@ -245,8 +246,8 @@ def test_llamafactory_packed_examples_do_not_see_each_other(eye_of: Eyes) -> Non
     model = model_for(eye)
     alone = weighted_mean([pair for example in examples for pair in losses_of(model, example)])
     packed = train_step(supervised(model, pack_tokens=4096), sgd(model), examples, range(4), clip_norm=None)
-    assert packed.computed_tokens <= packed.tokens
-    assert packed.loss == pytest.approx(alone, rel=1e-5)
+    assert packed["computed_tokens"] <= packed["tokens"]
+    assert packed["loss"] == pytest.approx(alone, rel=1e-5)
     joined = replace(
         examples[0],
         input_ids=tuple(id for example in examples for id in example.input_ids),
@@ -262,7 +263,7 @@ def test_transformers_trl_padding_with_eos_masks_no_end_marker(pad: str, eye_of:
     examples = examples_of(eye, 2, 12)
     end, pad_id = eye.tokenizer.id_of("<|im_end|>"), eye.tokenizer.id_of(pad)
     assert end is not None and pad_id is not None
-    batch = collate_padded(examples, [0, 1], torch.device("cpu"), pad_id=pad_id)
+    batch = collate_padded(pack_examples(examples, [0, 1]), torch.device("cpu"), pad_id=pad_id)
     assert batch.targets.tolist().count(end) == 2
     assert len(batch.targets) == sum(example.trained_tokens for example in examples)
     assert batch.input_ids[0].tolist().count(pad_id) > 5

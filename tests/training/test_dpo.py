@@ -114,18 +114,18 @@ def _plain_loss(
 def _scored(
     reference: PreTrainedModel, made: Sequence[TokenizedPair], options: FinetuneOptions, folder: Path
 ) -> list[ScoredPair]:
-    objective = DPOObjective.of(ForwardPass.of(reference, options), options)
+    objective = DPOObjective(ForwardPass.of(reference, options), options)
     (folder / REFERENCE).unlink(missing_ok=True)
     return precompute_reference(objective, made, path=folder / REFERENCE, identity={}, warn=pytest.fail)
 
 
 def _step(model: PreTrainedModel, scored: Sequence[ScoredPair], options: FinetuneOptions) -> tuple[float, list[Tensor]]:
     """Loss and gradients, computed from the change of the weights in one step of plain descent with rate 1."""
-    objective = DPOObjective.of(ForwardPass.of(model, options), options)
+    objective = DPOObjective(ForwardPass.of(model, options), options)
     before = [weight.detach().clone() for weight in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     numbers = train_step(objective, optimizer, scored, range(len(scored)), clip_norm=None)
-    return numbers.loss, [old - weight.detach() for old, weight in zip(before, model.parameters(), strict=True)]
+    return numbers["loss"], [old - weight.detach() for old, weight in zip(before, model.parameters(), strict=True)]
 
 
 def _distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -208,7 +208,7 @@ def test_a_prompt_is_computed_once_for_both_answers(
 ) -> None:
     options = _options()
     scored = _scored(tiny_model(), some_pairs, options, tmp_path)
-    objective = DPOObjective.of(ForwardPass.of(tiny_model(), options), options)
+    objective = DPOObjective(ForwardPass.of(tiny_model(), options), options)
     ((_, batch),) = objective.micro_batches(scored, range(8))
     answers = sum(len(one) - 13 for pair in some_pairs for one in (pair.chosen, pair.rejected))
     assert batch.tokens == 16 * 12 + answers
@@ -335,7 +335,7 @@ def test_a_damaged_reference_is_said_and_made_anew(
     damage: Callable[[Path], object],
     said: str,
 ) -> None:
-    objective = DPOObjective.of(ForwardPass.of(tiny_model(), _options()), _options())
+    objective = DPOObjective(ForwardPass.of(tiny_model(), _options()), _options())
     path = tmp_path / REFERENCE
     warnings: list[str] = []
 
@@ -374,8 +374,8 @@ def test_micro_batches_of_any_size_weigh_pairs_alike(
     losses = []
     for way in WAYS:
         cut = _options(**way)
-        objective = DPOObjective.of(ForwardPass.of(tiny_model(), cut), cut)
-        losses.append(evaluate(objective, scored).loss)
+        objective = DPOObjective(ForwardPass.of(tiny_model(), cut), cut)
+        losses.append(evaluate(objective, scored)["loss"])
     assert losses == pytest.approx([losses[0]] * len(WAYS), rel=1e-5)
 
 
@@ -409,8 +409,8 @@ def test_trl_has_the_same_loss(
     expected = trainer.compute_loss(trainer.model, batch)
     options = _options(dpo_beta=0.3)
     scored = _scored(reference, some_pairs, options, tmp_path)
-    objective = DPOObjective.of(ForwardPass.of(tiny_model(), options), options)
-    assert evaluate(objective, scored).loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    objective = DPOObjective(ForwardPass.of(tiny_model(), options), options)
+    assert evaluate(objective, scored)["loss"] == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 @pytest.fixture

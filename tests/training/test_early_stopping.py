@@ -18,8 +18,8 @@ from templatekit.errors import ConfigError
 from templatekit.training.early_stopping import best_step, should_stop_early
 from templatekit.training.forward_pass import ForwardPass
 from templatekit.training.loop import train
-from templatekit.training.objective import SupervisedObjective
-from templatekit.training.step import EvaluationMetrics, evaluate
+from templatekit.training.objective import Objective
+from templatekit.training.step import evaluate
 from templatekit.types import TokenizedExample
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -67,10 +67,10 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Has evaluations give the made-up losses; the list says how many there were."""
     count = [0]
 
-    def pretended(objective: Any, items: Any) -> EvaluationMetrics:
+    def pretended(objective: Any, items: Any) -> dict[str, float]:
         count[0] += 1
         evaluate(objective, items)
-        return EvaluationMetrics(loss=LOSSES[(count[0] - 1) % len(LOSSES)], objective_metrics={})
+        return {"loss": LOSSES[(count[0] - 1) % len(LOSSES)]}
 
     monkeypatch.setattr("templatekit.training.loop.evaluate", pretended)
     return count
@@ -162,8 +162,8 @@ def test_a_resumed_run_keeps_the_best_of_both_halves(
     assert result.best_step is not None
     for one, other in zip(found.parameters(), expected.parameters(), strict=True):
         assert torch.equal(one, other)
-    objective = SupervisedObjective(ForwardPass.of(found, options))
-    assert evaluate(objective, examples[8:]).loss == result.eval_after
+    objective = Objective(ForwardPass.of(found, options))
+    assert evaluate(objective, examples[8:])["loss"] == result.eval_after
 
 
 def test_what_cannot_be_compared_is_refused(

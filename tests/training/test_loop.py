@@ -20,7 +20,7 @@ from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
 from templatekit.training.loop import TrainResult, train
 from templatekit.training.lora import attach_lora
-from templatekit.training.step import EvaluationMetrics, evaluate
+from templatekit.training.step import evaluate
 from templatekit.types import TokenizedExample
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -290,7 +290,7 @@ def test_a_signal_during_an_evaluation_is_heeded_after_it(
         folder.mkdir()
         calls = iter([0, 2, 4, 6, 8, 9])
 
-        def interrupted(*arguments: Any, at: int = step, calls: Iterator[int] = calls) -> EvaluationMetrics:
+        def interrupted(*arguments: Any, at: int = step, calls: Iterator[int] = calls) -> dict[str, float]:
             if next(calls) == at:
                 os.kill(os.getpid(), signal.SIGINT)
             return evaluate(*arguments)

@@ -116,7 +116,6 @@ def test_half_a_line_at_the_end_is_left_out(tmp_path: Path) -> None:
     assert read_metrics(path) == LINES
     metrics = MetricsFile(tmp_path, up_to_step=3)
     metrics.write({"step": 4, "loss": 9.0})
-    metrics.close()
     assert read_metrics(path) == [*LINES[:4], {"step": 4, "loss": 9.0}]
-    MetricsFile(tmp_path, up_to_step=0).close()
+    MetricsFile(tmp_path, up_to_step=0)
     assert path.read_text() == ""

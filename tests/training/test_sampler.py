@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError
+from templatekit.packing import pack_examples
 from templatekit.training.collator import collate_padded
 from templatekit.training.sampler import BatchSampler, epoch_order, total_steps
 from templatekit.training.split import split_rows
@@ -78,7 +79,7 @@ def test_the_first_epoch_of_chapter_7() -> None:
         examples.append(TokenizedExample(input_ids=ids, loss_weights=weights, rendered=RenderedText(text="", spans=())))
     order = BatchSampler(count=len(examples), batch_size=8, seed=123, drop_last=True)
     batches = [
-        collate_padded(examples, order.indices(step), torch.device("cpu"), pad_id=end)
+        collate_padded(pack_examples(examples, order.indices(step)), torch.device("cpu"), pad_id=end)
         for step in range(order.steps_per_epoch)
     ]
     assert len(batches) == 116

@@ -16,7 +16,7 @@ from templatekit.training.generation import generate
 from templatekit.training.loop import train
 from templatekit.training.lora import attach_lora
 from templatekit.training.model import check_vocabulary, load_model
-from templatekit.training.objective import SupervisedObjective
+from templatekit.training.objective import Objective
 from templatekit.training.save_model import final_dtype, save_model
 from templatekit.training.step import evaluate
 from templatekit.types import RenderedText, TokenizedExample
@@ -56,7 +56,7 @@ def test_the_embedded_model_trains_and_serves(tmp_path: Path) -> None:
     dtype = final_dtype(options, CPU)
     save_model(adapted, tmp_path, eos_ids=[2], pad_id=2, dtype=dtype, extra=lambda f: tokenizer.save_pretrained(f))
     served = load_model(tmp_path, device=CPU)
-    assert evaluate(SupervisedObjective(ForwardPass.of(served, options)), examples).loss == pytest.approx(
+    assert evaluate(Objective(ForwardPass.of(served, options)), examples)["loss"] == pytest.approx(
         result.eval_after, abs=0.02
     )
     found = generate(served, prompts[0], decode=tokenizer.decode, max_new_tokens=12, stop_ids=[2])

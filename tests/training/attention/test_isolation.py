@@ -49,7 +49,7 @@ def _assert_close(found: tuple[float, dict[str, Tensor]], expected: tuple[float,
 
 def _alone(model: PreTrainedModel, examples: Sequence[TokenizedExample]) -> tuple[float, dict[str, Tensor]]:
     """Each example by itself, with the model's own attention."""
-    return _run(model, [collate_padded(examples, [document], CPU) for document in range(len(examples))])
+    return _run(model, [collate_padded(pack_examples(examples, [document]), CPU) for document in range(len(examples))])
 
 
 def _pack(examples: Sequence[TokenizedExample]) -> Batch:
@@ -93,7 +93,7 @@ def test_a_padded_batch_gives_the_loss_and_gradients_of_its_examples(
 ) -> None:
     model = tiny_model(kind)
     for pad_id in (0, 63):
-        padded = collate_padded(examples, range(len(examples)), CPU, pad_id=pad_id)
+        padded = collate_padded(pack_examples(examples, range(len(examples))), CPU, pad_id=pad_id)
         _assert_close(_run(model, [padded]), _alone(model, examples))
 
 

@@ -17,7 +17,7 @@ from templatekit.errors import ConfigError
 from templatekit.training.forward_pass import ForwardPass
 from templatekit.training.kernels import compiled
 from templatekit.training.lora import attach_lora
-from templatekit.training.objective import SupervisedObjective
+from templatekit.training.objective import Objective
 from templatekit.training.step import evaluate, train_step
 from templatekit.types import TokenizedExample
 
@@ -60,13 +60,13 @@ def _options(**values: Any) -> FinetuneOptions:
 
 def _trained(model: PreTrainedModel, examples: list[TokenizedExample], **values: Any) -> list[float]:
     """Loss, gradient norm and held-out loss of three steps, each on other examples."""
-    objective = SupervisedObjective(ForwardPass.of(model, _options(**values)))
+    objective = Objective(ForwardPass.of(model, _options(**values)))
     optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.05)
     found = []
     for step in range(3):
         model.train()
         numbers = train_step(objective, optimizer, examples, range(step, 12, 2), clip_norm=1.0)
-        found += [numbers.loss, numbers.grad_norm, evaluate(objective, examples[: 4 + step]).loss]
+        found += [numbers["loss"], numbers["grad_norm"], evaluate(objective, examples[: 4 + step])["loss"]]
     return found
 
 
@@ -132,7 +132,7 @@ def test_all_sizes_and_layers_share_one_graph(
     compiler: _Compiler, tiny_model: MakeModel, examples: list[TokenizedExample]
 ) -> None:
     model = tiny_model()
-    objective = SupervisedObjective(ForwardPass.of(model, _options(compile=True)))
+    objective = Objective(ForwardPass.of(model, _options(compile=True)))
     before = compiler.graphs
     assert before
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)

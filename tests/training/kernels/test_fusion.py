@@ -21,7 +21,7 @@ from templatekit.training.kernels.elementwise import rms_norm
 from templatekit.training.kernels.fusion import Fusion, fuse
 from templatekit.training.lora import attach_lora
 from templatekit.training.model import unwrap
-from templatekit.training.objective import SupervisedObjective
+from templatekit.training.objective import Objective
 from templatekit.training.step import train_step
 from templatekit.types import TokenizedExample
 
@@ -227,11 +227,8 @@ def test_trained_weights_are_cast_once_a_step(
         forward_pass.fusion.embeddings = []  # they sum gradients in another order
         optimizer = torch.optim.SGD(model.parameters())
         documents = range(len(examples))
-        steps = [
-            train_step(SupervisedObjective(forward_pass), optimizer, examples, documents, clip_norm=1.0)
-            for _ in range(3)
-        ]
-        return [number for step in steps for number in (step.loss, step.grad_norm)], [*model.parameters()]
+        steps = [train_step(Objective(forward_pass), optimizer, examples, documents, clip_norm=1.0) for _ in range(3)]
+        return [number for step in steps for number in (step["loss"], step["grad_norm"])], [*model.parameters()]
 
     (numbers, weights), (expected, right) = trained(), trained(copied=False)
     assert numbers == expected
