@@ -25,6 +25,7 @@ from templatekit.pipeline.counts import Counts
 from templatekit.tokens.load import from_transformers, load_transformers_tokenizer, resolve_model
 from templatekit.training.data import data_fingerprints, read_splits, training_pipeline
 from templatekit.training.distributed import TrainingGroup, full_tensor, join_process_group, local_device
+from templatekit.training.generation import generate
 from templatekit.training.loop import TrainResult, train
 from templatekit.training.lora import attach_lora
 from templatekit.training.metrics import METRICS, MetricsLine
@@ -40,7 +41,6 @@ from templatekit.training.report import Cost, Progress, cost_of, plot_run
 from templatekit.training.run_folder import PICTURE, SUMMARY, lock_run, run_folder, write_json, write_recipe
 from templatekit.training.sample_answers import (
     SampledAnswer,
-    answer,
     answers_before_training,
     samples_with_prompt,
     write_samples,
@@ -151,7 +151,15 @@ def _run(
         return attach_lora(model, rank=options.lora_rank, alpha=options.lora_alpha, seed=options.seed, new_tokens=added)
 
     def ask(model: PreTrainedModel, example: Example) -> str:
-        return answer(model, pipeline, example, stops, options.max_new_tokens)
+        found = generate(
+            model,
+            pipeline.prompt_ids(example),
+            decode=tokenizer.decode,
+            max_new_tokens=options.max_new_tokens,
+            stop_ids=stops.ids,
+            stop_strings=stops.strings,
+        )
+        return found.text.strip()
 
     model = build()
     group.run_on_main(lambda: write_recipe(folder, options, adapter=adapter, template=pipeline.template.original))

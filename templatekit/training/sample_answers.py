@@ -9,12 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-from transformers import PreTrainedModel
-
 from templatekit.config.finetune_options import FinetuneOptions
-from templatekit.export.serving import Stops
-from templatekit.pipeline.pipeline import Pipeline
-from templatekit.training.generation import generate
 from templatekit.training.run_folder import write_json
 from templatekit.types import Example, Sample
 
@@ -55,17 +50,3 @@ def write_samples(folder: Path, answers: list[SampledAnswer]) -> None:
 def samples_with_prompt(samples: Iterable[Sample]) -> Iterator[Sample]:
     """The samples that have a message before the last answer."""
     return (sample for sample in samples if len(sample.example.messages) > 1)
-
-
-def answer(model: PreTrainedModel, pipeline: Pipeline, example: Example, stops: Stops, max_new_tokens: int) -> str:
-    """The model's answer to the prompt of an example."""
-    assert pipeline.tokenizer is not None
-    found = generate(
-        model,
-        pipeline.prompt_ids(example),
-        decode=pipeline.tokenizer.decode,
-        max_new_tokens=max_new_tokens,
-        stop_ids=stops.ids,
-        stop_strings=stops.strings,
-    )
-    return found.text.strip()
