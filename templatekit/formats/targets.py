@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
-from templatekit.errors import RecordError, shorten
+from templatekit.errors import NoEndMarkerError, RecordError, shorten
 from templatekit.formats.end_markers import EndMarkers
 from templatekit.formats.provenance import TrackedText
 from templatekit.formats.rendering import Rendering
@@ -50,7 +50,8 @@ class TargetFinder(NamedTuple):
     def targets(self, messages: Messages, rendering: Rendering) -> tuple[TargetSpan, ...]:
         """The targets of the last of these messages, an assistant's, in their rendering: one, or one per block.
 
-        Raises `RecordError` if the prompt is not a prefix of the text, `TemplateError` if the end marker is unknown.
+        Raises `RecordError` if the prompt is not a prefix of the text, or if the end marker of this answer alone is
+        unknown; `TemplateError` if that of every answer is.
         """
         turn = len(messages) - 1
         start = self._generation_boundary(messages[:turn], rendering.text)
@@ -59,13 +60,38 @@ class TargetFinder(NamedTuple):
         own_range = rendering.own_range(turn) or self._empty_answer_range(messages, rendering)
         content_end = max(start, own_range[1]) if own_range else start
         closing = rendering.literal_from(content_end)
-        length = self.end_markers.marker_length(
-            closing,
-            opening=rendering.literal_from(0),
-            closing_before_user=lambda: self._closing_before_user(closing, messages),
-            name=self.name,
-        )
+        try:
+            length = self.end_markers.marker_length(
+                closing,
+                opening=rendering.literal_from(0),
+                closing_before_user=lambda: self._closing_before_user(closing, messages),
+                name=self.name,
+            )
+        except NoEndMarkerError:
+            if self._ends_a_plain_answer(messages):
+                raise self._open_end(turn, closing) from None
+            raise
         return (TargetSpan(message=turn, start=start, marker_start=content_end, end=content_end + length),)
+
+    def _ends_a_plain_answer(self, messages: Messages) -> bool:
+        """Whether the template ends another answer in place of the last one: a letter, without calls or reasoning."""
+        plain = replace(messages[-1], content="x", parts=(), context="", reasoning="", tool_calls=())
+        if plain == messages[-1]:
+            return False
+        messages = (*messages[:-1], plain)
+        try:
+            self.targets(messages, Rendering.of(self.render(messages, False)))
+        except (RecordError, NoEndMarkerError):
+            return False
+        return True
+
+    def _open_end(self, turn: int, closing: str) -> RecordError:
+        return RecordError(
+            f"template {self.name!r} leaves open what ends this answer, though it ends others; found "
+            f"{shorten(closing)} after it; mend the answer, or name the text that ends it (--end-marker TEXT)",
+            field=f"messages[{turn}]",
+            reason="no_end_marker",
+        )
 
     def _generation_boundary(self, before: Messages, text: str) -> int:
         prompt = self.text(before, True)
@@ -90,15 +116,20 @@ class TargetFinder(NamedTuple):
                 yield TargetSpan(message=turn, start=block_start, marker_start=marker_start, end=end)
 
     def _empty_answer_range(self, messages: Messages, rendering: Rendering) -> tuple[int, int] | None:
-        """The empty range at which an empty answer is printed, found by rendering one letter there; None if unclear.
+        """The range at which an empty answer is printed, found by rendering one letter there; None if unclear.
 
-        A literal before that position does not end the answer.
+        A literal before that position does not end the answer. The range is empty, or holds what the template makes of
+        an empty text, such as the two quotes of `tojson`.
         """
         with_letter = Rendering.of(self.render(_with_one_letter(messages), False))
         own_range = with_letter.own_range(len(messages) - 1)
         if own_range is None or not rendering.text.startswith(with_letter.text[: own_range[0]]):
             return None
-        return own_range[0], own_range[0]
+        start = end = own_range[0]
+        for span in rendering.spans:
+            if span.start == end and span.origin.kind == "computed":
+                end = span.end
+        return start, end
 
     def _closing_before_user(self, closing: str, messages: Messages) -> str | None:
         """What stands in place of a closing if a user's turn follows, found at the first turn with this closing."""

@@ -184,7 +184,7 @@ def _broken_promise(error: Exception) -> str:
     """The name of the check whose promise is broken when a record fails with this error."""
     if isinstance(error, RecordError) and error.reason == "prompt_is_no_prefix":
         return "prompt_is_prefix"
-    if isinstance(error, NoEndMarkerError):
+    if isinstance(error, NoEndMarkerError) or (isinstance(error, RecordError) and error.reason == "no_end_marker"):
         return "end_marker_is_trained_once"
     if PRINTED_NONE in str(error):
         return "prints_no_none"

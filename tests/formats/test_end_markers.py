@@ -92,6 +92,47 @@ def test_an_unclear_end_is_an_error(closing: str) -> None:
     assert marker(made("<end>").ended_by("none")) == "<end>"
 
 
+QUOTED = "{{ m.content | tojson }}"
+DOUBLED = "{{ (m.content ~ m.content) | upper | tojson }}"
+
+
+@pytest.mark.parametrize("printed", [QUOTED, DOUBLED])
+def test_what_a_template_makes_of_an_empty_answer_belongs_to_it(printed: str) -> None:
+    """`tojson` prints two quotes that come from no character of the data; the marker is found behind them."""
+    source = made("<end>").original.replace("A{{ m.content }}", f"A{printed}")
+    template = Template(TemplateFile(name="made", source=source), strict=False)
+    empty = conversation(user("q"), assistant(""))
+    assert marker(template, empty) == marker(template) == "<end>"
+    [target] = template.render(empty, TOKENS).target_spans
+    rendered = template.render(empty, TOKENS)
+    assert rendered.text[target.start : target.end] == '""<end>'
+    longer = conversation(user("q"), assistant(""), user("r"), assistant("a"))
+    assert [len(sample.rendered.target_spans) for sample in template.samples(longer, TOKENS)] == [2]
+
+
+UNENDED = "{% if m.content != 'odd' and not m.tool_calls %}<end>{% endif %}"
+
+
+@pytest.mark.parametrize("answer", [assistant("odd"), assistant("", tool_calls=(CALL,))])
+def test_an_end_that_one_answer_leaves_open_is_an_error_of_its_row(answer: Any) -> None:
+    """The template ends other answers, so that other rows can be used."""
+
+    def with_calls(closing: str) -> Template:
+        call = "{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}"
+        source = made(closing).original.replace("A{{ m.content }}", f"A{call}")
+        return Template(TemplateFile(name="made", source=source), strict=False)
+
+    row = conversation(user("q"), answer)
+    with pytest.raises(
+        RecordError, match="leaves open what ends this answer, though it ends others; found ''"
+    ) as caught:
+        with_calls(UNENDED).samples(row, TOKENS)
+    assert (caught.value.reason, caught.value.field) == ("no_end_marker", "messages[1]")
+    assert marker(with_calls(UNENDED)) == "<end>"
+    with pytest.raises(TemplateError, match="leaves open what ends an answer"):  # negative control: it ends none
+        with_calls("").samples(row, TOKENS)
+
+
 def test_special_tokens_of_data_end_nothing() -> None:
     """A closing is the template's own text: up to the first character of another origin."""
     source = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ messages[0].content }}{% endif %}"
