@@ -22,6 +22,7 @@ from templatekit.export.serving import chat_template, stops_of
 from templatekit.hooks.loading import create_registry
 from templatekit.hooks.registry import Registry
 from templatekit.pipeline.counts import Counts
+from templatekit.pipeline.inputs import read_paths
 from templatekit.tokens.load import from_transformers, load_transformers_tokenizer, resolve_model
 from templatekit.training.data import data_fingerprints, read_splits, training_pipeline
 from templatekit.training.distributed import TrainingGroup, full_tensor, join_process_group, local_device
@@ -101,7 +102,7 @@ def finetune(
     registry = registry or create_registry()
     device = resolve_device(local_device(options.device))
     with join_process_group(device) as group, ExitStack() as locks:
-        folder = group.run_on_main(lambda: run_folder(options))
+        folder = group.run_on_main(lambda: run_folder(options, read_paths(options, registry)))
         group.run_on_main(lambda: locks.enter_context(lock_run(folder)))
         return _run(options, registry, folder, device, group, say if group.is_main else lambda line: None)
 

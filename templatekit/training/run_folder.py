@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
@@ -14,6 +14,7 @@ import yaml
 
 from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
+from templatekit.pipeline.inputs import ReadPath, check_output_folder
 from templatekit.training.checkpoint import has_checkpoints
 
 RECIPE = "recipe.yaml"
@@ -22,12 +23,15 @@ TEMPLATE = "template.jinja"
 """The template's source, with which `generate` prompts."""
 PICTURE = "loss.png"
 SUMMARY = "run.json"
+_BEFORE_RECIPE = {".lock", f".{RECIPE}"}
+"""What is in a folder before it holds a recipe."""
 
 
-def run_folder(options: FinetuneOptions) -> Path:
-    """The folder of the run, created if it does not exist.
+def run_folder(options: FinetuneOptions, read: Sequence[ReadPath] = ()) -> Path:
+    """The folder of the run, created if it does not exist. `read` is what the run reads.
 
-    Raises `ConfigError` where a new run would overwrite another, or where there is no run to resume.
+    Raises `ConfigError` where a new run would overwrite another one or any other file, where a run would overwrite what
+    it reads, or where there is no run to resume.
     """
     folder = options.output
     if folder is None:
@@ -36,9 +40,15 @@ def run_folder(options: FinetuneOptions) -> Path:
         folder = _free_folder(options)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output {str(folder)!r} is a file; expected a folder")
-    if (folder / RECIPE).exists() and not options.resume:
+    check_output_folder(folder, f"output {str(folder)!r}", read)
+    if ((folder / RECIPE).exists() or has_checkpoints(folder)) and not options.resume:
         raise ConfigError(
             f"output {str(folder)!r} holds another run; go on with it (--resume) or choose another folder (--output)"
+        )
+    if not options.resume and (others := _files_of_others(folder)):
+        raise ConfigError(
+            f"output {str(folder)!r} holds files and no run: {', '.join(map(repr, others[:3]))}; choose a new or an "
+            "empty folder (--output)"
         )
     if options.resume and not has_checkpoints(folder) and not (folder / RECIPE).exists():
         # A run that was killed before its first checkpoint has a recipe; it starts again in its own folder.
@@ -50,6 +60,16 @@ def run_folder(options: FinetuneOptions) -> Path:
     except OSError as error:
         raise ConfigError(f"output {str(folder)!r} cannot be made: {error.strerror}") from None
     return folder
+
+
+def _files_of_others(folder: Path) -> list[str]:
+    """The names in a folder that are not those of a run that was killed before it had a recipe."""
+    if not folder.exists():
+        return []
+    try:
+        return sorted({path.name for path in folder.iterdir()} - _BEFORE_RECIPE)
+    except OSError as error:
+        raise ConfigError(f"output {str(folder)!r} cannot be read: {error.strerror}") from None
 
 
 @contextmanager
@@ -91,8 +111,8 @@ def write_recipe(folder: Path, options: FinetuneOptions, *, adapter: str | None,
     """Write the options, including a detected adapter, and the template's source."""
     resolved = options.model_copy(update={"output": folder, "adapter": adapter, "resume": False})
     text = yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_text(folder / RECIPE, text)  # first: it is what makes the folder a run
     write_text(folder / TEMPLATE, template)
-    write_text(folder / RECIPE, text)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -87,7 +87,7 @@ def test_a_second_run_reads_the_cache_and_says_so(
 ) -> None:
     def render(*more: str) -> list[str]:
         done = templatekit(
-            *("render", "--tokenizer", tokenizer_folder, "--output", "rows.jsonl", *more),
+            *("render", "--tokenizer", tokenizer_folder, "--output", "rows.jsonl", "--overwrite", *more),
             env={"TEMPLATEKIT_CACHE": str(tmp_path / "kept")},
         )
         assert done.code == 0, done.err

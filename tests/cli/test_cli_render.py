@@ -335,10 +335,11 @@ def test_a_file_is_replaced_only_by_a_complete_one(templatekit: Templatekit, dat
     output = tmp_path / "out.jsonl"
     output.write_text("before")
     (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a"}\n')
-    result = templatekit("render", *data, "--output", "out.jsonl")
+    options = ("--output", "out.jsonl", "--overwrite")
+    result = templatekit("render", *data, *options)
     assert (result.code, len(result.lines)) == (2, 1)
     assert output.read_text() == "before"
-    assert templatekit("render", *data, "--output", "out.jsonl", "--on-error", "skip").code == 0
+    assert templatekit("render", *data, *options, "--on-error", "skip").code == 0
     assert json.loads(output.read_text())["row"] == 0
     assert files(tmp_path) == {"rows.jsonl", "qa.jinja", "out.jsonl"}
 
@@ -347,7 +348,7 @@ def test_a_link_stays_a_link(templatekit: Templatekit, data: list[str], tmp_path
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "out.jsonl").write_text("before")
     (tmp_path / "link.jsonl").symlink_to("real/out.jsonl")
-    assert templatekit("render", *data, "--output", "link.jsonl").code == 0
+    assert templatekit("render", *data, "--output", "link.jsonl", "--overwrite").code == 0
     assert (tmp_path / "link.jsonl").is_symlink()
     assert len((tmp_path / "real" / "out.jsonl").read_text(encoding="utf-8").splitlines()) == 2
 
@@ -443,7 +444,7 @@ def test_memory_stays_flat(endless: list[str], tmp_path: Path) -> None:
     for rows in "1000", "16000":
         pid = os.posix_spawn(
             script,
-            [str(script), "render", *options, "--limit", rows, "--output", str(tmp_path / "out.parquet"), "--json"],
+            [str(script), "render", *options, "--limit", rows, "--output", str(tmp_path / f"{rows}.parquet"), "--json"],
             os.environ,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 2, str(tmp_path / "err"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -73,7 +73,7 @@ def test_stats_on_stderr_and_as_a_picture(tmp_path: Path) -> None:
     rows = len(Path(output).read_bytes().splitlines())
     bars = [int(line.split()[-1]) for line in done.stderr.splitlines() if "–" in line]
     assert sum(bars) == rows
-    subprocess.run([*COMMAND, "--output", output, "--stats", str(picture)], capture_output=True, check=True)
+    subprocess.run([*COMMAND, "--stats", str(picture)], capture_output=True, check=True)
     assert picture.read_bytes().startswith(b"\x89PNG")
     done = subprocess.run([*COMMAND, "--stats", "x.txt"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.split(": ")[1]) == (2, "--stats 'x.txt'")
