@@ -65,8 +65,8 @@ def main() -> None:
         folder = Path(name)
         tokenizer, file, cache = save_smollm2(folder / "smollm2"), folder / "rows.jsonl", folder / "cache"
         write_numbered(file, bundled_rows(1000), count)
-        command = ["templatekit", "render", "--dataset", str(file), "--tokenizer", tokenizer, "--json", "--output"]
-        command.append(str(folder / "rows.parquet"))
+        command = ["templatekit", "render", "--dataset", str(file), "--tokenizer", tokenizer, "--json"]
+        command += ["--output", str(folder / "rows.parquet"), "--overwrite"]
         cached = [*command, "--cache", "--cache-dir", str(cache)]
         print(f"{count:,} rows")
         workers = ["--workers", "2"]

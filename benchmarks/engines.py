@@ -136,7 +136,8 @@ def transfer_sizes(data: Path, tokenizer: str, format: str, chunks: int = 20) ->
 def measure(engine: str, data: Path, tokenizer: str, format: str) -> None:
     """Print a line for the run, and one for each kind of process."""
     output = data.with_name(f"rendered.{format}")
-    options = ["--dataset", data, "--template", "alpaca", "--tokenizer", tokenizer, "--output", output]
+    options = ["--dataset", data, "--template", "alpaca", "--tokenizer", tokenizer]
+    options += ["--output", output, "--overwrite"]
     command = [sys.executable, "-m", "templatekit", "render", *map(str, options), *ENGINES[engine]]
     marker = f"BENCHMARK_RUN={os.getpid()}.{time.monotonic_ns()}"
     name, _, value = marker.partition("=")

@@ -177,7 +177,8 @@ def new(kind: str, name: str, directory: Path) -> None:
     for path, text in files.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            with path.open("x", encoding="utf-8") as file:  # also where a link leads to a file that is missing
+                file.write(text)
         except OSError as error:
             raise ConfigError(f"{str(path)!r} cannot be written: {error.strerror}") from None
         say(f"wrote {path}")

@@ -63,6 +63,13 @@ def test_nothing_is_overwritten(kind: str, templatekit: Templatekit, here: Path)
     assert written(here) == before
 
 
+def test_a_link_to_a_missing_file_is_not_followed(templatekit: Templatekit, here: Path) -> None:
+    (here / "fable.jinja").symlink_to("elsewhere")
+    refused = templatekit("new", "template", "fable")
+    assert (refused.code, len(refused.lines)) == (2, 1)
+    assert not (here / "elsewhere").exists()
+
+
 def test_the_directory_can_be_chosen(templatekit: Templatekit, here: Path) -> None:
     assert templatekit("new", "template", "fable", "--directory", "deep/er").code == 0
     assert (here / "deep/er/fable.jinja").is_file()
