@@ -18,6 +18,7 @@ from templatekit.formats.accepted_forms import AcceptedForms, Variables
 from templatekit.formats.completeness import check_complete, no_place_error
 from templatekit.formats.end_markers import EndMarkers
 from templatekit.formats.environment import (
+    PlainEnvironment,
     ProvenanceEnvironment,
     fixed_clock,
     plain_environment,
@@ -25,6 +26,7 @@ from templatekit.formats.environment import (
 )
 from templatekit.formats.kwargs import with_defaults
 from templatekit.formats.metadata import read_metadata
+from templatekit.formats.prefixes import PlainTexts, PrefixTemplate, PrefixTexts
 from templatekit.formats.provenance import TrackedText, concat, literal, plain_text, spans_of
 from templatekit.formats.rendering import Rendering
 from templatekit.formats.source import CHAT_VARIABLES, COMMON_VARIABLES, check_source
@@ -175,16 +177,16 @@ class Template:
         def render(messages: tuple[Message, ...], prompt: bool) -> TrackedText:
             return self._render_messages(messages, example, tokens, prompt=prompt, now=now, overrides=overrides)
 
-        def text(messages: tuple[Message, ...], prompt: bool) -> str:
-            if variables is None:
-                return plain_text(render(messages, prompt))
-            changed = {"messages": variables["messages"][: len(messages)], "add_generation_prompt": prompt}
-            return self._plain_text({**variables, **changed})
-
-        variables: Variables | None = None
+        text: TextFunction
         if self.kind == "chat":
             whole = self._variables(example.messages, False, example=example, tokens=tokens)
             variables = {**untracked(whole), "strftime_now": fixed_clock(now), **overrides}
+            text = PlainTexts(variables, partial(self._render_text, self._text_template), self._print_parts)
+        else:
+
+            def text(messages: tuple[Message, ...], prompt: bool) -> str:
+                return plain_text(render(messages, prompt))
+
         return Conversation(example, self._target_finder(render, text, tokens))
 
     def _target_finder(self, render: RenderFunction, text: TextFunction, tokens: SpecialTokens) -> TargetFinder:
@@ -315,14 +317,40 @@ class Template:
             )
         return text
 
-    def _plain_text(self, variables: Variables) -> str:
+    @cached_property
+    def _text_template(self) -> jinja2.Template:
+        """The template over plain text."""
+        return self._plain_template
+
+    @cached_property
+    def _prefix_template(self) -> tuple[PrefixTemplate, jinja2.Template] | None:
+        """The template that prints the parts of every beginning of a conversation; None if this one allows none."""
+        environment = self._text_environment()
+        found = PrefixTemplate.of(environment, self.source)
+        return found and (found, compile_template(environment, found.tree, self.name))
+
+    def _print_parts(self, variables: Variables) -> PrefixTexts | None:
+        """The texts of every beginning of a conversation; None if each is to be rendered by itself."""
+        if self._prefix_template is None:
+            return None
+        prefixes, template = self._prefix_template
+        try:
+            return prefixes.texts(self._render_text(template, variables), len(variables["messages"]))
+        except RecordError:  # the rendering of the one beginning that is at fault says so
+            return None
+
+    def _render_text(self, template: jinja2.Template, variables: Variables) -> str:
         """Render plain variables without provenance."""
-        with as_record_errors(self._plain_template, self.name):
-            return self._plain_template.render(variables)
+        with as_record_errors(template, self.name):
+            return template.render(variables)
 
     @staticmethod
     def _environment() -> ProvenanceEnvironment:
         return provenance_environment()
+
+    @staticmethod
+    def _text_environment() -> PlainEnvironment:
+        return plain_environment()
 
     def _mismatch_advice(self) -> str:
         if self._html_filters:

@@ -9,20 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jinja2
-from jinja2 import TemplateSyntaxError
+from jinja2 import TemplateSyntaxError, nodes
 
 from templatekit.errors import RecordError, TemplateError, TemplatekitError
 from templatekit.formats.environment import TemplateRefusal
 
 
-def compile_template(environment: jinja2.Environment, source: str, name: str) -> jinja2.Template:
-    """Compile a template's source; raise `TemplateError` if that fails."""
+def compile_template(environment: jinja2.Environment, source: str | nodes.Template, name: str) -> jinja2.Template:
+    """Compile a template's source or syntax tree; raise `TemplateError` if that fails."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # about the code that Jinja generates
             return environment.from_string(source)
     except Exception as error:  # Jinja evaluates constant expressions when it compiles
-        raise syntax_error(error, source, name) from None
+        raise syntax_error(error, source if isinstance(source, str) else "", name) from None
 
 
 def syntax_error(error: Exception, source: str, name: str) -> TemplateError:

@@ -6,10 +6,10 @@ server would feed and the answer that it would generate, with the end marker. So
 the last turn differently. Their earlier turns do not stand as served in the whole text, so each of those is trained in
 a text of its own: the conversation up to that turn.
 
-So every turn is rendered alone, as plain text, twice: with its answer and as the prompt for it. Where the plain text is
-the start of a longer text whose origins are known, its characters have the same origins, so it need not be rendered
-again to learn them. Nothing is concluded from one turn about another: a template may look at a turn's content, its
-number, or the turns around it.
+So every turn is rendered alone, as plain text: with its answer, and as the prompt for it (`prefixes` gives the texts of
+most templates at once). Where a plain text is the start of a longer text whose origins are known, its characters have
+the same origins, so it need not be rendered again to learn them. Nothing is concluded from one turn about another: a
+template may look at a turn's content, its number, or the turns around it.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ import jinja2
 
 from templatekit.errors import TemplateError
 from templatekit.formats.accepted_forms import Variables
-from templatekit.formats.environment import ProvenanceEnvironment, plain_environment
+from templatekit.formats.environment import PlainEnvironment, ProvenanceEnvironment, plain_environment
 from templatekit.formats.metadata import read_metadata
+from templatekit.formats.prefixes import PrefixTexts
 from templatekit.formats.provenance import TrackedText
 from templatekit.formats.sandbox.metering import (
     NeedsWorker,
@@ -28,7 +29,7 @@ from templatekit.formats.sandbox.metering import (
 )
 from templatekit.formats.sandbox.worker import WORKER, Request
 from templatekit.formats.template import Template
-from templatekit.formats.template_errors import as_record_errors, compile_template, syntax_error
+from templatekit.formats.template_errors import compile_template, syntax_error
 from templatekit.hooks.contracts import TemplateFile
 from templatekit.types import Example
 
@@ -125,16 +126,25 @@ class UntrustedTemplate(Template):
         metered_environment().refill(variables)
         return super()._render_variables(variables)
 
-    @cached_property
-    def _metered_plain_template(self) -> jinja2.Template:
-        metered_plain_environment().refill({})
-        return compile_template(metered_plain_environment(), self.source, self.name)
+    @staticmethod
+    def _text_environment() -> PlainEnvironment:
+        environment = metered_plain_environment()
+        environment.refill({})
+        return environment
 
-    def _plain_text(self, variables: Variables) -> str:
-        template = self._metered_plain_template
+    @cached_property
+    def _text_template(self) -> jinja2.Template:
+        return compile_template(self._text_environment(), self.source, self.name)
+
+    def _print_parts(self, variables: Variables) -> PrefixTexts | None:
+        try:
+            return super()._print_parts(variables)
+        except NeedsWorker:  # all parts together may cost more than one text may
+            return None
+
+    def _render_text(self, template: jinja2.Template, variables: Variables) -> str:
         metered_plain_environment().refill(variables)
-        with as_record_errors(template, self.name):
-            return "".join(template.root_render_func(template.new_context(variables)))
+        return super()._render_text(template, variables)
 
 
 def load_template(address: str, *, kwargs: Mapping[str, Any] | None = None) -> Template:

@@ -17,12 +17,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
 
+import jinja2
+
 from templatekit.errors import RecordError, TemplateError, TemplatekitError
 from templatekit.formats.accepted_forms import Variables
+from templatekit.formats.prefixes import PrefixTexts
 from templatekit.formats.provenance import TrackedText
 from templatekit.formats.sandbox.metering import allowance
 from templatekit.formats.template import Template
@@ -181,8 +184,11 @@ class _WorkerTemplate(Template):
     def _render_variables(self, variables: Variables) -> TrackedText:
         return self._limited(super()._render_variables, variables)
 
-    def _plain_text(self, variables: Variables) -> str:
-        return self._limited(super()._plain_text, variables)
+    def _render_text(self, template: jinja2.Template, variables: Variables) -> str:
+        return self._limited(partial(super()._render_text, template), variables)
+
+    def _print_parts(self, variables: Variables) -> PrefixTexts | None:
+        return None  # the limits are those of one text
 
     def _limited(self, render: Callable[[Variables], Text], variables: Variables) -> Text:
         """Render variables within the limits."""

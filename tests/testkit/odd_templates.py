@@ -1,0 +1,101 @@
+"""Strategies for chat templates that do something odd on a condition, and for conversations that meet it."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from templatekit import Example
+from templatekit.types import SpecialTokens
+from testkit.published import assistant, user
+
+TOKENS = SpecialTokens(bos="<s>", eos="</s>", special=frozenset({"<s>", "</s>"}))
+CONTENTS = ("a", "A", "abc", "b b", " b", "b ", "7", "12", "no", "/no_think", "x#y", "{}", "\nb", "", "ABC DEF", "é")
+
+_MESSAGE = ["m", "messages[-1]", "messages[0]", "loop.previtem", "messages[loop.index0 - 1]"]
+_TESTS = [
+    "'b' in {0}.content",
+    "'/no_think' in {0}.content",
+    "{0}.content == 'abc'",
+    "{0}.content[:1] == 'a'",
+    "{0}.content[-1:] == ' '",
+    "{0}.content is upper",
+    "{0}.content | int > 5",
+    "{0}.content | length > 2",
+    "{0}.content.startswith('a')",
+    "{0}.content.split('#') | length > 1",
+    "{0}.content | trim != {0}.content",
+    "{0}.role == 'assistant'",
+    "{0}.content",
+]
+_LOOP = [
+    "loop.last",
+    "loop.first",
+    "loop.index == {n}",
+    "loop.index0 % 4 == {n}",
+    "loop.revindex <= {n}",
+    "loop.length > {n}",
+    "loop.nextitem is defined",
+    "loop.nextitem is defined and 'b' in loop.nextitem.content",
+]
+_GLOBAL = [
+    "messages | length > {n}",
+    "messages | length % 4 == {n}",
+    "messages[1:] | selectattr('role', 'equalto', 'assistant') | list | length > {n}",
+    "messages | map(attribute='content') | join | length > {n}0",
+    "ns.seen > {n}",
+    "option",
+]
+
+
+@st.composite
+def _condition(draw: st.DrawFn, *, in_loop: bool, depth: int = 2) -> str:
+    """A condition of a template, in its loop over the messages or after it."""
+    if depth and draw(st.integers(0, 2)) == 0:
+        left, right = (draw(_condition(in_loop=in_loop, depth=depth - 1)) for _ in range(2))
+        return draw(st.sampled_from(["({0}) and ({1})", "({0}) or ({1})", "({0}) and not ({1})"])).format(left, right)
+    about_message = st.sampled_from(_TESTS).flatmap(
+        lambda test: st.sampled_from(_MESSAGE if in_loop else ["messages[-1]", "messages[0]", "messages[-2]"]).map(
+            lambda message: test.format(message)
+        )
+    )
+    number = draw(st.integers(0, 9))
+    others = st.sampled_from([*(_LOOP if in_loop else []), *_GLOBAL]).map(lambda text: text.format(n=number))
+    return draw(about_message | others)
+
+
+@st.composite
+def templates(draw: st.DrawFn) -> str:
+    """A chat template that does something odd at one to three of its places."""
+    places = ["start", "user", "before", "prompt", "content", "after", "end", "tail"]
+    odd = draw(st.lists(st.sampled_from(places), min_size=1, max_size=3, unique=True))
+
+    def at(place: str, *texts: str) -> str:
+        if place not in odd:
+            return ""
+        condition = draw(_condition(in_loop=place not in ("start", "prompt", "tail")))
+        return f"{{% if {condition} %}}{draw(st.sampled_from(texts))}{{% endif %}}"
+
+    content = draw(st.sampled_from(["m.content", "m.content | trim", "m['content']", "m.content.strip()"]))
+    if "content" in odd:
+        other = draw(
+            st.sampled_from(["m.content", "m.content | trim", "m.content.split('#')[-1]", "m.content | upper"])
+        )
+        content = f"({other}) if {draw(_condition(in_loop=True))} else ({content})"
+    ask = f"A {at('prompt', '<think></think>', '?')}"
+    return (
+        f"{{% set ns = namespace(seen=0) %}}{at('start', 'S ', '<s>')}{{% for m in messages %}}"
+        f"{{% if m.role == 'user' %}}{{% set ns.seen = ns.seen + 1 %}}U {{{{ m.content }}}}{at('user', '!', ' ')}\n"
+        f"{{% else %}}{at('before', '(note)')}A {at('after', '<think></think>', '?')}{{{{ {content} }}}}</s>"
+        f"{at('end', '~', '</s>')}{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}{ask}"
+        f"{{% else %}}{at('tail', '$')}{{% endif %}}"
+    )
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> Example:
+    """One to eight turn pairs, some of whose answers are not trained."""
+    text = st.sampled_from(CONTENTS)
+    messages = []
+    for _ in range(draw(st.integers(1, 8))):
+        messages += [user(draw(text)), assistant(draw(text), weight=draw(st.sampled_from([1.0, 1.0, 1.0, 0.0])))]
+    return Example(messages=tuple(messages))
