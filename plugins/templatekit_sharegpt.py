@@ -15,6 +15,7 @@ from templatekit import (
     RecordError,
     RecordExporter,
     hookimpl,
+    strict_json,
     text_of,
     tools_of,
     weight_of,
@@ -110,8 +111,8 @@ def _message(turn: object, where: str) -> Message:
 
 def _calls(text: str, where: str) -> tuple[Mapping[str, Any], ...]:
     try:
-        value, reason = json.loads(text), ""
-    except (ValueError, RecursionError) as error:
+        value, reason = strict_json(text), ""
+    except ValueError as error:
         value, reason = None, f"; not JSON: {error}"
     calls = value if isinstance(value, list) else [value]
     if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):

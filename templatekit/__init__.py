@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from templatekit.hooks.record_fields import WEIGHT_KEYS as WEIGHT_KEYS
     from templatekit.hooks.record_fields import as_function as as_function
     from templatekit.hooks.record_fields import objects_of as objects_of
+    from templatekit.hooks.record_fields import strict_json as strict_json
     from templatekit.hooks.record_fields import text_of as text_of
     from templatekit.hooks.record_fields import tools_of as tools_of
     from templatekit.hooks.record_fields import weight_of as weight_of
@@ -72,7 +73,7 @@ _PUBLIC_NAMES = {
     "hooks.contracts": "Adapter ModelResolver Source TemplateFile template_files",
     "hooks.exporters": "Exporter FolderExporter RecordExporter",
     "hooks.loading": "create_registry",
-    "hooks.record_fields": "WEIGHT_KEYS as_function objects_of text_of tools_of weight_of",
+    "hooks.record_fields": "WEIGHT_KEYS as_function objects_of strict_json text_of tools_of weight_of",
     "hooks.registry": "Registry",
     "hooks.specs": "hookimpl",
     "tokens.tokenizer": "Tokenizer",

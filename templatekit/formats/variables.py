@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from templatekit.errors import RecordError
 from templatekit.formats.accepted_forms import AcceptedForms, Variables
 from templatekit.formats.provenance import concat, literal, plain_text, track
+from templatekit.hooks.record_fields import strict_json
 from templatekit.types import Example, Message, SpecialTokens, field_origin
 
 CONTEXT_SEPARATOR = "\n\n"
@@ -143,23 +143,10 @@ def _call(call: Mapping[str, Any], form: str) -> Mapping[str, Any]:
 
 def _parse_object(text: str) -> Any:
     try:
-        value = json.loads(text, object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_finite)
-    except (ValueError, RecursionError):
+        value = strict_json(text)
+    except ValueError:
         return text
     return value if isinstance(value, dict) else text
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({key for key, _ in pairs}) < len(pairs):
-        raise ValueError("a key twice: the object would lose one of its values")
-    return dict(pairs)
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError("not a JSON number, or too large")
-    return number
 
 
 def untracked(value: Any) -> Any:

@@ -6,6 +6,7 @@ A field that is missing or has the wrong type is a `RecordError`; nothing is con
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -59,13 +60,38 @@ def _from_json(value: object, key: str) -> Any:
     if not isinstance(value, str) or not value.strip():
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
+        return strict_json(value)
+    except ValueError as error:
         raise RecordError(
             f"found {shorten(value)}; expected a list of objects, or JSON of one; not JSON: {error}",
             field=key,
             reason=f"bad_{key}",
         ) from None
+
+
+def strict_json(text: str) -> Any:
+    """Return the value of JSON text; raise `ValueError` for what a file of JSON may not hold either.
+
+    That is a key twice in one object, of which one value would be lost, and a number that is not finite.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a key twice in one object")
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("NaN, Infinity or a number too large")
+    return number
 
 
 def tools_of(record: Record, key: str = "tools") -> tuple[Mapping[str, Any], ...]:

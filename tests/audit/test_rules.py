@@ -25,12 +25,22 @@ def alpaca(instruction: str, output: str = "Red.", **more: str) -> dict[str, Any
     return {"instruction": instruction, "input": "", "output": output, **more}
 
 
+def calling(arguments: object) -> dict[str, Any]:
+    """A conversation whose last message calls a tool."""
+    return talk(
+        f"Call {arguments!r}",
+        "",
+        tool_calls=[{"type": "function", "function": {"name": "look", "arguments": arguments}}],
+    )
+
+
 PLAIN = talk("Hi", "Hello")
 WORDS = " ".join(map(str, range(60)))
 TRIMS = (
     "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ m.content | trim ~ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+CALLS = TRIMS.replace("m.content | trim", "m.content ~ (m.tool_calls | tojson if m.tool_calls else '')")
 ALWAYS_PROMPTS = TRIMS.replace("{% if add_generation_prompt %}", "{% if true %}")
 THINKS = TRIMS.replace("m.content | trim", "(m.reasoning_content or '') ~ m.content")
 SHORTENS = TRIMS.replace("m.content | trim", "m.content | replace('really ', '')")
@@ -201,6 +211,25 @@ CASES = (
         options={"template": LAST_THINKS},
     ),
     Case(code="empty-answer", rows=(talk("Hi", " \n"),)),
+    *(
+        Case(
+            code="tool-arguments",
+            rows=(PLAIN, calling(arguments)),
+            control=(PLAIN, calling({"city": "Oslo"}), calling('{"city": "Oslo"}'), calling(None), calling("")),
+            options={"template": CALLS},
+            found=[1],
+            parts=[kind],
+        )
+        for arguments, kind in {
+            '{"city": "Os': "not JSON",
+            '{"city": NaN}': "NaN, Infinity or a number too large",
+            '{"city": 1, "city": 2}': "a key twice in one object",
+            "5": "a number instead of an object",
+            5: "a number instead of an object",
+            '["Oslo"]': "a list instead of an object",
+            "null": "null instead of an object",
+        }.items()
+    ),
     Case(code="empty-prompt", rows=(talk("", "Hello"),)),
     Case(code="placeholder", rows=(talk("Hi", "<No output>"),), parts=["'<No output>' as assistant content"]),
     Case(code="placeholder", rows=(talk("n/a", "Hello"),), control=(talk("None of it. No?", "No."),)),

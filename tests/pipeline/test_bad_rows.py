@@ -218,6 +218,18 @@ def test_a_bad_alpaca_row(row: dict[str, Any], message: str, run: Callable[..., 
         ),
         (
             "sharegpt",
+            {"conversations": [{"from": "function_call", "value": '{"name": "f", "arguments": {"a": 1, "a": 2}}'}]},
+            """conversations[0].value: found '{"name": "f", "arguments": {"a": 1, "a": 2}}'; expected JSON with name """
+            "and arguments; not JSON: a key twice in one object",
+        ),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "human", "value": "a"}], "tools": '[{"name": "f", "x": NaN}]'},
+            """tools: found '[{"name": "f", "x": NaN}]'; expected a list of objects, or JSON of one; not JSON: NaN, """
+            "Infinity or a number too large",
+        ),
+        (
+            "sharegpt",
             {"conversations": [{"from": "human", "value": "a"}], "tools": "[1]"},
             "tools: found '[1]'; expected a list of objects, or JSON of one",
         ),
