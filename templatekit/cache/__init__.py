@@ -1,13 +1,13 @@
 """Caches samples on disk: they are tokenized once, then read from there. A stopped run continues where it ended.
 
 ```
-FOLDER/prepared-1/KEY/      KEY: the hash of everything that determines the samples
+FOLDER/prepared-2/KEY/      KEY: the hash of everything that determines the samples
     about.json              how they were made, for people
     00000000/               a shard: the samples of the records 0 to 8,191; complete, or absent
         tokens.arrow        ids, weights, row numbers: all that training reads
         texts.arrow         texts, with the origin of each character
         examples.arrow      the conversations
-        part.json           counts, and size and hash of each file
+        part.json           which shard of which entry, counts, and size and hash of each file
     00000001/ …             the last shard holds fewer records
 ```
 

@@ -104,6 +104,11 @@ def check_size(path: Path, expected: int) -> None:
         raise Damaged(f"{path}: has {size} bytes; {STATE} says {expected}")
 
 
+def place_of(folder: Path) -> dict[str, str]:
+    """Which shard of which entry lies in a folder, by the names of its path. The shard's state says the same."""
+    return {"entry": folder.parent.name, "shard": folder.name}
+
+
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a shard's state; the first line of the file is the hash of the rest."""
     import xxhash

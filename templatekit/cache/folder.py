@@ -55,8 +55,9 @@ def open_entry(folder: Path, key: str, values: Mapping[str, Any], pipeline: Pipe
         raise ConfigError(f"cache {str(folder)!r}: found a file; expected a folder; name another (--cache-dir)")
     with reporting_write_errors(folder):
         path.mkdir(parents=True, exist_ok=True)
-        if not (path / ABOUT).is_file():
+        if not _read_about(path):
             about = {
+                "key": key,
                 "dataset": pipeline.options.dataset,
                 "adapter": pipeline.options.adapter,
                 "template": pipeline.template.name,
@@ -129,10 +130,6 @@ def _entry(path: Path) -> Entry:
             shards.append(Shard(folder))
         except Damaged:
             damaged += 1
-    try:
-        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        about = {}
     return Entry(
         key=path.name,
         path=path,
@@ -142,5 +139,14 @@ def _entry(path: Path) -> Entry:
         shards=len(shards),
         age=max(0.0, time.time() - path.stat().st_mtime),
         damaged=damaged,
-        about=about if isinstance(about, dict) else {},
+        about=_read_about(path),
     )
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """What an entry's file says about it; empty if it cannot be read, or is the file of another entry."""
+    try:
+        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) and about.pop("key", None) == path.name else {}

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from templatekit.cache.atomic_files import STATE, Damaged, check_size, hash_file, read_state
+from templatekit.cache.atomic_files import STATE, Damaged, check_size, hash_file, place_of, read_state
 from templatekit.cache.reader import TableColumns
 from templatekit.cache.writer import EXAMPLES, TEXTS, TOKENS
 from templatekit.pipeline.counts import Counts
@@ -25,10 +25,11 @@ class Shard(TableColumns):
     examples = cached_property(lambda self: self._table(EXAMPLES))
 
     def __init__(self, folder: Path) -> None:
-        """Raises `Damaged` where the state or a file's size is not as written."""
+        """Raises `Damaged` where the state or a file's size is not as written, or the shard belongs elsewhere."""
         self.folder = folder
         values = read_state(folder / STATE)
         try:
+            found = {name: values[name] for name in ("entry", "shard")}
             files: Mapping[str, Any] = values["files"]
             self.records: int = values["records"]
             """Number of records that were read for the shard."""
@@ -42,6 +43,8 @@ class Shard(TableColumns):
             sizes = {name: files[name]["bytes"] for name in (TOKENS, TEXTS, EXAMPLES)}
         except (KeyError, TypeError, ValueError) as error:
             raise Damaged(f"{folder / STATE}: lacks what it should hold ({type(error).__name__}: {error})") from None
+        if found != place_of(folder):  # its hashes are right wherever it lies: only the place tells another shard
+            raise Damaged(f"{folder / STATE}: is of shard {found['shard']} of entry {found['entry']}, not of this one")
         for name, size in sizes.items():
             check_size(folder / name, size)
         self._files = files

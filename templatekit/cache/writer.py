@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from templatekit.cache.atomic_files import STATE, hash_file, staging, write_state
+from templatekit.cache.atomic_files import STATE, hash_file, place_of, staging, write_state
 from templatekit.cache.example_json import NotJsonSafe
 from templatekit.cache.tables import SampleTables
 from templatekit.pipeline.batches import SampleBatch
@@ -60,6 +60,8 @@ def write_shard(
 ) -> None:
     """Write a shard, unless another process has written it meanwhile: both are the same.
 
+    The shard says which one of which entry it is, so that `Shard` refuses it in any other place.
+
     Raises `RunError` where the disk is full; then no file is left.
     """
     import pyarrow as pa
@@ -71,6 +73,7 @@ def write_shard(
             with (folder / name).open("wb") as file, pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_batch(table)
         state = {
+            **place_of(target),
             "records": records,
             "samples": len(found),
             "counts": counts.as_dict(),

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from templatekit.config.cache_folder import cache_folder
 
-_FORMAT = "tokenizers-1"
+_FORMAT = "tokenizers-2"
 _COMPARED_BYTES = 2**26
 """Bytes at the start of a model's file that are hashed; the tokenizer comes before the weights, and has some 10 MB."""
 _READERS = ("transformers", "tokenizers", "gguf")
@@ -54,22 +54,25 @@ def cached_description(path: Path, read: Callable[[], TokenizerDescription]) -> 
 
 
 def cached_bytes(key: Iterable[str], packages: Iterable[str], make: Callable[[], bytes | None]) -> bytes | None:
-    """The result of `make`, cached under a key and the versions of some packages; None is not cached."""
+    """The result of `make`, cached under a key and the versions of some packages; None is not cached.
+
+    The digest at the start of the file is that of the key and the content: a file under another's name is not taken.
+    """
     import xxhash
 
-    digest = xxhash.xxh3_128(repr([*key, *map(_version, packages)]).encode())
-    file = cache_folder() / _FORMAT / f"{digest.hexdigest()}.bin"
+    key_digest = xxhash.xxh3_128(repr([*key, *map(_version, packages)]).encode())
+    file = cache_folder() / _FORMAT / f"{key_digest.hexdigest()}.bin"
     try:
         content = file.read_bytes()
     except OSError:
         content = b""
     found, check = content[_DIGEST_SIZE:], content[:_DIGEST_SIZE]
-    if check and xxhash.xxh3_128_digest(found) == check:  # else the file is absent or damaged
+    if check and xxhash.xxh3_128_digest(key_digest.digest() + found) == check:  # else absent, damaged or another's
         return found
     made = make()
     if made is not None:
         with suppress(OSError):
-            _write(file, xxhash.xxh3_128_digest(made) + made)
+            _write(file, xxhash.xxh3_128_digest(key_digest.digest() + made) + made)
     return made
 
 

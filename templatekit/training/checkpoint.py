@@ -278,6 +278,8 @@ def _verify(path: Path) -> Checkpoint:
         if _manifest_entry(path / name) != expected:
             raise _Damaged(f"{name} has another sha256 than the manifest says")
     state = _read_object(path / _STATE)
+    if state["step"] != _step(path):  # its hashes are right under any name
+        raise _Damaged(f"{_STATE} is of step {state['step']}")
     return Checkpoint(path=path, step=state["step"], identity=state["identity"])
 
 

@@ -23,7 +23,7 @@ from templatekit.cache import preparation as run
 from templatekit.cache import shard as shard_module
 from templatekit.cache import tables
 from templatekit.cache.example_json import NotJsonSafe, example_from_json, example_to_json
-from templatekit.cache.preparation import prepare_batches
+from templatekit.cache.preparation import prepare_batches, prepare_samples
 from templatekit.errors import ConfigError, RecordError
 from templatekit.packing.columns import TokenizedColumns, token_arrays
 from templatekit.pipeline.batches import SampleBatch
@@ -245,6 +245,72 @@ def _expected(path: Path) -> str:
     """The hash that a file should have."""
     state = json.loads((path.parent / "part.json").read_text().split("\n")[1])
     return str(state["files"][path.name]["xxh3_128"])
+
+
+def swap(one: Path, other: Path) -> None:
+    """Exchange two files or folders."""
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+def files_of(shards: list[Path]) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for shard in shards for path in shard.iterdir()}
+
+
+def test_swapped_shards_are_made_anew(bench: Any) -> None:
+    """Both have the hashes that their states say: only their places tell that they are not these shards."""
+    at = bench([alpaca(n) for n in range(12)])
+    plain = at.look(cache=True)
+    before = files_of(at.shards())
+    swap(*at.shards()[:2])
+    swapped = files_of(at.shards())
+    assert at.look(cache=True) == plain
+    assert swapped != before
+    assert files_of(at.shards()) == before
+    told = [line for line in at.said if "is damaged and made anew" in line]
+    assert len(told) == 2
+    assert "00000000/part.json: is of shard 00000001 of entry" in told[0]
+    assert "00000001/part.json: is of shard 00000000 of entry" in told[1]
+    at.look(cache=True)
+    assert not any("is damaged" in line for line in at.said)
+
+
+def test_swapped_shards_are_made_anew_for_training(bench: Any) -> None:
+    at = bench([alpaca(n) for n in range(12)])
+    rows = [sample.rendered.row for sample in prepare_samples(at.pipeline(cache=True))]
+    swap(*at.shards()[:2])
+    assert [sample.rendered.row for sample in prepare_samples(at.pipeline(cache=True))] == rows
+
+
+def test_a_shard_of_another_entry_is_made_anew(bench: Any) -> None:
+    """The same shard of two templates, then all shards of both: each time the texts are those of the template."""
+    at = bench([alpaca(n) for n in range(12)])
+    plain = at.look(cache=True)
+    others = at.look(cache=True, template="chatml")
+    assert plain != others
+    entries = sorted(path for path in at.cache.glob("prepared-*/*"))
+    swap(entries[0] / "00000001", entries[1] / "00000001")
+    assert at.look(cache=True) == plain
+    assert at.look(cache=True, template="chatml") == others
+    swap(*entries)
+    assert at.look(cache=True) == plain
+    assert at.look(cache=True, template="chatml") == others
+
+
+def test_without_its_place_a_swapped_shard_would_pass(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = bench([alpaca(n) for n in range(12)])
+    plain = at.look(cache=True)
+    swap(*at.shards()[:2])
+    monkeypatch.setattr(shard_module, "place_of", _stated_place)
+    assert at.look(cache=True) != plain
+
+
+def _stated_place(folder: Path) -> dict[str, str]:
+    """The place that a shard should have."""
+    state = json.loads((folder / "part.json").read_text().split("\n")[1])
+    return {name: state[name] for name in ("entry", "shard")}
 
 
 def test_a_file_in_the_place_of_a_part_is_removed(bench: Any) -> None:

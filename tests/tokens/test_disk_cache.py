@@ -154,6 +154,22 @@ def test_damaged_bytes_are_computed_again(damage: bytes | None, cache: Path) -> 
     assert makes.times == 2
 
 
+def test_files_under_each_others_names_are_computed_again(cache: Path) -> None:
+    """Each holds what its digest says, and is refused all the same."""
+    makes = {key: Makes(key.encode()) for key in ("one", "other")}
+    for key, make in makes.items():
+        cached_bytes([key], [], make)
+    one, other = cached_files(cache)
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+    for key, make in makes.items():
+        assert cached_bytes([key], [], make) == key.encode()
+        assert make.times == 2
+        assert cached_bytes([key], [], make) == key.encode()
+        assert make.times == 2
+
+
 def test_none_is_not_cached(cache: Path) -> None:
     makes = Makes(None)
     assert [cached_bytes(["key"], [], makes) for _ in range(2)] == [None, None]

@@ -18,6 +18,7 @@ from templatekit.training.checkpoint import (
     Checkpoint,
     check_identity,
     has_checkpoints,
+    load_best,
     newest_checkpoint,
     restore,
     save_checkpoint,
@@ -109,6 +110,25 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(tmp_path: Path, 
     assert len(damaged) == 1
     assert "step-00000002" in damaged[0]
     assert any(part in damaged[0] for part in reason.split("|")), damaged[0]
+
+
+def test_a_checkpoint_under_the_name_of_another_is_not_taken(tmp_path: Path) -> None:
+    """Every file of it has the hash of its manifest; the best step's weights would be those of another step."""
+    for step in (1, 2, 3):
+        _save(tmp_path, step)
+    folder = tmp_path / "checkpoints"
+    (folder / "step-00000003").rename(folder / "aside")
+    (folder / "step-00000002").rename(folder / "step-00000003")
+    (folder / "aside").rename(folder / "step-00000002")
+    found, damaged = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert ["step-00000003" in damaged[0], "step-00000002" in damaged[1]] == [True, True]
+    assert damaged[0].endswith("state.json is of step 2")
+    said: list[str] = []
+    assert load_best(tmp_path, _trained(0)[0], 2, said.append) is None
+    assert "state.json is of step 3" in said[0]
+    assert load_best(tmp_path, _trained(0)[0], 1, said.append) == 1
 
 
 def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path: Path) -> None:
