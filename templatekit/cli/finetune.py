@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from templatekit.cli.options import PLUGIN_DIR, add_options, given_options, load_registry, parse_setting
+from templatekit.cli.options import PLUGIN_DIR, add_options, by_name, given_options, load_registry, parse_setting
 from templatekit.cli.terminal import say
 from templatekit.config.finetune_options import FinetuneOptions
+from templatekit.config.text_files import read_text_file
 from templatekit.errors import ConfigError
 from templatekit.views import visible
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Any option by name, as in a recipe; may be given several times.",
+    help="Any option by name, as in a recipe; may be given several times, for each option once.",
 )
 @PLUGIN_DIR
 def finetune(config: Path | None, settings: tuple[str, ...], plugin_dirs: tuple[Path, ...], **options: Any) -> None:
@@ -36,7 +37,7 @@ def finetune(config: Path | None, settings: tuple[str, ...], plugin_dirs: tuple[
     transformers and vLLM can load the folder that --output names. The folder also holds all that is needed to repeat
     the run. An option on the command line overrides --set, which overrides the recipe.
     """
-    values = {**_read_recipe(config), **dict(parse_setting(setting) for setting in settings), **given_options(options)}
+    values = {**_read_recipe(config), **by_name(map(parse_setting, settings), "--set"), **given_options(options)}
     checked = FinetuneOptions.parse(values, source=str(config) if config and not settings else None)
     registry = load_registry(plugin_dirs)
     is_first = os.environ.get("RANK", "0") == "0"  # set by torchrun; one process prints for all
@@ -53,15 +54,15 @@ def _read_recipe(path: Path | None) -> dict[str, Any]:
     """Return the options of a recipe, none without one."""
     if path is None:
         return {}
-    import yaml
+    from templatekit.config.strict_yaml import parse_yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = parse_yaml(read_text_file(path))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"recipe {str(path)!r} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"recipe {str(path)!r}: expected `name: value` lines; found {type(values).__name__}")
-    return {str(name).replace("-", "_"): value for name, value in values.items()}
+    return by_name(values.items(), f"recipe {str(path)!r}")
 
 
 def _print_report(run: Run) -> None:

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from templatekit.cli.terminal import say
 from templatekit.config.options import Options
-from templatekit.errors import ConfigError
+from templatekit.errors import ConfigError, shorten
 from templatekit.hooks.loading import create_registry
 from templatekit.hooks.offers import PluginFailure
 from templatekit.hooks.registry import Registry
@@ -56,15 +56,26 @@ def given_options(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def parse_setting(text: str) -> tuple[str, Any]:
     """Parse `key=value`, with the value read as YAML as in a recipe."""
-    import yaml
+    from templatekit.config.strict_yaml import parse_yaml
 
     name, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"--set: expected key=value; found {text!r}")
     try:
-        return name.strip().replace("-", "_"), yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        return name.strip(), parse_yaml(value)
+    except ValueError as error:
         raise ConfigError(f"--set {name}: {error}") from None
+
+
+def by_name(settings: Iterable[tuple[object, Any]], origin: str) -> dict[str, Any]:
+    """Return the values of a recipe or of `--set` by option, spelt with `_` or `-`; each option may be there once."""
+    values: dict[str, Any] = {}
+    for written, value in settings:
+        name = str(written).replace("-", "_")
+        if name in values:
+            raise ConfigError(f"{origin}: {name!r} twice, as {shorten(values[name])} and {shorten(value)}; keep one")
+        values[name] = value
+    return values
 
 
 def load_registry(plugin_dirs: Iterable[Path]) -> Registry:

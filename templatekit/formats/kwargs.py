@@ -7,18 +7,18 @@ itself override them.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
 from jinja2 import nodes
 
 from templatekit.config.options import parse_pairs
+from templatekit.config.strict_yaml import parse_yaml
 from templatekit.errors import ConfigError, nearest, shorten
 from templatekit.formats.environment import plain_environment
 from templatekit.formats.source import CHAT_VARIABLES, COMMON_VARIABLES, INSTRUCTION_VARIABLES, parse
+from templatekit.hooks.record_fields import strict_json
 
 _SEPARATOR = re.compile(r",(?=\s*\w+\s*=)")
 """A comma between two kwargs; commas inside a value do not match."""
@@ -38,12 +38,12 @@ def parse_kwargs(text: str) -> dict[str, Any]:
 
 def _value(name: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return strict_json(text)
+    except ValueError:
         pass
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        value = parse_yaml(text)
+    except ValueError as error:
         raise ConfigError(f"chat_template_kwargs: {name}: found {text!r}; expected a YAML value: {error}") from None
     return value if value is None or isinstance(value, (bool, str, list, dict)) else text
 

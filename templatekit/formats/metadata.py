@@ -17,6 +17,7 @@ import yaml
 from pydantic import Field
 
 from templatekit.config.options import Options
+from templatekit.config.strict_yaml import UniqueKeys
 from templatekit.errors import ConfigError, TemplateError, shorten
 
 _COMMENT = re.compile(r"\A\s*\{#[-+]?\s*templatekit\b(?P<body>.*?)-?#\}", re.DOTALL)
@@ -25,8 +26,8 @@ MAX_LENGTH = 10_000
 """The most characters of a leading comment. Parsing some nested YAML takes time quadratic in its length."""
 
 
-class _TextLoader(yaml.BaseLoader):
-    """Loads YAML scalars as text and refuses aliases, a few of which can expand to gigabytes."""
+class _TextLoader(UniqueKeys, yaml.BaseLoader):
+    """Loads YAML scalars as text; refuses a key twice, and aliases, a few of which can expand to gigabytes."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Raise for an alias."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from templatekit.config.text_files import read_text_file
 from templatekit.errors import RecordError, TemplateError
 from templatekit.types import Example, Record
 
@@ -103,8 +104,8 @@ def template_files(folder: str | Path) -> list[TemplateFile]:
     files = []
     for path in sorted(Path(folder).glob("*.jinja"), key=lambda path: path.stem):
         try:
-            files.append(TemplateFile(name=path.stem, source=path.read_text(encoding="utf-8"), path=str(path)))
-        except (OSError, UnicodeDecodeError) as error:
+            files.append(TemplateFile(name=path.stem, source=read_text_file(path), path=str(path)))
+        except (OSError, ValueError) as error:
             raise TemplateError(f"template file {str(path)!r} cannot be read: {error}") from None
     return files
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from testkit.command_line import InProcess, Result
 
 from templatekit import ConfigError, DataOptions, FinetuneOptions, TemplatekitError, TokenizerError, prepare, render
 from templatekit.config.options import Options
+from templatekit.config.strict_yaml import parse_yaml
 
 GOOD = [{"instruction": f"add {row}", "output": "x" * row} for row in range(1, 5)]
 ROWS = "rows.json"
@@ -144,12 +146,44 @@ def test_wrong_values_are_named(options: type[Options], values: dict[str, Any], 
         ("", "recipe 'recipe.yaml': expected `name: value` lines; found NoneType"),
         ("a: [", "recipe 'recipe.yaml' cannot be read: "),
         ("\x00", "recipe 'recipe.yaml' cannot be read: "),
+        ("epochs: 1\nlora: true\nepochs: 2", "recipe 'recipe.yaml' cannot be read: found key 'epochs' twice"),
+        ("chat_template_kwargs: {a: {b: 1, 'b': 2}}", "recipe 'recipe.yaml' cannot be read: found key 'b' twice"),
+        ("batch_size: 1\nbatch-size: 2", "recipe 'recipe.yaml': 'batch_size' twice, as 1 and 2; keep one"),
+        ("epochs: 2024-13-45", "recipe 'recipe.yaml' cannot be read: month must be in 1..12"),
+        ("[" * 5_000, "recipe 'recipe.yaml' cannot be read: nested too deeply"),
+        ("#" * 1_000_001, "recipe 'recipe.yaml' cannot be read: found 1,000,001 bytes; expected at most 1,000,000"),
         ("!!python/object/apply:os.system ['true']", "recipe 'recipe.yaml' cannot be read: "),
     ],
 )
 def test_a_wrong_recipe(recipe: str, message: str, run: InProcess) -> None:
     Path("recipe.yaml").write_text(recipe)
     assert refused(run("finetune", "--config", "recipe.yaml")).startswith(f"Error: {message}")
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "pipe"])
+def test_a_recipe_is_a_regular_file(path: str, run: InProcess) -> None:
+    os.mkfifo("pipe")
+    message = f"Error: recipe {path!r} cannot be read: found a pipe, a socket or a device; expected a regular file"
+    assert refused(run("finetune", "--config", path)).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["epochs=1", "lora=true", "epochs=2"], "--set: 'epochs' twice, as 1 and 2; keep one"),
+        (["batch-size=1", "batch_size=1"], "--set: 'batch_size' twice, as 1 and 1; keep one"),
+        (["chat_template_kwargs={a: 1, a: 2}"], "--set chat_template_kwargs: found key 'a' twice"),
+        (["epochs=0", "lora=true"], "epochs: found 0; expected a number greater than 0"),  # no two of a name
+    ],
+)
+def test_an_option_is_set_once(settings: list[str], message: str, run: InProcess) -> None:
+    arguments = [argument for setting in settings for argument in ("--set", setting)]
+    assert refused(run("finetune", *arguments)).startswith(f"Error: {message}")
+
+
+def test_keys_of_a_merge_may_be_overridden() -> None:
+    assert parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}") == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}}
+    assert parse_yaml("[{x: 1}, {x: 2}, {1: a, '1': b}]") == [{"x": 1}, {"x": 2}, {1: "a", "1": "b"}]
 
 
 def test_numbers_in_a_recipe_may_be_text() -> None:

@@ -72,7 +72,11 @@ def test_kwargs_of_the_command_line(text: str, kwargs: dict[str, Any]) -> None:
     assert list(map(type, found.values())) == list(map(type, kwargs.values()))
 
 
-@pytest.mark.parametrize("text", ["enable_thinking", "=1", "a=", "a=1,a=2", "a=[1", "a=1,,b=2", 'a="x, b=1"'])
+WRONG = ("enable_thinking", "=1", "a=", "a=1,a=2", "a=[1", "a=1,,b=2", 'a="x, b=1"')
+TWICE = ("a={x: 1, x: 2}", 'a={"x": 1, "x": 2}')
+
+
+@pytest.mark.parametrize("text", [*WRONG, *TWICE])
 def test_invalid_kwargs_are_errors(text: str) -> None:
     if text == "a=1,,b=2":  # a comma within the value
         assert parse_kwargs(text) == {"a": "1,", "b": 2}

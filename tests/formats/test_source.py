@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import jinja2
@@ -21,6 +22,7 @@ from templatekit import (
     load_template,
     template_files,
 )
+from templatekit.config.text_files import MAX_BYTES
 from templatekit.formats.metadata import TemplateMetadata, read_metadata
 from templatekit.formats.sandbox.untrusted import UntrustedTemplate
 from templatekit.formats.source import check_source
@@ -158,6 +160,33 @@ def test_a_missing_or_unreadable_file(tmp_path: Path) -> None:
         load_template(str(tmp_path / "latin.jinja"))
 
 
+def test_a_template_is_a_regular_file_of_bounded_size(tmp_path: Path) -> None:
+    """A pipe may have no writer, so that reading it never ends; a device ends never."""
+    path = tmp_path / "odd.jinja"
+    os.mkfifo(path)
+    expected = "found a pipe, a socket or a device; expected a regular file"
+    for read in (lambda: load_template(str(path)), lambda: template_files(tmp_path)):
+        with pytest.raises(TemplateError, match=f"odd.jinja' cannot be read: {expected}"):
+            read()
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(TemplateError, match=expected):
+        load_template(str(path))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(TemplateError, match="found a folder; expected a file"):
+        load_template(str(path))
+    path.rmdir()
+    source = "{{ instruction }}{{ response }}"
+    path.write_text(source + "é" * (MAX_BYTES // 2))
+    with pytest.raises(TemplateError, match=r"found 1,000,031 bytes; expected at most 1,000,000"):
+        load_template(str(path))
+    (tmp_path / "real").write_text(source)
+    path.unlink()
+    path.symlink_to("real")  # a link to a file is one
+    assert load_template(str(path)).original == template_files(tmp_path)[0].source == source
+
+
 def test_line_endings_do_not_matter() -> None:
     unix = "{#- templatekit\nstop: [x]\n#}\nA\n{{ instruction }}\n\nB: {{ response }}\n"
     for ending in ("\r\n", "\r"):
@@ -202,6 +231,8 @@ METADATA = {
     "not a mapping": ("- a\n- b", "must hold `key: value` lines; found ['a', 'b']"),
     "keys that are no names": ("1: x", "leading comment: unknown option '1'"),
     "aliases, which may stand for gigabytes": ("stop: &a [x]\ndescription: *a", "aliases are not taken here"),
+    "a key twice": ("stop: [x]\nstop: [y]", "the leading comment is not YAML: found key 'stop' twice"),
+    "an inner key twice": ("capabilities: {system: true, system: false}", "found key 'system' twice"),
     "endless nesting": ("[" * 5_000, "the leading comment is not YAML"),
 }
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 
 import jinja2
 
+from templatekit.config.text_files import read_text_file
 from templatekit.errors import TemplateError
 from templatekit.formats.accepted_forms import Variables
 from templatekit.formats.environment import PlainEnvironment, ProvenanceEnvironment, plain_environment
@@ -151,7 +152,7 @@ def load_template(address: str, *, kwargs: Mapping[str, Any] | None = None) -> T
     """Read a template from a `.jinja` file, with values for the variables beyond the standard ones that it reads."""
     path = Path(address)
     try:
-        source = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        source = read_text_file(path)
+    except (OSError, ValueError) as error:
         raise TemplateError(f"template file {address!r} cannot be read: {error}") from None
     return UntrustedTemplate(TemplateFile(name=path.stem, source=source, path=str(path)), kwargs=kwargs)
