@@ -1,77 +1,23 @@
-"""Generated templates with odd conditions, compared with two renderings by transformers of each turn alone.
-
-The oracle knows nothing of this project: transformers renders the messages before a turn as the prompt that a server
-feeds, and the messages up to the turn as the text that the turn ends.
-"""
+"""Generated templates with odd conditions, compared with two renderings by transformers of each turn alone."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from unittest.mock import patch
 
-import jinja2
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from testkit.budget import LONG, budget
-from testkit.odd_templates import TOKENS, conversations, templates
+from testkit.odd_templates import Wrong, check, conversations, made, templates
 from testkit.published import assistant, user
-from testkit.theirs import rendered
 
-from templatekit import Example, Message, RecordError, Template, TemplateError, TemplateFile
+from templatekit import Example, TemplateError
 from templatekit.formats.rendering import Rendering
 from templatekit.formats.tracing import trace_tree
 from templatekit.formats.turns import Conversation, _ServedTurn
-
-
-def made(source: str) -> Template:
-    return Template(TemplateFile(name="made", source=source), strict=False)
-
-
-class Wrong(AssertionError):
-    """A turn is trained otherwise than it is served."""
-
-
-def served(source: str, messages: Sequence[Message], turn: int) -> tuple[str, str]:
-    """The prompt that transformers renders before a turn, and the text up to and with the turn."""
-    rows = [{"role": message.role, "content": message.content} for message in messages]
-    prompt, _ = rendered(source, rows[:turn], TOKENS, add_generation_prompt=True)
-    return prompt, rendered(source, rows[: turn + 1], TOKENS)[0]
-
-
-def _can_be_trained(source: str, messages: Sequence[Message], turns: Sequence[int]) -> bool:
-    """Whether transformers renders the whole conversation, and each turn behind its prompt."""
-    try:
-        pairs = [served(source, messages, turn) for turn in [*turns, len(messages) - 1]]
-    except (jinja2.TemplateError, IndexError, TypeError, ValueError, AttributeError):
-        return False
-    return all(text.startswith(prompt) for prompt, text in pairs[:-1])
-
-
-def check(source: str, template: Template, example: Example) -> str:
-    """Raise `Wrong` where a turn is trained behind another prompt or with another answer; return what came of it."""
-    wanted = [turn for turn, message in enumerate(example.messages) if message.role == "assistant" and message.weight]
-    try:
-        samples = template.samples(example, TOKENS)
-    except RecordError as error:
-        if _can_be_trained(source, example.messages, wanted):
-            raise Wrong(f"refused without need: {error}") from error
-        return error.reason or "refused"
-    trained = Counter[int]()
-    for sample in samples:
-        for target in sample.rendered.target_spans:
-            prompt, text = served(source, example.messages, target.message)
-            if sample.rendered.text[: target.start] != prompt:
-                raise Wrong(f"turn {target.message}: another prompt than a server feeds")
-            if sample.rendered.text[: target.end] != text[: target.end]:
-                raise Wrong(f"turn {target.message}: another answer than a server continues")
-            trained[target.message] += bool(example.messages[target.message].weight)
-    if +trained != Counter(wanted):
-        raise Wrong(f"trained {dict(trained)}, wanted {wanted}")
-    return f"{len(samples)} samples" if len(samples) < 3 else "3 samples or more"
 
 
 @settings(max_examples=20_000 if LONG else budget(400), suppress_health_check=list(HealthCheck))

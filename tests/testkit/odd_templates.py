@@ -1,12 +1,21 @@
-"""Strategies for chat templates that do something odd on a condition, and for conversations that meet it."""
+"""Chat templates that do something odd on a condition, conversations that meet it, and how both would be served.
+
+The oracle knows nothing of this project: transformers renders the messages before a turn as the prompt that a server
+feeds, and the messages up to the turn as the text that the turn ends.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
+import jinja2
 from hypothesis import strategies as st
 
-from templatekit import Example
+from templatekit import Example, Message, RecordError, Template, TemplateFile
 from templatekit.types import SpecialTokens
 from testkit.published import assistant, user
+from testkit.theirs import rendered
 
 TOKENS = SpecialTokens(bos="<s>", eos="</s>", special=frozenset({"<s>", "</s>"}))
 CONTENTS = ("a", "A", "abc", "b b", " b", "b ", "7", "12", "no", "/no_think", "x#y", "{}", "\nb", "", "ABC DEF", "é")
@@ -99,3 +108,50 @@ def conversations(draw: st.DrawFn) -> Example:
     for _ in range(draw(st.integers(1, 8))):
         messages += [user(draw(text)), assistant(draw(text), weight=draw(st.sampled_from([1.0, 1.0, 1.0, 0.0])))]
     return Example(messages=tuple(messages))
+
+
+def made(source: str) -> Template:
+    return Template(TemplateFile(name="made", source=source), strict=False)
+
+
+class Wrong(AssertionError):
+    """A turn is trained otherwise than it is served."""
+
+
+def served(source: str, messages: Sequence[Message], turn: int) -> tuple[str, str]:
+    """The prompt that transformers renders before a turn, and the text up to and with the turn."""
+    rows = [{"role": message.role, "content": message.content} for message in messages]
+    prompt, _ = rendered(source, rows[:turn], TOKENS, add_generation_prompt=True)
+    return prompt, rendered(source, rows[: turn + 1], TOKENS)[0]
+
+
+def _can_be_trained(source: str, messages: Sequence[Message], turns: Sequence[int]) -> bool:
+    """Whether transformers renders the whole conversation, and each turn behind its prompt."""
+    try:
+        pairs = [served(source, messages, turn) for turn in [*turns, len(messages) - 1]]
+    except (jinja2.TemplateError, IndexError, TypeError, ValueError, AttributeError):
+        return False
+    return all(text.startswith(prompt) for prompt, text in pairs[:-1])
+
+
+def check(source: str, template: Template, example: Example) -> str:
+    """Raise `Wrong` where a turn is trained behind another prompt or with another answer; return what came of it."""
+    wanted = [turn for turn, message in enumerate(example.messages) if message.role == "assistant" and message.weight]
+    try:
+        samples = template.samples(example, TOKENS)
+    except RecordError as error:
+        if _can_be_trained(source, example.messages, wanted):
+            raise Wrong(f"refused without need: {error}") from error
+        return error.reason or "refused"
+    trained = Counter[int]()
+    for sample in samples:
+        for target in sample.rendered.target_spans:
+            prompt, text = served(source, example.messages, target.message)
+            if sample.rendered.text[: target.start] != prompt:
+                raise Wrong(f"turn {target.message}: another prompt than a server feeds")
+            if sample.rendered.text[: target.end] != text[: target.end]:
+                raise Wrong(f"turn {target.message}: another answer than a server continues")
+            trained[target.message] += bool(example.messages[target.message].weight)
+    if +trained != Counter(wanted):
+        raise Wrong(f"trained {dict(trained)}, wanted {wanted}")
+    return f"{len(samples)} samples" if len(samples) < 3 else "3 samples or more"
