@@ -65,7 +65,7 @@ class Checkpoint:
     step: int
     """Optimizer steps done."""
     identity: Mapping[str, Any]
-    """A run must have the same to resume from here: its options, and fingerprints of data, template and tokenizer."""
+    """A run must have the same to resume from here: options, fingerprints of data, template, tokenizer and model."""
 
 
 def run_identity(
@@ -163,17 +163,10 @@ def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
         )
 
 
-def resume_run(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    identity: Mapping[str, Any],
-    *,
-    resume: bool,
-    group: TrainingGroup,
-    warn: Callable[[str], None],
-) -> int:
-    """Restore the newest checkpoint that is not damaged. Returns the count of steps done, 0 for a run that starts anew.
+def checkpoint_to_resume(
+    folder: Path, identity: Mapping[str, Any], *, resume: bool, warn: Callable[[str], None]
+) -> Checkpoint | None:
+    """The newest checkpoint that is not damaged, to be restored; None for a run that starts anew.
 
     Raises `ConfigError` for a checkpoint of another run, and without `resume` for any checkpoint in the folder;
     `RunError` where all checkpoints are damaged.
@@ -181,17 +174,16 @@ def resume_run(
     if not resume:
         if has_checkpoints(folder):
             raise ConfigError(f"output {str(folder)!r} holds checkpoints of a run; use --resume or another --output")
-        return 0
+        return None
     checkpoint, damaged = newest_checkpoint(folder)
     for message in damaged:
         warn(message)
     if checkpoint is None:
         if damaged:
             raise RunError(f"no checkpoint in {str(folder)!r} is whole; begin anew in another --output")
-        return 0
+        return None
     check_identity(checkpoint, identity)
-    restore(checkpoint, model, optimizer, group)
-    return checkpoint.step
+    return checkpoint
 
 
 def load_best(folder: Path, model: nn.Module, step: int, warn: Callable[[str], None]) -> int | None:

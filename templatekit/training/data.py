@@ -135,7 +135,7 @@ def _split_samples(items: Sequence[Sample], options: FinetuneOptions) -> dict[st
 def data_fingerprints(
     pipeline: Pipeline, items: Sequence[TokenizedExample] | Sequence[TokenizedPair]
 ) -> dict[str, str]:
-    """Fingerprints of data, template and tokenizer. A checkpoint resumes only with equal ones.
+    """Fingerprints of data, template and tokenizer. A checkpoint resumes only with equal ones, and the model's.
 
     The fingerprint of the data consists of hashes of the concatenated lengths, ids and weights. It is the same for
     columnar examples and for a list.

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from templatekit.cache import ColumnarExamples
 from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
-from templatekit.training.checkpoint import load_best, resume_run, run_identity, save_checkpoint
+from templatekit.training.checkpoint import checkpoint_to_resume, load_best, restore, run_identity, save_checkpoint
 from templatekit.training.distributed import SINGLE_PROCESS, TrainingGroup
 from templatekit.training.dpo import HELD_OUT_REFERENCE, REFERENCE, DPOObjective, precompute_reference
 from templatekit.training.early_stopping import best_step, should_stop_early
@@ -76,9 +76,10 @@ def train(
 
     A step trains on `options.batch_size` examples, or pairs with `options.method="dpo"`. With `options.resume` the run
     continues from its newest checkpoint that is not damaged, with the same losses as without the stop. `fingerprints`
-    (of data, template, tokenizer) have to be the same then. `say` gets a line on how a step is computed; `report` gets
-    `{"step", "total_steps"}` and then each line of the metrics. torch's random generators are seeded; only dropout
-    draws from them. In a `group` of several processes each calls this with the same arguments, and the main one writes.
+    (of data, template, tokenizer, model) have to be the same then. `say` gets a line on how a step is computed;
+    `report` gets `{"step", "total_steps"}` and then each line of the metrics. torch's random generators are seeded;
+    only dropout draws from them. In a `group` of several processes each calls this with the same arguments, and the
+    main one writes.
 
     Raises `ConfigError` for options that do not fit the model, the examples or the checkpoint; `RunError` where a loss
     or gradient is not finite, or the disk is full. The first SIGINT or SIGTERM ends the run with `KeyboardInterrupt`
@@ -101,6 +102,8 @@ def train(
     identity = run_identity(
         options, bf16=forward_pass.bf16, example_count=len(examples), fingerprints=fingerprints or {}
     )
+    # Before anything is written to the folder, such as DPO's reference: the checkpoint may be of another run.
+    checkpoint = checkpoint_to_resume(folder, identity, resume=options.resume, warn=warn)
     torch.manual_seed(options.seed + group.rank)
     objective = Objective(forward_pass)
     items, held_out_items = cast("Sequence[Any]", examples), cast("Sequence[Any]", held_out)
@@ -110,7 +113,10 @@ def train(
         first_epoch = [sampler.indices(step) for step in range(sampler.steps_per_epoch)]
         items = score(items, path=folder / REFERENCE, steps=first_epoch)
         held_out_items = score(held_out_items, path=folder / HELD_OUT_REFERENCE) if held_out else []
-    start = resume_run(folder, model, optimizer, identity, resume=options.resume, group=group, warn=warn)
+    start = 0
+    if checkpoint is not None:
+        restore(checkpoint, model, optimizer, group)
+        start = checkpoint.step
     save = partial(save_checkpoint, folder, model=model, optimizer=optimizer, identity=identity, group=group)
 
     metrics = MetricsFile(folder, up_to_step=start, group=group)

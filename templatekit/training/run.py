@@ -18,12 +18,14 @@ from transformers import PreTrainedModel
 
 from templatekit import __version__
 from templatekit.config.finetune_options import FinetuneOptions
+from templatekit.errors import RunError
 from templatekit.export.serving import chat_template, stops_of
 from templatekit.hooks.loading import create_registry
 from templatekit.hooks.registry import Registry
 from templatekit.pipeline.counts import Counts
 from templatekit.pipeline.inputs import read_paths
 from templatekit.tokens.load import from_transformers, load_transformers_tokenizer, resolve_model
+from templatekit.training.checkpoint import has_checkpoints
 from templatekit.training.data import data_fingerprints, read_splits, training_pipeline
 from templatekit.training.distributed import TrainingGroup, full_tensor, join_process_group, local_device
 from templatekit.training.generation import generate
@@ -34,6 +36,7 @@ from templatekit.training.model import (
     add_token_embeddings,
     check_vocabulary,
     load_model,
+    model_fingerprints,
     resolve_device,
     trainable_parameters,
 )
@@ -141,8 +144,17 @@ def _run(
     served.chat_template = chat_template(pipeline.template, tokenizer.special_tokens)
     check_prompts(served, pipeline, splits.serving_samples)
 
+    base: dict[str, str] = {}
+
     def build(*, quantized: bool = options.quantize is not None) -> PreTrainedModel:
         model = load_model(address, device=device)
+        found = model_fingerprints(model)
+        if found != (base or found):
+            raise RunError(
+                f"model {options.model!r} changed during the run, and the trained weights belong to the one before; "
+                "put it back and go on from the last checkpoint (--resume)"
+            )
+        base.update(found)
         add_token_embeddings(model, added)
         check_vocabulary(model, tokenizer.vocabulary_size)
         if quantized:
@@ -163,12 +175,15 @@ def _run(
         return found.text.strip()
 
     model = build()
-    group.run_on_main(lambda: write_recipe(folder, options, adapter=adapter, template=pipeline.template.original))
+    record = partial(write_recipe, folder, options, adapter=adapter, template=pipeline.template.original)
+    goes_on = options.resume and has_checkpoints(folder)
+    if not goes_on:  # else the checkpoint may refuse these options
+        group.run_on_main(record)
     samples = group.run_on_main(
         lambda: answers_before_training(folder, options, splits.prompt_samples, partial(ask, model))
     )
     examples = splits.train
-    fingerprints = data_fingerprints(pipeline, examples)
+    fingerprints = {**data_fingerprints(pipeline, examples), **base}
     with ExitStack() as reporters:
         receivers: list[Callable[[MetricsLine], None]] = []
         if group.is_main:
@@ -189,6 +204,8 @@ def _run(
     trained = _whole_model(model, build, options, group)
 
     def finish() -> Run:
+        if goes_on:
+            record()
         for answered, sample in zip(samples, samples_with_prompt(splits.prompt_samples), strict=False):
             answered.after = ask(trained, sample.example)
         write_samples(folder, samples)
