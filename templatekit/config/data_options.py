@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from templatekit.config.addresses import Address
 from templatekit.config.filter_expression import FilterExpression
 from templatekit.config.options import JsonValue, Options, PositiveInt, refuse_bool
 from templatekit.config.train_on import parse_train_on
@@ -50,13 +51,22 @@ def _parsed_by(parse: Callable[[str], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _parse_address(text: str) -> Address:
+    if not text.strip():
+        raise ValueError("expected a file, a folder, a URL, a hub name, `starter` or `-` (`.` is the current folder)")
+    return Address(text)
+
+
+DataAddress = Annotated[str, AfterValidator(_parse_address)]
+"""The address of a data set: never empty, and its passwords and tokens are not shown (see `Address`)."""
+
 Filter = Annotated[str, _parsed_by(FilterExpression)]
 
 
 class MixedSet(Options):
     """One data set of a mixture. Fields that are None have the value of the same option of the whole mixture."""
 
-    dataset: str = Field(description="The address of its records.")
+    dataset: DataAddress = Field(description="The address of its records.")
     name: str | None = Field(None, description="Its name in rows and counts; by default its address.")
     weight: Annotated[float, BeforeValidator(refuse_bool), Field(gt=0)] | None = Field(
         None, description="How often its rows are drawn, relative to other sets; 1 if only other sets have a weight."
@@ -90,7 +100,7 @@ class DataOptions(Options):
     nested: ClassVar[Mapping[str, type[Options]]] = {"mix": MixedSet}
 
     # Records
-    dataset: str = Field("starter", description="A file, a folder, a hub name, or `starter`, the bundled set.")
+    dataset: DataAddress = Field("starter", description="A file, a folder, a hub name, or `starter`, the bundled set.")
     mix: tuple[Annotated[MixedSet, BeforeValidator(_parse_mixed_set)], ...] = Field(
         (),
         description="One of several sets to mix, in place of --dataset: `ADDRESS,weight=2,template=chatml,…`, with "
@@ -162,6 +172,11 @@ class DataOptions(Options):
         None, description="Shuffle the records with this seed."
     )
     shuffle_buffer: PositiveInt = Field(10_000, description="How many records the shuffle buffer holds.")
+    max_record_size: PositiveInt = Field(
+        16,
+        description="The largest record, in MB of its text; a larger one is an error in its row, and so is white space "
+        "of this size before a row.",
+    )
     on_error: Literal["stop", "skip"] = Field("stop", description="What to do with a record that cannot be used.")
 
     # Cache

@@ -15,6 +15,7 @@ from templatekit.hooks.contracts import Adapter
 from templatekit.hooks.registry import Registry
 from templatekit.sources import map_columns, open_source
 from templatekit.sources.grouping import columns_of, group_records
+from templatekit.sources.limits import MEGABYTE, Limits
 from templatekit.sources.shuffle import shuffled, with_row
 from templatekit.types import Example, Message, PreferenceExample, Record
 
@@ -40,8 +41,11 @@ class Reader:
     def open(self, records: Iterable[Any] | None = None) -> Iterator[Record | RecordError]:
         """The records of the options' data set, or a caller's own, with columns renamed; see `select`."""
         if records is None:
-            return self.select(open_source(self.options.dataset, self.registry, columns=self.options.columns))
-        return self.select(_rename_columns(records, self.options.columns))
+            limits = Limits(record=self.options.max_record_size * MEGABYTE)
+            records = open_source(self.options.dataset, self.registry, columns=self.options.columns, limits=limits)
+        else:
+            records = _rename_columns(records, self.options.columns)
+        return self.select(records)
 
     def select(self, records: Iterable[Record | RecordError]) -> Iterator[Record | RecordError]:
         """At most `limit` of the records, filtered, without duplicates and shuffled as the options say.

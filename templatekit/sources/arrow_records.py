@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import io
 import mmap
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, cast
 
 from templatekit.errors import RecordError, SourceError, shorten
+from templatekit.sources.compression import Rewindable, stop_rewinding
 from templatekit.sources.files import FileSource, check_column_names, extension, is_folder, require_records, to_path
+from templatekit.sources.limits import Limits, in_megabytes, too_large
+from templatekit.sources.parquet_pages import pages_of
 from templatekit.types import Record
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 EXTENSIONS = (".parquet", ".arrow", ".feather", ".ipc")
 _BATCH_ROWS = 512
+_BATCH_BYTES = 1 << 25
+"""Of how many bytes Python objects are made at a time, unless one row has more."""
+_PAGE_RECORDS = 16
+"""How many records of the largest size a page may have, which Arrow decodes as a whole."""
 _PARQUET, _FILE, _STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 
 
@@ -34,19 +43,20 @@ class ArrowSource(FileSource):
 
     def read_stream(self, stream: BinaryIO, address: str) -> Iterator[Record | RecordError]:
         """The rows. Text stays text; numbers, times and bytes become Python objects."""
-        yield from require_records(_rows(stream, address), address)
+        yield from require_records(_rows(stream, address, self.limits), address)
 
 
-def _rows(file: BinaryIO, address: str) -> Iterator[Record | RecordError]:
+def _rows(file: BinaryIO, address: str, limits: Limits) -> Iterator[Record | RecordError]:
     import pyarrow as pa
 
     row = 0
     with ExitStack() as stack:
         try:
-            schema, batches = _open(file, address, stack)
+            file = _seekable(file, address, limits, stack)
+            schema, batches = _open(file, address, stack, limits)
             check_column_names(schema.names, address)
             for batch in batches:
-                for record in _to_python(batch):
+                for record in _to_python(batch, limits):
                     yield record.at(address, row) if isinstance(record, RecordError) else record
                     row += 1
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -58,7 +68,27 @@ def _rows(file: BinaryIO, address: str) -> Iterator[Record | RecordError]:
             ) from error
 
 
-def _open(file: BinaryIO, address: str, stack: ExitStack) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+def _seekable(file: BinaryIO, address: str, limits: Limits, stack: ExitStack) -> BinaryIO:
+    """The file itself; a stream is copied to a temporary file, since these formats are read from their ends."""
+    if not isinstance(getattr(file, "raw", None), Rewindable):
+        return file
+    stop_rewinding(file)
+    copy = cast("BinaryIO", stack.enter_context(tempfile.TemporaryFile()))  # noqa: SIM115 - the stack closes it
+    size = 0
+    while chunk := file.read(1 << 20):
+        size += len(chunk)
+        if size > limits.unpacked:
+            raise SourceError(
+                f"{address}: found more than {in_megabytes(limits.unpacked)} in a stream; expected less, since it is "
+                "copied before it is read; decompress or download it, or write JSON Lines (to allow more: "
+                "--max-record-size)"
+            )
+        copy.write(chunk)
+    copy.seek(0)
+    return copy
+
+
+def _open(file: BinaryIO, address: str, stack: ExitStack, limits: Limits) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """The file's schema, and its rows in batches. The first bytes decide the format."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -67,7 +97,7 @@ def _open(file: BinaryIO, address: str, stack: ExitStack) -> tuple[pa.Schema, It
     file.seek(0)
     if magic.startswith(_PARQUET):
         parquet = stack.enter_context(pq.ParquetFile(file, pre_buffer=False))
-        return parquet.schema_arrow, parquet.iter_batches(batch_size=_BATCH_ROWS)
+        return parquet.schema_arrow, _parquet_batches(parquet, file, address, limits)
     if magic.startswith(_FILE):
         reader = stack.enter_context(pa.ipc.open_file(_mapped(file)))
         return reader.schema, _sliced(reader.get_batch(index) for index in range(reader.num_record_batches))
@@ -78,6 +108,36 @@ def _open(file: BinaryIO, address: str, stack: ExitStack) -> tuple[pa.Schema, It
         f"{address}: neither Parquet nor Arrow; found a file that begins {magic!r}; if it is JSON, rename it to end in "
         ".json"
     )
+
+
+def _parquet_batches(parquet: pq.ParquetFile, file: BinaryIO, address: str, limits: Limits) -> Iterator[pa.RecordBatch]:
+    """The rows of each row group, in batches that fit into memory."""
+    for index in range(parquet.num_row_groups):
+        rows = _rows_at_once(parquet.metadata.row_group(index), index, file, address, limits)
+        yield from parquet.iter_batches(batch_size=rows, row_groups=[index])
+
+
+def _rows_at_once(group: Any, index: int, file: BinaryIO, address: str, limits: Limits) -> int:
+    """How many rows of a row group are decoded at once: fewer where its pages say that rows may be large."""
+    largest = _PAGE_RECORDS * limits.record
+    rows = _BATCH_ROWS
+    for column in map(group.column, range(group.num_columns)):
+        if not column.has_dictionary_page and column.total_uncompressed_size <= largest:
+            continue
+        for page in pages_of(file, column):
+            if page.size > largest:
+                raise SourceError(
+                    f"{address}: column {column.path_in_schema!r} in row group {index} has a page of "
+                    f"{in_megabytes(page.size)}; expected at most {in_megabytes(largest)}; write the file again with "
+                    "smaller pages, or allow larger records: --max-record-size"
+                )
+            if page.is_dictionary:
+                rows = max(1, min(rows, largest // max(1, page.size)))
+                if column.total_uncompressed_size <= largest:
+                    break
+            elif page.size > largest // _BATCH_ROWS:  # each row may have a page of its own
+                rows = max(1, min(rows, largest // page.size))
+    return rows
 
 
 def _mapped(file: BinaryIO) -> pa.Buffer | BinaryIO:
@@ -95,13 +155,36 @@ def _sliced(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             yield batch.slice(start, _BATCH_ROWS)
 
 
-def _to_python(batch: pa.RecordBatch) -> list[dict[str, Any] | RecordError]:
+def _to_python(batch: pa.RecordBatch, limits: Limits) -> Iterator[dict[str, Any] | RecordError]:
     try:
         batch.validate(full=True)  # an offset out of bounds would crash the process
-        rows: list[dict[str, Any] | RecordError] = batch.to_pylist()
     except (ValueError, OverflowError) as error:
-        if batch.num_rows > 1:
-            return [row for index in range(batch.num_rows) for row in _to_python(batch.slice(index, 1))]
-        reason = "bad_encoding" if "UTF8" in str(error) else "bad_value"
-        return [RecordError(f"not a Python value; found {shorten(str(error), 120)}", reason=reason)]
-    return rows
+        yield from _halves(batch, limits) if batch.num_rows > 1 else [_not_a_value(error)]
+        return
+    size = batch.nbytes
+    if size > min(_BATCH_BYTES, limits.record) and batch.num_rows > 1:
+        yield from _halves(batch, limits)
+        return
+    if size > limits.record and batch.num_rows == 1:
+        # A dictionary counts as a whole in each row that uses a part of it.
+        size = sum((col.dictionary_decode() if hasattr(col, "dictionary") else col).nbytes for col in batch.columns)
+        if size > limits.record:
+            yield too_large(size, limits)
+            return
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        yield from _halves(batch, limits) if batch.num_rows > 1 else [_not_a_value(error)]
+    else:
+        yield from rows
+
+
+def _halves(batch: pa.RecordBatch, limits: Limits) -> Iterator[dict[str, Any] | RecordError]:
+    middle = batch.num_rows // 2
+    yield from _to_python(batch.slice(0, middle), limits)
+    yield from _to_python(batch.slice(middle), limits)
+
+
+def _not_a_value(error: Exception) -> RecordError:
+    reason = "bad_encoding" if "UTF8" in str(error) else "bad_value"
+    return RecordError(f"not a Python value; found {shorten(str(error), 120)}", reason=reason)

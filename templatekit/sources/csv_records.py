@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from templatekit.errors import RecordError, SourceError, shorten
 from templatekit.sources.compression import stop_rewinding
 from templatekit.sources.files import FileSource, check_column_names, extension, is_folder, require_records, to_path
+from templatekit.sources.limits import Limits, check_blank, in_megabytes, no_next_row, too_large
 from templatekit.sources.magic import skip_bom
 from templatekit.types import Record
 
 EXTENSIONS = (".csv", ".tsv")
 """The extensions of CSV files; the extension of a compression may follow each."""
 
-_LONGEST_CELL = 1 << 28
-"""In characters. The csv module's default is 131,072; some bound is needed, since a quote may never be closed."""
+_CHUNK = 1 << 16
+_LONGEST_CELL = 1 << 30
+"""In characters, for the csv module, whose default is 131,072. The limit of a record is smaller."""
 
 
 class CsvSource(FileSource):
@@ -37,41 +39,156 @@ class CsvSource(FileSource):
         """The rows, with the header's names as keys; blank lines are no rows."""
         skip_bom(stream, address, "CSV")
         stop_rewinding(stream)
-        text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
-        try:
-            delimiter = "\t" if extension(Path(address)) == ".tsv" else ","
-            yield from require_records(_rows(text, address, delimiter), address)
-        finally:
-            text.detach()  # whoever opened the stream closes it
+        delimiter = "\t" if extension(to_path(address)) == ".tsv" else ","
+        yield from require_records(_rows(_Lines(stream, address, self.limits), address, delimiter), address)
 
 
-def _rows(text: io.TextIOWrapper, address: str, delimiter: str) -> Iterator[Record | RecordError]:
-    first = text.readline()
-    while first and not first.strip():
-        first = text.readline()
-    if delimiter == "," and "," not in first:  # spreadsheets write other delimiters where the comma is the decimal mark
-        delimiter = next((other for other in (";", "\t") if other in first), ",")
+class _RowTooLarge(Exception):
+    """A row is larger than the limit, and was not read to its end."""
+
+
+class _Lines:
+    """The lines of a file, as lists of those that end in one chunk of it.
+
+    The csv module asks for more lines until a row is complete. A row that is too large gets no more of them.
+    """
+
+    def __init__(self, stream: BinaryIO, address: str, limits: Limits) -> None:
+        self.limits = limits
+        self.row_begin = 0
+        """The index of the line in which the row begins that is read; blank lines before it count as a part of it."""
+        self.end = 0
+        """The index of the line after those given so far."""
+        self.has_large = False
+        """Whether a row that ends in the last list may be larger than the limit."""
+        self._address = address
+        self._read = getattr(stream, "read1", stream.read)
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._of_row: list[str] = []
+        self._rest = ""
+        self._ended = False
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return self
+
+    def __next__(self) -> list[str]:
+        """Raises `_RowTooLarge`, and `SourceError` for blank lines without an end."""
+        self._of_row = self._of_row[len(self._of_row) - (self.end - self.row_begin) :]
+        size = sum(map(len, self._of_row))
+        self._refuse_more_than_a_record(size)
+        lines = self._read_lines(size)
+        if not lines:
+            raise StopIteration
+        self.has_large = size + sum(map(len, lines)) > self.limits.record
+        self._of_row += lines
+        self.end += len(lines)
+        return lines
+
+    def _read_lines(self, size: int) -> list[str]:
+        """The lines that end in the next chunks of the file, at least one; none at its end."""
+        lines: list[str] = []
+        while not lines and not self._ended:
+            chunks = [self._rest]
+            while not self._ended:
+                chunks.append(self._next_chunk())
+                size += len(chunks[-1])
+                if "\n" in chunks[-1] or "\r" in chunks[-1]:
+                    break
+                if size > self.limits.record:
+                    self._rest = "".join(chunks)
+                    self._refuse_more_than_a_record(size)
+            lines = self._split("".join(chunks))
+        return lines
+
+    def _next_chunk(self) -> str:
+        data = self._read(min(_CHUNK, self.limits.record))
+        self._ended = not data
+        return self._utf8.decode(data, final=self._ended)
+
+    def _split(self, text: str) -> list[str]:
+        """The lines of a text; the last one is kept back, since it may go on, or end within `\\r\\n`."""
+        lines = list(io.StringIO(text, newline=""))
+        self._rest = lines.pop() if lines and not self._ended else ""
+        return lines
+
+    def _refuse_more_than_a_record(self, size: int) -> None:
+        if size > self.limits.record:
+            if all(map(str.isspace, (*self._of_row, self._rest or " "))):
+                check_blank(size, self._address, self.limits)
+            raise _RowTooLarge
+
+    def skip_row(self, row: int) -> int:
+        """Read the rest of a row that is too large, without keeping it; return the size of the row.
+
+        It ends with the line in which each quote is closed: after an even number of quotes.
+        """
+        size = sum(map(len, self._of_row))
+        quotes = sum(line.count('"') for line in self._of_row)
+        self._of_row, self.row_begin = [], self.end
+        text = self._rest
+        while True:
+            lines = self._split(text)
+            for index, line in enumerate(lines):
+                size += len(line)
+                quotes += line.count('"')
+                if quotes % 2 == 0:
+                    self._rest = "".join(lines[index + 1 :]) + self._rest
+                    self.end += index + 1
+                    self.row_begin = self.end
+                    return size
+            self.end += len(lines)
+            self.row_begin = self.end
+            if self._ended:
+                return size
+            # Of the line that goes on, the last character is enough: it may be the first half of "\r\n".
+            size += len(self._rest[:-1])
+            quotes += self._rest.count('"', 0, len(self._rest[:-1]))
+            if size > self.limits.skipped:
+                raise no_next_row(self._address, row, size, "without its end")
+            text = self._rest[-1:] + self._next_chunk()
+
+
+def _rows(lines: _Lines, address: str, delimiter: str) -> Iterator[Record | RecordError]:
+    text = chain.from_iterable(lines)
     csv.field_size_limit(_LONGEST_CELL)
-    # Not a generator with `yield from text`: closing that would close the file as well.
-    reader = csv.reader(chain((first,), text), delimiter=delimiter, strict=True)
-    header = _header(reader, address)
-    begin = reader.line_num + 1
+    try:
+        first, base = next(text, ""), 0
+        while first and not first.strip():
+            first, base = next(text, ""), base + 1
+        if delimiter == "," and "," not in first:  # spreadsheets write others where the comma is the decimal mark
+            delimiter = next((other for other in (";", "\t") if other in first), ",")
+        # Not a generator with `yield from text`: closing that would close the file as well.
+        reader = csv.reader(chain((first,), text), delimiter=delimiter, strict=True)
+        header = _header(reader, address)
+    except _RowTooLarge:
+        raise SourceError(
+            f"{address}: the header is too large; found more than {in_megabytes(lines.limits.record)}; expected the "
+            "columns' names"
+        ) from None
     row = 0
+    lines.row_begin = base + reader.line_num
     while True:
+        begin = base + reader.line_num + 1
         try:
             cells = next(reader, None)
             if cells is None:
                 return
             record = _record(cells, header) if cells else None
+            if lines.has_large and (size := sum(map(len, cells))) > lines.limits.record:
+                record = too_large(size, lines.limits)
         except csv.Error as error:
             record = _broken(error)
+        except _RowTooLarge:
+            record = too_large(lines.skip_row(row), lines.limits)
+            base = lines.end
+            reader = csv.reader(chain.from_iterable(lines), delimiter=delimiter, strict=True)
         if isinstance(record, RecordError):
             record.message = f"line {begin}: {record.message}"
             record.at(address, row)
         if record is not None:
+            lines.row_begin = base + reader.line_num
             yield record
             row += 1
-        begin = reader.line_num + 1
 
 
 def _header(reader: Iterator[list[str]], address: str) -> list[str]:

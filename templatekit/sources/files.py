@@ -11,9 +11,10 @@ from difflib import get_close_matches
 from pathlib import Path, PurePath
 from typing import BinaryIO, TypeVar
 
+from templatekit.config.addresses import is_url
 from templatekit.errors import RecordError, SourceError
-from templatekit.hooks.contracts import Source
 from templatekit.sources.compression import SUFFIXES, decompressed
+from templatekit.sources.limits import LimitedSource
 from templatekit.types import Record
 
 T = TypeVar("T")
@@ -23,7 +24,9 @@ _KINDS = {"d": "a folder", "p": "a pipe (FIFO)", "s": "a socket", "c": "a device
 
 
 def to_path(address: str) -> Path:
-    """The address as a path, with `~` expanded if that user exists."""
+    """The address as a path, with `~` expanded if that user exists; that of a URL without its query."""
+    if is_url(address):
+        return Path(address.partition("?")[0])
     try:
         return Path(address).expanduser()
     except RuntimeError:
@@ -59,7 +62,7 @@ def find_file(address: str) -> Path:
     return path
 
 
-class FileSource(Source):
+class FileSource(LimitedSource):
     """A source of one file format, whose rows can be read from a stream as well."""
 
     def read(self, address: str) -> Iterator[Record | RecordError]:

@@ -10,10 +10,10 @@ from pathlib import Path, PurePath
 from typing import ClassVar
 
 from templatekit.errors import RecordError, SourceError
-from templatekit.hooks.contracts import Source
 from templatekit.sources import arrow_records, csv_records, json_records
 from templatekit.sources.datasets_records import is_saved
 from templatekit.sources.files import FileSource, exists, extension, is_folder, read_error, suggest_paths, to_path
+from templatekit.sources.limits import LimitedSource
 from templatekit.types import Record
 
 READERS: dict[str, type[FileSource]] = {
@@ -26,7 +26,7 @@ READERS: dict[str, type[FileSource]] = {
 _PATTERN = re.compile(r"[*?\[]")
 
 
-class FolderSource(Source):
+class FolderSource(LimitedSource):
     """A folder whose data files are all of one format; other files, hidden files and subfolders are ignored."""
 
     name: ClassVar[str] = "folder"
@@ -40,7 +40,7 @@ class FolderSource(Source):
     def read(self, address: str) -> Iterator[Record | RecordError]:
         """The rows of each file in turn. An error names the file, and the index of the row in that file."""
         files = self.files(address)
-        reader = common_reader(address, files)
+        reader = common_reader(address, files).limited(self.limits)
         for file in files:
             yield from reader.read(str(file))
 

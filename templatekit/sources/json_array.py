@@ -9,7 +9,16 @@ from json import JSONDecodeError
 from typing import BinaryIO, NamedTuple
 
 from templatekit.errors import RecordError, SourceError
-from templatekit.sources.json_decoder import TRAILING_COMMA, Decoded, Decoder, explain, record_error
+from templatekit.sources.json_decoder import (
+    TRAILING_COMMA,
+    Decoded,
+    Decoder,
+    explain,
+    has_too_many_values,
+    record_error,
+    too_many_values,
+)
+from templatekit.sources.limits import Limits, check_blank, in_megabytes, too_large
 from templatekit.types import Record
 
 CHUNK = 1 << 18
@@ -34,11 +43,22 @@ class FilePosition(NamedTuple):
         return FilePosition(self.line + lines, end - text.rfind("\n", 0, end))
 
 
+class ValueTooLarge(Exception):
+    """A value has more text than is kept in memory."""
+
+
 class Window:
     """The part of a text that is in memory: from the value being read to the end of the last chunk."""
 
-    def __init__(self, stream: BinaryIO, address: str, chunk_size: int = CHUNK) -> None:
+    def __init__(
+        self,
+        stream: BinaryIO,
+        address: str,
+        chunk_size: int = CHUNK,
+        limits: Limits = Limits(),  # noqa: B008 - it is frozen
+    ) -> None:
         self.address = address
+        self.limits = limits
         self.text = ""
         self.index = 0
         """Where in `text` reading goes on."""
@@ -58,23 +78,35 @@ class Window:
 
     def next_char(self) -> str:
         """Skip white space and return the next character, without skipping it; "" at the end."""
+        blank = 0
         while True:
             match = _WHITESPACE.match(self.text, self.index)
-            self.index = match.end() if match else self.index
+            before, self.index = self.index, match.end() if match else self.index
+            blank += self.index - before
+            check_blank(blank, self.address, self.limits)
             if self.index < len(self.text):
                 return self.text[self.index]
             if not self._grow():
                 return ""
 
-    def decode(self, decoder: Decoder) -> Decoded:
-        """Return the value at `index` and move past it; raise `JSONDecodeError` with `text` as its document."""
+    def decode(self, decoder: Decoder, largest: int) -> Decoded:
+        """Return the value at `index` and move past it; raise `JSONDecodeError` with `text` as its document.
+
+        A value of more text than `largest` may raise `ValueTooLarge`, and so does one of too many objects and lists.
+        """
         while True:
+            if has_too_many_values(self.text, self.index):
+                raise ValueTooLarge(too_many_values().message)
             try:
                 decoded = decoder.decode(self.text, self.index)
             except JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos + _LONGEST_LITERAL >= len(self.text)
                 if self._ended or not cut:
                     raise
+                if len(self.text) - self.index > largest:
+                    raise ValueTooLarge(
+                        f"too large; found more than {in_megabytes(largest)}; to allow more: --max-record-size"
+                    ) from None
             else:
                 # A number at the very end may continue in the next chunk.
                 if self._ended or decoded.end < len(self.text):
@@ -92,10 +124,14 @@ class Window:
                 f"{found!r}; expected one value, or JSON Lines with a whole object on each line"
             )
 
-    def read_all(self) -> None:
-        """Read the whole rest of the text into memory."""
+    def read_all(self, largest: int) -> None:
+        """Read the whole rest of the text into memory; raise `ValueTooLarge` if it is more than `largest`."""
         while self._grow():
-            pass
+            if len(self.text) > largest:
+                raise ValueTooLarge(
+                    f"too large to be read as one value; found more than {in_megabytes(largest)}; expected a list, or "
+                    "one object on each line; to allow more: --max-record-size"
+                )
 
     def _grow(self) -> bool:
         """Drop the text before `index` and read on, at least doubling the rest; return False at the end of the file."""
@@ -141,8 +177,10 @@ def read_array(window: Window) -> Iterator[Record | RecordError]:
     try:
         more = _next_row(window, opening="[")
         while more:
-            value, _, needs_check = window.decode(decoder)
+            value, end, needs_check = window.decode(decoder, window.limits.record)
             error = record_error(value, needs_check)
+            if (size := end - window.value_start) > window.limits.record:
+                error = too_large(size, window.limits)
             if error is None:
                 yield value
             else:
@@ -150,6 +188,12 @@ def read_array(window: Window) -> Iterator[Record | RecordError]:
                 yield error.at(window.address, row)
             row += 1
             more = _next_row(window, opening=",")
+    except ValueTooLarge as wrong:
+        line, column = window.position(window.index)
+        raise SourceError(
+            f"{window.address}: row {row} at line {line}, column {column} is {wrong}; in a list no row after that can "
+            "be read; write JSON Lines"
+        ) from None
     except JSONDecodeError as wrong:
         line, column = window.position(wrong.pos)
         reason, message = explain(wrong)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from json import JSONDecodeError
 from typing import Any, NamedTuple
 
@@ -21,6 +22,12 @@ from templatekit.errors import RecordError, shorten
 
 MAX_DEPTH = 256
 """The deepest nesting of objects and lists in a row. Arrow, `repr` and the json module fail at little more."""
+
+MAX_CONTAINERS = 1_000_000
+"""The most objects and lists in a row: Python takes a hundred times the memory of their text."""
+
+_LARGE = 1 << 20
+"""Values of less text than this are not searched for their objects and lists before they are decoded."""
 
 WHITESPACE = " \t\r\n"
 """The characters that JSON counts as white space."""
@@ -83,8 +90,7 @@ class Decoder:
         value = dict(pairs)
         if len(value) == len(pairs):
             return value
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         return self._invalid("duplicate_key", f"key {shorten(twice)} twice in one object", "each key once")
 
     def _constant(self, name: str) -> InvalidValue:
@@ -103,6 +109,23 @@ class Decoder:
     def _invalid(self, reason: str, found: str, expected: str) -> InvalidValue:
         self._found_invalid = True
         return InvalidValue(reason, found, expected)
+
+
+def has_too_many_values(text: str | bytes, start: int = 0) -> bool:
+    """Whether a large text has more objects and lists from `start` on than a row may have."""
+    if len(text) - start < _LARGE:
+        return False
+    if isinstance(text, bytes):
+        return text.count(b"{", start) + text.count(b"[", start) > MAX_CONTAINERS
+    return text.count("{", start) + text.count("[", start) > MAX_CONTAINERS
+
+
+def too_many_values() -> RecordError:
+    """The error of a row with more objects and lists than that."""
+    return RecordError(
+        f"too many values; found more than {MAX_CONTAINERS:,} objects and lists; expected fewer in one row",
+        reason="too_large",
+    )
 
 
 def record_error(value: Any, needs_check: bool) -> RecordError | None:

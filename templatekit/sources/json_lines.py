@@ -3,31 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from json import JSONDecodeError
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from templatekit.errors import RecordError
-from templatekit.sources.json_decoder import WHITESPACE, Decoder, explain, record_error
+from templatekit.sources.json_decoder import (
+    WHITESPACE,
+    Decoder,
+    explain,
+    has_too_many_values,
+    record_error,
+    too_many_values,
+)
+from templatekit.sources.limits import Limits, check_blank, no_next_row, too_large
 from templatekit.types import Record
 
+_PIECE = 1 << 20
 
-def read_lines(stream: BinaryIO, address: str) -> Iterator[Record | RecordError]:
+
+def read_lines(stream: BinaryIO, address: str, limits: Limits = Limits()) -> Iterator[Record | RecordError]:  # noqa: B008
     """The rows of JSON Lines. Only `\\n` and `\\r\\n` end a line; blank lines are no rows."""
     decoder = Decoder()
-    offset = row = 0
-    for number, line in enumerate(stream, 1):
-        if not line.isspace():
-            record = _record(decoder, line, offset)
+    offset = row = blank = 0
+    longest = limits.record + 2  # with the end of the line
+    for number, line in enumerate(iter(partial(stream.readline, longest), b""), 1):
+        size = len(line)
+        if line.isspace():
+            blank += size
+            check_blank(blank, address, limits)
+        else:
+            if size <= limits.record or len(line.rstrip(b"\r\n")) <= limits.record:
+                record = _record(decoder, line, offset)
+            else:
+                if not line.endswith(b"\n"):
+                    rest = _skip_line(stream, address, row, limits)
+                    size, line = size + rest.size, (line[-2:] + rest.end)[-2:]
+                record = too_large(size - len(line) + len(line.rstrip(b"\r\n")), limits)
             if isinstance(record, RecordError):
                 record.message = f"line {number}: {record.message}"
                 record.at(address, row)
             yield record
             row += 1
-        offset += len(line)
+            blank = 0
+        offset += size
+
+
+class _Rest(NamedTuple):
+    """The rest of a line that was skipped."""
+
+    size: int
+    end: bytes
+    """Its last bytes."""
+
+
+def _skip_line(stream: BinaryIO, address: str, row: int, limits: Limits) -> _Rest:
+    """Read the rest of a line without keeping it."""
+    size, end = 0, b""
+    for piece in iter(partial(stream.readline, _PIECE), b""):
+        size += len(piece)
+        end = (end + piece)[-2:]
+        if piece.endswith(b"\n"):
+            break
+        if size > limits.skipped:
+            raise no_next_row(address, row, size, "without the end of a line")
+    return _Rest(size, end)
 
 
 def _record(decoder: Decoder, line: bytes, offset: int) -> Record | RecordError:
     last = not line.endswith(b"\n")
+    if has_too_many_values(line):
+        return too_many_values()
     try:
         text = line.decode().rstrip(WHITESPACE)
         # Concatenated files have a byte order mark in their middle.

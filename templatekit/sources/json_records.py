@@ -13,9 +13,18 @@ from typing import Any, BinaryIO, ClassVar
 from templatekit.errors import RecordError, SourceError
 from templatekit.sources.compression import stop_rewinding
 from templatekit.sources.files import FileSource, exists, extension, is_folder, require_records, to_path
-from templatekit.sources.json_array import CHUNK, Window, read_array
-from templatekit.sources.json_decoder import WHITESPACE, Decoder, InvalidValue, describe, explain, record_error
+from templatekit.sources.json_array import CHUNK, ValueTooLarge, Window, read_array
+from templatekit.sources.json_decoder import (
+    WHITESPACE,
+    Decoder,
+    InvalidValue,
+    describe,
+    explain,
+    has_too_many_values,
+    record_error,
+)
 from templatekit.sources.json_lines import read_lines
+from templatekit.sources.limits import Limits, check_blank
 from templatekit.sources.magic import skip_bom
 from templatekit.types import Record
 
@@ -44,22 +53,29 @@ class JsonSource(FileSource):
 
     def read_stream(self, stream: BinaryIO, address: str) -> Iterator[Record | RecordError]:
         """The rows, each value exactly as the JSON has it."""
-        yield from read_json(stream, address)
+        yield from read_json(stream, address, limits=self.limits)
 
 
-def read_json(stream: BinaryIO, address: str, chunk_size: int = CHUNK) -> Iterator[Record | RecordError]:
+def read_json(
+    stream: BinaryIO,
+    address: str,
+    chunk_size: int = CHUNK,
+    limits: Limits = Limits(),  # noqa: B008 - it is frozen
+) -> Iterator[Record | RecordError]:
     """The rows of a stream that can be rewound to its start.
 
     `address` names it in errors; its extension decides where the content leaves the layout open.
     """
     begin = skip_bom(stream, address, "JSON")
-    lines = _is_lines(_head(stream))
+    head = _head(stream, address, limits)
+    # A row that is too large may still be followed by others; a list or an object of rows has short first lines.
+    lines = extension(to_path(address)) != ".json" if head is None else _is_lines(head)
     stream.seek(begin)
     stop_rewinding(stream)
     if lines:
-        yield from read_lines(stream, address)
+        yield from read_lines(stream, address, limits)
         return
-    window = Window(stream, address, chunk_size)
+    window = Window(stream, address, chunk_size, limits)
     first = window.next_char()
     if first == "[":
         yield from require_records(read_array(window), address)
@@ -71,19 +87,29 @@ def read_json(stream: BinaryIO, address: str, chunk_size: int = CHUNK) -> Iterat
         raise SourceError(f"{address}: no records; found an empty file; expected objects: a list, or one on each line")
 
 
-def _head(stream: BinaryIO) -> list[str]:
-    """The first lines that are not blank: at least two if there are any, all but the first cut to a bound."""
+def _head(stream: BinaryIO, address: str, limits: Limits) -> list[str] | None:
+    """The first lines that are not blank: at least two if there are any, all but the first cut to a bound.
+
+    None if the first line is more than a row may be, and no list.
+    """
     lines: list[bytes] = []
-    size = 0
+    size = blank = 0
     while len(lines) < 2 or (len(lines) < _HEAD_LINES and size < _HEAD_BYTES):
         line = stream.readline(_HEAD_BYTES)
         if not line:
             break
         if not lines and not line.endswith(b"\n") and not line.lstrip().startswith(b"["):
-            line += stream.readline()  # a row has to fit into memory, a list on one line does not
+            line += stream.readline(limits.record)  # a row has to fit into memory, a list on one line does not
+            endless = not line.endswith(b"\n") and len(line) > limits.record and not line.isspace()
+            if endless or has_too_many_values(line):
+                return None
         size += len(line)
         if not line.isspace():
             lines.append(line)
+            blank = 0
+        else:
+            blank += len(line)
+            check_blank(blank, address, limits)
     return [line.decode(errors="replace").strip(WHITESPACE) for line in lines]
 
 
@@ -133,11 +159,13 @@ def _breaks_at(decoder: Decoder, text: str) -> int:
 def _read_object(window: Window) -> Iterator[Record | RecordError]:
     """Read one object into memory: either a row, or the container of a list of rows."""
     address = window.address
-    window.read_all()
-    window.next_char()
-    first_line = window.position(window.index).line
     try:
-        value, _, needs_check = window.decode(Decoder())
+        window.read_all(window.limits.whole)
+        window.next_char()
+        first_line = window.position(window.index).line
+        value, _, needs_check = window.decode(Decoder(), window.limits.whole)
+    except ValueTooLarge as error:
+        raise SourceError(f"{address}: {error}") from None
     except JSONDecodeError as error:
         line, column = window.position(error.pos)
         _, message = explain(error)

@@ -1,26 +1,34 @@
-"""Reads the data at a URL, through fsspec: `s3://bucket/rows.jsonl.gz`, `https://…`, `memory://…`."""
+"""Reads the data at a URL, through fsspec: `s3://bucket/rows.jsonl.gz`, `https://…`, `memory://…`.
+
+The files of fsspec resemble files of Python, but lack parts of their interface (`readline` with a limit, `read1`). So
+each is read through a buffer of Python's own.
+"""
 
 from __future__ import annotations
 
-import re
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, ClassVar, cast
 
+from templatekit.config.addresses import is_url
 from templatekit.errors import RecordError, SourceError, nearest, shorten
-from templatekit.hooks.contracts import Source
 from templatekit.sources.compression import decompressed, make_rewindable
 from templatekit.sources.files import extension
 from templatekit.sources.folders import READERS, common_reader, is_glob
+from templatekit.sources.limits import LimitedSource
 from templatekit.types import Record
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_WEB = ("http", "https")
+_SECONDS = 60
+"""How long a web server may stay silent."""
+_BUFFER = 1 << 18
 _LOCAL = ("file", "local")
 """The protocols of this machine's own files."""
 
 
-class RemoteSource(Source):
+class RemoteSource(LimitedSource):
     """A file, a folder or a pattern of files on any file system of fsspec.
 
     Most protocols (`s3`, `gs`, `https`, …) need a package of their own, which fsspec names.
@@ -31,7 +39,7 @@ class RemoteSource(Source):
 
     def accepts(self, address: str) -> bool:
         """Whether the address starts with a protocol, like `s3://`."""
-        return _URL.match(address) is not None
+        return is_url(address)
 
     def files(self, address: str) -> list[Path] | None:
         """The files of `file://…`, or the local file that ends a chain (`zip://rows.jsonl::rows.zip`); else None."""
@@ -47,7 +55,7 @@ class RemoteSource(Source):
         filesystem, path = _filesystem(address)
         with _errors_translated(address):
             files = _files(filesystem, path, address)
-        reader = common_reader(address, [_name(file) for file in files])
+        reader = common_reader(address, [_name(file) for file in files]).limited(self.limits)
         for file in files:
             where = address if file == path else filesystem.unstrip_protocol(file)
             with _errors_translated(where), _open(filesystem, file) as raw, decompressed(raw, where) as stream:
@@ -60,7 +68,8 @@ def _filesystem(address: str) -> tuple[Any, str]:
 
     protocol = address.partition("://")[0]
     try:
-        filesystem, path = url_to_fs(address)
+        options = {"client_kwargs": {"timeout": _timeout()}} if protocol in _WEB else {}
+        filesystem, path = url_to_fs(address, **options)
     except ImportError as error:
         raise SourceError(
             f"{address}: reading {protocol}:// needs a package that is not installed; fsspec says: {error}"
@@ -98,11 +107,72 @@ def _name(path: str) -> PurePosixPath:
     return PurePosixPath(path.partition("?")[0] if "://" in path else path)
 
 
+def _timeout() -> Any:
+    """No bound on the whole time, unlike the client's default of five minutes: rows are read as they are needed."""
+    import aiohttp
+
+    return aiohttp.ClientTimeout(total=None, sock_connect=_SECONDS, sock_read=_SECONDS)
+
+
+class _Seekable(io.RawIOBase):
+    """A file of fsspec with the interface that `io.BufferedReader` needs."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._file.seek(offset, whence)
+        return int(self._file.tell())
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self._file.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+
 @contextmanager
 def _open(filesystem: Any, path: str) -> Iterator[BinaryIO]:
     with filesystem.open(path, "rb") as file:
-        # A server that cannot send a part of a file sends all of it, from start to end.
-        yield cast("BinaryIO", file) if file.seekable() else make_rewindable(file)
+        if isinstance(file, io.BufferedIOBase):  # a file of Python, such as those of memory://
+            yield cast("BinaryIO", file)
+            return
+        if _sends_parts(file):
+            yield cast("BinaryIO", io.BufferedReader(_Seekable(file), _BUFFER))
+            return
+    # A web server that cannot send a part of a file sends all of it, from start to end.
+    options = {"block_size": 0} if _is_web_file(file) else {}
+    with filesystem.open(path, "rb", **options) as file:
+        yield make_rewindable(file)
+
+
+def _sends_parts(file: Any) -> bool:
+    """Whether reading may start anywhere in a file. A web server shows that only if it is asked for a part."""
+    if not file.seekable() or getattr(file, "size", 0) is None:
+        return False
+    if not _is_web_file(file):
+        return True
+    try:
+        file.seek(file.size - 1)
+        file.read(1)
+        file.seek(0)
+    except Exception:  # reading the whole file shows any other error
+        return False
+    return True
+
+
+def _is_web_file(file: Any) -> bool:
+    protocol = getattr(getattr(file, "fs", None), "protocol", "")
+    return bool({protocol} & {*_WEB} if isinstance(protocol, str) else {*protocol} & {*_WEB})
 
 
 @contextmanager

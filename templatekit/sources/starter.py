@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import BinaryIO, ClassVar, cast
 
 from templatekit.errors import RecordError, SourceError
-from templatekit.hooks.contracts import Source
 from templatekit.sources.json_records import read_json
+from templatekit.sources.limits import LimitedSource
 from templatekit.types import Record
 
 FILES = {"starter": "alpaca.json", "starter-dolly": "dolly.jsonl"}
 
 
-class StarterSource(Source):
+class StarterSource(LimitedSource):
     """`starter` and `starter-dolly`. A file or folder with that name is `./starter`."""
 
     name: ClassVar[str] = "starter"
@@ -35,6 +35,6 @@ class StarterSource(Source):
         file = resources.files("templatekit.sources") / "starter" / FILES[address]
         try:
             with file.open("rb") as stream:
-                yield from read_json(cast("BinaryIO", stream), address)
+                yield from read_json(cast("BinaryIO", stream), address, limits=self.limits)
         except OSError as error:
             raise SourceError(f"{address}: the installed package lacks {file}; install templatekit again") from error

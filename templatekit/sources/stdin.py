@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from templatekit.errors import RecordError, SourceError
-from templatekit.hooks.contracts import Source
 from templatekit.sources.compression import decompressed, make_rewindable
 from templatekit.sources.json_records import read_json
+from templatekit.sources.limits import LimitedSource
 from templatekit.types import Record
 
 
-class StdinSource(Source):
+class StdinSource(LimitedSource):
     """`-`. Standard input has no file extension: it is read as JSON, in any layout."""
 
     name: ClassVar[str] = "stdin"
@@ -34,4 +34,4 @@ class StdinSource(Source):
                 "--dataset -"
             )
         with decompressed(make_rewindable(stream), address) as text:
-            yield from read_json(text, address)
+            yield from read_json(text, address, limits=self.limits)
