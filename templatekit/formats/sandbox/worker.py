@@ -2,7 +2,9 @@
 
 The worker renders with the same `Template` and returns the same values. A rendering may take limited processor time and
 memory. The process opens no file, starts no other process and ends with its parent. The error for an exceeded limit
-names the limit: `time`, `memory`, `output`, or `process` for a worker that died of something else.
+names the limit: `time`, `memory`, `output`, or `process` for a worker that died of something else. A worker that is
+killed from outside, as by a system that runs out of memory, says nothing about the template: the request is sent again,
+once, to a new worker.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jinja2
 
-from templatekit.errors import RecordError, TemplateError, TemplatekitError
+from templatekit.errors import RecordError, RunError, TemplateError, TemplatekitError
 from templatekit.formats.accepted_forms import Variables
 from templatekit.formats.prefixes import PrefixTexts
 from templatekit.formats.provenance import TrackedText
@@ -40,6 +42,12 @@ Text = TypeVar("Text", bound=str)
 
 _GRACE = 1
 """Seconds after the time limit at which the system kills a worker that is inside one long operation."""
+_EXIT_SECONDS = 5
+"""Seconds that a worker may take to end after it has closed its output."""
+_SIGNALS_FROM_OUTSIDE = {
+    getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
+}
+"""Signals that no limit of this package sends, and that no template can send."""
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from templatekit.formats.sandbox.worker import serve; serve{limits}"
 
 
@@ -79,27 +87,43 @@ class Worker:
         atexit.register(self.stop)
 
     def call(self, request: Request) -> Any:
-        """Return what the method returns; raise what it raises, and a `TemplateError` for a limit that it exceeded."""
-        message = pickle.dumps(request)
+        """Return what the method returns; raise what it raises, and a `TemplateError` for a limit that it exceeded.
+
+        Raises `RunError` if the worker is killed from outside, and so is the next one.
+        """
         with self._lock:
-            process = self._running()
-            assert process.stdin is not None and process.stdout is not None
             try:
-                process.stdin.write(message)
-                process.stdin.flush()
-                response = _ResponseUnpickler(process.stdout).load()
-            except (EOFError, OSError):
-                self.stop()
-                raise _bound_broken_by_exit(process.returncode, self._limits).to_error(request) from None
-            except pickle.UnpicklingError as error:
-                self.stop()
-                raise _BrokenBound("process", f"a response that is not allowed, {error}").to_error(request) from None
-            except BaseException:  # a late response must not be read as the response to the next request
-                self.stop()
-                raise
+                response = self._response(request)
+            except _Killed:
+                try:
+                    response = self._response(request)
+                except _Killed as error:
+                    raise error.to_error(request) from None
         if isinstance(response, TemplatekitError):
             raise response
         return response
+
+    def _response(self, request: Request) -> Any:
+        """Send a request and return the response; raises `_Killed` if the process is killed from outside meanwhile."""
+        process = self._running()
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(pickle.dumps(request))
+            process.stdin.flush()
+            return _ResponseUnpickler(process.stdout).load()
+        except (EOFError, OSError, pickle.UnpicklingError) as error:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_EXIT_SECONDS)  # its own end, not the one that `stop` gives it, shows the cause
+            status = process.returncode
+            self.stop()
+            if status is not None and -status in _SIGNALS_FROM_OUTSIDE:
+                raise _Killed(signal.Signals(-status).name) from None
+            if isinstance(error, pickle.UnpicklingError):
+                raise _BrokenBound("process", f"a response that is not allowed, {error}").to_error(request) from None
+            raise _bound_broken_by_exit(status, self._limits).to_error(request) from None
+        except BaseException:  # a late response must not be read as the response to the next request
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """End the process."""
@@ -140,6 +164,18 @@ class _ResponseUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+class _Killed(Exception):
+    """Someone else has ended the worker, by the signal of this name."""
+
+    def to_error(self, request: Request) -> RunError:
+        """The error to show to the user; it does not blame the template."""
+        row = f" renders row {request.options['row']} with" if "row" in request.options else " renders"
+        return RunError(
+            f"the process that{row} template {request.file.name!r} was killed twice, by {self.args[0]}, which nothing "
+            "here sends: most often it is the system, when its memory is full; free some, and run it again"
+        )
+
+
 class _BrokenBound(BaseException):
     """An exceeded limit. It is not an `Exception`, so that no code handles it as an error of the template."""
 
@@ -167,8 +203,6 @@ def _memory_bound_broken(limits: Limits, line: str = "") -> _BrokenBound:
 def _bound_broken_by_exit(status: int | None, limits: Limits) -> _BrokenBound:
     if sys.platform == "win32" or status == -signal.SIGXCPU:
         return _time_bound_broken(limits)
-    if status == -signal.SIGKILL:
-        return _BrokenBound("memory", "its process killed, as a system does when it runs out of memory")
     return _BrokenBound("process", f"the end of the process that renders it, with status {status}")
 
 

@@ -10,12 +10,13 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 from testkit.untrusted import CHAT, EXAMPLE, TEXT, TOKENS, untrusted_template
 
-from templatekit import ConfigError, Example, Message, RecordError, Template, TemplateError, TemplateFile
+from templatekit import ConfigError, Example, Message, RecordError, RunError, Template, TemplateError, TemplateFile
 from templatekit.formats.sandbox import untrusted
 from templatekit.formats.sandbox.untrusted import UntrustedTemplate
 from templatekit.formats.sandbox.worker import Worker, _ResponseUnpickler
@@ -26,6 +27,7 @@ UNUSUAL = {
     "format": "{{ '<%s|{}>'.format(messages[0].role) }}",
     "percent": "{{ '<%s>' % messages[0].role }}",
     "a large allowance": "{% for i in range(9999) %}{% for j in range(199) %}{% endfor %}{% endfor %}",
+    "filters that import a module": "{{ messages[0].content | striptags | wordwrap(9) | urlize }}{{ 1 | pprint }}",
     "a generation block": "{% generation %}{{ 'x' * 2 }}{% endgeneration %}",
 }
 
@@ -86,16 +88,68 @@ def test_a_worker_that_dies_is_restarted(worker: Worker) -> None:
     assert worker._process is not None
     os.kill(worker._process.pid, signal.SIGKILL)
     os.waitid(os.P_PID, worker._process.pid, os.WEXITED | os.WNOWAIT)
-    with (
-        patch.object(worker._process, "poll", return_value=None),  # as if it died once it had been looked at
-        pytest.raises(TemplateError, match="breaks the memory bound: found its process killed, as a system does"),
-    ):
-        template.render(EXAMPLE, TOKENS)
-    assert template.render(EXAMPLE, TOKENS).text == "---" + TEXT
+    with patch.object(worker._process, "poll", return_value=None):  # as if it died once it had been looked at
+        assert template.render(EXAMPLE, TOKENS).text == "---" + TEXT
     assert worker._process.stdin is not None
     worker._process.stdin.close()
     worker._process.wait()
     assert template.render(EXAMPLE, TOKENS).text == "---" + TEXT
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no signals")
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("partial", [False, True], ids=["no response", "half a response"])
+def test_a_killed_worker_is_not_blamed_on_the_template(
+    sent: signal.Signals, partial: bool, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request is sent once more; a second kill is an error of the run, which names what happened."""
+    template = untrusted_template("{{ '-' * 3 }}" + CHAT)
+    assert template.render(EXAMPLE, TOKENS).text == "---" + TEXT
+    load, kills = _ResponseUnpickler.load, iter([sent])
+
+    def load_or_kill(unpickler: Any) -> Any:
+        number = next(kills, None)
+        if number is None:
+            return load(unpickler)
+        assert worker._process is not None
+        os.kill(worker._process.pid, number)
+        worker._process.wait()
+        if partial:
+            raise pickle.UnpicklingError("pickle data was truncated")
+        raise EOFError
+
+    monkeypatch.setattr(_ResponseUnpickler, "load", load_or_kill)
+    assert template.render(EXAMPLE, TOKENS, row=7).text == "---" + TEXT
+    kills = iter([sent, sent])
+    with pytest.raises(
+        RunError, match=f"renders row 7 with template 'tried' was killed twice, by {sent.name}; "
+    ) as caught:
+        template.render(EXAMPLE, TOKENS, row=7)
+    assert not isinstance(caught.value, TemplateError)
+    assert "bound" not in str(caught.value)
+    assert template.render(EXAMPLE, TOKENS).text == "---" + TEXT
+
+
+def test_a_worker_that_ends_by_itself_is_blamed_on_the_template(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: a template that makes the interpreter crash does so again."""
+    template = untrusted_template("{{ '-' * 3 }}" + CHAT)
+    starts = []
+    running = worker._running
+
+    def running_until_crash() -> Any:
+        process = running()
+        starts.append(process.pid)
+        os.kill(process.pid, signal.SIGSEGV)
+        return process
+
+    monkeypatch.setattr(worker, "_running", running_until_crash)
+    with pytest.raises(
+        TemplateError, match=r"breaks the process bound: found the end of the process .*, with status -11"
+    ):
+        template.render(EXAMPLE, TOKENS)
+    assert len(starts) == 1
 
 
 def test_an_interrupted_request_gets_no_late_response(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
