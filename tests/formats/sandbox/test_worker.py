@@ -122,7 +122,7 @@ def test_a_killed_worker_is_not_blamed_on_the_template(
     assert template.render(EXAMPLE, TOKENS, row=7).text == "---" + TEXT
     kills = iter([sent, sent])
     with pytest.raises(
-        RunError, match=f"renders row 7 with template 'tried' was killed twice, by {sent.name}; "
+        RunError, match=f"renders row 7 with template 'tried' was killed twice, by {sent.name}, which "
     ) as caught:
         template.render(EXAMPLE, TOKENS, row=7)
     assert not isinstance(caught.value, TemplateError)
