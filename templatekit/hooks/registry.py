@@ -111,34 +111,43 @@ class Registry:
     def _collect(self, kind: str, hook: str, expected: type[Any], *, built_in_last: bool = False) -> Offers[T]:
         offers: Offers[T] = Offers(kind, self.failures)
         for plugin in sorted(self.plugins, key=lambda plugin: built_in_last and plugin.built_in):
-            for value in self._call_hook(plugin, hook):
-                offers.add(_check_offer(value, expected, hook, plugin), value, plugin)
+            where = f"plugin {plugin.name!r} ({plugin.origin}): {hook}"
+            for value in self._call_hook(plugin, hook, expected, where):
+                offers.add(_check_offer(value, expected, where), value, plugin)
         return offers
 
-    def _call_hook(self, plugin: Plugin, hook: str) -> list[Any]:
-        """The values that a plugin's hook returns; none if it raises."""
+    def _call_hook(self, plugin: Plugin, hook: str, expected: type[Any], where: str) -> list[Any]:
+        """The values that a plugin's hook returns; none if it raises. Raises `PluginError` if it returns no list."""
         others = [other.module for other in self.plugins if other is not plugin]
         values: list[Any] = []
+        unlisted: list[Any] = []
         try:
             with redirect_stdout(sys.stderr), log_time(f"{hook} of {plugin.name} ({plugin.origin})"):
                 for returned in self._manager.subset_hook_caller(hook, remove_plugins=others)():
-                    if isinstance(returned, (str, Mapping)) or not isinstance(returned, Iterable):
-                        values.append(returned)  # not a list of values: `_check_offer` refuses its type
+                    if isinstance(returned, (str, Mapping, expected)) or not isinstance(returned, Iterable):
+                        unlisted.append(returned)
                     else:
                         values += returned
         except (Exception, SystemExit) as error:  # third-party code may raise anything; the other plugins still load
             self.fail(plugin.name, plugin.origin, hook, error)
             return []
+        if unlisted:
+            raise _wrong_offer(unlisted[0], expected, where)
         return values
 
 
-def _check_offer(value: object, expected: type[Any], hook: str, plugin: Plugin) -> str:
+def _wrong_offer(value: object, expected: type[Any], where: str) -> PluginError:
+    """The error for a value that a hook returned in place of a list, or in it."""
+    hint = "; return a list, even of one" if isinstance(value, expected) else ""
+    if isinstance(value, type) and issubclass(value, expected):
+        hint = f"; return instances: [{value.__name__}()]"
+    return PluginError(f"{where} returned {shorten(value)}; expected a list of {expected.__name__} objects{hint}")
+
+
+def _check_offer(value: object, expected: type[Any], where: str) -> str:
     """The name of a value that a hook returned; raises `PluginError` if the value breaks the hook's contract."""
-    where = f"plugin {plugin.name!r} ({plugin.origin}): {hook}"
     if not isinstance(value, expected):
-        is_class = isinstance(value, type) and issubclass(value, expected)
-        hint = f"; return instances: [{getattr(value, '__name__', value)}()]" if is_class else ""
-        raise PluginError(f"{where} returned {shorten(value)}; expected a list of {expected.__name__} objects{hint}")
+        raise _wrong_offer(value, expected, where)
     name = getattr(value, "name", None)
     if not isinstance(name, str) or not name:
         raise PluginError(f"{where} returned {type(value).__name__} with name={name!r}; expected a non-empty text")

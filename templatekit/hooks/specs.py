@@ -2,8 +2,8 @@
 
 A hook returns values and registers nothing, so that the host always knows which plugin offers which value. Each hook is
 called once in a process, on every plugin, when a value of its kind is first needed. An empty list means that the plugin
-offers nothing of the kind. If a hook raises, its values are left out and the error is reported with the plugin's name.
-Everything that a plugin prints goes to standard error.
+offers nothing of the kind; a value that is no list, even a single one, is an error. If a hook raises, its values are
+left out and the error is reported with the plugin's name. Everything that a plugin prints goes to standard error.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ from testkit.plugins import PLAIN_TEMPLATE, Given, adapter_source, offering, rea
 
 from templatekit import (
     Adapter,
+    Exporter,
+    ModelResolver,
     PluginError,
     RecordError,
+    Source,
     TemplateFile,
     UnknownNameError,
     create_registry,
@@ -86,7 +89,6 @@ class ForgottenComma(Given):
     ("items", "message"),
     [
         ([Given], "expected a list of Adapter objects; return instances: \\[Given\\(\\)\\]"),
-        (Given(), None),
         (Given, "expected a list of Adapter objects; return instances: \\[Given\\(\\)\\]"),
         ({"given": Given()}, "returned {'given': .*; expected a list of Adapter objects"),
         ("given", "returned 'given'; expected a list of Adapter objects"),
@@ -96,12 +98,69 @@ class ForgottenComma(Given):
         ([ForgottenComma()], "'given' has keys='q'; expected a tuple of texts"),
     ],
 )
-def test_a_hook_that_returns_something_else_is_named(items: object, message: str | None) -> None:
+def test_a_hook_that_returns_something_else_is_named(items: object, message: str) -> None:
     registry = create_registry(entry_points=False, plugins=[offering(items)])
-    if message is None:  # a single object is understood
-        assert "given" in registry.adapters
-        return
     with pytest.raises(PluginError, match=f"plugin 'offering' .*: templatekit_adapters.*{message}"):
+        _ = registry.adapters
+
+
+class Listed(Given):
+    """An adapter that can be gone through, as a list can."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([Given()])
+
+
+class GivenSource(Source):
+    name = "given"
+
+    def accepts(self, address: str) -> bool:
+        return False
+
+    def read(self, address: str) -> Iterator[Any]:
+        return iter(())
+
+
+class GivenModels(ModelResolver):
+    name = "given"
+
+    def resolve(self, name: str) -> Path | None:
+        return None
+
+
+class GivenExporter(Exporter):
+    name = "given"
+
+    def write(self, examples: Iterable[Any], file: Any) -> int:
+        return 0
+
+
+ONE_OF_EACH = {
+    "adapters": Given(),
+    "templates": TemplateFile(name="given", source=PLAIN_TEMPLATE),
+    "sources": GivenSource(),
+    "models": GivenModels(),
+    "exporters": GivenExporter(),
+}
+
+
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
+def test_a_single_object_is_no_list(kind: str) -> None:
+    """Whatever the hook offers, the error names the plugin and the hook; in a list the same object is accepted."""
+    hook = f"templatekit_{kind}"
+    for single in (ONE_OF_EACH[kind], lambda: ONE_OF_EACH[kind]):
+        registry = create_registry(entry_points=False, plugins=[offering(single, hook)])
+        with pytest.raises(
+            PluginError, match=rf"plugin 'offering' .*: {hook} returned .*; return a list, even of one$"
+        ):
+            getattr(registry, kind)
+    registry = create_registry(entry_points=False, plugins=[offering([ONE_OF_EACH[kind]], hook)])
+    assert list(getattr(registry, kind)) == ["given"]
+
+
+def test_an_adapter_that_can_be_iterated_is_one_adapter() -> None:
+    registry = create_registry(entry_points=False, plugins=[offering(Listed())])
+    with pytest.raises(PluginError, match="return a list, even of one"):
         _ = registry.adapters
 
 
