@@ -45,7 +45,8 @@ class Job(NamedTuple):
 
     def start(self, output: str, *, cached: bool = True, workers: int = 1) -> subprocess.Popen[str]:
         arguments = ["render", "--dataset", str(self.folder / "data.jsonl"), "--tokenizer", str(self.tokenizer)]
-        arguments += ["--on-error", "skip", "--json", "--output", str(self.folder / output), "--template", "chatml"]
+        arguments += ["--on-error", "skip", "--json", "--template", "chatml"]
+        arguments += ["--output", str(self.folder / output), "--overwrite"]
         if cached:
             arguments += ["--cache", "--cache-dir", str(self.cache)]
         if workers > 1:
