@@ -266,12 +266,12 @@ def _matches(template: Template, tokens: SpecialTokens, found: GoTemplate, role:
 def _literal(text: str, *, raw_end: bool = False) -> str:
     """Text in a Go template.
 
-    Quotes enclose whitespace that the next line's `{{-` would remove, and text that Go or the Modelfile would
-    interpret.
+    Quotes enclose whitespace that the next line's `{{-` would remove, braces that the `{{` of the next action would
+    join (Go reads the first two of `{{{`), and text that Go or the Modelfile would interpret.
     """
     if "{{" in text or '"""' in text or not all(char == "\n" or char.isprintable() for char in text):
         return f'{{{{ "{"".join(map(_escaped, text))}" }}}}'
-    kept = text if raw_end else text.rstrip()
+    kept = (text if raw_end else text.rstrip()).rstrip("{")
     ending = text[len(kept) :]
     return f'{kept}{{{{ "{"".join(map(_escaped, ending))}" }}}}' if ending else kept
 

@@ -200,6 +200,8 @@ NASTY = [
     "{{ .Content }}",
     '"""',
     "{{",
+    "{",
+    "}",
     "}}",
     '"',
     "\\",
@@ -214,6 +216,21 @@ NASTY = [
     "`",
     "'",
 ]
+
+
+def test_a_brace_before_an_action_stays_a_brace() -> None:
+    """Go takes the first two braces of `{{{` for the start of an action."""
+    turns = "{{ '<' ~ m.role ~ '>{' }}{{ m.content }}{{ '} { {\n{' }}"
+    source = (
+        f"{{% for m in messages %}}{turns}{{% endfor %}}{{% if add_generation_prompt %}}{{{{ '<a>{{' }}}}{{% endif %}}"
+    )
+    template = Template(TemplateFile(name="braces", source=source), strict=False)
+    found = go_source(modelfile(template))
+    assert "{{{" not in found
+    chat = [("user", "A{"), ("assistant", "{B"), ("user", "{{C}}")]
+    assert theirs(found, chat) == ours(template, chat, SpecialTokens(known=False))
+    with pytest.raises(AssertionError):  # negative control: what was written before
+        theirs(found.replace('{{ "\\u007b" }}', "{"), chat)
 
 
 @given(
