@@ -65,6 +65,8 @@ class _Lines:
         self._read = getattr(stream, "read1", stream.read)
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._of_row: list[str] = []
+        """The lines given since `row_begin`, and those before it in the same list."""
+        self._row_size = 0
         self._rest = ""
         self._ended = False
 
@@ -73,13 +75,16 @@ class _Lines:
 
     def __next__(self) -> list[str]:
         """Raises `_RowTooLarge`, and `SourceError` for blank lines without an end."""
-        self._of_row = self._of_row[len(self._of_row) - (self.end - self.row_begin) :]
-        size = sum(map(len, self._of_row))
+        if (complete := len(self._of_row) - (self.end - self.row_begin)) > 0:
+            self._of_row = self._of_row[complete:]
+            self._row_size = sum(map(len, self._of_row))
+        size = self._row_size
         self._refuse_more_than_a_record(size)
         lines = self._read_lines(size)
         if not lines:
             raise StopIteration
-        self.has_large = size + sum(map(len, lines)) > self.limits.record
+        self._row_size = size + sum(map(len, lines))
+        self.has_large = self._row_size > self.limits.record
         self._of_row += lines
         self.end += len(lines)
         return lines
@@ -122,12 +127,17 @@ class _Lines:
 
         It ends with the line in which each quote is closed: after an even number of quotes.
         """
-        size = sum(map(len, self._of_row))
+        size, searched = self._row_size, 0
         quotes = sum(line.count('"') for line in self._of_row)
-        self._of_row, self.row_begin = [], self.end
+        self._of_row, self._row_size, self.row_begin = [], 0, self.end
         text = self._rest
         while True:
+            if quotes % 2 and '"' not in text and text:  # all of it is within quotes
+                size += len(text) - 1
+                self.end += text.count("\n", 0, -1) + text.count("\r", 0, -1) - text.count("\r\n", 0, -1)
+                text = text[-1:]
             lines = self._split(text)
+            searched += len(lines)
             for index, line in enumerate(lines):
                 size += len(line)
                 quotes += line.count('"')
@@ -143,7 +153,7 @@ class _Lines:
             # Of the line that goes on, the last character is enough: it may be the first half of "\r\n".
             size += len(self._rest[:-1])
             quotes += self._rest.count('"', 0, len(self._rest[:-1]))
-            if size > self.limits.skipped:
+            if size > self.limits.skipped or searched > self.limits.record:
                 raise no_next_row(self._address, row, size, "without its end")
             text = self._rest[-1:] + self._next_chunk()
 

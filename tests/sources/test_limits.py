@@ -135,8 +135,10 @@ def test_endless_blanks_end(name: str, blank: bytes, start: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "-", "x.csv", "x.tsv"])
-@pytest.mark.parametrize("text", [b"y", b"yy ", b'""'])
+@pytest.mark.parametrize("text", [b"y", b"yy ", b'""', b"yy\n", b'""\n'])
 def test_an_endless_row_ends(name: str, text: bytes) -> None:
+    if b"\n" in text and not name.endswith("sv"):
+        pytest.skip("such lines are rows")
     stream = Endless(text, b'a\n"' if name.endswith("sv") else b'{"a": "x"}\n{"a": "')
     with pytest.raises(SourceError, match=r"row . is too large; found more than .*without (the end of a line|its end)"):
         list(read(name, stream))
