@@ -19,6 +19,9 @@ from templatekit.sources.limits import MEGABYTE, Limits
 from templatekit.sources.shuffle import shuffled, with_row
 from templatekit.types import Example, Message, PreferenceExample, Record
 
+_MAX_UNREAD, _MAX_KEY = 40, 80
+"""How many keys of a record are named that the adapter does not read, and how many characters of each."""
+
 
 class Reader:
     """The records that the options ask for, and their examples.
@@ -86,8 +89,17 @@ class Reader:
         return found
 
     def unread(self, record: Record) -> dict[str, Any]:
-        """The values of a record that the adapter does not read, by key; empty until the adapter is known."""
-        return self.adapter.unread(columns_of(record)) if self.adapter else {}
+        """The values of a record that the adapter does not read, by key; empty until the adapter is known.
+
+        A record may have any number of keys, of any length: these are shortened, and after the first ones a single key
+        says how many more there are.
+        """
+        unread = self.adapter.unread(columns_of(record)) if self.adapter else {}
+        if len(unread) <= _MAX_UNREAD and all(_shortened(key) is key for key in unread):
+            return unread
+        named = {_shortened(key): value for key, value in islice(unread.items(), _MAX_UNREAD)}
+        more = len(unread) - _MAX_UNREAD
+        return named | ({f"… and {more:,} more": None} if more > 0 else {})
 
     def without_placeholders(self, example: Example) -> Example:
         """The example with an empty context in place of each placeholder that the options name, such as `<noinput>`."""
@@ -150,6 +162,10 @@ def _check_conditions(record: Record | RecordError, conditions: Sequence[FilterE
         except ValueError as error:
             return RecordError(f"filter {condition.text!r}: {error}", reason="filter_failed")
     return record
+
+
+def _shortened(key: str) -> str:
+    return key if not isinstance(key, str) or len(key) <= _MAX_KEY else f"{key[: _MAX_KEY - 1]}…"
 
 
 _TEXT_FIELDS = ("role", "content", "context", "reasoning", "name", "tool_call_id")
