@@ -24,7 +24,7 @@ FORMAT = 2
 """Version of the files; each has a folder of its own."""
 BY_CONTENT = frozenset({"tokenizer", "template", "adapter"})
 """Options whose value is an address; instead of the address, the content there is part of the key."""
-WITHOUT_EFFECT = frozenset({"cache", "cache_dir", "workers"})
+WITHOUT_EFFECT = frozenset({"cache", "cache_dir", "workers", "trust_remote_code"})
 """Options that do not change the samples. All others are in the key, so that no new option is forgotten."""
 _CLOCK = re.compile(r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")
 _OF_THE_DAY = set("aAbBdjmuUVwWyYGgxDFe%-")

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from templatekit.cli.options import PLUGIN_DIR, load_registry
+from templatekit.cli.options import PLUGIN_DIR, add_options, load_registry
 from templatekit.cli.terminal import print_json, say, show_status
+from templatekit.config.data_options import DataOptions
 from templatekit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ HYPOTHESIS_STORAGE = "HYPOTHESIS_STORAGE_DIRECTORY"
     metavar="DIR",
     help="Also try this tokenizer: a folder or a model's name; may be given several times.",
 )
+@add_options(DataOptions, only=["trust_remote_code"])
 @click.option(
     "--examples",
     type=click.IntRange(min=1),
@@ -57,6 +59,7 @@ HYPOTHESIS_STORAGE = "HYPOTHESIS_STORAGE_DIRECTORY"
 def check(
     format: str,
     tokenizers: tuple[str, ...],
+    trust_remote_code: bool | None,
     examples: int,
     seed: int,
     time_budget: float | None,
@@ -85,7 +88,8 @@ def check(
     on_terminal = sys.stderr.isatty()
     count_input = _input_counter(shown=on_terminal)
     with redirect_stdout(sys.stderr):  # the output of plugins' print calls is not part of the result
-        subjects = subjects_of(format, [*(() if format == "tokenizer" else MAIN), *tokenizers], registry)
+        tried = [*(() if format == "tokenizer" else MAIN), *tokenizers]
+        subjects = subjects_of(format, tried, registry, trust_remote_code=bool(trust_remote_code))
         if not subjects:
             raise ConfigError("the tokenizer's own template needs a tokenizer; expected --tokenizer DIR")
         deadline = None if time_budget is None else time.monotonic() + time_budget

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from templatekit.cli.options import PLUGIN_DIR, load_registry
+from templatekit.cli.options import PLUGIN_DIR, add_options, load_registry
 from templatekit.cli.output import OVERWRITE, atomic_file, may_replace
 from templatekit.cli.terminal import print_data
+from templatekit.config.data_options import DataOptions
 from templatekit.formats.lookup import find_template
 from templatekit.pipeline.inputs import model_paths, plugin_paths, template_paths
 
@@ -16,6 +17,7 @@ from templatekit.pipeline.inputs import model_paths, plugin_paths, template_path
 @click.command("export")
 @click.argument("name")
 @click.option("--tokenizer", help="The tokenizer that the model is served with, for its BOS, EOS and control tokens.")
+@add_options(DataOptions, only=["trust_remote_code"])
 @click.option(
     "--format",
     "format",
@@ -30,6 +32,7 @@ from templatekit.pipeline.inputs import model_paths, plugin_paths, template_path
 def export_template(
     name: str,
     tokenizer: str | None,
+    trust_remote_code: bool | None,
     format: str,
     output: Path | None,
     overwrite: bool,
@@ -50,7 +53,8 @@ def export_template(
         read = [*template_paths("NAME", name, registry), *plugin_paths(registry)]
         read += model_paths("--tokenizer", tokenizer, registry) if tokenizer else []
         replace = may_replace(output, read, overwrite=overwrite)
-    loaded = find_tokenizer(tokenizer, registry) if tokenizer else None
+    trusted = bool(trust_remote_code)
+    loaded = find_tokenizer(tokenizer, registry, trust_remote_code=trusted) if tokenizer else None
     template = find_template(name, registry, chat_template=loaded.chat_template if loaded else None)
     if format == "modelfile":
         text = modelfile(template, loaded)

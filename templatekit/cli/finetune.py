@@ -62,7 +62,13 @@ def _read_recipe(path: Path | None) -> dict[str, Any]:
         raise ConfigError(f"recipe {str(path)!r} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"recipe {str(path)!r}: expected `name: value` lines; found {type(values).__name__}")
-    return by_name(values.items(), f"recipe {str(path)!r}")
+    named = by_name(values.items(), f"recipe {str(path)!r}")
+    if named.get("trust_remote_code", False) is not False:  # a recipe may come from anybody, and runs no code otherwise
+        raise ConfigError(
+            f"recipe {str(path)!r}: found trust_remote_code={named['trust_remote_code']!r}, which would run Python of "
+            "the model; expected it on the command line alone: --trust-remote-code"
+        )
+    return named
 
 
 def _print_report(run: Run) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from templatekit.cli.options import PLUGIN_DIR, load_registry
+from templatekit.cli.options import PLUGIN_DIR, add_options, load_registry
 from templatekit.cli.terminal import print_data, print_json
+from templatekit.config.data_options import DataOptions
 from templatekit.errors import ConfigError
 from templatekit.formats.lookup import TOKENIZER_TEMPLATE, find_template
 from templatekit.types import Example, Message
@@ -36,6 +37,7 @@ from templatekit.types import Example, Message
     help="The sampling temperature; 0 is greedy.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="The seed of sampling.")
+@add_options(DataOptions, only=["trust_remote_code"])
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0, mps.")
 @click.option("--json", "as_json", is_flag=True, help="Print prompt, ids and answer as JSON.")
 @PLUGIN_DIR
@@ -50,6 +52,7 @@ def generate(
     max_new_tokens: int,
     temperature: float,
     seed: int,
+    trust_remote_code: bool | None,
     device: str,
     as_json: bool,
     plugin_dirs: tuple[Path, ...],
@@ -66,7 +69,8 @@ def generate(
     if not instruction.strip():
         raise ConfigError("--instruction: expected text; found none")
     address = resolve_model(model, registry) or model
-    tokenizer = from_transformers(load_transformers_tokenizer(address), name=model)
+    trusted = bool(trust_remote_code)
+    tokenizer = from_transformers(load_transformers_tokenizer(address, trust_remote_code=trusted), name=model)
     run_template = Path(address) / "template.jinja"
     prompt_template = find_template(
         template or (str(run_template) if run_template.is_file() else TOKENIZER_TEMPLATE),
@@ -84,7 +88,7 @@ def generate(
     prompt_ids = Encoder(tokenizer).encode(prompt).input_ids
     stops = stops_of(prompt_template, tokenizer)
     answer = generate_answer(
-        load_model(address, device=resolve_device(device)),
+        load_model(address, device=resolve_device(device), trust_remote_code=trusted),
         prompt_ids,
         decode=tokenizer.decode,
         max_new_tokens=max_new_tokens,

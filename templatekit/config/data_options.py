@@ -129,6 +129,11 @@ class DataOptions(Options):
 
     # Tokens and loss weights
     tokenizer: str | None = Field(None, description="A folder with tokenizer.json, or a model's name.")
+    trust_remote_code: bool = Field(
+        False,
+        description="Run the Python that lies in the folder of a model or tokenizer, where it needs its own; else it "
+        "is never run.",
+    )
     train_on: Annotated[TrainOn, _parsed_by(parse_train_on)] = Field(
         "response",
         description="What is trained: response, content, last or all. Weights may follow, also for roles and fields: "

@@ -84,7 +84,8 @@ class Pipeline:
             )
         self.given_tokenizer = tokenizer
         if tokenizer is None and options.tokenizer is not None:
-            tokenizer = find_tokenizer(options.tokenizer, registry)
+            trusted = options.trust_remote_code
+            tokenizer = find_tokenizer(options.tokenizer, registry, trust_remote_code=trusted)
         self.tokenizer = tokenizer
         self.reader = Reader(options, registry, adapter=adapter)
         kwargs = options.chat_template_kwargs

@@ -76,7 +76,8 @@ class HubSource(Source):
         import datasets
 
         try:
-            streams = datasets.load_dataset(name, streaming=True)
+            # Releases before 4 would ask on standard input whether to run a data set's own Python.
+            streams = datasets.load_dataset(name, streaming=True, trust_remote_code=False)
             yield from require_records(_pick(streams, split, address), address)
         except SourceError:
             raise

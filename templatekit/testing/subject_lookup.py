@@ -24,16 +24,21 @@ Format: TypeAlias = str | os.PathLike[str] | Adapter | Template
 
 
 def subjects_of(
-    format: Format, tokenizers: Iterable[str | os.PathLike[str] | Tokenizer] = MAIN, registry: Registry | None = None
+    format: Format,
+    tokenizers: Iterable[str | os.PathLike[str] | Tokenizer] = MAIN,
+    registry: Registry | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> list[Subject]:
     """The subjects of a format: each of its adapters and templates with each tokenizer.
 
     `format` is an object, the name of an adapter, a template or a plugin (or of several of these), a `.jinja` template
     or a `.py` plugin. A plugin stands for all that it offers. `tokenizers` are names of tiny tokenizers, folders, model
-    names or objects. For a template that lists special tokens, the first tiny tokenizer is also tried with them added.
+    names or objects; Python of such a folder is run only with `trust_remote_code`. For a template that lists special
+    tokens, the first tiny tokenizer is also tried with them added.
     """
     registry = registry or create_registry()
-    loaded = [_tokenizer(each, registry) for each in tokenizers]
+    loaded = [_tokenizer(each, registry, trust_remote_code=trust_remote_code) for each in tokenizers]
     subjects: list[Subject] = []
     for offer in _adapters_and_templates(format, registry) if loaded else ():
         if offer == TOKENIZER_TEMPLATE:
@@ -104,8 +109,10 @@ def _offered_by(path: Path) -> list[Adapter | Template]:
     return found
 
 
-def _tokenizer(each: str | os.PathLike[str] | Tokenizer, registry: Registry) -> Tokenizer:
+def _tokenizer(each: str | os.PathLike[str] | Tokenizer, registry: Registry, *, trust_remote_code: bool) -> Tokenizer:
     if isinstance(each, Tokenizer):
         return each
     name = os.fspath(each)
-    return tiny_tokenizer(name) if name in TINY else find_tokenizer(name, registry)
+    if name in TINY:
+        return tiny_tokenizer(name)
+    return find_tokenizer(name, registry, trust_remote_code=trust_remote_code)

@@ -3,15 +3,19 @@
 A folder with `tokenizer.json` is read as it is. Everything else (a `.gguf` file, a hub name, a model without
 `tokenizer.json`) goes through transformers, which is imported only then. The tokenizer of a `.gguf` file is cached on
 disk.
+
+Folders and hub names may hold Python of their own (`auto_map` in their configurations), for classes that transformers
+does not have. transformers would ask on standard input whether to run it; here it is run only if the caller says so.
 """
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from templatekit.errors import TokenizerError, nearest
+from templatekit.errors import TokenizerError, nearest, shorten
 from templatekit.hooks.registry import Registry
 from templatekit.tokens.disk_cache import TokenizerDescription, cached_description
 from templatekit.tokens.tokenizer import SPECIAL_TOKEN_KEYS, TOKENIZER_FILE, Tokenizer
@@ -20,8 +24,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def find_tokenizer(address: str, registry: Registry) -> Tokenizer:
-    """The tokenizer at a path, under a name that a plugin resolves, or on the hub. Raises `TokenizerError`."""
+_CONFIGURATIONS = ("config.json", "tokenizer_config.json")
+"""The files of a folder whose `auto_map` names Python of its own."""
+
+
+def find_tokenizer(address: str, registry: Registry, *, trust_remote_code: bool = False) -> Tokenizer:
+    """The tokenizer at a path, under a name that a plugin resolves, or on the hub. Raises `TokenizerError`.
+
+    With `trust_remote_code`, Python of the folder is run if it says that its tokenizer needs that.
+    """
     path = resolve_model(address, registry)
     if path is not None:
         folder = path.parent if path.name == TOKENIZER_FILE else path
@@ -30,7 +41,8 @@ def find_tokenizer(address: str, registry: Registry) -> Tokenizer:
     if path is not None and path.suffix == ".gguf":
         found = cached_description(path, lambda: _describe(load_transformers_tokenizer(path), address))
         return Tokenizer(**found._asdict(), name=address)
-    return from_transformers(load_transformers_tokenizer(path or address), name=address)
+    found_there = load_transformers_tokenizer(path or address, trust_remote_code=trust_remote_code)
+    return from_transformers(found_there, name=address)
 
 
 def resolve_model(address: str, registry: Registry) -> Path | None:
@@ -48,22 +60,46 @@ def resolve_model(address: str, registry: Registry) -> Path | None:
     return None
 
 
-def load_transformers_tokenizer(address: str | Path) -> PreTrainedTokenizerBase:
+def load_transformers_tokenizer(address: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """`AutoTokenizer` for a folder, a `.gguf` file or a hub name. Raises `TokenizerError` for whatever fails."""
     from transformers import AutoTokenizer
 
     path = Path(address)
     where: dict[str, Any] = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
+    trusted = trust_remote_code and not where  # Python beside a .gguf file does not belong to it
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                str(path.parent) if where else str(address), **where
+                str(path.parent) if where else str(address), trust_remote_code=trusted, **where
             )
     except Exception as error:  # transformers raises anything from OSError to KeyError
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if not trusted and (code := own_code_at(address, error)):
+            reason = code
         raise TokenizerError(f"tokenizer {str(address)!r} cannot be loaded: {reason}") from error
+    if type(tokenizer).__module__.startswith("transformers."):
+        tokenizer.init_kwargs.pop("auto_map", None)  # it names Python that was not used, and is not saved with it
     return tokenizer
+
+
+def own_code_at(address: str | Path, error: Exception) -> str:
+    """What to say where loading failed since Python was not run; empty if there is none at the address."""
+    found = []
+    for name in _CONFIGURATIONS:
+        try:
+            names = json.loads((Path(address) / name).read_text(encoding="utf-8"))["auto_map"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        values = names.values() if isinstance(names, dict) else [names]
+        classes = [each for value in values for each in (value if isinstance(value, list) else [value]) if each]
+        found.append(f"{name} names {shorten(', '.join(map(str, classes)))}")
+    if not found and "trust_remote_code" not in str(error):  # of a hub name there may be no files here
+        return ""
+    return (
+        f"it needs Python of its own, which is not run ({'; '.join(found) or 'auto_map'}); read that code, and if you "
+        "trust it, say --trust-remote-code"
+    )
 
 
 def from_transformers(tokenizer: PreTrainedTokenizerBase, *, name: str | None = None) -> Tokenizer:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from templatekit.errors import ConfigError, RunError
+from templatekit.tokens.load import own_code_at
 
 _PROVENANCE = ("transformers_version", "_name_or_path", "_commit_hash", "auto_map")
 """Keys of a configuration on which nothing depends that a model computes."""
@@ -53,12 +54,13 @@ def uses_bf16(precision: Literal["auto", "bf16", "fp32"], device: torch.device) 
     return False
 
 
-def load_model(address: str | Path, *, device: torch.device) -> PreTrainedModel:
+def load_model(address: str | Path, *, device: torch.device, trust_remote_code: bool = False) -> PreTrainedModel:
     """Load a causal language model in fp32.
 
     `address` is a folder, a `.gguf` file, or a name on the hub. Weights come from safetensors or GGUF, never from a
-    pickle. Raises `ConfigError` where there is no model at the address, `RunError` where its files are damaged or lack
-    weights.
+    pickle. Python that lies beside them is run with `trust_remote_code` alone; a type of model that transformers knows
+    needs none. Raises `ConfigError` where there is no model at the address, or one that needs its own Python;
+    `RunError` where its files are damaged or lack weights.
     """
     path = Path(address)
     gguf: dict[str, str] = {}
@@ -71,13 +73,21 @@ def load_model(address: str | Path, *, device: torch.device) -> PreTrainedModel:
         raise ConfigError(f"model {str(path)!r} is a file; expected a folder, a .gguf file or a hub name")
     elif path.is_dir() and not (path / "config.json").is_file():
         raise ConfigError(f"model {str(path)!r} holds no config.json; expected a folder saved by transformers")
+    trusted = trust_remote_code and not gguf  # Python beside a .gguf file does not belong to it
     name = str(path) if path.exists() else str(address)
     with quiet_transformers():
         try:
             model, found = cast("Any", AutoModelForCausalLM).from_pretrained(
-                name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **gguf
+                name,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                trust_remote_code=trusted,
+                **gguf,
             )
         except Exception as error:  # damaged files make transformers, safetensors and gguf raise many classes
+            if not trusted and (code := own_code_at(path, error)):
+                raise ConfigError(f"model {str(address)!r} cannot be loaded: {code}") from error
             reason = " ".join(str(error).split())
             if not path.exists():
                 raise ConfigError(

@@ -123,7 +123,7 @@ def _run(
     files = address
     if options.tokenizer is not None:
         files = resolve_model(options.tokenizer, registry) or options.tokenizer
-    served = load_transformers_tokenizer(files)
+    served = load_transformers_tokenizer(files, trust_remote_code=options.trust_remote_code)
     tokenizer = from_transformers(served, name=options.tokenizer or options.model)
     pipeline = training_pipeline(options, registry, tokenizer=tokenizer)
     added = add_special_tokens(options, pipeline, served)
@@ -147,7 +147,7 @@ def _run(
     base: dict[str, str] = {}
 
     def build(*, quantized: bool = options.quantize is not None) -> PreTrainedModel:
-        model = load_model(address, device=device)
+        model = load_model(address, device=device, trust_remote_code=options.trust_remote_code)
         found = model_fingerprints(model)
         if found != (base or found):
             raise RunError(

@@ -108,9 +108,14 @@ def _free_folder(options: FinetuneOptions) -> Path:
 
 
 def write_recipe(folder: Path, options: FinetuneOptions, *, adapter: str | None, template: str) -> None:
-    """Write the options, including a detected adapter, and the template's source."""
+    """Write the options, including a detected adapter, and the template's source.
+
+    Whether to run Python of the model is left out: a recipe must not say that to whoever takes it over.
+    """
     resolved = options.model_copy(update={"output": folder, "adapter": adapter, "resume": False})
-    text = yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(
+        resolved.model_dump(mode="json", exclude={"trust_remote_code"}), sort_keys=False, allow_unicode=True
+    )
     write_text(folder / RECIPE, text)  # first: it is what makes the folder a run
     write_text(folder / TEMPLATE, template)
 

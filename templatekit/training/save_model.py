@@ -87,6 +87,8 @@ def _write(
     config = deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = dtype
+    if type(model).__module__.startswith("transformers.") and hasattr(config, "auto_map"):
+        del config.auto_map  # names Python that lies in the folder of the base model, and was not used
     own = model.generation_config
     model.generation_config = stops = _generation_settings(own, stop_strings)
     for settings in (config, stops):
