@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import mmap
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, cast
@@ -14,7 +14,7 @@ from templatekit.errors import RecordError, SourceError, shorten
 from templatekit.sources.compression import Rewindable, stop_rewinding
 from templatekit.sources.files import FileSource, check_column_names, extension, is_folder, require_records, to_path
 from templatekit.sources.limits import Limits, in_megabytes, too_large
-from templatekit.sources.parquet_pages import pages_of
+from templatekit.sources.parquet_pages import ColumnChunk, pages_of, row_groups_of
 from templatekit.types import Record
 
 if TYPE_CHECKING:
@@ -112,22 +112,23 @@ def _open(file: BinaryIO, address: str, stack: ExitStack, limits: Limits) -> tup
 
 def _parquet_batches(parquet: pq.ParquetFile, file: BinaryIO, address: str, limits: Limits) -> Iterator[pa.RecordBatch]:
     """The rows of each row group, in batches that fit into memory."""
-    for index in range(parquet.num_row_groups):
-        rows = _rows_at_once(parquet.metadata.row_group(index), index, file, address, limits)
+    names = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
+    for index, columns in enumerate(row_groups_of(file)):
+        rows = _rows_at_once(dict(zip(names, columns, strict=True)), index, file, address, limits)
         yield from parquet.iter_batches(batch_size=rows, row_groups=[index])
 
 
-def _rows_at_once(group: Any, index: int, file: BinaryIO, address: str, limits: Limits) -> int:
+def _rows_at_once(columns: Mapping[str, ColumnChunk], index: int, file: BinaryIO, address: str, limits: Limits) -> int:
     """How many rows of a row group are decoded at once: fewer where its pages say that rows may be large."""
     largest = _PAGE_RECORDS * limits.record
     rows = _BATCH_ROWS
-    for column in map(group.column, range(group.num_columns)):
-        if not column.has_dictionary_page and column.total_uncompressed_size <= largest:
+    for name, column in columns.items():
+        if column.dictionary_page_offset is None and column.total_uncompressed_size <= largest:
             continue
         for page in pages_of(file, column):
             if page.size > largest:
                 raise SourceError(
-                    f"{address}: column {column.path_in_schema!r} in row group {index} has a page of "
+                    f"{address}: column {name!r} in row group {index} has a page of "
                     f"{in_megabytes(page.size)}; expected at most {in_megabytes(largest)}; write the file again with "
                     "smaller pages, or allow larger records: --max-record-size"
                 )

@@ -1,7 +1,8 @@
 """Reads the headers of Parquet's pages, which say how large a page becomes before Arrow decompresses it.
 
 Arrow decodes a page as a whole, and as many rows as are asked for: a file of a megabyte may fill the memory with one
-page, or with one text that a dictionary repeats in each row. pyarrow does not show these headers. They are structs of
+page, or with one text that a dictionary repeats in each row. pyarrow does not show these headers, and for some damaged
+footers it ends the process when it is asked for a column's metadata (pyarrow 26.0). Headers and footers are structs of
 Thrift's compact protocol; of these, only what is needed is parsed here.
 """
 
@@ -9,10 +10,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 _HEADER_BYTES = 1 << 16
 _DICTIONARY = 2
+_Value: TypeAlias = "int | dict[int, _Value] | list[_Value] | None"
 
 
 class Page(NamedTuple):
@@ -23,10 +25,46 @@ class Page(NamedTuple):
     """Bytes after decompression."""
 
 
-def pages_of(file: BinaryIO, column: Any) -> Iterator[Page]:
-    """The pages of one column of a row group, given with its metadata; raises `ValueError` for a damaged header."""
-    offset = column.dictionary_page_offset if column.has_dictionary_page else None
-    offset = offset or column.data_page_offset  # some writers give 0 for none
+class ColumnChunk(NamedTuple):
+    """Where one column of a row group lies in the file, and how many bytes it has."""
+
+    total_uncompressed_size: int
+    total_compressed_size: int
+    data_page_offset: int
+    dictionary_page_offset: int | None
+
+
+def row_groups_of(file: BinaryIO) -> list[list[ColumnChunk]]:
+    """The columns of each row group; raises `ValueError` for a damaged footer."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - 8))
+    length = int.from_bytes(file.read(4), "little")
+    file.seek(max(0, size - 8 - length))
+    groups = _parse_struct(io.BytesIO(file.read(length))).get(4)
+    return [[_column_chunk(column) for column in _items(group, 1)] for group in _list(groups)]
+
+
+def _column_chunk(value: _Value) -> ColumnChunk:
+    metadata = value.get(3) if isinstance(value, dict) else None
+    fields = [metadata.get(key) for key in (6, 7, 9, 11)] if isinstance(metadata, dict) else []
+    if not fields or not all(isinstance(field, int) and field >= 0 for field in (*fields[:3], fields[3] or 0)):
+        raise ValueError("the footer has a column without its size or place")
+    return ColumnChunk(*fields)  # type: ignore[arg-type]  # checked above
+
+
+def _items(value: _Value, key: int) -> list[_Value]:
+    return _list(value.get(key) if isinstance(value, dict) else None)
+
+
+def _list(value: _Value) -> list[_Value]:
+    if not isinstance(value, list):
+        raise ValueError("the footer lacks its row groups or their columns")
+    return value
+
+
+def pages_of(file: BinaryIO, column: ColumnChunk) -> Iterator[Page]:
+    """The pages of one column of a row group; raises `ValueError` for a damaged header."""
+    offset = column.dictionary_page_offset or column.data_page_offset  # some writers give 0 for none
     end = offset + column.total_compressed_size
     while offset < end:
         file.seek(offset)
@@ -39,9 +77,9 @@ def pages_of(file: BinaryIO, column: Any) -> Iterator[Page]:
         offset += header.tell() + packed
 
 
-def _parse_struct(stream: BinaryIO, depth: int = 0) -> dict[int, int | None]:
-    """The integer fields of a struct by their number; other fields are None."""
-    fields: dict[int, int | None] = {}
+def _parse_struct(stream: BinaryIO, depth: int = 0) -> dict[int, _Value]:
+    """The fields of a struct by their number: integers, structs and lists; all others are None."""
+    fields: dict[int, _Value] = {}
     number = 0
     while True:
         byte = _byte(stream)
@@ -52,9 +90,9 @@ def _parse_struct(stream: BinaryIO, depth: int = 0) -> dict[int, int | None]:
         fields[number] = _parse_value(stream, kind, depth)
 
 
-def _parse_value(stream: BinaryIO, kind: int, depth: int, *, in_list: bool = False) -> int | None:
-    if depth > 8:
-        raise ValueError("the header of a page is nested too deeply")
+def _parse_value(stream: BinaryIO, kind: int, depth: int, *, in_list: bool = False) -> _Value:
+    if depth > 16:
+        raise ValueError("a header is nested too deeply")
     if kind in (1, 2):  # true and false, which have a byte of their own only in lists
         return _byte(stream) if in_list else None
     if kind == 3:
@@ -67,19 +105,19 @@ def _parse_value(stream: BinaryIO, kind: int, depth: int, *, in_list: bool = Fal
         stream.seek(_varint(stream), io.SEEK_CUR)
     elif kind in (9, 10):
         byte = _byte(stream)
-        for _ in range(_varint(stream) if byte >> 4 == 15 else byte >> 4):
-            _parse_value(stream, byte & 15, depth + 1, in_list=True)
+        count = _varint(stream) if byte >> 4 == 15 else byte >> 4
+        return [_parse_value(stream, byte & 15, depth + 1, in_list=True) for _ in range(count)]
     elif kind == 12:
-        _parse_struct(stream, depth + 1)
+        return _parse_struct(stream, depth + 1)
     else:
-        raise ValueError(f"the header of a page has a field of the unknown type {kind}")
+        raise ValueError(f"a header has a field of the unknown type {kind}")
     return None
 
 
 def _byte(stream: BinaryIO) -> int:
     data = stream.read(1)
     if not data:
-        raise ValueError("the header of a page is cut or too long")
+        raise ValueError("a header is cut or too long")
     return data[0]
 
 

@@ -29,7 +29,7 @@ from templatekit.sources.csv_records import CsvSource
 from templatekit.sources.json_decoder import Decoder, record_error
 from templatekit.sources.json_records import JsonSource
 from templatekit.sources.limits import Limits, in_megabytes, size_of
-from templatekit.sources.parquet_pages import pages_of
+from templatekit.sources.parquet_pages import ColumnChunk, pages_of, row_groups_of
 
 Write = Callable[[str, "str | bytes"], str]
 
@@ -283,9 +283,12 @@ def test_the_pages_of_a_file(version: str, codec: str, dictionary: bool) -> None
         write_statistics=True,
     )
     metadata = pa.parquet.read_metadata(buffer)
+    found = row_groups_of(buffer)
+    assert [len(columns) for columns in found] == [metadata.num_columns] * metadata.num_row_groups
     for group, index in itertools.product(range(metadata.num_row_groups), range(metadata.num_columns)):
         column = metadata.row_group(group).column(index)
-        pages = list(pages_of(buffer, column))
+        assert all(getattr(column, name) == value for name, value in found[group][index]._asdict().items())
+        pages = list(pages_of(buffer, found[group][index]))
         assert any(page.is_dictionary for page in pages) == column.has_dictionary_page
         headers = column.total_uncompressed_size - sum(page.size for page in pages)
         assert 0 < headers < 400 * len(pages)
@@ -293,14 +296,21 @@ def test_the_pages_of_a_file(version: str, codec: str, dictionary: bool) -> None
 
 @given(st.binary(max_size=60))
 def test_a_damaged_page_header_is_an_error(data: bytes) -> None:
-    class Column:
-        has_dictionary_page, data_page_offset, total_compressed_size = False, 0, len(data)
-
+    column = ColumnChunk(0, len(data), 0, None)
     try:
-        for page in pages_of(io.BytesIO(data), Column()):
+        for page in pages_of(io.BytesIO(data), column):
             assert page.size >= 0
     except ValueError:
         pass
+
+
+@given(st.binary(max_size=80))
+def test_a_damaged_footer_is_an_error(data: bytes) -> None:
+    try:
+        groups = row_groups_of(io.BytesIO(data + len(data).to_bytes(4, "little") + b"PAR1"))
+    except ValueError:
+        return
+    assert all(size is None or size >= 0 for columns in groups for column in columns for size in column)
 
 
 def test_rows_with_a_page_each_are_decoded_a_few_at_a_time(write: Write, registry: Registry) -> None:
