@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import sys
 import threading
@@ -80,6 +79,8 @@ def _run(action: Callable[[], object], writing: int, file_bytes: int | None) -> 
         sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115 - descriptors
         _free_locks()
         if file_bytes is not None:
+            import resource  # Windows has none
+
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
         action()
         code = 0

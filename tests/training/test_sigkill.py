@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import importlib
 import json
-import multiprocessing
 import os
 import random
 import signal
 import sys
-import threading
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from testkit.forks import Fork
 from testkit.tiny_model import tiny_folder
-from tqdm import tqdm
 
 import templatekit
 from templatekit.hooks.loading import create_registry
@@ -42,7 +39,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def _finetune(place: Path, folder: Path, options: dict[str, Any]) -> multiprocessing.process.BaseProcess:
+def _finetune(place: Path, folder: Path, options: dict[str, Any]) -> Fork:
     """A process that starts the run, or resumes it."""
     given = {
         "model": str(place / "model"),
@@ -62,19 +59,9 @@ def _finetune(place: Path, folder: Path, options: dict[str, Any]) -> multiproces
 
     def run() -> None:
         torch.set_num_threads(1)
-        # All forks of a process share tqdm's lock: a fork that is killed while it holds the lock would block the later
-        # ones.
-        tqdm.set_lock(threading.RLock())
-        with Path(os.devnull).open("w") as nowhere:
-            sys.stderr = nowhere
-            templatekit.finetune(given)
-        os._exit(0)
+        templatekit.finetune(given)
 
-    process = multiprocessing.get_context("fork").Process(target=run)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later warn of forks beside threads
-        process.start()
-    return process
+    return Fork(run)
 
 
 def _import_all() -> None:
@@ -104,9 +91,8 @@ def test_killed_runs_are_the_unbroken_ones(tmp_path: Path, capsys: pytest.Captur
     for kind in kinds:
         options = KINDS[kind]
         began = time.monotonic()
-        process = _finetune(tmp_path, tmp_path / kind, options)
-        process.join(120)
-        assert process.exitcode == 0, kind
+        ending = _finetune(tmp_path, tmp_path / kind, options).ended()
+        assert ending.code == 0, f"{kind}: {ending.said}"
         whole[kind] = (_numbers(tmp_path / kind), _weights(tmp_path / kind), time.monotonic() - began)
     draw = random.Random(11)
     kills = runs = 0
@@ -115,16 +101,14 @@ def test_killed_runs_are_the_unbroken_ones(tmp_path: Path, capsys: pytest.Captur
         numbers, weights, seconds = whole[kind]
         folder = tmp_path / f"{kind}-{runs}"
         while True:
-            process = _finetune(tmp_path, folder, KINDS[kind])
+            fork = _finetune(tmp_path, folder, KINDS[kind])
             # Half of the kills are anywhere in a run, half of them during the steps.
-            process.join(draw.uniform(0, seconds) if draw.random() < 0.5 else draw.uniform(0.3, 0.8) * seconds)
-            if process.is_alive() and kills < KILLS:
-                process.kill()
-                process.join()
-                kills += process.exitcode == -signal.SIGKILL
+            moment = draw.uniform(0, seconds) if draw.random() < 0.5 else draw.uniform(0.3, 0.8) * seconds
+            ending = fork.killed_after(moment) if kills < KILLS else fork.ended()
+            if ending.code == -signal.SIGKILL:
+                kills += 1
                 continue
-            process.join(120)
-            assert process.exitcode == 0, f"{kind}, after {kills} kills: {sorted(folder.iterdir())}"
+            assert ending.code == 0, f"{kind}, after {kills} kills: {ending.said}"
             break
         assert _numbers(folder) == numbers, f"{kind}, after {kills} kills"
         assert _weights(folder) == weights, f"{kind}, after {kills} kills"
@@ -140,8 +124,7 @@ def test_the_comparison_would_notice(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(ROWS), encoding="utf-8")
     seeds = []
     for seed in (1, 2):
-        process = _finetune(tmp_path, tmp_path / str(seed), {**KINDS["sft"], "seed": seed, "max_steps": 3})
-        process.join(120)
-        assert process.exitcode == 0
+        ending = _finetune(tmp_path, tmp_path / str(seed), {**KINDS["sft"], "seed": seed, "max_steps": 3}).ended()
+        assert ending.code == 0, ending.said
         seeds.append(_numbers(tmp_path / str(seed)))
     assert seeds[0] != seeds[1]
