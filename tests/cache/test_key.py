@@ -146,6 +146,7 @@ OTHERWISE: dict[str, Any] = {
     "dedup": "exact",
     "shuffle": 1,
     "shuffle_buffer": 7,
+    "max_record_size": 17,
     "on_error": "skip",
     "encoder": "tokenizers",
 }
