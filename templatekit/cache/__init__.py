@@ -21,7 +21,7 @@ FOLDER/prepared-2/KEY/      KEY: the hash of everything that determines the samp
 | `reader` | reads samples from tables |
 | `sequences` | all samples as one sequence, for training |
 | `folder` | the folder of the cache: lists its entries, removes them |
-| `atomic_files` | files that are complete or absent |
+| `atomic_files` | shards that are complete or absent, and what says whether they are damaged |
 """
 
 from templatekit.cache.folder import Entry, entries, remove

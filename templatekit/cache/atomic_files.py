@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from templatekit.errors import RunError
+from templatekit.staging import staging_folder
 
 STATE = "part.json"
 """Name of the file with a shard's state, and the size and hash of its files."""
-STAGING_PREFIX = ".making-"
-"""Prefix of the names of unfinished files and folders. Those that a killed process left are removed after an hour."""
-_ABANDONED_SECONDS = 3600
 _BLOCK_BYTES = 2**22
 
 
@@ -44,11 +39,13 @@ def reporting_write_errors(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def staging(target: Path) -> Iterator[Path]:
-    """A new folder beside `target`. It is synced and renamed to `target` when the context ends without an error."""
-    folder = target.with_name(f"{STAGING_PREFIX}{target.name}-{secrets.token_hex(4)}")
-    try:
-        with reporting_write_errors(target.parent):
-            folder.mkdir(parents=True)
+    """A new folder beside `target`. It is synced and renamed to `target` when the context ends without an error.
+
+    What killed processes left is removed when the entry is opened, once for all its shards.
+    """
+    with reporting_write_errors(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with staging_folder(target, remove_others=False) as folder:
             yield folder
             for path in folder.iterdir():
                 sync_path(path)
@@ -59,17 +56,6 @@ def staging(target: Path) -> Iterator[Path]:
                 if not (target / STATE).is_file():  # another process wrote the shard first
                     raise
             sync_path(target.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_abandoned(folder: Path) -> None:
-    """Remove unfinished shards that a killed process left; those that may still be written stay."""
-    for path in folder.glob(f"{STAGING_PREFIX}*"):
-        with suppress(OSError):
-            newest = max(each.stat().st_mtime for each in (path, *path.iterdir()))
-            if time.time() - newest > _ABANDONED_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
 
 
 def sync_path(path: Path) -> None:

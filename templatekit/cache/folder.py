@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from templatekit.cache.atomic_files import STAGING_PREFIX, Damaged, remove_abandoned, reporting_write_errors
+from templatekit.cache.atomic_files import Damaged, reporting_write_errors
 from templatekit.cache.key import FORMAT
 from templatekit.cache.shard import Shard
 from templatekit.errors import ConfigError
 from templatekit.pipeline.pipeline import Pipeline
+from templatekit.staging import PREFIX, remove_abandoned, replace_file, temporary_name
 
 ABOUT = "about.json"
 _PREPARED = "prepared-"
@@ -66,11 +67,10 @@ def open_entry(folder: Path, key: str, values: Mapping[str, Any], pipeline: Pipe
                 "templatekit": values["templatekit"].partition(" ")[0],
                 "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             }
-            staged = path / f"{STAGING_PREFIX}{ABOUT}-{os.getpid()}"
-            staged.write_text(json.dumps(about, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-            staged.replace(path / ABOUT)
+            replace_file(path / ABOUT, (json.dumps(about, ensure_ascii=False, indent=1) + "\n").encode())
         os.utime(path)  # the age counts from the last use
-    remove_abandoned(path)
+    for place in (path, path.parent):  # in the second, what a killed `cache clear` had begun to remove
+        remove_abandoned(place)
     return path
 
 
@@ -86,7 +86,7 @@ def shard_indices(entry: Path) -> list[int]:
 
 def remove_shard(path: Path) -> None:
     """Remove a shard, or a file in its place. It is renamed first, so that no process sees half of it."""
-    gone = path.with_name(f"{STAGING_PREFIX}{path.name}-gone-{os.getpid()}")
+    gone = temporary_name(path)
     with reporting_write_errors(path.parent):
         path.rename(gone)
     if gone.is_dir():
@@ -97,7 +97,8 @@ def remove_shard(path: Path) -> None:
 
 def entries(folder: Path) -> list[Entry]:
     """The entries in a cache's folder, the last used first."""
-    found = [_entry(path) for path in folder.glob(f"{_PREPARED}*/*") if path.is_dir()]
+    folders = (path for path in folder.glob(f"{_PREPARED}*/*") if path.is_dir() and not path.name.startswith(PREFIX))
+    found = [_entry(path) for path in folders]
     return sorted(found, key=lambda entry: entry.age)
 
 
@@ -108,10 +109,13 @@ def remove(chosen: Iterable[Entry]) -> int:
     """
     freed = 0
     for entry in chosen:
+        remove_abandoned(entry.path.parent)
         with reporting_write_errors(entry.path.parent):
-            gone = entry.path.with_name(f"{STAGING_PREFIX}{entry.path.name}-gone")
+            gone = temporary_name(entry.path)
             entry.path.rename(gone)
-            shutil.rmtree(gone)
+            shutil.rmtree(gone, ignore_errors=True)  # another process may remove it too, as abandoned
+            if gone.exists():
+                gone.rmdir()  # raises the error that says why
         freed += entry.bytes
     return freed
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import click
 
 from templatekit.cli.options import PLUGIN_DIR, add_options, load_registry
 from templatekit.cli.terminal import print_json, say, show_status
+from templatekit.config.cache_folder import cache_folder
 from templatekit.config.data_options import DataOptions
 from templatekit.errors import ConfigError
 
@@ -73,7 +73,8 @@ def check(
     from plain to extreme ones, with tiny tokenizers of every common kind. A failed check is shown with the smallest
     record that fails it. The exit code is 1 if a check fails, else 0.
     """
-    os.environ.setdefault(HYPOTHESIS_STORAGE, str(Path(tempfile.gettempdir()) / "templatekit-hypothesis"))
+    # Not in the folder for temporary files, where another user could put a link at its name.
+    os.environ.setdefault(HYPOTHESIS_STORAGE, str(cache_folder() / "hypothesis"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # for small texts threads cost more time than they save
     try:
         from templatekit.testing import MAIN, run_checks, subjects_of

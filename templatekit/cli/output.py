@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -25,6 +23,7 @@ from templatekit.packing import Packs
 from templatekit.pipeline.inputs import ReadPath, check_output_file
 from templatekit.pipeline.outputs import OutputChunk
 from templatekit.pipeline.pipeline import Pipeline
+from templatekit.staging import staging_file, staging_folder
 
 OVERWRITE = click.option(
     "--overwrite",
@@ -191,21 +190,20 @@ def write_atomically(
 def atomic_folder(output: Path) -> Iterator[Path]:
     """Create a temporary folder next to `output`, and rename it to `output` once complete; remove it on any error."""
     name = f"--output {str(output)!r}"
-    try:
-        target = output.resolve()
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ConfigError(f"{name} is there already; expected a new folder, or an empty one")
-        staging = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}")
-        staging.mkdir(parents=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        raise ConfigError(f"{name} cannot be written: {getattr(error, 'strerror', None) or error}") from None
-    try:
-        yield staging
-        staging.replace(target)
-    except OSError as error:
-        raise RunError(f"{name} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with ExitStack() as temporary:
+        try:
+            target = output.resolve()
+            if target.exists() and (not target.is_dir() or any(target.iterdir())):
+                raise ConfigError(f"{name} is there already; expected a new folder, or an empty one")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            staging = temporary.enter_context(staging_folder(target))
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+            raise ConfigError(f"{name} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+        try:
+            yield staging
+            staging.replace(target)
+        except OSError as error:
+            raise RunError(f"{name} cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -217,38 +215,39 @@ def atomic_file(output: Path, *, option: str = "--output", replace: bool = False
     """
     name = f"{option} {str(output)!r}"
     descriptor = _descriptor(output)
-    try:
-        if output.is_dir():
-            raise ConfigError(f"{name} is a folder; expected a file")
-        special = descriptor is not None or (output.exists() and not output.is_file())
-        target = output if special else output.resolve()  # a link stays, and its target is replaced
-        if not (special or replace) and target.exists():
-            raise _existing(name)
-        path = target if special else target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if descriptor is not None:  # opened by its name, a file behind it would be written from its start
-            file: BinaryIO = os.fdopen(os.dup(descriptor), "wb")
-        else:
-            file = path.open("wb" if special else "xb")
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        reason = "Not a directory" if isinstance(error, FileExistsError) else getattr(error, "strerror", None) or error
-        raise ConfigError(f"{name} cannot be written: {reason}") from None
-    try:
-        with file:
-            yield file
-        if not special:
-            _publish(path, target, replace=replace)
-    except BrokenPipeError:
-        raise
-    except FileExistsError:
-        raise RunError(
-            f"{name} was made by somebody else meanwhile, and is left as it is; run again with another name"
-        ) from None
-    except OSError as error:
-        raise RunError(f"{name} cannot be written: {error.strerror or error}") from error
-    finally:
-        if not special:
-            path.unlink(missing_ok=True)
+    with ExitStack() as temporary:
+        try:
+            if output.is_dir():
+                raise ConfigError(f"{name} is a folder; expected a file")
+            special = descriptor is not None or (output.exists() and not output.is_file())
+            target = output if special else output.resolve()  # a link stays, and its target is replaced
+            if not (special or replace) and target.exists():
+                raise _existing(name)
+            path = target
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if descriptor is not None:  # opened by its name, a file behind it would be written from its start
+                file: BinaryIO = os.fdopen(os.dup(descriptor), "wb")
+            elif special:
+                file = path.open("wb")
+            else:
+                path, file = temporary.enter_context(staging_file(target))
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+            not_a_folder = isinstance(error, FileExistsError)
+            reason = "Not a directory" if not_a_folder else getattr(error, "strerror", None) or error
+            raise ConfigError(f"{name} cannot be written: {reason}") from None
+        try:
+            with file:
+                yield file
+            if not special:
+                _publish(path, target, replace=replace)
+        except BrokenPipeError:
+            raise
+        except FileExistsError:
+            raise RunError(
+                f"{name} was made by somebody else meanwhile, and is left as it is; run again with another name"
+            ) from None
+        except OSError as error:
+            raise RunError(f"{name} cannot be written: {error.strerror or error}") from error
 
 
 def _publish(path: Path, target: Path, *, replace: bool) -> None:

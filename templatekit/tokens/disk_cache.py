@@ -6,8 +6,6 @@ Where nothing can be written (a full disk, a folder without permission), the val
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from templatekit.config.cache_folder import cache_folder
+from templatekit.staging import remove_abandoned, replace_file
 
 _FORMAT = "tokenizers-2"
 _COMPARED_BYTES = 2**26
@@ -91,9 +90,5 @@ def _version(package: str) -> str | None:
 def _write(file: Path, content: bytes) -> None:
     """Write the whole file or nothing, even if other processes write the same file at the same time."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".making-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    remove_abandoned(file.parent)  # also of other files: a key that no run has again is never written again
+    replace_file(file, content)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,12 +19,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import RunError
+from templatekit.staging import replace_file
 from templatekit.training.collator import Batch, PairBatch, collate_pairs, empty_batch
 from templatekit.training.objective import Objective
 from templatekit.types import TokenizedPair
@@ -186,14 +186,10 @@ def _read(path: Path, fingerprint: str, count: int) -> tuple[Tensor | None, str]
 
 
 def _write(path: Path, tensor: Tensor, fingerprint: str) -> None:
-    staging = path.with_name(f".{path.name}")
+    content = save({_LOGPS: tensor}, metadata={"fingerprint": fingerprint, "sha256": _sha256(tensor)})
     try:
-        save_file({_LOGPS: tensor}, staging, metadata={"fingerprint": fingerprint, "sha256": _sha256(tensor)})
-        with staging.open("rb") as handle:
-            os.fsync(handle.fileno())
-        staging.replace(path)
-    except (OSError, SafetensorError) as error:
-        staging.unlink(missing_ok=True)
+        replace_file(path, content, sync=True)
+    except OSError as error:
         raise RunError(f"{str(path)!r} cannot be written: {error}") from error
 
 

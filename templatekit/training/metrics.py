@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import TextIO, TypeAlias
 
 from templatekit.errors import RunError
+from templatekit.staging import open_regular
 from templatekit.training.distributed import SINGLE_PROCESS, TrainingGroup
 from templatekit.training.run_folder import write_text
 
@@ -49,18 +50,21 @@ class MetricsFile:
         """Append a line to the file. Closing the file flushes it, so that others can follow it."""
         self.lines.append(line)
         if self._is_main:
-            with self._reporting_errors(), self._path.open("a", encoding="utf-8") as file:
+            with self._reporting_errors(), self._open() as file:
                 file.write(json.dumps(line) + "\n")
 
     def fsync(self) -> None:
         """Sync the file to the disk."""
         if self._is_main:
-            with self._reporting_errors(), self._path.open("a", encoding="utf-8") as file:
+            with self._reporting_errors(), self._open() as file:
                 os.fsync(file.fileno())
 
     def eval_loss_at(self, step: int) -> float | None:
         """The held-out loss after `step` steps; None where it was not evaluated."""
         return next((line["eval_loss"] for line in self.lines if "eval_loss" in line and line["step"] == step), None)
+
+    def _open(self) -> TextIO:
+        return os.fdopen(open_regular(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a", encoding="utf-8")
 
     @contextmanager
     def _reporting_errors(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from templatekit.errors import RunError
+from templatekit.staging import replace_file
 from templatekit.training.metrics import MetricsLine, read_metrics
 
 _LINE_INTERVAL = 30.0
@@ -172,7 +175,12 @@ def plot_run(metrics: Path, picture: Path) -> str | None:
         axes.grid(alpha=0.3)
         if axes.get_lines() and any(curves):
             axes.legend()
-    figure.savefig(picture)
+    drawn = BytesIO()
+    figure.savefig(drawn, format=picture.suffix[1:])
+    try:
+        replace_file(picture, drawn.getvalue())
+    except OSError as error:
+        raise RunError(f"{str(picture)!r} cannot be written: {error.strerror}") from error
     return None
 
 

@@ -15,6 +15,7 @@ import yaml
 from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
 from templatekit.pipeline.inputs import ReadPath, check_output_folder
+from templatekit.staging import PREFIX, open_regular, remove_abandoned, replace_file
 from templatekit.training.checkpoint import has_checkpoints
 
 RECIPE = "recipe.yaml"
@@ -23,8 +24,7 @@ TEMPLATE = "template.jinja"
 """The template's source, with which `generate` prompts."""
 PICTURE = "loss.png"
 SUMMARY = "run.json"
-_BEFORE_RECIPE = {".lock", f".{RECIPE}"}
-"""What is in a folder before it holds a recipe."""
+_LOCK = ".lock"
 
 
 def run_folder(options: FinetuneOptions, read: Sequence[ReadPath] = ()) -> Path:
@@ -67,16 +67,18 @@ def _files_of_others(folder: Path) -> list[str]:
     if not folder.exists():
         return []
     try:
-        return sorted({path.name for path in folder.iterdir()} - _BEFORE_RECIPE)
+        names = sorted(path.name for path in folder.iterdir())
+        return [name for name in names if name != _LOCK and not name.startswith(f"{PREFIX}{RECIPE}-")]
     except OSError as error:
         raise ConfigError(f"output {str(folder)!r} cannot be read: {error.strerror}") from None
 
 
 @contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
-    """Lock a run folder inside the context.
+    """Lock a run folder inside the context, and remove what a killed run had begun to write there.
 
-    Raises `RunError` where another process holds the lock, and `ConfigError` for a folder that cannot be written.
+    Raises `RunError` where another process holds the lock, and `ConfigError` for a folder that cannot be written. The
+    lock's file is written only if it is one: a link at its name, or a second name of another file, is an error.
     """
     if sys.platform == "win32":  # no flock there
         yield
@@ -84,19 +86,19 @@ def lock_run(folder: Path) -> Iterator[None]:
     import fcntl
 
     try:
-        handle = (folder / ".lock").open("a+")
+        descriptor = open_regular(folder / _LOCK, os.O_RDWR | os.O_CREAT)
     except OSError as error:
-        raise ConfigError(f"output {str(folder)!r} cannot be written: {error.strerror}") from error
-    with handle:
+        raise ConfigError(f"output {str(folder)!r} cannot be written: {_LOCK}: {error.strerror}") from error
+    with os.fdopen(descriptor, "r+", encoding="utf-8") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            handle.seek(0)
             holder = handle.read().strip() or "unknown"
             raise RunError(f"output {str(folder)!r} is in use by another process (pid {holder})") from None
         handle.truncate(0)
         handle.write(f"{os.getpid()}\n")
         handle.flush()
+        remove_abandoned(folder)
         yield
 
 
@@ -122,10 +124,8 @@ def write_recipe(folder: Path, options: FinetuneOptions, *, adapter: str | None,
 
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically: a killed process leaves the complete new file or the old one."""
-    staging = path.with_name(f".{path.name}")
     try:
-        staging.write_text(text, encoding="utf-8")
-        staging.replace(path)
+        replace_file(path, text.encode())
     except OSError as error:
         raise RunError(f"{str(path)!r} cannot be written: {error.strerror}") from error
 

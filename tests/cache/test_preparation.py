@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from datetime import date
@@ -19,9 +17,9 @@ from testkit.at_hand import Tokenizers
 
 import templatekit
 from templatekit import DataOptions, Registry
+from templatekit.cache import entries, tables
 from templatekit.cache import preparation as run
 from templatekit.cache import shard as shard_module
-from templatekit.cache import tables
 from templatekit.cache.example_json import NotJsonSafe, example_from_json, example_to_json
 from templatekit.cache.preparation import prepare_batches, prepare_samples
 from templatekit.errors import ConfigError, RecordError
@@ -29,6 +27,7 @@ from templatekit.packing.columns import TokenizedColumns, token_arrays
 from templatekit.pipeline.batches import SampleBatch
 from templatekit.pipeline.mixture import create_pipeline
 from templatekit.pipeline.pipeline import Pipeline
+from templatekit.staging import staging_folder
 from templatekit.types import Example, Message, RenderedText
 
 SMALL = 5
@@ -322,18 +321,19 @@ def test_a_file_in_the_place_of_a_part_is_removed(bench: Any) -> None:
     assert any("is damaged" in line for line in at.said)
 
 
-def test_what_a_killed_process_left_is_swept_after_an_hour(bench: Any) -> None:
+def test_what_a_killed_process_left_is_swept(bench: Any) -> None:
+    """A shard that was half made, and an entry that was half removed; one that is being made stays."""
     at = bench([alpaca(n) for n in range(12)])
     at.look(cache=True)
     entry = at.shards()[0].parent
-    for name in ("new", "old"):
-        (entry / f".making-{name}").mkdir()
-        (entry / f".making-{name}" / "tokens.arrow").write_bytes(b"half")
-    two_hours_ago = time.time() - 7200
-    for path in (entry / ".making-old" / "tokens.arrow", entry / ".making-old"):
-        os.utime(path, (two_hours_ago, two_hours_ago))
-    at.look(cache=True)
-    assert [path.name for path in entry.glob(".making-*")] == [".making-new"]
+    left = [entry / ".making-00000001-0123abcd", entry.with_name(f".making-{entry.name}-0123abcd")]
+    for folder in left:
+        folder.mkdir()
+        (folder / "tokens.arrow").write_bytes(b"half")
+    assert [found.path for found in entries(at.cache)] == [entry]
+    with staging_folder(entry / "00000002") as being_made:
+        at.look(cache=True)
+        assert [path.exists() for path in (*left, being_made)] == [False, False, True]
 
 
 def test_data_that_change_during_the_run_are_not_cached(bench: Any) -> None:

@@ -13,9 +13,10 @@ from testkit.tiny_model import tiny_folder
 import templatekit
 from templatekit.cli import main
 from templatekit.config.finetune_options import FinetuneOptions
-from templatekit.errors import ConfigError
+from templatekit.errors import ConfigError, RunError
 from templatekit.hooks.registry import Registry
 from templatekit.pipeline.inputs import read_paths
+from templatekit.training.metrics import MetricsFile
 from templatekit.training.run_folder import run_folder
 
 ROWS = [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(8)]
@@ -99,7 +100,10 @@ def test_folders_that_are_refused(
     assert not (place / "model" / "run").exists()
 
 
-@pytest.mark.parametrize("left", [None, ".lock", ".recipe.yaml", ".lock and .recipe.yaml"])
+_HALF = ".making-recipe.yaml-0123abcd"
+
+
+@pytest.mark.parametrize("left", [None, ".lock", _HALF, f".lock and {_HALF}"])
 def test_a_new_or_empty_folder_is_used(left: str | None, place: Path) -> None:
     """What a process leaves that was killed before it wrote its recipe is nothing to keep."""
     folder = place / "runs" / "x"
@@ -110,6 +114,7 @@ def test_a_new_or_empty_folder_is_used(left: str | None, place: Path) -> None:
     before = content(place)
     in_python(output="runs/x")
     assert (folder / "model.safetensors").is_file()
+    assert not (folder / _HALF).exists()
     after = content(place)
     assert {name: after[name] for name in before if not name.startswith("runs")} == {
         name: text for name, text in before.items() if not name.startswith("runs")
@@ -143,3 +148,44 @@ def test_a_run_that_is_resumed_keeps_its_folder(place: Path, builtin: Registry) 
     with pytest.raises(ConfigError, match="holds another run; go on with it"):
         in_python(output="runs/x")
     assert content(place) == before
+
+
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_a_lock_that_is_another_file_is_not_written(link: str, place: Path) -> None:
+    """Whoever may write in the folder of a run must not get another file of its user emptied."""
+    (place / "precious").write_text("for years")
+    (place / "runs" / "x").mkdir(parents=True)
+    getattr(place / "runs" / "x" / ".lock", link)(place / "precious")
+    with pytest.raises(
+        ConfigError, match=r"output 'runs/x' cannot be written: \.lock: (a link is not|found a file with)"
+    ):
+        in_python(output="runs/x")
+    assert (place / "precious").read_text() == "for years"
+
+
+def test_links_at_names_that_can_be_guessed_are_replaced(place: Path) -> None:
+    """Links that somebody puts into a run's folder while it is stopped lead nowhere."""
+    in_python(output="runs/x")
+    folder = place / "runs" / "x"
+    (place / "precious").write_text("for years")
+    for names in (["recipe.yaml", "run.json", "samples.json", "loss.png", "template.jinja"], ["metrics.jsonl"]):
+        for name in names:
+            (folder / name).unlink()
+            (folder / name).symlink_to(place / "precious")
+            (folder / f".{name}").symlink_to(place / "precious")
+        in_python(output="runs/x", resume=True)
+        assert (place / "precious").read_text() == "for years"
+        assert [name for name in names if (folder / name).is_symlink()] == []
+
+
+def test_a_metrics_file_that_becomes_a_link_ends_the_run(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path, up_to_step=0)
+    metrics.write({"step": 1, "loss": 1.0})
+    (tmp_path / "precious").write_text("for years")
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").symlink_to("precious")
+    with pytest.raises(RunError, match=r"metrics.jsonl' cannot be written: a link is not followed"):
+        metrics.write({"step": 2, "loss": 1.0})
+    with pytest.raises(RunError, match=r"metrics.jsonl' cannot be written: a link is not followed"):
+        metrics.fsync()
+    assert (tmp_path / "precious").read_text() == "for years"
