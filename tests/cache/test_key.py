@@ -139,7 +139,6 @@ OTHERWISE: dict[str, Any] = {
     "boundary": "joint",
     "reuse": False,
     "max_length": 99,
-    "max_record_size": 17,
     "truncation": "turns",
     "limit": 1,
     "filter": ("len(output) > 0",),

@@ -157,3 +157,22 @@ def test_tied_weights_and_their_names_count(place: Path) -> None:
         one.copy_(other)
         other.copy_(kept)
     assert model_fingerprints(model)["model weights"] != first["model weights"]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT 0.21, transformers 5.23
+def test_adapters_in_the_folder_of_a_model_count_and_are_never_unpickled(place: Path) -> None:
+    """transformers adds them to the model; a file of them that is a pickle is not even opened."""
+    peft = pytest.importorskip("peft")
+    folder = place / "model"
+    plain = model_fingerprints(load_model(folder, device=CPU))
+    model = cast("Any", AutoModelForCausalLM).from_pretrained(folder)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear", init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(folder)
+    adapted = model_fingerprints(load_model(folder, device=CPU))
+    assert adapted["model weights"] != plain["model weights"]
+    assert adapted["model configuration"] == plain["model configuration"]
+    weights = load_file(folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(weights, folder / "adapter_model.bin")
+    with pytest.raises(RunError, match=r"cannot be loaded: .*adapter_model\.safetensors"):
+        load_model(folder, device=CPU)
