@@ -42,7 +42,8 @@ def render(place: Place, draw: random.Random) -> int:
             before = None
     place.succeed(command)
     expect(content(output) == whole, f"{output} is not what an unbroken run gives", command)
-    place.tally["files left behind by killed runs, after a whole one"] += len(left_behind(output.parent))
+    left = left_behind(output.parent)
+    expect(not left, f"left behind by killed runs, after a whole one: {left}", command)
     return kills
 
 
@@ -71,7 +72,8 @@ def cached(place: Place, draw: random.Random) -> int:
     place.succeed(command)
     expect(content(output) == whole, "other rows than without a cache", command)
     expect(shards(cache) == kept, "another cache than that of an unbroken run", command)
-    place.tally["files left behind by killed runs, after a whole one"] += len(left_behind(folder))
+    left = left_behind(folder)
+    expect(not left, f"left behind by killed runs, after a whole one: {left}", command)
     return kills
 
 
@@ -90,5 +92,6 @@ def finetune(place: Place, draw: random.Random) -> int:
         command = place.finetune(folder, "--resume")
         place.succeed(command)
     expect(training(folder) == whole, f"other losses or weights after {kills} kills", command)
-    place.tally["files left behind by killed runs, after a whole one"] += len(left_behind(folder, ".lock"))
+    left = left_behind(folder, ".lock")
+    expect(not left, f"left behind by killed runs, after a whole one: {left}", command)
     return kills
