@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from templatekit.config.staging import staging_folder
 from templatekit.errors import RunError
-from templatekit.staging import staging_folder
 
 STATE = "part.json"
 """Name of the file with a shard's state, and the size and hash of its files."""

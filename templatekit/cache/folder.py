@@ -14,9 +14,9 @@ from typing import Any
 from templatekit.cache.atomic_files import Damaged, reporting_write_errors
 from templatekit.cache.key import FORMAT
 from templatekit.cache.shard import Shard
+from templatekit.config.staging import PREFIX, remove_abandoned, replace_file, temporary_name
 from templatekit.errors import ConfigError
 from templatekit.pipeline.pipeline import Pipeline
-from templatekit.staging import PREFIX, remove_abandoned, replace_file, temporary_name
 
 ABOUT = "about.json"
 _PREPARED = "prepared-"

@@ -16,6 +16,7 @@ import click
 
 from templatekit.cli.terminal import print_json, say
 from templatekit.config.data_options import DataOptions
+from templatekit.config.staging import staging_file, staging_folder
 from templatekit.errors import ConfigError, PluginError, RunError, TemplatekitError
 from templatekit.hooks.exporters import BaseExporter, Exporter, FolderExporter, RecordExporter
 from templatekit.hooks.registry import Registry
@@ -23,7 +24,6 @@ from templatekit.packing import Packs
 from templatekit.pipeline.inputs import ReadPath, check_output_file
 from templatekit.pipeline.outputs import OutputChunk
 from templatekit.pipeline.pipeline import Pipeline
-from templatekit.staging import staging_file, staging_folder
 
 OVERWRITE = click.option(
     "--overwrite",

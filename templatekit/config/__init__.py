@@ -1,1 +1,1 @@
-"""The options of commands and Python calls, with their checks, and the folder of the cache."""
+"""The options of commands and Python calls, with their checks; how addresses are shown, and where files are written."""

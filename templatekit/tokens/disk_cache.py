@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from templatekit.config.cache_folder import cache_folder
-from templatekit.staging import remove_abandoned, replace_file
+from templatekit.config.staging import remove_abandoned, replace_file
 
 _FORMAT = "tokenizers-2"
 _COMPARED_BYTES = 2**26

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from templatekit.config.finetune_options import FinetuneOptions
+from templatekit.config.staging import replace_file
 from templatekit.errors import RunError
-from templatekit.staging import replace_file
 from templatekit.training.collator import Batch, PairBatch, collate_pairs, empty_batch
 from templatekit.training.objective import Objective
 from templatekit.types import TokenizedPair

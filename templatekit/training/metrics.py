@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO, TypeAlias
 
+from templatekit.config.staging import open_regular
 from templatekit.errors import RunError
-from templatekit.staging import open_regular
 from templatekit.training.distributed import SINGLE_PROCESS, TrainingGroup
 from templatekit.training.run_folder import write_text
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from templatekit.config.staging import replace_file
 from templatekit.errors import RunError
-from templatekit.staging import replace_file
 from templatekit.training.metrics import MetricsLine, read_metrics
 
 _LINE_INTERVAL = 30.0

@@ -13,9 +13,9 @@ from pathlib import Path
 import yaml
 
 from templatekit.config.finetune_options import FinetuneOptions
+from templatekit.config.staging import PREFIX, open_regular, remove_abandoned, replace_file
 from templatekit.errors import ConfigError, RunError
 from templatekit.pipeline.inputs import ReadPath, check_output_folder
-from templatekit.staging import PREFIX, open_regular, remove_abandoned, replace_file
 from templatekit.training.checkpoint import has_checkpoints
 
 RECIPE = "recipe.yaml"

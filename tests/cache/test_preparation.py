@@ -22,12 +22,12 @@ from templatekit.cache import preparation as run
 from templatekit.cache import shard as shard_module
 from templatekit.cache.example_json import NotJsonSafe, example_from_json, example_to_json
 from templatekit.cache.preparation import prepare_batches, prepare_samples
+from templatekit.config.staging import staging_folder
 from templatekit.errors import ConfigError, RecordError
 from templatekit.packing.columns import TokenizedColumns, token_arrays
 from templatekit.pipeline.batches import SampleBatch
 from templatekit.pipeline.mixture import create_pipeline
 from templatekit.pipeline.pipeline import Pipeline
-from templatekit.staging import staging_folder
 from templatekit.types import Example, Message, RenderedText
 
 SMALL = 5

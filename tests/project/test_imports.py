@@ -19,7 +19,7 @@ import templatekit
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "templatekit"
 FLOORS = (
-    "errors fast_init staging views",
+    "errors fast_init views",
     "types",
     "config packing",
     "hooks",

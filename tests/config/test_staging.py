@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 from testkit.command_line import Templatekit, clean_environment
 
-from templatekit import staging as module
-from templatekit.staging import open_regular, remove_abandoned, replace_file, staging_file, staging_folder
+from templatekit.config import staging as module
+from templatekit.config.staging import open_regular, remove_abandoned, replace_file, staging_file, staging_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no locks of this kind there")
 Stage = Callable[[Path], AbstractContextManager[Any]]
 WRITER = """
 import sys, time
 from pathlib import Path
-from templatekit import staging
+from templatekit.config import staging
 with getattr(staging, sys.argv[1])(Path(sys.argv[2])) as made:
     if sys.argv[1] == "staging_folder":
         (made / "half").write_text("half")
