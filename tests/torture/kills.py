@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import signal
+import time
 from pathlib import Path
 
 from torture.place import FORMATS, Place, content, expect, left_behind, shards, training
@@ -16,11 +17,17 @@ def trial(place: Place, draw: random.Random) -> int:
 
 
 def _kill(place: Place, command: list[str], draw: random.Random, seconds: float, what: str) -> bool:
-    """Kill a command at a random moment; False where it ended before."""
-    ending = place.start(command).killed_after(draw.uniform(0, 1.1 * seconds))
+    """Kill a command at a random moment; False where it ended before.
+
+    It lasts about `seconds` at first, later as long as it last did: others may use the machine.
+    """
+    began = time.monotonic()
+    ending = place.start(command).killed_after(draw.uniform(0, 1.1 * place.lasting.setdefault(what, seconds)))
     if ending.code == -signal.SIGKILL:
+        place.lasting[what] *= 1.01
         place.tally[f"kills of {what}"] += 1
         return True
+    place.lasting[what] = time.monotonic() - began
     expect(ending.code == 0, "a command failed after kills", command, ending)
     return False
 
@@ -83,9 +90,7 @@ def finetune(place: Place, draw: random.Random) -> int:
     kills = 0
     while True:
         command = place.finetune(folder, *(["--resume"] if (folder / "recipe.yaml").exists() else []))
-        # Half of the kills are anywhere in a run, half of them during the steps.
-        moment = seconds if draw.random() < 0.5 else 0.7 * seconds
-        if kills >= 5 or not _kill(place, command, draw, moment, "finetune, resumed"):
+        if kills >= 5 or not _kill(place, command, draw, seconds, "finetune, resumed"):
             break
         kills += 1
     if not (folder / "run.json").exists():

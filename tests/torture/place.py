@@ -56,6 +56,7 @@ class Place:
         own_code()  # hashed once, so that somebody who edits the package meanwhile changes no key of the cache
         self.folder = folder
         self.tally: Counter[str] = Counter()
+        self.lasting: dict[str, float] = {}
         self._run = run
         self._numbers = count()
         self._unbroken: dict[str, Unbroken] = {}
