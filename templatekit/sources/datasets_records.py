@@ -42,9 +42,10 @@ class SavedSource(Source):
             saved = datasets.load_from_disk(str(folder))
             if isinstance(saved, datasets.Dataset):
                 saved = {str(saved.split) if saved.split else "all": saved}
-            batches = _pick(saved, split, address).with_format(None).iter(batch_size=_BATCH_ROWS)
             rows = (
-                dict(zip(batch, row, strict=True)) for batch in batches for row in zip(*batch.values(), strict=True)
+                dict(zip(batch, row, strict=True))
+                for batch in _valid_batches(_pick(saved, split, address))
+                for row in zip(*batch.values(), strict=True)
             )
             yield from require_records(rows, address)
         except SourceError:
@@ -54,6 +55,15 @@ class SavedSource(Source):
                 f"{address}: damaged or empty folder; found {type(error).__name__}: {shorten(str(error), 200)}; "
                 "expected what save_to_disk wrote; save it again"
             ) from error
+
+
+def _valid_batches(saved: Any) -> Iterator[Mapping[str, Any]]:
+    """The rows in batches, decoded; Arrow checks each first, since an offset out of bounds would crash the process."""
+    plain, arrow = saved.with_format(None), saved.with_format("arrow")
+    for start in range(0, len(saved), _BATCH_ROWS):
+        rows = range(start, min(start + _BATCH_ROWS, len(saved)))
+        arrow[rows].validate(full=True)
+        yield plain[rows]
 
 
 class HubSource(Source):
