@@ -305,9 +305,14 @@ def test_a_signal_during_an_evaluation_is_heeded_after_it(
 def test_a_full_disk_is_an_error_with_its_name(
     tiny_model: MakeModel, examples: list[TokenizedExample], tmp_path: Path
 ) -> None:
-    (tmp_path / ".metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(RunError, match=r"metrics.jsonl' cannot be written: No space left on device"):
-        train(tiny_model(), examples, [], _options(), folder=tmp_path)
+    resource = pytest.importorskip("resource")
+    model, limits = tiny_model(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(RunError, match=r"metrics.jsonl' cannot be written: File too large"):
+            train(model, examples, [], _options(), folder=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight(
