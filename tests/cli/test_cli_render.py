@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from testkit.command_line import Templatekit
 
+from templatekit.config.staging import PREFIX
+
 ROWS = [
     {"instruction": "Grüß", "input": "", "output": "Hallo 👋"},
     {"instruction": "Add", "input": "1, 2", "output": "3"},
@@ -396,7 +398,8 @@ def test_an_interrupted_run_leaves_no_file(
         [script, "render", *endless, "--output", name], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 30
-    while not any(path.stat().st_size for path in tmp_path.glob(".out.*")) and time.monotonic() < deadline:
+    while not any(path.stat().st_size for path in tmp_path.glob(f"{PREFIX}out*")):
+        assert time.monotonic() < deadline, "nothing is written"
         time.sleep(0.02)
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
