@@ -11,8 +11,8 @@ template has the parts of all those texts. The bars are marks, and `loop.last` i
     BEFORE {% for m in messages %}|LAST BODY|AFTER|AFTER as a prompt|BODY{% endfor %}
 
 That is right where `BEFORE` and `BODY` know nothing of the messages that follow, and where `BODY` and `AFTER` leave
-nothing behind that a later part reads. `PrefixTemplate.of` returns None for any other template, for each beginning of
-a conversation is then rendered by itself.
+nothing behind that a later part reads. `PrefixTemplate.of` returns None for any other template: each beginning of a
+conversation is then rendered by itself.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ _UNSUPPORTED = (
 _WORTHWHILE = 8
 """From this many messages on, one longer rendering takes less time than two for each answer."""
 _PROMPT = "add_generation_prompt"
+_YES, _NO = "templatekit_yes", "templatekit_no"
+"""Variables that are true and false. Constants in their place would let Jinja compute, while it compiles, an expression
+whose cost is to be counted."""
 
 
 class PrefixTexts:
@@ -66,7 +69,10 @@ class PrefixTexts:
 
 
 class PlainTexts:
-    """The plain texts of the beginnings of one conversation, for comparison; a `targets.TextFunction`."""
+    """The plain texts of the beginnings of one conversation, for comparison; a `targets.TextFunction`.
+
+    Where the parts of the texts give both texts of the whole conversation, they give those of its beginnings.
+    """
 
     def __init__(
         self,
@@ -86,11 +92,16 @@ class PlainTexts:
 
     @cached_property
     def _parts(self) -> PrefixTexts | None:
-        """The parts of the texts, if the template can print them and they give the text of the whole conversation."""
+        """The parts of the texts; None where the texts are to be rendered one by one."""
         count = len(self._variables["messages"])
-        parts = self._print_parts(self._variables) if count >= _WORTHWHILE else None
-        if parts is None or count < parts.fewest or parts.text(count, False) != self._render(self._variables):
+        if count < _WORTHWHILE:
             return None
+        parts = self._print_parts(self._variables)
+        if parts is None or count < parts.fewest:
+            return None
+        for prompt in (False, True):
+            if parts.text(count, prompt) != self._render({**self._variables, _PROMPT: prompt}):
+                return None
         return parts
 
 
@@ -123,10 +134,10 @@ class PrefixTemplate(NamedTuple):
             return None
         fewest = 1 + sum(map(_number, tree.find_all(nodes.Getitem)))
         current = loop.target.name
-        after = _rewritten(after, partial(lists.in_after, message=current, asked=False))
-        as_prompt = _rewritten(again.body[index + 1 :], partial(lists.in_after, message=current, asked=True))
-        body = _rewritten(loop.body, partial(_with_last, last=False), into_loops=False)
-        last_body = _rewritten(second.body, partial(_with_last, last=True), into_loops=False)
+        after = _rewritten(after, partial(lists.in_after, message=current, asked=_NO))
+        as_prompt = _rewritten(again.body[index + 1 :], partial(lists.in_after, message=current, asked=_YES))
+        body = _rewritten(loop.body, partial(_with_last, last=_NO), into_loops=False)
+        last_body = _rewritten(second.body, partial(_with_last, last=_YES), into_loops=False)
         if not lists.are_all_uses_known([*before, *body, *last_body, *after, *as_prompt], loop.iter):
             return None
         line = loop.lineno
@@ -136,10 +147,13 @@ class PrefixTemplate(NamedTuple):
         tree.body = [*before, loop]
         return cls(cast("nodes.Template", tree.set_environment(environment)), fewest, repeated)
 
-    def texts(self, printed: str, count: int) -> PrefixTexts | None:
-        """The texts in what this template printed for `count` messages; None if it has not printed all the parts."""
-        before, *parts = printed.split(_MARK)
-        rounds = len(parts) // 4
+    def texts(self, render: Callable[[dict[str, Any]], str], variables: dict[str, Any]) -> PrefixTexts | None:
+        """The texts of the beginnings of `messages` in these variables, with which `render` renders this template.
+
+        None if it has not printed all the parts.
+        """
+        before, *parts = render({**variables, _YES: True, _NO: False}).split(_MARK)
+        count, rounds = len(variables["messages"]), len(parts) // 4
         if not 0 < rounds <= count or len(parts) % 4:
             return None
         return PrefixTexts(before, parts, skipped=count - rounds, fewest=self.fewest, repeated=self.repeated)
@@ -174,12 +188,11 @@ class _MessageLists:
                 known |= _list_names(item.node)
         return all(id(name) in known for name in _all([*part, iterated], nodes.Name) if name.name in self.names)
 
-    def in_after(self, node: nodes.Node, *, message: str, asked: bool) -> nodes.Node | None:
+    def in_after(self, node: nodes.Node, *, message: str, asked: str) -> nodes.Node | None:
         """What stands for a node after the loop, within it: the last of the messages is the current one."""
         if isinstance(node, nodes.Name) and node.name == _PROMPT:
-            return nodes.Const(asked, lineno=node.lineno)
-        is_last = isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Neg) and _is_one(node.arg.node)
-        if is_last and self.are_messages(cast("nodes.Getitem", node).node):
+            return nodes.Name(asked, "load", lineno=node.lineno)
+        if isinstance(node, nodes.Getitem) and node.arg == nodes.Neg(nodes.Const(1)) and self.are_messages(node.node):
             return nodes.Name(message, "load", lineno=node.lineno)
         return None
 
@@ -187,27 +200,29 @@ class _MessageLists:
 def _is_independent(before: Sequence[nodes.Node], loop: nodes.For, after: Sequence[nodes.Node]) -> bool:
     """Whether no part knows whether this is a prompt before it ends, or leaves something behind for another part."""
     started, ended = ({name.name for name in _all(part, nodes.Name)} for part in ([*before, loop], after))
-    written = {name.name for name in _all([loop], nodes.Name) if name.ctx == "store"}
+    written = [name.name for name in _all([loop], nodes.Name) if name.ctx == "store"]
     asks = any(name.name == _PROMPT and name.ctx == "store" for name in _all(after, nodes.Name))
-    if _PROMPT in started or asks or {"cycler", "joiner"} & (started | ended) or written & ended:
+    if _PROMPT in started or asks or {"cycler", "joiner", _YES, _NO} & (started | ended) or ended.intersection(written):
         return False
-    if "loop" in {node.name for node in _outside_loops(after) if isinstance(node, nodes.Name)}:
+    if written.count(cast("nodes.Name", loop.target).name) > 1:  # after the loop, it would not be the message
         return False
-    if next(_all(after, nodes.NSRef), None):
+    if next(_all(after, nodes.NSRef), None) or any(map(_is_loop, _outside_loops(after))):
         return False
-    told = [_loop_attribute(node) for node in _outside_loops(loop.body)]
-    asked = sum(isinstance(node, nodes.Name) and node.name == "loop" for node in _outside_loops(loop.body))
-    return asked == sum(attribute in {*_PAST, "last"} for attribute in told)
+    inside = [*_outside_loops(loop.body)]
+    return sum(map(_is_loop, inside)) == sum(_loop_attribute(node) in {*_PAST, "last"} for node in inside)
+
+
+def _is_loop(node: nodes.Node) -> bool:
+    return isinstance(node, nodes.Name) and node.name == "loop"
 
 
 def _loop_attribute(node: nodes.Node) -> str | None:
     """The attribute of `loop` that an expression is."""
-    is_loop = isinstance(node, nodes.Getattr) and isinstance(node.node, nodes.Name) and node.node.name == "loop"
-    return cast("nodes.Getattr", node).attr if is_loop else None
+    return node.attr if isinstance(node, nodes.Getattr) and _is_loop(node.node) else None
 
 
-def _with_last(node: nodes.Node, *, last: bool) -> nodes.Node | None:
-    return nodes.Const(last, lineno=node.lineno) if _loop_attribute(node) == "last" else None
+def _with_last(node: nodes.Node, *, last: str) -> nodes.Node | None:
+    return nodes.Name(last, "load", lineno=node.lineno) if _loop_attribute(node) == "last" else None
 
 
 def _outside_loops(part: Iterable[nodes.Node]) -> Iterator[nodes.Node]:
@@ -250,10 +265,6 @@ def _list_names(node: nodes.Node) -> set[int]:
 def _is_number(node: nodes.Node | None) -> bool:
     """Whether a node counts from the start: a number that is not negative."""
     return isinstance(node, nodes.Const) and type(node.value) is int and node.value >= 0
-
-
-def _is_one(node: nodes.Node) -> bool:
-    return isinstance(node, nodes.Const) and type(node.value) is int and node.value == 1
 
 
 def _number(item: nodes.Getitem) -> int:

@@ -63,12 +63,10 @@ class Rendering(NamedTuple):
             if origin.message == message and not origin.in_header:
                 own_range = (own_range[0] if own_range else span.start, span.end)
                 adjacent = True
-            elif not adjacent:
-                continue
-            elif origin.kind == "computed":
-                own_range = (own_range[0] if own_range else span.start, span.end)
-            elif not origin.is_template:
-                adjacent = False
+            elif own_range and adjacent:
+                if origin.kind == "computed":
+                    own_range = (own_range[0], span.end)
+                adjacent = origin.kind == "computed" or origin.is_template
         return own_range
 
     def check_encodable(self) -> None:

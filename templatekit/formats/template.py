@@ -177,16 +177,11 @@ class Template:
         def render(messages: tuple[Message, ...], prompt: bool) -> TrackedText:
             return self._render_messages(messages, example, tokens, prompt=prompt, now=now, overrides=overrides)
 
-        text: TextFunction
+        text = _as_plain_text(render)
         if self.kind == "chat":
             whole = self._variables(example.messages, False, example=example, tokens=tokens)
             variables = {**untracked(whole), "strftime_now": fixed_clock(now), **overrides}
             text = PlainTexts(variables, partial(self._render_text, self._text_template), self._print_parts)
-        else:
-
-            def text(messages: tuple[Message, ...], prompt: bool) -> str:
-                return plain_text(render(messages, prompt))
-
         return Conversation(example, self._target_finder(render, text, tokens))
 
     def _target_finder(self, render: RenderFunction, text: TextFunction, tokens: SpecialTokens) -> TargetFinder:
@@ -206,10 +201,7 @@ class Template:
                 text = recorder.render(template, messages, prompt)
             return finish(symbolic_concat([symbolic_literal(tokens.bos), text]) if self._adds_bos(tokens) else text)
 
-        def text(messages: tuple[Message, ...], prompt: bool) -> str:
-            return plain_text(render(messages, prompt))
-
-        conversation = SeparateTurns(example, self._target_finder(render, text, tokens))
+        conversation = SeparateTurns(example, self._target_finder(render, _as_plain_text(render), tokens))
         self._check(recorder.example, conversation.rendering(len(example.messages)), _abort_on_computed_text)
         recorded = []
         for count, targets in _trained_texts(conversation, mode):
@@ -335,7 +327,7 @@ class Template:
             return None
         prefixes, template = self._prefix_template
         try:
-            return prefixes.texts(self._render_text(template, variables), len(variables["messages"]))
+            return prefixes.texts(partial(self._render_text, template), variables)
         except RecordError:  # the rendering of the one beginning that is at fault says so
             return None
 
@@ -416,6 +408,10 @@ class Template:
         except (RecordError, TemplateError):
             return False
         return any(text.targets for text in texts)
+
+
+def _as_plain_text(render: RenderFunction) -> TextFunction:
+    return lambda messages, prompt: plain_text(render(messages, prompt))
 
 
 def _trained_texts(conversation: Conversation, mode: RenderMode) -> list[TrainedText]:

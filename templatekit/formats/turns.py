@@ -8,8 +8,9 @@ a text of its own: the conversation up to that turn.
 
 So every turn is rendered alone, as plain text: with its answer, and as the prompt for it (`prefixes` gives the texts of
 most templates at once). Where a plain text is the start of a longer text whose origins are known, its characters have
-the same origins, so it need not be rendered again to learn them. Nothing is concluded from one turn about another: a
-template may look at a turn's content, its number, or the turns around it.
+the same origins, so it need not be rendered again to learn them. Neither the prompt of a turn nor its text is concluded
+from other turns: a template may look at a turn's content, its number, or the turns around it. What the template writes
+after a turn is read once for all turns that it writes the same after.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def check(source: str, example: Example) -> bool:
     variables: dict[str, Any] = {"messages": messages, "bos_token": "<s>", "eos_token": "</s>"}
     template = environment.from_string(source)
     try:
-        texts = found.texts(environment.from_string(found.tree).render(**variables), len(messages))
+        texts = found.texts(environment.from_string(found.tree).render, variables)
     except (jinja2.TemplateError, TypeError, ValueError):
         return False
     if texts is None:
@@ -85,6 +85,7 @@ REFUSED = {
     "a name set within": "{% set x = 'a' %}" + LOOP.format("{% set x = m.content %}", "{{ x }}"),
     "the name of the message": "{% set m = 'a' %}" + LOOP.format("{{ m.content }}", "{{ m }}"),
     "the middle of them": LOOP.format("{{ m.content }}{{ messages[1:2][0].content }}", ""),
+    "another value of the message": LOOP.format("{% set m = {'role': 'a'} %}", "{{ messages[-1].role }}"),
     "a joiner": "{% set comma = joiner() %}" + LOOP.format("{{ comma() }}{{ m.content }}{{ loop.last }}", ""),
     "a macro": "{% macro f() %}{{ messages | length }}{% endmacro %}" + LOOP.format("{{ m.content }}{{ f() }}", ""),
 }
@@ -109,6 +110,15 @@ ACCEPTED = {
     ),
     "the third message": LOOP.format("{{ m.content }}{{ messages[2].content }}", ""),
 }
+
+
+def test_an_expression_stays_one_until_its_cost_is_counted() -> None:
+    """With a constant for `loop.last`, Jinja would compute it while it compiles."""
+    found = PrefixTemplate.of(plain_environment(), LOOP.format("{{ 'ab' * (9 if loop.last else 1) }}", "{{ 'c' * 9 }}"))
+    assert found is not None
+    code = str(plain_environment().compile(found.tree, raw=True))
+    assert "ab" in code and "abab" not in code
+    assert "ccc" in code  # negative control: this one was constant before
 
 
 @pytest.mark.parametrize("what", ACCEPTED)

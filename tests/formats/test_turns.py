@@ -11,9 +11,10 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from testkit.budget import budget
+from testkit.odd_templates import made
 from testkit.published import CALL, GET, OWN, TRL, assistant, conversation, published, tool, user
 
-from templatekit import Example, Message, RecordError, Template, TemplateFile, TokenizedExample
+from templatekit import Example, Message, RecordError, Template, TokenizedExample
 from templatekit.formats.turns import Conversation
 from templatekit.tokens.encoder import Encoder
 from templatekit.tokens.supervision import loss_spans
@@ -114,10 +115,6 @@ def test_28_every_turn_is_trained_once_as_it_is_served(name: str, example: Examp
         event(f"{check_turns(template, example, chat.tokens)} samples")
     except RecordError as error:
         assert error.reason == "no_place_for_field"  # the turn's own rendering leaves this message out
-
-
-def made(source: str) -> Template:
-    return Template(TemplateFile(name="made", source=source), strict=False)
 
 
 def template_of(turn: str) -> Template:

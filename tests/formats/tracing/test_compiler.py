@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from testkit.bundled import BUNDLED, ONE_TURN
+from testkit.odd_templates import made
 from testkit.published import ORIGINALS, OWN, TRL, assistant, conversation, published, user
 
-from templatekit import Example, Message, RecordError, Registry, Template, TemplateError, TemplateFile
+from templatekit import Example, Message, RecordError, Registry, Template, TemplateError
 from templatekit.formats.lookup import find_template
 from templatekit.formats.tracing import compiler, trace_tree
 from templatekit.formats.tracing.compiler import RenderMode, TracingCompiler
@@ -147,10 +148,6 @@ def open_ended(template: Template) -> Template:
 def test_published_templates(name: str, stream: list[Example], tokenizer_of: Any) -> None:
     chat = published(name, tokenizer_of)
     check_stream(open_ended(chat.template), stream, chat.tokens)
-
-
-def made(source: str) -> Template:
-    return Template(TemplateFile(name="made", source=source), strict=False)
 
 
 LOOKS = (
