@@ -23,18 +23,3 @@ FOLDER/prepared-2/KEY/      KEY: the hash of everything that determines the samp
 | `folder` | the folder of the cache: lists its entries, removes them |
 | `atomic_files` | shards that are complete or absent, and what says whether they are damaged |
 """
-
-from templatekit.cache.folder import Entry, entries, remove
-from templatekit.cache.preparation import prepare_batches, prepare_output, prepare_samples
-from templatekit.cache.sequences import ColumnarExamples, ColumnarSamples
-
-__all__ = [
-    "ColumnarExamples",
-    "ColumnarSamples",
-    "Entry",
-    "entries",
-    "prepare_batches",
-    "prepare_output",
-    "prepare_samples",
-    "remove",
-]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from templatekit.cache import Entry, entries, remove
+from templatekit.cache.folder import Entry, entries, remove
 from templatekit.cli.groups import ListingGroup
 from templatekit.cli.terminal import print_json, say
 from templatekit.config.cache_folder import cache_folder

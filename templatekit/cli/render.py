@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from templatekit.cache import prepare_batches, prepare_output
+from templatekit.cache.preparation import prepare_batches, prepare_output
 from templatekit.cli.histograms import LengthHistograms, check_plot_file
 from templatekit.cli.options import PLUGIN_DIR, add_options, given_options, load_registry
 from templatekit.cli.output import (

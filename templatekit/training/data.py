@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
-from templatekit.cache import ColumnarExamples, ColumnarSamples, prepare_samples
+from templatekit.cache.preparation import prepare_samples
+from templatekit.cache.sequences import ColumnarExamples, ColumnarSamples
 from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.engines.processes import process_engine
 from templatekit.errors import ConfigError

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from transformers import PreTrainedModel
 
-from templatekit.cache import ColumnarExamples
+from templatekit.cache.sequences import ColumnarExamples
 from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError, RunError
 from templatekit.training.checkpoint import checkpoint_to_resume, load_best, restore, run_identity, save_checkpoint

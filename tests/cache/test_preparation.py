@@ -17,10 +17,11 @@ from testkit.at_hand import Tokenizers
 
 import templatekit
 from templatekit import DataOptions, Registry
-from templatekit.cache import entries, tables
 from templatekit.cache import preparation as run
 from templatekit.cache import shard as shard_module
+from templatekit.cache import tables
 from templatekit.cache.example_json import NotJsonSafe, example_from_json, example_to_json
+from templatekit.cache.folder import entries
 from templatekit.cache.preparation import prepare_batches, prepare_samples
 from templatekit.config.staging import staging_folder
 from templatekit.errors import ConfigError, RecordError
