@@ -17,6 +17,7 @@ import click
 from templatekit.cli.terminal import print_json, say
 from templatekit.config.data_options import DataOptions
 from templatekit.config.staging import staging_file, staging_folder
+from templatekit.config.text_files import is_file
 from templatekit.errors import ConfigError, PluginError, RunError, TemplatekitError
 from templatekit.hooks.exporters import BaseExporter, Exporter, FolderExporter, RecordExporter
 from templatekit.hooks.registry import Registry
@@ -145,8 +146,7 @@ def may_replace(output: Path, paths: Sequence[ReadPath], *, overwrite: bool, opt
     """
     name = f"{option} {str(output)!r}"
     check_output_file(output, name, paths)
-    is_file = os.path.isfile(output)  # noqa: PTH113 - `Path.is_file` raises for a name that is too long
-    if overwrite or not is_file or _descriptor(output) is not None:
+    if overwrite or not is_file(output) or _descriptor(output) is not None:
         return overwrite
     terminals = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
     if terminals and click.confirm(f"{name} exists; replace it?", err=True):

@@ -1,4 +1,4 @@
-"""Reads the small text files that options name: templates and recipes."""
+"""Finds and reads the small text files that options name: templates and recipes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from pathlib import Path
 
 MAX_BYTES = 1_000_000
 """The most bytes of such a file; published templates have up to 20,000."""
+
+
+def is_file(path: Path) -> bool:
+    """Whether `path` is a regular file; False as well for text that cannot be a path."""
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def read_text_file(path: Path) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Set
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from templatekit.config.text_files import is_file
 from templatekit.errors import ConfigError, RecordError, TemplateError
 from templatekit.formats.sandbox.untrusted import UntrustedTemplate, load_template
 from templatekit.formats.template import Template
@@ -51,9 +51,8 @@ def template_file(address: str, registry: Registry) -> Path | None:
 
 def _is_path(address: str, registry: Registry) -> bool:
     """Whether a template is named by its path."""
-    # `Path.is_file` raises for a text that is too long for a path.
-    is_file = os.path.isfile(address)  # noqa: PTH113
-    return address.endswith((".jinja", ".jinja2", ".j2")) or (is_file and address not in registry.templates)
+    named = address.endswith((".jinja", ".jinja2", ".j2"))
+    return named or (address not in registry.templates and is_file(Path(address)))
 
 
 def check_end_marker(marker: str, template: Template, tokens: SpecialTokens) -> None:
