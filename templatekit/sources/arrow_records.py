@@ -6,9 +6,9 @@ import io
 import mmap
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from templatekit.errors import RecordError, SourceError, shorten
 from templatekit.sources.compression import Rewindable, stop_rewinding
@@ -52,7 +52,7 @@ def _rows(file: BinaryIO, address: str, limits: Limits) -> Iterator[Record | Rec
     row = 0
     with ExitStack() as stack:
         try:
-            file = _seekable(file, address, limits, stack)
+            file = stack.enter_context(_seekable(file, address, limits))
             schema, batches = _open(file, address, stack, limits)
             check_column_names(schema.names, address)
             for batch in batches:
@@ -68,24 +68,26 @@ def _rows(file: BinaryIO, address: str, limits: Limits) -> Iterator[Record | Rec
             ) from error
 
 
-def _seekable(file: BinaryIO, address: str, limits: Limits, stack: ExitStack) -> BinaryIO:
+@contextmanager
+def _seekable(file: BinaryIO, address: str, limits: Limits) -> Iterator[BinaryIO]:
     """The file itself; a stream is copied to a temporary file, since these formats are read from their ends."""
     if not isinstance(getattr(file, "raw", None), Rewindable):
-        return file
+        yield file
+        return
     stop_rewinding(file)
-    copy = cast("BinaryIO", stack.enter_context(tempfile.TemporaryFile()))  # noqa: SIM115 - the stack closes it
-    size = 0
-    while chunk := file.read(1 << 20):
-        size += len(chunk)
-        if size > limits.unpacked:
-            raise SourceError(
-                f"{address}: found more than {in_megabytes(limits.unpacked)} in a stream; expected less, since it is "
-                "copied before it is read; decompress or download it, or write JSON Lines (to allow more: "
-                "--max-record-size)"
-            )
-        copy.write(chunk)
-    copy.seek(0)
-    return copy
+    with tempfile.TemporaryFile() as copy:
+        size = 0
+        while chunk := file.read(1 << 20):
+            size += len(chunk)
+            if size > limits.unpacked:
+                raise SourceError(
+                    f"{address}: found more than {in_megabytes(limits.unpacked)} in a stream; expected less, since it "
+                    "is copied before it is read; decompress or download it, or write JSON Lines (to allow more: "
+                    "--max-record-size)"
+                )
+            copy.write(chunk)
+        copy.seek(0)
+        yield copy
 
 
 def _open(file: BinaryIO, address: str, stack: ExitStack, limits: Limits) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -123,7 +125,7 @@ def _rows_at_once(columns: Mapping[str, ColumnChunk], index: int, file: BinaryIO
     largest = _PAGE_RECORDS * limits.record
     rows = _BATCH_ROWS
     for name, column in columns.items():
-        if column.dictionary_page_offset is None and column.total_uncompressed_size <= largest:
+        if not column.dictionary_page_offset and column.total_uncompressed_size <= largest:
             continue
         for page in pages_of(file, column):
             if page.size > largest:

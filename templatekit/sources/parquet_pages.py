@@ -31,7 +31,8 @@ class ColumnChunk(NamedTuple):
     total_uncompressed_size: int
     total_compressed_size: int
     data_page_offset: int
-    dictionary_page_offset: int | None
+    dictionary_page_offset: int
+    """0 where there is none."""
 
 
 def row_groups_of(file: BinaryIO) -> list[list[ColumnChunk]]:
@@ -46,10 +47,14 @@ def row_groups_of(file: BinaryIO) -> list[list[ColumnChunk]]:
 
 def _column_chunk(value: _Value) -> ColumnChunk:
     metadata = value.get(3) if isinstance(value, dict) else None
-    fields = [metadata.get(key) for key in (6, 7, 9, 11)] if isinstance(metadata, dict) else []
-    if not fields or not all(isinstance(field, int) and field >= 0 for field in (*fields[:3], fields[3] or 0)):
+    fields = metadata if isinstance(metadata, dict) else {}
+    return ColumnChunk(_count(fields.get(6)), _count(fields.get(7)), _count(fields.get(9)), _count(fields.get(11, 0)))
+
+
+def _count(value: _Value) -> int:
+    if not isinstance(value, int) or value < 0:
         raise ValueError("the footer has a column without its size or place")
-    return ColumnChunk(*fields)  # type: ignore[arg-type]  # checked above
+    return value
 
 
 def _items(value: _Value, key: int) -> list[_Value]:
@@ -64,7 +69,7 @@ def _list(value: _Value) -> list[_Value]:
 
 def pages_of(file: BinaryIO, column: ColumnChunk) -> Iterator[Page]:
     """The pages of one column of a row group; raises `ValueError` for a damaged header."""
-    offset = column.dictionary_page_offset or column.data_page_offset  # some writers give 0 for none
+    offset = column.dictionary_page_offset or column.data_page_offset
     end = offset + column.total_compressed_size
     while offset < end:
         file.seek(offset)
@@ -100,7 +105,7 @@ def _parse_value(stream: BinaryIO, kind: int, depth: int, *, in_list: bool = Fal
     if kind in (4, 5, 6):
         return _zigzag(stream)
     if kind == 7:
-        stream.read(8)
+        _bytes(stream, 8)
     elif kind == 8:
         stream.seek(_varint(stream), io.SEEK_CUR)
     elif kind in (9, 10):
@@ -114,21 +119,25 @@ def _parse_value(stream: BinaryIO, kind: int, depth: int, *, in_list: bool = Fal
     return None
 
 
-def _byte(stream: BinaryIO) -> int:
-    data = stream.read(1)
-    if not data:
+def _bytes(stream: BinaryIO, count: int) -> bytes:
+    data = stream.read(count)
+    if len(data) < count:
         raise ValueError("a header is cut or too long")
-    return data[0]
+    return data
+
+
+def _byte(stream: BinaryIO) -> int:
+    return _bytes(stream, 1)[0]
 
 
 def _varint(stream: BinaryIO) -> int:
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, 64, 7):
         byte = _byte(stream)
         value |= (byte & 127) << shift
-        shift += 7
         if byte < 128:
             return value
+    raise ValueError("a header has a number of more than 64 bits")
 
 
 def _zigzag(stream: BinaryIO) -> int:

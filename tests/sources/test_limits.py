@@ -86,8 +86,6 @@ def as_file(name: str, rows: list[dict[str, str]]) -> bytes:
 def test_a_large_row_costs_that_row_alone(name: str, at: int) -> None:
     given = [SMALL, {"a": "z"}, {"a": "0"}] * 2
     rows = rows_of(name, as_file(name, [*given[:at], LARGE, *given[at:]]))
-    if name == "x.csv" and at == 0:
-        assert len(rows) == 7
     assert rows[:at] + rows[at + 1 :] == given
     error = rows[at]
     assert isinstance(error, RecordError)
@@ -117,12 +115,18 @@ def test_the_size_of_a_line_is_found(name: str, size: int) -> None:
         ]
 
 
-@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "-", "x.csv", "x.tsv"])
-@pytest.mark.parametrize("blank", [b"\n", b"\r\n", b" ", b"\t", b" \n"])
+BLANKS = [b"\n", b"\r\n", b" ", b"\t"]
+
+
+@pytest.mark.parametrize(
+    ("name", "blank"),
+    [
+        *itertools.product(["x.jsonl", "x.json", "-", "x.csv", "x.tsv"], BLANKS),
+        *itertools.product(["x.jsonl", "x.json", "-"], [b" \n"]),  # such a line is a row of a table with one column
+    ],
+)
 @pytest.mark.parametrize("start", ["", "row"])
 def test_endless_blanks_end(name: str, blank: bytes, start: str) -> None:
-    if name.endswith("sv") and blank == b" \n":
-        pytest.skip("a line of one blank is a row of a table with one column")
     first = as_file(name if name != "-" else "x.jsonl", [SMALL])[: None if name != "x.json" else -1]
     if name == "x.json" and start:
         first += b","
@@ -134,11 +138,14 @@ def test_endless_blanks_end(name: str, blank: bytes, start: str) -> None:
     assert "--max-record-size" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["x.jsonl", "-", "x.csv", "x.tsv"])
-@pytest.mark.parametrize("text", [b"y", b"yy ", b'""', b"yy\n", b'""\n'])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *itertools.product(["x.jsonl", "-", "x.csv", "x.tsv"], [b"y", b"yy ", b'""']),
+        *itertools.product(["x.csv", "x.tsv"], [b"yy\n", b'""\n']),  # elsewhere, such lines are rows
+    ],
+)
 def test_an_endless_row_ends(name: str, text: bytes) -> None:
-    if b"\n" in text and not name.endswith("sv"):
-        pytest.skip("such lines are rows")
     stream = Endless(text, b'a\n"' if name.endswith("sv") else b'{"a": "x"}\n{"a": "')
     with pytest.raises(SourceError, match=r"row . is too large; found more than .*without (the end of a line|its end)"):
         list(read(name, stream))
@@ -205,7 +212,7 @@ def test_csv_rows_are_those_of_the_csv_module(cells: list[tuple[str, str]], limi
             assert size <= limit
 
 
-def test_line_numbers_after_a_large_row(write: Write, registry: Registry) -> None:
+def test_line_numbers_after_a_large_row() -> None:
     data = b'a,b\n\n"x\ny",1\n' + b'"' + b"z\n" * 4000 + b'",2\n\n3\n'
     rows = rows_of("x.csv", data)
     assert [str(row).split(";")[0] for row in rows[1:]] == [
@@ -256,7 +263,7 @@ def test_a_large_page_is_refused_before_it_is_decoded(write: Write, registry: Re
     table = pa.table({"a": ["x" * 90_000, "y"]})
     for options in ({"use_dictionary": False}, {"use_dictionary": True}):
         address = write("x.parquet", parquet(table, **options).getvalue())
-        with pytest.raises(SourceError, match=r"column 'a' in row group 0 has a page of 90\d\d\d bytes|0\.1 MB"):
+        with pytest.raises(SourceError, match=r"column 'a' in row group 0 has a page of 90\d\d\d bytes"):
             list(open_source(address, registry, limits=LIMITS))
         (large, small) = open_source(address, registry, limits=Limits(record=10_000))
         assert isinstance(large, RecordError)
@@ -287,7 +294,7 @@ def test_the_pages_of_a_file(version: str, codec: str, dictionary: bool) -> None
     assert [len(columns) for columns in found] == [metadata.num_columns] * metadata.num_row_groups
     for group, index in itertools.product(range(metadata.num_row_groups), range(metadata.num_columns)):
         column = metadata.row_group(group).column(index)
-        assert all(getattr(column, name) == value for name, value in found[group][index]._asdict().items())
+        assert all((getattr(column, name) or 0) == value for name, value in found[group][index]._asdict().items())
         pages = list(pages_of(buffer, found[group][index]))
         assert any(page.is_dictionary for page in pages) == column.has_dictionary_page
         headers = column.total_uncompressed_size - sum(page.size for page in pages)
@@ -296,7 +303,7 @@ def test_the_pages_of_a_file(version: str, codec: str, dictionary: bool) -> None
 
 @given(st.binary(max_size=60))
 def test_a_damaged_page_header_is_an_error(data: bytes) -> None:
-    column = ColumnChunk(0, len(data), 0, None)
+    column = ColumnChunk(0, len(data), 0, 0)
     try:
         for page in pages_of(io.BytesIO(data), column):
             assert page.size >= 0
@@ -310,7 +317,21 @@ def test_a_damaged_footer_is_an_error(data: bytes) -> None:
         groups = row_groups_of(io.BytesIO(data + len(data).to_bytes(4, "little") + b"PAR1"))
     except ValueError:
         return
-    assert all(size is None or size >= 0 for columns in groups for column in columns for size in column)
+    assert all(size >= 0 for columns in groups for column in columns for size in column)
+
+
+@pytest.mark.parametrize("kind", range(1, 13))
+def test_a_list_is_no_longer_than_the_header(kind: int) -> None:
+    """However many items it claims to have, of whatever type."""
+    data = bytes([0x19, 0xF0 | kind]) + b"\xff" * 8 + b"\x7f" + bytes(40)
+    with pytest.raises(ValueError, match=r"cut or too long|unknown type"):
+        list(pages_of(io.BytesIO(data), ColumnChunk(0, len(data), 0, 0)))
+
+
+def test_a_number_has_at_most_64_bits() -> None:
+    data = b"\x15" + b"\xff" * 60_000 + b"\0"
+    with pytest.raises(ValueError, match="more than 64 bits"):
+        list(pages_of(io.BytesIO(data), ColumnChunk(0, len(data), 0, 0)))
 
 
 def test_rows_with_a_page_each_are_decoded_a_few_at_a_time(write: Write, registry: Registry) -> None:
