@@ -18,7 +18,7 @@ from templatekit.sources.json_decoder import (
     record_error,
     too_many_values,
 )
-from templatekit.sources.limits import Limits, check_blank, in_megabytes, too_large
+from templatekit.sources.limits import DEFAULT_LIMITS, Limits, check_blank, in_megabytes, too_large
 from templatekit.types import Record
 
 CHUNK = 1 << 18
@@ -55,7 +55,7 @@ class Window:
         stream: BinaryIO,
         address: str,
         chunk_size: int = CHUNK,
-        limits: Limits = Limits(),  # noqa: B008 - it is frozen
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.address = address
         self.limits = limits

@@ -16,13 +16,13 @@ from templatekit.sources.json_decoder import (
     record_error,
     too_many_values,
 )
-from templatekit.sources.limits import Limits, check_blank, no_next_row, too_large
+from templatekit.sources.limits import DEFAULT_LIMITS, Limits, check_blank, no_next_row, too_large
 from templatekit.types import Record
 
 _PIECE = 1 << 20
 
 
-def read_lines(stream: BinaryIO, address: str, limits: Limits = Limits()) -> Iterator[Record | RecordError]:  # noqa: B008
+def read_lines(stream: BinaryIO, address: str, limits: Limits = DEFAULT_LIMITS) -> Iterator[Record | RecordError]:
     """The rows of JSON Lines. Only `\\n` and `\\r\\n` end a line; blank lines are no rows."""
     decoder = Decoder()
     offset = row = blank = 0

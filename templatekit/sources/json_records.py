@@ -24,7 +24,7 @@ from templatekit.sources.json_decoder import (
     record_error,
 )
 from templatekit.sources.json_lines import read_lines
-from templatekit.sources.limits import Limits, check_blank
+from templatekit.sources.limits import DEFAULT_LIMITS, Limits, check_blank
 from templatekit.sources.magic import skip_bom
 from templatekit.types import Record
 
@@ -60,7 +60,7 @@ def read_json(
     stream: BinaryIO,
     address: str,
     chunk_size: int = CHUNK,
-    limits: Limits = Limits(),  # noqa: B008 - it is frozen
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Iterator[Record | RecordError]:
     """The rows of a stream that can be rewound to its start.
 

@@ -44,10 +44,13 @@ class Limits:
         return 1024 * self.record
 
 
+DEFAULT_LIMITS = Limits()
+
+
 class LimitedSource(Source):
     """A source that keeps the limits by itself. The records of any other are measured after they were read."""
 
-    limits: Limits = Limits()
+    limits: Limits = DEFAULT_LIMITS
 
     def limited(self: _Source, limits: Limits) -> _Source:
         """The same source with other limits."""
@@ -56,11 +59,11 @@ class LimitedSource(Source):
         return source
 
 
-def too_large(found: int, limits: Limits, *, more: bool = False) -> RecordError:
-    """The error of a record of `found` bytes, or of more than that."""
+def too_large(found: int, limits: Limits) -> RecordError:
+    """The error of a record of `found` bytes."""
     return RecordError(
-        f"too large; found {'more than ' if more else ''}{in_megabytes(found)}; expected at most "
-        f"{in_megabytes(limits.record)}; to allow more: --max-record-size",
+        f"too large; found {in_megabytes(found)}; expected at most {in_megabytes(limits.record)}; to allow more: "
+        "--max-record-size",
         reason="too_large",
     )
 

@@ -12,7 +12,7 @@ from templatekit.hooks.contracts import Source
 from templatekit.hooks.registry import Registry
 from templatekit.sources.columns import map_columns
 from templatekit.sources.files import suggest_paths
-from templatekit.sources.limits import LimitedSource, Limits, size_of, too_large
+from templatekit.sources.limits import DEFAULT_LIMITS, LimitedSource, Limits, size_of, too_large
 from templatekit.types import Record
 
 _Error = TypeVar("_Error", bound=TemplatekitError)
@@ -46,7 +46,7 @@ def open_source(
     *,
     columns: Mapping[str, str] = {},
     limit: int | None = None,
-    limits: Limits = Limits(),  # noqa: B008 - it is frozen
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Iterator[Record | RecordError]:
     """The first `limit` records at an address, with columns renamed (`{field: column}`).
 
