@@ -26,10 +26,7 @@ Pack = Callable[[bytes], bytes]
 
 def zstd(data: bytes) -> bytes:
     """A frame with a checksum, which Arrow does not write: without one, a flipped bit may show nowhere."""
-    tool = shutil.which("zstd")
-    if tool is None:
-        pytest.skip("the zstd tool is not installed")
-    return subprocess.run([tool, "-c", "--check"], input=data, capture_output=True, check=True).stdout
+    return subprocess.run(["zstd", "-c", "--check"], input=data, capture_output=True, check=True).stdout
 
 
 def zstd_of_arrow(data: bytes) -> bytes:
@@ -37,8 +34,11 @@ def zstd_of_arrow(data: bytes) -> bytes:
     return packed
 
 
-PACKERS: dict[str, Pack] = {"gzip": gzip.compress, "zstd": zstd, "bzip2": bz2.compress, "xz": lzma.compress}
-TOOLS = {"gzip": "gzip", "zstd": "zstd", "bzip2": "bzip2", "xz": "xz"}
+PACKERS: dict[str, Pack] = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
+if shutil.which("zstd"):
+    PACKERS["zstd"] = zstd
+TOOLS = [name for name in PACKERS if shutil.which(name)]
+"""The formats whose tools, of the same names, are on this machine."""
 FIRST = b"".join(json.dumps({"n": number, "text": "first " * (number % 7)}).encode() + b"\n" for number in range(200))
 SECOND = FIRST.replace(b"first", b"other")
 ROWS = [json.loads(line) for line in (FIRST + SECOND).splitlines()]
@@ -121,17 +121,14 @@ def test_zero_bytes_are_padding_where_the_format_says_so(name: str, zeros: int) 
     assert read(packed + PACKERS[name](SECOND)) == ROWS
 
 
-@pytest.mark.parametrize("name", PACKERS)
+@pytest.mark.parametrize("name", TOOLS)
 @given(data=st.data())
 def test_what_is_read_is_what_the_tool_unpacks(name: str, data: st.DataObject) -> None:
-    tool = shutil.which(TOOLS[name])
-    if tool is None:
-        pytest.skip(f"{TOOLS[name]} is not installed")
     packed = bytearray(PACKERS[name](FIRST) + PACKERS[name](SECOND))
     if data.draw(st.booleans()):
         del packed[data.draw(st.integers(7, len(packed))) :]
     packed += data.draw(st.sampled_from([b"", b"", b"\0" * 4, b"\0", b"x"]))
-    done = subprocess.run([tool, "-dc"], input=bytes(packed), capture_output=True, check=False)
+    done = subprocess.run([name, "-dc"], input=bytes(packed), capture_output=True, check=False)
     try:
         got = read(bytes(packed))
     except SourceError:
