@@ -70,13 +70,16 @@ def staging_file(target: Path) -> Iterator[StagedFile]:
         if _is_own(path, descriptor):
             break
         os.close(descriptor)
+    # The lock stays until both are closed. Windows has none, and neither renames nor removes a file that is open.
+    lock = None if sys.platform == "win32" else os.dup(descriptor)
     try:
-        with os.fdopen(os.dup(descriptor), "wb") as file:  # the lock stays until both are closed
+        with os.fdopen(descriptor, "wb") as file:
             yield StagedFile(path, file)
     finally:
         with suppress(OSError):
             path.unlink()
-        os.close(descriptor)
+        if lock is not None:
+            os.close(lock)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,21 @@ def test_without_the_lock_a_live_writer_would_be_removed(tmp_path: Path, monkeyp
         monkeypatch.setattr(module, "_lock", lambda _: "held")
         remove_abandoned(tmp_path, "rows.jsonl")
         assert not first.path.exists()
+
+
+@pytest.mark.parametrize(("platform", "left_open"), [("win32", 0), ("linux", 1)])
+def test_windows_can_rename_a_file_that_its_writer_has_closed(
+    platform: str, left_open: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows renames no open file; elsewhere the lock keeps one descriptor."""
+    monkeypatch.setattr(sys, "platform", platform)
+    with staging_file(tmp_path / "rows.jsonl") as made:
+        made.file.close()
+        found = 0
+        for each in Path("/dev/fd").iterdir():
+            with suppress(OSError):  # that of the listing itself
+                found += os.path.samestat(os.fstat(int(each.name)), made.path.stat())
+        assert found == left_open
 
 
 @pytest.mark.parametrize("stage", STAGES)
