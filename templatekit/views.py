@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -116,6 +115,8 @@ def _opening_mark(weight: float) -> str:
 
 def to_html(view: View) -> str:
     """Return coloured HTML for a notebook; the title of each run names its origin and weight."""
+    from html import escape  # not for `templatekit --help`
+
     elements = []
     for run in _runs(view):
         style = _CSS_TRAINED if run.weight else _CSS[run.kind]

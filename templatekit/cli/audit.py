@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from templatekit.cli.options import PLUGIN_DIR, add_options, given_options, load_registry
-from templatekit.cli.output import OVERWRITE, atomic_file, may_replace
+from templatekit.cli.options import OVERWRITE, PLUGIN_DIR, add_options, given_options, load_registry
+from templatekit.cli.output import atomic_file, may_replace
 from templatekit.cli.progress import progress_bar
 from templatekit.cli.terminal import print_json, say
 from templatekit.config.data_options import CACHE_OPTIONS, DataOptions

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import click
 
-from templatekit.cli.options import PLUGIN_DIR, add_options, load_registry
-from templatekit.cli.output import OVERWRITE, atomic_file, may_replace
+from templatekit.cli.options import OVERWRITE, PLUGIN_DIR, add_options, load_registry
 from templatekit.cli.terminal import print_data
 from templatekit.config.data_options import DataOptions
 from templatekit.formats.lookup import find_template
-from templatekit.pipeline.inputs import model_paths, plugin_paths, template_paths
 
 
 @click.command("export")
@@ -43,8 +41,10 @@ def export_template(
     NAME is a template's name, a .jinja file, or `tokenizer` for the tokenizer's own template.
     """
     registry = load_registry(plugin_dirs)
+    from templatekit.cli.output import atomic_file, may_replace
     from templatekit.export.modelfile import modelfile
     from templatekit.export.serving import chat_template
+    from templatekit.pipeline.inputs import model_paths, plugin_paths, template_paths
     from templatekit.tokens.load import find_tokenizer
     from templatekit.types import NO_TOKENIZER
 

@@ -26,6 +26,12 @@ PLUGIN_DIR = click.option(
     type=click.Path(path_type=Path),
     help="A folder of single-file plugins and .jinja templates; may be given several times.",
 )
+OVERWRITE = click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace a file that exists; without this option it is an error or, on a terminal, a question. A file that "
+    "the command reads is never replaced.",
+)
 
 
 def add_options(options: type[Options], *, only: Iterable[str] | None = None) -> Callable[[Command], Command]:

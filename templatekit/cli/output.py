@@ -26,13 +26,7 @@ from templatekit.pipeline.inputs import ReadPath, check_output_file
 from templatekit.pipeline.outputs import OutputChunk
 from templatekit.pipeline.pipeline import Pipeline
 
-OVERWRITE = click.option(
-    "--overwrite",
-    is_flag=True,
-    help="Replace a file that exists; without this option it is an error or, on a terminal, a question. A file that "
-    "the command reads is never replaced.",
-)
-_DESCRIPTOR = re.compile(r"/dev/(stdin|stdout|stderr|fd/(\d+))|/proc/self/fd/(\d+)")
+_DESCRIPTOR = re.compile(r"/dev/(stdin|stdout|stderr|fd/([0-9]{1,9}))|/proc/self/fd/([0-9]{1,9})")
 _STREAMS = ("stdin", "stdout", "stderr")
 
 

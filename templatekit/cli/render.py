@@ -15,9 +15,8 @@ import click
 
 from templatekit.cache.preparation import prepare_batches, prepare_output
 from templatekit.cli.histograms import LengthHistograms, check_plot_file
-from templatekit.cli.options import PLUGIN_DIR, add_options, given_options, load_registry
+from templatekit.cli.options import OVERWRITE, PLUGIN_DIR, add_options, given_options, load_registry
 from templatekit.cli.output import (
-    OVERWRITE,
     CountedPacks,
     atomic_file,
     check_can_pack,

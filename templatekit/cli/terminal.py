@@ -6,7 +6,6 @@ terminal. No command calls `click.echo` itself; `tests/cli/test_terminal.py` che
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import warnings
@@ -31,11 +30,12 @@ def show_status(text: str) -> None:
 
 def print_json(value: Any, *, err: bool = False) -> None:
     """Print a value as one line of JSON. Characters that would act on a terminal are written as JSON's escapes."""
-    click.echo(re.sub(r"[^\x00-\x7e]", _json_escape, json.dumps(value, ensure_ascii=False)), err=err)
+    import json  # not for `--help`
 
+    def escape(match: re.Match[str]) -> str:
+        return match[0] if visible(match[0]) == match[0] else json.dumps(match[0])[1:-1]
 
-def _json_escape(match: re.Match[str]) -> str:
-    return match[0] if visible(match[0]) == match[0] else json.dumps(match[0])[1:-1]
+    click.echo(re.sub(r"[^\x00-\x7e]", escape, json.dumps(value, ensure_ascii=False)), err=err)
 
 
 def print_data(text: str) -> None:

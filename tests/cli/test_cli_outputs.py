@@ -119,14 +119,17 @@ def test_a_redirected_output_is_continued(templatekit: Templatekit, tmp_path: Pa
     """The shell has opened the file, so that it is neither asked about nor replaced."""
     (tmp_path / "x.jsonl").write_text(ROWS)
     (tmp_path / "y.jsonl").write_text("before\n")
+    names = 0
     for name in "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1":
         if Path(name).exists():
             assert templatekit(*RENDER, "--output", name, prefix="COMMAND >> y.jsonl").code == 0
-    lines = (tmp_path / "y.jsonl").read_text().splitlines()
-    assert lines[0] == "before"
-    assert len(lines) == len(set(lines)) + len(lines) - 2 > 1
-    result = templatekit(*RENDER, "--output", "/dev/fd/77")
-    assert (result.code, len(result.lines)) == (2, 1)
+            names += 1
+    before, *rows = (tmp_path / "y.jsonl").read_text().splitlines()
+    assert (before, len(rows), len(set(rows))) == ("before", names, 1)
+    for name in "/dev/fd/77", "/dev/fd/99999999999999999999":
+        result = templatekit(*RENDER, "--output", name)
+        assert (result.code, len(result.lines)) == (2, 1)
+        assert f"--output {name!r} cannot be written" in result.err
 
 
 # Existing files

@@ -106,6 +106,13 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
 
 
+@pytest.mark.parametrize(("command", "loaded"), [("listing", False), ("render", True)])
+def test_lists_do_not_load_the_pipeline(command: str, loaded: bool) -> None:
+    code = f"import sys, templatekit.cli.{command}; print('templatekit.pipeline.pipeline' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [str(loaded)]
+
+
 # Mistakes
 
 
