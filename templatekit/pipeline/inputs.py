@@ -117,8 +117,8 @@ def _data(option: str, address: str, registry: Registry) -> Iterator[ReadPath]:
 
 def _around(path: Path) -> set[Path]:
     """The path and all folders that hold it: by its name, and where its links lead."""
-    spellings = [Path(os.path.abspath(path)), Path(os.path.realpath(path))]  # noqa: PTH100 - `resolve` raises for loops
-    return {folder for spelling in spellings for folder in (spelling, *spelling.parents)}
+    spellings = os.path.normpath(path.absolute()), os.path.realpath(path)  # `Path.resolve` raises for a loop of links
+    return {folder for spelling in map(Path, spellings) for folder in (spelling, *spelling.parents)}
 
 
 def _belongs_to(path: Path, folder: Path) -> bool:
