@@ -17,6 +17,8 @@ from templatekit.types import Record
 
 WEIGHT_KEYS = ("weight", "loss_weight", "train")
 """The keys under which a message may hold its loss weight: a number, or true or false."""
+MAX_DEPTH = 256
+"""The deepest nesting of objects and lists in a field's JSON text, as in a file of JSON."""
 
 
 def text_of(record: Record, key: str, *, required: bool = True) -> str:
@@ -72,12 +74,25 @@ def _from_json(value: object, key: str) -> Any:
 def strict_json(text: str) -> Any:
     """Return the value of JSON text; raise `ValueError` for what a file of JSON may not hold either.
 
-    That is a key twice in one object, of which one value would be lost, and a number that is not finite.
+    That is a key twice in one object, of which one value would be lost, a number that is not finite, and nesting deeper
+    than `MAX_DEPTH`.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_finite)
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if text.count("{") + text.count("[") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        raise ValueError("nested too deeply")
+    return value
+
+
+def _depth(value: object) -> int:
+    """How many objects and lists of a JSON value lie in each other."""
+    depth, level = 0, [value]
+    while level := [each for each in level if isinstance(each, (dict, list))]:
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+        depth += 1
+    return depth
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

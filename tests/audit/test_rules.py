@@ -228,6 +228,7 @@ CASES = (
             5: "a number instead of an object",
             '["Oslo"]': "a list instead of an object",
             "null": "null instead of an object",
+            '{"a":' * 300 + "1" + "}" * 300: "nested too deeply",
         }.items()
     ),
     Case(code="empty-prompt", rows=(talk("", "Hello"),)),
