@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from testkit.plugins import offering
 
 from templatekit import ConfigError, DataOptions, FinetuneOptions, Registry, Source, create_registry
-from templatekit.config.options import Options
 from templatekit.pipeline.inputs import check_output_file, check_output_folder, read_paths
 from templatekit.sources import templatekit_sources
 
@@ -42,14 +43,19 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refusal(
-    output: str | Path, values: dict[str, Any], kind: type[Any] = DataOptions, *, folder: bool = False, **more: Any
+    output: str | Path,
+    values: dict[str, Any],
+    kind: type[DataOptions] = DataOptions,
+    *,
+    folder: bool = False,
+    registry: Registry | None = None,
+    against: Iterable[str] = (),
 ) -> str:
     """Why the output is refused beside these options; empty where it is not."""
-    registry = more.pop("registry", None) or create_registry()
-    options: Options = kind.parse(values)
     check = check_output_folder if folder else check_output_file
+    paths = read_paths(kind.parse(values), registry or create_registry(), against=against)
     try:
-        check(Path(output), f"--output {str(output)!r}", read_paths(options, registry, **more))  # type: ignore[arg-type]
+        check(Path(output), f"--output {str(output)!r}", paths)
     except ConfigError as error:
         assert error.exit_code == 2
         assert str(error).startswith(f"--output {str(output)!r} "), error
@@ -129,15 +135,8 @@ class BrokenLines(Lines):
 @pytest.mark.parametrize("kind", [Lines, BrokenLines])
 def test_a_source_that_does_not_tell_its_files(kind: type[Source], place: Path) -> None:
     """Then the address itself is the file or folder, where there is one."""
-
-    class Plugin:
-        from templatekit import hookimpl
-
-        @hookimpl
-        def templatekit_sources(self) -> list[Source]:
-            return [kind(), *templatekit_sources()]
-
-    registry = create_registry(plugins=[Plugin()], entry_points=False)
+    plugin = offering([kind(), *templatekit_sources()], "templatekit_sources")
+    registry = create_registry(plugins=[plugin], entry_points=False)
     (place / "x.txt").write_text("x")
     (place / "texts").mkdir()
     (place / "texts" / "y").write_text("y")
@@ -243,9 +242,8 @@ def test_an_output_is_refused_exactly_where_it_is_read(
     for path in ("rows.jsonl", "other.jsonl", "data/a.jsonl", "data/b.jsonl", "data/deep/c.jsonl"):
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_text(ROW)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         Path("links").mkdir()
         output = Path(*detours, name)
         for index, kind in enumerate(links):
@@ -255,13 +253,5 @@ def test_an_output_is_refused_exactly_where_it_is_read(
             else:
                 link.symlink_to(output.absolute() if kind == "symbolic" else Path("..", output))
             output = link
-        paths = read_paths(DataOptions.parse({"dataset": address}), builtin)
-        output = output.absolute() if absolute else output
-        refused = False
-        try:
-            check_output_file(output, "--output", paths)
-        except ConfigError:
-            refused = True
-        assert refused == (name in ADDRESSES[address])
-    finally:
-        os.chdir(before)
+        refused = refusal(output.absolute() if absolute else output, {"dataset": address}, registry=builtin)
+    assert bool(refused) == (name in ADDRESSES[address])
