@@ -8,14 +8,16 @@ from unittest.mock import patch
 import jinja2
 import pytest
 from hypothesis import HealthCheck, assume, event, given, settings
+from hypothesis import strategies as st
 from testkit.budget import budget
-from testkit.odd_templates import conversations, templates
+from testkit.odd_templates import TOKENS, conversations, templates
 from testkit.published import OWN, TRL, published
 
-from templatekit import Example
+from templatekit import Example, Template, TemplateFile, TemplatekitError
 from templatekit.formats import prefixes
 from templatekit.formats.environment import plain_environment
 from templatekit.formats.prefixes import PrefixTemplate
+from templatekit.formats.sandbox.untrusted import UntrustedTemplate
 from templatekit.hooks.loading import create_registry
 
 LOOP = "{{% for m in messages %}}{}{{% endfor %}}{}"
@@ -139,3 +141,16 @@ def test_without_the_conditions_the_property_fails(what: str) -> None:
 
     with patch.object(prefixes, "_is_independent", lambda *_: True), pytest.raises(AssertionError):
         compare()
+
+
+@settings(max_examples=budget(300), suppress_health_check=list(HealthCheck))
+@given(source=st.sampled_from(sorted(BUNDLED.values())) | templates(), example=conversations())
+def test_untrusted_templates_find_the_same_turns(source: str, example: Example) -> None:
+    """Their plain texts are metered, and come from another environment."""
+    found: list[Any] = []
+    for kind in (Template, UntrustedTemplate):
+        try:
+            found.append(kind(TemplateFile(name="made", source=source), strict=False).samples(example, TOKENS))
+        except TemplatekitError as error:
+            found.append(str(error))
+    assert found[0] == found[1]
