@@ -61,8 +61,11 @@ class _Pack:
         self.segments = segments
         self.device = device
         self.length = sum(segment.end - segment.start for segment in segments)
-        self.paths = [*map(torch.from_numpy, segment_paths(segments))]
-        self.longest_path = max(map(len, self.paths), default=0)
+
+    @cached_property
+    def paths(self) -> list[Tensor]:
+        """The path of each segment, as `segment_paths` says: long, and not needed by most kernels."""
+        return [*map(torch.from_numpy, segment_paths(self.segments))]
 
     @cached_property
     def cpu_layout(self) -> PathLayout | TreeLayout:
@@ -92,7 +95,7 @@ class _Pack:
 
     def fits_window(self, window: int) -> bool:
         """Whether a sliding window of this size covers every document."""
-        return self.longest_path <= window
+        return max(map(len, self.paths), default=0) <= window
 
 
 _active: _Pack | None = None
@@ -194,18 +197,19 @@ def packing_unsupported_reason(model: PreTrainedModel) -> str | None:
 
 
 def _relative_difference(found: Tensor, expected: Tensor) -> float:
-    """The largest difference of two tensors, as a share of the largest finite value; infinite where only one is NaN.
+    """The largest difference of two tensors, as a share of the largest finite value that is expected.
 
-    A model may give tokens that it never predicts the least value of its type, so the upper half of the type's range
-    does not count as a scale.
+    Infinite where only one of them is NaN, and for any difference where there is no such value but 0. A model may give
+    tokens that it never predicts the least value of its type, so the upper half of the type's range does not count as a
+    scale.
     """
     if not torch.equal(found.isnan(), expected.isnan()):
         return float("inf")
     found, expected = found.nan_to_num(), expected.nan_to_num()
-    difference = float((found - expected).abs().max())
+    difference = (found - expected).abs().max()
     magnitude = expected.abs()
-    finite = magnitude[magnitude < torch.finfo(expected.dtype).max / 2]
-    return difference and difference / float(finite.max())
+    scale = magnitude.where(magnitude < torch.finfo(expected.dtype).max / 2, 0).max()
+    return float(difference / scale) if difference else 0.0
 
 
 def _attend(

@@ -163,6 +163,18 @@ def test_the_trial_measures_by_the_largest_finite_logit(tiny_model: MakeModel, n
     assert "see each other" in str(packing_unsupported_reason(model))
 
 
+@pytest.mark.parametrize("constant", [0.0, float("inf"), -torch.finfo(torch.float32).max])
+def test_the_trial_refuses_a_pack_without_any_logit_to_measure_by(tiny_model: MakeModel, constant: float) -> None:
+    model = tiny_model()
+    head = model.lm_head.forward
+    model.lm_head.forward = lambda states: torch.full_like(head(states), constant)
+    assert packing_unsupported_reason(model) is None
+    model.lm_head.forward = lambda states: (
+        torch.full_like(head(states), constant) if states.shape[1] == 10 else head(states)
+    )
+    assert "other logits than alone (they differ by inf" in str(packing_unsupported_reason(model))
+
+
 def test_a_model_whose_fp32_rounding_is_large_can_be_packed(tiny_model: MakeModel) -> None:
     model = tiny_model()
     norm = model.model.norm.forward
