@@ -23,13 +23,19 @@ count from 1; step 0 is the model before training."""
 
 
 def read_metrics(path: Path) -> list[MetricsLine]:
-    """The complete lines of a metrics file. A killed process may leave half a line at the end, which is skipped."""
+    """The lines of a metrics file, up to the first that is none: a killed process may leave half a line at the end."""
     lines: list[MetricsLine] = []
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     with suppress(ValueError):
-        for line in text.splitlines():
-            lines.append(json.loads(line))
+        for line in map(json.loads, text.splitlines()):
+            if not isinstance(line, dict) or "step" not in line or not all(map(_is_number, line.values())):
+                break
+            lines.append(line)
     return lines
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
 
 
 class MetricsFile:

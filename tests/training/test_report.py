@@ -119,3 +119,14 @@ def test_half_a_line_at_the_end_is_left_out(tmp_path: Path) -> None:
     assert read_metrics(path) == [*LINES[:4], {"step": 4, "loss": 9.0}]
     MetricsFile(tmp_path, up_to_step=0)
     assert path.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    "damage", [b"[1]", b"1", b"null", b"{}", b'{"loss": 1.0}', b'{"step": "4"}', b'{"step": 4, "loss": [1]}', b"\xff"]
+)
+def test_a_damaged_line_ends_the_file(damage: bytes, tmp_path: Path) -> None:
+    path = _metrics(tmp_path)
+    whole = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*whole[:3], damage + b"\n", *whole[3:]]))
+    assert read_metrics(path) == LINES[:3]
+    assert MetricsFile(tmp_path, up_to_step=4).lines == LINES[:3]
