@@ -94,7 +94,7 @@ def test_no_worker_outlives_the_command(render: Render, number: signal.Signals) 
     while group(process.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert group(process.pid) == []
-    assert not list(render.folder.glob("*out.jsonl")) or number == signal.SIGKILL
+    assert not list(render.folder.glob("*out.jsonl*")) or number == signal.SIGKILL
 
 
 def group(session: int) -> list[int]:
