@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import ast
-import io
 import json
+import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from testkit.command_line import SCRIPT, Result, clean_environment
+from testkit.forks import Fork
 from testkit.tiny_model import tiny_folder
 
 import templatekit
 from templatekit.cli import main
 from templatekit.errors import ConfigError, TokenizerError
 
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
 ROWS = [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(8)]
 MARKS = "from pathlib import Path\n\nPath({!r}).write_text('it ran')\n"
 MODEL = """
@@ -67,20 +73,43 @@ def change(path: Path, **values: Any) -> None:
 
 
 def command(place: Path, *arguments: str, said: str = "y\n") -> Result:
-    """The installed command, with an answer on standard input."""
-    (place / "mark").unlink(missing_ok=True)
-    shutil.rmtree(place / "run", ignore_errors=True)
+    """A command in a process of its own, with an answer on standard input. What it imports is gone with the process."""
+    clean(place)
+    (place / "in").write_text(said)
+
+    def run() -> None:
+        os.chdir(place)
+        os.dup2(os.open("in", os.O_RDONLY), 0)
+        for descriptor, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+        torch.set_num_threads(1)
+        modules: Any = import_module("transformers.dynamic_module_utils")
+        modules.HF_MODULES_CACHE = str(place / "hub" / "modules")
+        main(list(arguments))
+
+    code = Fork(run).ended().code
+    return Result(code, (place / "out").read_text(), (place / "err").read_text())
+
+
+def installed_command(place: Path, *arguments: str) -> Result:
+    """The command as a user runs it, which takes seconds to start."""
+    clean(place)
     done = subprocess.run(
         [str(SCRIPT), *arguments],
         cwd=place,
         env=clean_environment({"HF_HOME": str(place / "hub"), "HF_HUB_OFFLINE": "1"}),
-        input=said,
+        input="y\n",
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+def clean(place: Path) -> None:
+    (place / "mark").unlink(missing_ok=True)
+    shutil.rmtree(place / "run", ignore_errors=True)
 
 
 SHORT = ("--max-steps", "1", "--samples", "0", "--device", "cpu", "--precision", "fp32", "--output", "run")
@@ -108,34 +137,11 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 
 
-INSTALLED = ("render", "finetune --model", "generate")
-"""The commands that are run as a user runs them, which takes long; the others in this process."""
-
-
-class Answer(io.StringIO):
-    """A standard input that says yes, and may not be read."""
-
-    def read(self, size: int | None = -1, /) -> str:
-        raise AssertionError("standard input was read")
-
-    def readline(self, size: int = -1, /) -> str:  # type: ignore[override]
-        raise AssertionError("standard input was read")
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_no_command_runs_it_or_asks(
-    name: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if name in INSTALLED:
-        done = command(place, *COMMANDS[name])
-    else:
-        (place / "mark").unlink(missing_ok=True)
-        shutil.rmtree(place / "run", ignore_errors=True)
-        monkeypatch.chdir(place)
-        monkeypatch.setattr("sys.stdin", Answer("y\n"))
-        with pytest.raises(SystemExit) as ended:
-            main(list(COMMANDS[name]))
-        done = Result(ended.value.code, *capsys.readouterr())
+@pytest.mark.parametrize(
+    ("name", "start"), [*((name, command) for name in COMMANDS), ("finetune --model", installed_command)]
+)
+def test_no_command_runs_it_or_asks(name: str, start: Callable[..., Result], place: Path) -> None:
+    done = start(place, *COMMANDS[name])
     assert done.code == 2
     assert not (place / "mark").exists()
     assert "Do you wish to run" not in done.out + done.err
@@ -147,9 +153,12 @@ def test_no_command_runs_it_or_asks(
     assert done.err.rstrip().endswith("read that code, and if you trust it, say --trust-remote-code")
 
 
-@pytest.mark.parametrize("name", ["render", "generate", "check", "templates export"])
-def test_with_the_option_it_runs(name: str, place: Path) -> None:
-    done = command(place, *COMMANDS[name], "--trust-remote-code")
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [("render", installed_command), *((name, command) for name in ("render", "generate", "check", "templates export"))],
+)
+def test_with_the_option_it_runs(name: str, start: Callable[..., Result], place: Path) -> None:
+    done = start(place, *COMMANDS[name], "--trust-remote-code")
     assert done.code == 0, done.err
     assert (place / "mark").read_text() == "it ran"
     assert "Do you wish to run" not in done.out + done.err
