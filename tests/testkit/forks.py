@@ -76,7 +76,7 @@ def _run(action: Callable[[], object], writing: int, file_bytes: int | None) -> 
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(writing, 1)
         os.dup2(writing, 2)
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115 - descriptors
+        sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
         _free_locks()
         if file_bytes is not None:
             import resource  # Windows has none

@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from testkit.forks import Ending, Fork
 from testkit.tiny_model import tiny_folder
@@ -81,7 +82,9 @@ class Place:
         def action() -> None:
             torch.set_num_threads(1)  # a fork has none of its parent's threads
             os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "COLUMNS": "500"}
-            preparation.SHARD_RECORDS, pipeline.CHUNK_SIZE = 32, 20  # type: ignore[attr-defined]
+            patch = pytest.MonkeyPatch()
+            patch.setattr(preparation, "SHARD_RECORDS", 32)
+            patch.setattr(pipeline, "CHUNK_SIZE", 20)
             self._run(command)
 
         return Fork(action, file_bytes=file_bytes)
