@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from testkit.platforms import needs_dev_full
 
 from templatekit import RunError
 
@@ -145,7 +146,7 @@ def test_a_page_can_go_to_a_pipe(command: Command, write_rows: WriteRows) -> Non
     assert result.code == 0 and result.err.startswith("<!DOCTYPE html>")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@needs_dev_full
 def test_a_page_that_cannot_be_written_is_a_failure(command: Command, write_rows: WriteRows) -> None:
     result = command("--dataset", write_rows([GOOD]), "--html", "/dev/full")
     assert (result.code, result.out) == (1, "")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import pty
-import select
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from testkit.command_line import InProcess, Templatekit, clean_environment
+from testkit.terminals import parts_shown
 
 from templatekit.cli import output as outputs
 from templatekit.errors import ConfigError, RunError
@@ -194,24 +194,17 @@ def answer(words: str, *command: str, cwd: Path) -> tuple[int, str]:
         env=clean_environment(), start_new_session=True,
     )  # fmt: skip
     os.close(follower)
-    shown = b""
-    deadline = time.monotonic() + 60
+    limit = threading.Timer(60, process.kill)
+    limit.start()
+    said = b""
     answered = False
-    while time.monotonic() < deadline:
-        if b"[y/N]" in shown and not answered:
+    for part in parts_shown(leader):
+        said += part
+        if b"[y/N]" in said and not answered:
             os.write(leader, words.encode())
             answered = True
-        if not select.select([leader], [], [], 0.2)[0]:
-            continue
-        try:
-            part = os.read(leader, 4096)
-        except OSError:  # Linux reports that the other side is closed
-            break
-        if not part:
-            break
-        shown += part
-    os.close(leader)
-    return process.wait(30), shown.decode()
+    limit.cancel()
+    return process.wait(30), said.decode()
 
 
 def test_a_terminal_is_asked(tmp_path: Path) -> None:
@@ -220,22 +213,22 @@ def test_a_terminal_is_asked(tmp_path: Path) -> None:
     output.write_text("mine")
     command = (*RENDER, "--output", "y.jsonl")
     for words in "n\n", "\n":
-        code, shown = answer(words, *command, cwd=tmp_path)
-        assert (code, output.read_text()) == (2, "mine"), shown
-        assert "--output 'y.jsonl' exists; replace it? [y/N]" in shown
-        assert "Error: --output 'y.jsonl' exists; replace it with --overwrite" in shown
+        code, said = answer(words, *command, cwd=tmp_path)
+        assert (code, output.read_text()) == (2, "mine"), said
+        assert "--output 'y.jsonl' exists; replace it? [y/N]" in said
+        assert "Error: --output 'y.jsonl' exists; replace it with --overwrite" in said
     assert answer("y\n", *command, cwd=tmp_path)[0] == 0
     assert output.read_text() != "mine"
-    code, shown = answer("y\n", *command, "--overwrite", cwd=tmp_path)
-    assert (code, "[y/N]" in shown) == (0, False)
-    code, shown = answer("y\n", *RENDER, "--output", "x.jsonl", cwd=tmp_path)
-    assert (code, "[y/N]" in shown) == (2, False), "no answer allows to write over the data"
+    code, said = answer("y\n", *command, "--overwrite", cwd=tmp_path)
+    assert (code, "[y/N]" in said) == (0, False)
+    code, said = answer("y\n", *RENDER, "--output", "x.jsonl", cwd=tmp_path)
+    assert (code, "[y/N]" in said) == (2, False), "no answer allows to write over the data"
 
 
 def test_nobody_is_asked_about_devices(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text(ROWS)
-    code, shown = answer("", *RENDER, "--output", "/dev/null", cwd=tmp_path)
-    assert (code, "[y/N]" in shown) == (0, False)
+    code, said = answer("", *RENDER, "--output", "/dev/null", cwd=tmp_path)
+    assert (code, "[y/N]" in said) == (0, False)
 
 
 # Somebody else's file

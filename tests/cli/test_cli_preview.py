@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from testkit.command_line import Templatekit
+from testkit.terminals import parts_shown
 
 TEMPLATE = "Q: {{ instruction }}{{ context }}\nA:{{ response }}{{ eos_token }}"
 
@@ -39,19 +40,10 @@ def on_terminal(*args: str, cwd: Path, env: Mapping[str, str] = {}) -> str:
         stderr=subprocess.PIPE, close_fds=True,
     )  # fmt: skip
     os.close(follower)
-    parts = []
-    while True:
-        try:
-            part = os.read(leader, 65536)
-        except OSError:  # Linux reports that the other side is closed
-            break
-        if not part:
-            break
-        parts.append(part)
+    output = b"".join(parts_shown(leader))
     process.communicate(timeout=30)
-    os.close(leader)
     assert process.returncode == 0
-    return b"".join(parts).decode().replace("\r\n", "\n")
+    return output.decode().replace("\r\n", "\n")
 
 
 DIM, CYAN, GREEN = "\x1b[2m", "\x1b[36m", "\x1b[1;32m"

@@ -15,7 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from testkit.command_line import Templatekit
+from testkit.platforms import needs_dev_full
 
+from templatekit import create_registry
+from templatekit.cli.render import render
 from templatekit.config.staging import PREFIX
 
 ROWS = [
@@ -376,7 +379,14 @@ def test_a_full_disk_leaves_no_file(templatekit: Templatekit, endless: list[str]
         assert files(tmp_path) == {"plugins/endless.py"}
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_the_help_names_every_format() -> None:
+    """The formats are of plugins, which the help does not load."""
+    [option] = [option for option in render.params if option.name == "format"]
+    named = str(vars(option)["help"]).partition(", or a plugin's")[0].split(", ")
+    assert sorted(named) == sorted(create_registry().exporters)
+
+
+@needs_dev_full
 @pytest.mark.parametrize("command", [["render"], ["preview"], ["plugins"], ["--help"], ["templates", "--json"]])
 def test_standard_output_on_a_full_disk(command: list[str], templatekit: Templatekit) -> None:
     result = templatekit(*command, prefix="COMMAND > /dev/full")

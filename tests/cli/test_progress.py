@@ -17,6 +17,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from testkit.terminals import parts_shown
 
 from templatekit.cli.histograms import LengthHistograms, histogram_bins
 from templatekit.cli.progress import known_row_count
@@ -90,18 +91,8 @@ def test_progress_is_for_terminals(tmp_path: Path, terminal: bool) -> None:
         env={**os.environ, "TERM": "xterm"},
     )
     os.close(follower)
-    said = b""
-    while terminal:
-        try:
-            part = os.read(leader, 4096)
-        except OSError:
-            break
-        said += part
-        if not part:
-            break
-    if not terminal:
-        said = process.communicate()[1]
-    os.close(leader)
+    on_terminal = b"".join(parts_shown(leader))
+    said = on_terminal if terminal else process.communicate()[1]
     assert process.wait() == 0
     assert b"rows in: 1" in said
     assert (b"\x1b[" in said) == terminal

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 from testkit.command_line import Templatekit, clean_environment
+from testkit.platforms import not_on_windows
 
 from templatekit.config import staging as module
 from templatekit.config.staging import open_regular, remove_abandoned, replace_file, staging_file, staging_folder
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no locks of this kind there")
+pytestmark = not_on_windows
 Stage = Callable[[Path], AbstractContextManager[Any]]
 WRITER = """
 import sys, time

@@ -11,7 +11,6 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,14 @@ from typing import Any
 import pytest
 import torch
 from testkit.forks import Fork
+from testkit.platforms import not_on_windows
 from testkit.tiny_model import tiny_folder
 
 import templatekit
 from templatekit.hooks.loading import create_registry
 from templatekit.training.run_folder import RECIPE
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
+pytestmark = not_on_windows
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 KILLS = int(os.environ.get("TEMPLATEKIT_KILLS", "100" if LONG else "4"))
 ROWS = [{"prompt": f"What is {n} and {n}?", "completion": f"It is {2 * n}."} for n in range(20)]
