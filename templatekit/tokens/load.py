@@ -84,7 +84,9 @@ def load_transformers_tokenizer(address: str | Path, *, trust_remote_code: bool 
 
 
 def own_code_at(address: str | Path, error: Exception) -> str:
-    """What to say where loading failed since Python was not run; empty if there is none at the address."""
+    """What to say where loading failed since Python was not run; empty if it failed otherwise."""
+    if "trust_remote_code" not in str(error):
+        return ""
     found = []
     for name in _CONFIGURATIONS:
         try:
@@ -94,9 +96,7 @@ def own_code_at(address: str | Path, error: Exception) -> str:
         values = names.values() if isinstance(names, dict) else [names]
         classes = [each for value in values for each in (value if isinstance(value, list) else [value]) if each]
         found.append(f"{name} names {shorten(', '.join(map(str, classes)))}")
-    if not found and "trust_remote_code" not in str(error):  # of a hub name there may be no files here
-        return ""
-    return (
+    return (  # of a hub name there may be no files here
         f"it needs Python of its own, which is not run ({'; '.join(found) or 'auto_map'}); read that code, and if you "
         "trust it, say --trust-remote-code"
     )

@@ -21,7 +21,9 @@ from testkit.tiny_model import tiny_folder
 
 import templatekit
 from templatekit.cli import main
-from templatekit.errors import ConfigError, TokenizerError
+from templatekit.errors import ConfigError, RunError, TokenizerError
+from templatekit.tokens.load import load_transformers_tokenizer
+from templatekit.training.model import load_model
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
 ROWS = [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(8)]
@@ -197,6 +199,19 @@ def test_a_type_that_is_known_is_loaded_without_it(place: Path) -> None:
         assert "auto_map" not in json.loads((place / "run" / name).read_text())
     assert command(place, "render", "--dataset", "-", "--tokenizer", "known", said=rows).out.count("\n") == 8
     assert not (place / "mark").exists()
+
+
+def test_damage_is_not_taken_for_a_need_of_it(place: Path, tmp_path: Path) -> None:
+    """Nobody is asked to trust code that would not help."""
+    folder = tmp_path / "known"
+    shutil.copytree(place / "known", folder)
+    for name in ("model.safetensors", "tokenizer.json"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:300])
+    with pytest.raises(RunError, match="cannot be loaded: ") as of_weights:
+        load_model(folder, device=torch.device("cpu"))
+    with pytest.raises(TokenizerError, match="cannot be loaded: ") as of_tokenizer:
+        load_transformers_tokenizer(folder)
+    assert "Python" not in f"{of_weights.value} {of_tokenizer.value}"
 
 
 def test_in_python_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
