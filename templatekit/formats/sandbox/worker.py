@@ -262,7 +262,8 @@ def serve(*limits: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     # Python otherwise loads these on first use, when no file can be opened any more.
     time.localtime()
-    import_module("jinja2.debug")
+    for name in ("html", "jinja2.debug", "pprint", "textwrap"):
+        import_module(name)
     TracingCompiler.enabled = False  # recording takes longer than the rendering that the limits are for
     _load(TemplateFile(name="first", source="{{ instruction ~ '\n' }}{{ response }}"), True, pickle.dumps(None))
     confine(_WorkerTemplate.limits.megabytes)
