@@ -10,6 +10,7 @@ from templatekit.audit.report import Report
 from templatekit.audit.row_stream import RowStream
 from templatekit.audit.rule import LEVELS, Requirement, Rule
 from templatekit.audit.rules import RULES
+from templatekit.config.addresses import Address
 from templatekit.config.data_options import DataOptions, parse_dedup
 from templatekit.errors import NOTHING_TRAINED, ConfigError, RecordError, UnknownNameError
 from templatekit.hooks.loading import create_registry
@@ -60,7 +61,7 @@ def audit(
         compare_encodings="unstable-boundary" in codes,
         round_trips="text-normalized" in codes,
         limit=pipeline.length_limit(options),
-        against=against,
+        against=[Address(address) for address in against],
         similarity=threshold if "nearly-shared-rows" in codes else None,
     )
     counters = [FindingCounter(rule=rule, rows_shown=shown) for rule in rules]

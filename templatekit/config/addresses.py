@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
+from urllib.parse import unquote
 
 HIDDEN = "***"
 """What is shown in place of a password or a token."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_LOGIN = re.compile(r"(?P<before>://[^/?#@:]*:)(?P<secret>[^/?#]*)(?=@)|(?P<key>://)(?P<token>[^/?#:]*)(?=@)")
+_CHAIN = re.compile(rf"::(?={_URL.pattern})")
+"""Between the addresses of a chain: `zip://rows.jsonl::https://host/rows.zip`."""
 _PARAMETER = re.compile(r"(?P<before>[?&;#](?P<name>[^=&;#]*)=)(?P<secret>[^&;#]*)")
 _SECRET_NAME = re.compile(
     r"^(sig|s|st|key|pwd|auth|code|jwt)$|signature|token|secret|passw|credential|api.?key|access.?key|session.?key",
@@ -45,8 +48,7 @@ class Address(str):
 
     def lacks_secret(self) -> bool:
         """Whether it was copied from where it is shown, so that `***` stands where a secret should."""
-        longer = self.whole.replace(HIDDEN, f"{HIDDEN}x")
-        return longer != self.whole and shown(longer) != longer
+        return HIDDEN in _hide(self.whole).secrets
 
 
 def is_url(address: str) -> bool:
@@ -56,23 +58,7 @@ def is_url(address: str) -> bool:
 
 def shown(address: str) -> str:
     """The address with each password and token replaced: `https://me:***@host/x?sig=***`."""
-    match = _URL.match(address)
-    if match is None:
-        return address
-    protocol = match.group()[:-3].lower()
-
-    def login(found: re.Match[str]) -> str:
-        if found["before"] is not None:
-            return found["before"] + HIDDEN
-        secret = protocol in _TOKEN_BEFORE_HOST and found["token"]
-        return found["key"] + HIDDEN if secret else found.group()
-
-    def parameter(found: re.Match[str]) -> str:
-        return found["before"] + HIDDEN if _SECRET_NAME.search(found["name"]) else found.group()
-
-    end = re.search(r"[/?#]", address[match.end() :])
-    split = match.end() + (end.start() if end else len(address) - match.end())
-    return _LOGIN.sub(login, address[:split], count=1) + _PARAMETER.sub(parameter, address[split:])
+    return _hide(address).shown
 
 
 def masked(text: str, address: Address) -> str:
@@ -80,18 +66,43 @@ def masked(text: str, address: Address) -> str:
     if address.whole == address:
         return text
     text = text.replace(address.whole, address)
-    for secret in _secrets(address.whole):
+    secrets = {form for secret in _hide(address.whole).secrets for form in (secret, unquote(secret)) if len(form) > 2}
+    for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return text
 
 
-def _secrets(address: str) -> list[str]:
-    """The passwords and tokens in an address, also as they are without percent encoding, the longest first."""
-    from urllib.parse import unquote
+class _Parts(NamedTuple):
+    """An address in two parts."""
 
-    found: list[str] = []
-    pattern = re.escape(shown(address)).replace(re.escape(HIDDEN), "(.*)")
-    match = re.fullmatch(pattern, address, re.DOTALL)
-    for secret in match.groups() if match else ():
-        found += [secret, unquote(secret)]
-    return sorted({secret for secret in found if len(secret) > 2}, key=len, reverse=True)
+    shown: str
+    secrets: list[str]
+    """Its passwords and tokens, in order."""
+
+
+def _hide(address: str) -> _Parts:
+    """Separate what may be shown of an address from its secrets. Each address of a chain may have some."""
+    secrets: list[str] = []
+
+    def hide_parameter(found: re.Match[str]) -> str:
+        if not _SECRET_NAME.search(found["name"]):
+            return found.group()
+        secrets.append(found["secret"])
+        return found["before"] + HIDDEN
+
+    texts = []
+    for text in _CHAIN.split(address):
+        if is_url(text):
+            protocol, _, rest = text.partition("://")
+            server = re.split(r"[/?#]", rest, maxsplit=1)[0]
+            login, at, host = server.rpartition("@")
+            user, colon, password = login.partition(":")
+            if colon:
+                secrets.append(password)
+                login = f"{user}:{HIDDEN}"
+            elif user and protocol.lower() in _TOKEN_BEFORE_HOST:
+                secrets.append(user)
+                login = HIDDEN
+            text = f"{protocol}://{login}{at}{host}" + _PARAMETER.sub(hide_parameter, rest[len(server) :])
+        texts.append(text)
+    return _Parts("::".join(texts), secrets)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WrapValidator, model_validator
 
 from templatekit.config.addresses import Address
 from templatekit.config.filter_expression import FilterExpression
@@ -51,13 +51,16 @@ def _parsed_by(parse: Callable[[str], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _parse_address(text: str) -> Address:
+def _parse_address(text: object, parse_text: Callable[[object], str]) -> Address:
+    if isinstance(text, Address):  # pydantic would make it a plain str of what is shown
+        return text
+    text = parse_text(text)
     if not text.strip():
         raise ValueError("expected a file, a folder, a URL, a hub name, `starter` or `-` (`.` is the current folder)")
     return Address(text)
 
 
-DataAddress = Annotated[str, AfterValidator(_parse_address)]
+DataAddress = Annotated[str, WrapValidator(_parse_address)]
 """The address of a data set: never empty, and its passwords and tokens are not shown (see `Address`)."""
 
 Filter = Annotated[str, _parsed_by(FilterExpression)]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from templatekit.config.data_options import DataOptions
+from templatekit.config.data_options import DataAddress, DataOptions
 from templatekit.config.options import PositiveInt
 
 
@@ -34,7 +34,7 @@ class FinetuneOptions(DataOptions):
     resume: bool = Field(False, description="Continue from the newest complete checkpoint in the output folder.")
 
     # Data
-    eval_dataset: str | None = Field(
+    eval_dataset: DataAddress | None = Field(
         None, description="A data set to evaluate on; by default a split of the training data."
     )
     workers: PositiveInt | None = Field(

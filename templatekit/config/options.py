@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from templatekit.config.addresses import shown
 from templatekit.errors import ConfigError, nearest, shorten
 
 
@@ -87,4 +88,5 @@ def _explain(cls: type[Options], detail: Any) -> str:
     expected = message.removeprefix("Input should be ")
     if expected != message:
         message = f"expected {'a number ' if expected.startswith(('greater', 'less')) else ''}{expected}"
-    return f"{name}: found {shorten(detail['input'])}; {message[:1].lower()}{message[1:]}" if name else message
+    given = shown(detail["input"]) if isinstance(detail["input"], str) else detail["input"]
+    return f"{name}: found {shorten(given)}; {message[:1].lower()}{message[1:]}" if name else message

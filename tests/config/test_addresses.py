@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pickle
 
+import fsspec
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from templatekit.audit import audit
 from templatekit.config.addresses import Address, masked, shown
 from templatekit.config.data_options import DataOptions
+from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import ConfigError, SourceError
 from templatekit.hooks.loading import create_registry
 from templatekit.sources import open_source
@@ -27,6 +30,10 @@ SECRETS = [
     ("https://h/x?X-Goog-Credential={}", "https://h/x?X-Goog-Credential=***"),
     ("https://h/x?API_KEY={}#top", "https://h/x?API_KEY=***#top"),
     ("s3://key:{}@bucket/x", "s3://key:***@bucket/x"),
+    ("zip://x.jsonl::https://me:{}@host/x.zip", "zip://x.jsonl::https://me:***@host/x.zip"),
+    ("zip::https://h/x.zip?token={}", "zip::https://h/x.zip?token=***"),
+    ("http://me:{}@[::1]:80/x", "http://me:***@[::1]:80/x"),
+    ("http://[::1]/x?sig={}", "http://[::1]/x?sig=***"),
 ]
 
 
@@ -54,9 +61,26 @@ def test_nothing_else_is_hidden(address: str) -> None:
     assert not Address(address).lacks_secret()
 
 
+def test_three_stars_elsewhere_are_no_secret() -> None:
+    assert not Address("https://me:hunter22@host/***/x.jsonl").lacks_secret()
+    assert Address("https://me:***@host/***/x.jsonl?sig=c0ffee").lacks_secret()
+
+
+def test_each_secret_of_a_chain_is_masked() -> None:
+    address = Address("zip://x.jsonl::https://me:hunter%2322@host/x.zip?sig=c0ffee")
+    assert masked("user me, password hunter#22 or hunter%2322, signature c0ffee", address) == (
+        "user me, password *** or ***, signature ***"
+    )
+
+
 def test_options_show_no_secret() -> None:
     whole = "https://me:hunter22@host/x.jsonl?sig=c0ffee"
-    for options in (DataOptions(dataset=whole), DataOptions.parse({"mix": [f"{whole},weight=2"]})):
+    for options in (
+        DataOptions(dataset=whole),
+        DataOptions(dataset=Address(whole)),
+        DataOptions.parse({"mix": [f"{whole},weight=2"]}),
+        FinetuneOptions(eval_dataset=whole),
+    ):
         texts = [
             repr(options),
             options.model_dump_json(),
@@ -66,9 +90,31 @@ def test_options_show_no_secret() -> None:
         ]
         assert all("***" in text for text in texts)
         assert not any("hunter22" in text or "c0ffee" in text for text in texts)
-        address = options.mix[0].dataset if options.mix else options.dataset
+        address = options.mix[0].dataset if options.mix else getattr(options, "eval_dataset", None) or options.dataset
         assert isinstance(address, Address)
         assert address.whole == whole
+
+
+def test_errors_of_options_show_no_secret() -> None:
+    for mixed in ("weight=1,weight=2", "weight"):
+        with pytest.raises(ConfigError, match=r"mix\.0: found 'https://me:\*\*\*@host/x,weight"):
+            DataOptions.parse({"mix": [f"https://me:hunter22@host/x,{mixed}"]})
+
+
+def test_a_report_shows_no_secret_of_the_sets_that_it_compares_with() -> None:
+    memory = fsspec.filesystem("memory")
+    try:
+        memory.pipe("/rows.jsonl?token=c0ffee11", b'{"instruction": "a", "input": "", "output": "b"}\n')
+        memory.pipe("/none.jsonl?token=c0ffee11", b'{"nothing": 1}\n')
+        report = audit(DataOptions(limit=3), against=["memory://rows.jsonl?token=c0ffee11"])
+        assert [other.dataset for other in report.against] == ["memory://rows.jsonl?token=***"]
+        assert report.against[0].rows == 1
+        assert "c0ffee11" not in repr(report)
+        with pytest.raises(ConfigError, match=r"--against 'memory://none\.jsonl\?token=\*\*\*'") as caught:
+            audit(DataOptions(limit=3), against=["memory://none.jsonl?token=c0ffee11"])
+        assert "c0ffee11" not in str(caught.value)
+    finally:
+        memory.store.clear()
 
 
 def test_an_address_that_was_shown_cannot_be_read() -> None:
@@ -80,6 +126,8 @@ def test_an_address_that_was_shown_cannot_be_read() -> None:
 def test_an_empty_address_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match=r"dataset: found .*; expected a file, a folder"):
         DataOptions.parse({"dataset": address})
+    with pytest.raises(ConfigError, match=r"eval_dataset: found .*; expected a file, a folder"):
+        FinetuneOptions.parse({"eval_dataset": address})
     with pytest.raises(ConfigError, match=r"mix\.0\.dataset: found .*; expected a file, a folder"):
         DataOptions.parse({"mix": [f"{address},weight=2"]})
 
