@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from templatekit.cache.atomic_files import sync_path
 from templatekit.config.finetune_options import FinetuneOptions
+from templatekit.config.staging import remove_abandoned, staging_folder
 from templatekit.errors import ConfigError, RunError, shorten
 from templatekit.training.distributed import SINGLE_PROCESS, TrainingGroup, full_tensor, shard_like
 from templatekit.training.model import trainable_parameters
@@ -43,7 +44,6 @@ _RANDOM = "random.safetensors"
 _STATE = "state.json"
 _FILES = (_WEIGHTS, _OPTIMIZER, _RANDOM, _STATE)
 _MANIFEST = "manifest.json"
-_STAGING = ".in-the-making"
 _PREFIX = "step-"
 _CHANGEABLE_OPTIONS = {
     *("output", "resume", "report_to", "samples", "max_new_tokens"),
@@ -114,22 +114,21 @@ def save_checkpoint(
 
 
 def _write(folder: Path, step: int, tensors: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any]) -> None:
-    staging = folder / CHECKPOINTS / _STAGING
+    target = _folder_of(folder, step)
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        for name, values in tensors.items():
-            save_file(values, staging / name)
-        _write_json(staging / _STATE, state)
-        _write_json(staging / _MANIFEST, {name: _manifest_entry(staging / name) for name in _FILES})
-        fsync_folder(staging)
-        target = _folder_of(folder, step)
-        if target.exists():  # a damaged checkpoint: the run resumed from an earlier step
-            shutil.rmtree(target)
-        staging.rename(target)
-        sync_path(folder / CHECKPOINTS)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(target.parent)  # also of other steps
+        with staging_folder(target, remove_others=False) as staging:
+            for name, values in tensors.items():
+                save_file(values, staging / name)
+            _write_json(staging / _STATE, state)
+            _write_json(staging / _MANIFEST, {name: _manifest_entry(staging / name) for name in _FILES})
+            fsync_folder(staging)
+            if target.exists():  # a damaged checkpoint: the run resumed from an earlier step
+                shutil.rmtree(target)
+            staging.rename(target)
+        sync_path(target.parent)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(staging, ignore_errors=True)
         raise RunError(
             f"checkpoint of step {step} cannot be written to {str(folder)!r}: {error}; "
             "make room there; --resume goes on from the checkpoint before"
@@ -270,9 +269,12 @@ def _verify(path: Path) -> Checkpoint:
         if _manifest_entry(path / name) != expected:
             raise _Damaged(f"{name} has another sha256 than the manifest says")
     state = _read_object(path / _STATE)
-    if state["step"] != _step(path):  # its hashes are right under any name
-        raise _Damaged(f"{_STATE} is of step {state['step']}")
-    return Checkpoint(path=path, step=state["step"], identity=state["identity"])
+    step, identity = state.get("step"), state.get("identity")
+    if step != _step(path):  # its hashes are right under any name
+        raise _Damaged(f"{_STATE} is of step {shorten(step)}")
+    if not isinstance(identity, dict):
+        raise _Damaged(f"{_STATE} does not say of which run it is")
+    return Checkpoint(path=path, step=_step(path), identity=identity)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from templatekit.cache.atomic_files import sync_path
 from templatekit.config.finetune_options import FinetuneOptions
+from templatekit.config.staging import staging_folder
 from templatekit.errors import RunError
 from templatekit.training.checkpoint import fsync_folder
 from templatekit.training.model import quiet_transformers, unwrap, uses_bf16
 
 ADAPTER = "adapter"
-_STAGING = ".model-in-the-making"
 _LAST = "config.json"
 """transformers loads nothing from a folder without this file, so this file is moved into the folder last."""
 
@@ -50,23 +50,21 @@ def save_model(
     must not be trained afterwards. `generation_config.json` says when to stop: at any of `eos_ids`, at `stop_strings`.
     `extra` gets a folder and writes files that belong beside the weights, such as the tokenizer.
     """
-    staging = folder / _STAGING
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        if model is not unwrap(model):
-            adapted: Any = model
-            # "auto" would ask the hub whether the embeddings were resized. Trained rows are in the adapter anyway.
-            adapted.save_pretrained(staging / ADAPTER, save_embedding_layers=False)
-            (staging / ADAPTER / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-            model = adapted.merge_and_unload()
-        _write(model, staging, eos_ids, pad_id, stop_strings, dtype)
-        if extra is not None:
-            extra(staging)
-        fsync_folder(staging)
-        _move(staging, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with staging_folder(folder / "model") as staging:
+            if model is not unwrap(model):
+                adapted: Any = model
+                # "auto" would ask the hub whether the embeddings were resized. Trained rows are in the adapter anyway.
+                adapted.save_pretrained(staging / ADAPTER, save_embedding_layers=False)
+                (staging / ADAPTER / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+                model = adapted.merge_and_unload()
+            _write(model, staging, eos_ids, pad_id, stop_strings, dtype)
+            if extra is not None:
+                extra(staging)
+            fsync_folder(staging)
+            _move(staging, folder)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(staging, ignore_errors=True)
         raise RunError(f"the model cannot be saved in {str(folder)!r}: {error}") from error
 
 
@@ -127,5 +125,4 @@ def _move(staging: Path, folder: Path) -> None:
         if target.is_dir():
             shutil.rmtree(target)
         path.replace(target)
-    staging.rmdir()
     sync_path(folder)

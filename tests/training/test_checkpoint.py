@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from templatekit.config.staging import PREFIX
 from templatekit.errors import ConfigError, RunError
 from templatekit.training import checkpoint as checkpoints
 from templatekit.training.checkpoint import (
@@ -129,6 +132,31 @@ def test_a_checkpoint_under_the_name_of_another_is_not_taken(tmp_path: Path) -> 
     assert load_best(tmp_path, _trained(0)[0], 2, said.append) is None
     assert "state.json is of step 3" in said[0]
     assert load_best(tmp_path, _trained(0)[0], 1, said.append) == 1
+
+
+@pytest.mark.parametrize("state", [{}, [], {"step": 2}, {"step": 2, "identity": []}, {"step": [2], "identity": {}}])
+def test_a_state_that_says_too_little_is_not_taken(state: Any, tmp_path: Path) -> None:
+    """Also where its hash is that of the manifest."""
+    for step in (1, 2):
+        _save(tmp_path, step)
+    folder = tmp_path / "checkpoints" / "step-00000002"
+    text = json.dumps(state).encode()
+    (folder / "state.json").write_bytes(text)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["state.json"] = {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    found, (damaged,) = newest_checkpoint(tmp_path)
+    assert found is not None and found.step == 1
+    assert "state.json " in damaged
+
+
+def test_what_a_killed_run_began_to_write_is_removed(tmp_path: Path) -> None:
+    """Also of a step that does not come again."""
+    left = tmp_path / "checkpoints" / f"{PREFIX}step-00000009-0123abcd"
+    left.mkdir(parents=True)
+    (left / "weights.safetensors").write_bytes(b"half")
+    _save(tmp_path, 1)
+    assert _names(tmp_path) == ["step-00000001"]
 
 
 def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path: Path) -> None:
