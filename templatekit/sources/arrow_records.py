@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import mmap
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
@@ -27,6 +27,8 @@ _BATCH_BYTES = 1 << 25
 """Of how many bytes Python objects are made at a time, unless one row has more."""
 _PAGE_RECORDS = 16
 """How many records of the largest size a page may have, which Arrow decodes as a whole."""
+_BATCH_RECORDS = 8
+"""How many records of the largest size a batch may have. Arrow takes four times the memory while it decodes one."""
 _PARQUET, _FILE, _STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 
 
@@ -56,9 +58,10 @@ def _rows(file: BinaryIO, address: str, limits: Limits) -> Iterator[Record | Rec
             schema, batches = _open(file, address, stack, limits)
             check_column_names(schema.names, address)
             for batch in batches:
-                for record in _to_python(batch, limits):
-                    yield record.at(address, row) if isinstance(record, RecordError) else record
-                    row += 1
+                for records in _to_python(batch, limits):
+                    for record in records:
+                        yield record.at(address, row) if isinstance(record, RecordError) else record
+                        row += 1
         except (pa.ArrowException, OSError, ValueError) as error:
             if isinstance(error, SourceError):
                 raise
@@ -115,32 +118,52 @@ def _open(file: BinaryIO, address: str, stack: ExitStack, limits: Limits) -> tup
 def _parquet_batches(parquet: pq.ParquetFile, file: BinaryIO, address: str, limits: Limits) -> Iterator[pa.RecordBatch]:
     """The rows of each row group, in batches that fit into memory."""
     names = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
-    for index, columns in enumerate(row_groups_of(file)):
-        rows = _rows_at_once(dict(zip(names, columns, strict=True)), index, file, address, limits)
-        yield from parquet.iter_batches(batch_size=rows, row_groups=[index])
-
-
-def _rows_at_once(columns: Mapping[str, ColumnChunk], index: int, file: BinaryIO, address: str, limits: Limits) -> int:
-    """How many rows of a row group are decoded at once: fewer where its pages say that rows may be large."""
     largest = _PAGE_RECORDS * limits.record
-    rows = _BATCH_ROWS
-    for name, column in columns.items():
-        if not column.dictionary_page_offset and column.total_uncompressed_size <= largest:
-            continue
-        for page in pages_of(file, column):
-            if page.size > largest:
-                raise SourceError(
-                    f"{address}: column {name!r} in row group {index} has a page of "
-                    f"{in_megabytes(page.size)}; expected at most {in_megabytes(largest)}; write the file again with "
-                    "smaller pages, or allow larger records: --max-record-size"
-                )
-            if page.is_dictionary:
-                rows = max(1, min(rows, largest // max(1, page.size)))
-                if column.total_uncompressed_size <= largest:
-                    break
-            elif page.size > largest // _BATCH_ROWS:  # each row may have a page of its own
-                rows = max(1, min(rows, largest // page.size))
-    return rows
+    for index, chunks in enumerate(row_groups_of(file)):
+        columns = dict(zip(names, chunks, strict=True))
+        values = {name: _largest_page(name, columns[name], index, file, address, largest) for name in names}
+        rows = _BATCH_ROWS
+        if sum(values.values()) * rows > largest:
+            values |= _longest_texts(parquet, file, columns, index, largest)
+            rows = _BATCH_RECORDS * limits.record // max(1, sum(values.values()))
+        yield from parquet.iter_batches(batch_size=max(1, min(_BATCH_ROWS, rows)), row_groups=[index])
+
+
+def _largest_page(name: str, column: ColumnChunk, index: int, file: BinaryIO, address: str, largest: int) -> int:
+    """The size of the largest page of a column, which may be a single value; 0 where all of the column is small."""
+    small, found = column.total_uncompressed_size <= largest, 0
+    for page in () if small and not column.dictionary_page_offset else pages_of(file, column):
+        if page.size > largest:
+            raise SourceError(
+                f"{address}: column {name!r} in row group {index} has a page of "
+                f"{in_megabytes(page.size)}; expected at most {in_megabytes(largest)}; write the file again with "
+                "smaller pages, or allow larger records: --max-record-size"
+            )
+        found = max(found, page.size)
+        if small and page.is_dictionary:
+            break
+    return found
+
+
+def _longest_texts(
+    parquet: pq.ParquetFile, file: BinaryIO, columns: Mapping[str, ColumnChunk], index: int, largest: int
+) -> dict[str, int]:
+    """The size of the longest text in the dictionary of each column whose other values are small all together."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    names = [
+        name
+        for name, column in columns.items()
+        if column.dictionary_page_offset and column.total_uncompressed_size <= largest and "." not in name
+    ]
+    reader = pq.ParquetFile(file, metadata=parquet.metadata, read_dictionary=names, pre_buffer=False)
+    first = next(reader.iter_batches(batch_size=1, row_groups=[index], columns=names), None)
+    found = {}
+    for name, column in zip(first.schema.names, first.columns, strict=True) if first else ():
+        if hasattr(column, "dictionary"):
+            found[name] = pc.max(pc.binary_length(column.dictionary)).as_py() or 0
+    return found
 
 
 def _mapped(file: BinaryIO) -> pa.Buffer | BinaryIO:
@@ -158,34 +181,39 @@ def _sliced(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             yield batch.slice(start, _BATCH_ROWS)
 
 
-def _to_python(batch: pa.RecordBatch, limits: Limits) -> Iterator[dict[str, Any] | RecordError]:
+def _to_python(batch: pa.RecordBatch, limits: Limits) -> Iterator[Sequence[dict[str, Any] | RecordError]]:
+    """The rows, a part of the batch at a time, with an error in place of each that is too large or not a value."""
     try:
         batch.validate(full=True)  # an offset out of bounds would crash the process
-    except (ValueError, OverflowError) as error:
-        yield from _halves(batch, limits) if batch.num_rows > 1 else [_not_a_value(error)]
-        return
-    size = batch.nbytes
-    if size > min(_BATCH_BYTES, limits.record) and batch.num_rows > 1:
-        yield from _halves(batch, limits)
-        return
-    if size > limits.record and batch.num_rows == 1:
-        # A dictionary counts as a whole in each row that uses a part of it.
-        size = sum((col.dictionary_decode() if hasattr(col, "dictionary") else col).nbytes for col in batch.columns)
-        if size > limits.record:
-            yield too_large(size, limits)
+        size = sum(map(_size, batch.columns))
+        if batch.num_rows <= 1 and size > limits.record:
+            yield [too_large(size, limits)]
             return
-    try:
-        rows: list[dict[str, Any]] = batch.to_pylist()
+        rows = batch.to_pylist() if batch.num_rows <= 1 or size <= min(_BATCH_BYTES, limits.record) else None
     except (ValueError, OverflowError) as error:
-        yield from _halves(batch, limits) if batch.num_rows > 1 else [_not_a_value(error)]
-    else:
-        yield from rows
-
-
-def _halves(batch: pa.RecordBatch, limits: Limits) -> Iterator[dict[str, Any] | RecordError]:
+        if batch.num_rows <= 1:
+            yield [_not_a_value(error)]
+            return
+        rows = None
+    if rows is not None:
+        yield rows
+        return
     middle = batch.num_rows // 2
     yield from _to_python(batch.slice(0, middle), limits)
     yield from _to_python(batch.slice(middle), limits)
+
+
+def _size(column: pa.Array) -> int:
+    """The bytes of a column, with each text of a dictionary as often as rows repeat it."""
+    if not hasattr(column, "dictionary"):
+        return int(column.nbytes)
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type.value_type
+    if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind):
+        return pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
+    return int(column.dictionary_decode().nbytes)
 
 
 def _not_a_value(error: Exception) -> RecordError:

@@ -23,7 +23,7 @@ from templatekit.errors import RecordError, SourceError
 from templatekit.hooks.loading import create_registry
 from templatekit.hooks.registry import Registry
 from templatekit.hooks.specs import hookimpl
-from templatekit.sources import json_decoder, open_source
+from templatekit.sources import arrow_records, json_decoder, open_source
 from templatekit.sources.compression import decompressed, make_rewindable
 from templatekit.sources.csv_records import CsvSource
 from templatekit.sources.json_decoder import Decoder, record_error
@@ -334,14 +334,67 @@ def test_a_number_has_at_most_64_bits() -> None:
         list(pages_of(io.BytesIO(data), ColumnChunk(0, len(data), 0, 0)))
 
 
-def test_rows_with_a_page_each_are_decoded_a_few_at_a_time(write: Write, registry: Registry) -> None:
-    """512 rows of the largest size would take as much as 512 such rows."""
-    table = pa.table({"a": [f"{number}" * 1000 for number in range(100, 160)]})
-    address = write("x.parquet", parquet(table, data_page_size=1, write_batch_size=1, use_dictionary=False).getvalue())
+LARGE_ROWS = {
+    "a page each": ({"a": [f"{number}" * 1000 for number in range(100, 160)]}, {"use_dictionary": False}),
+    "one text": ({"a": ["w" * 4000] * 700}, {}),
+    "one text in each column": ({name: [name * 1200] * 700 for name in "abcd"}, {}),
+    "one text in a list": ({"a": [["w" * 4000]] * 700}, {}),
+    "one text, then a page each": ({"a": ["w" * 4000] * 20 + [f"{n:4000}" for n in range(60)]}, {}),
+}
+PAGES = {"data_page_size": 1, "write_batch_size": 1, "dictionary_pagesize_limit": 8000}
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[pa.RecordBatch]:
+    """The batches whose rows were made to Python objects."""
+    seen: list[pa.RecordBatch] = []
+    to_python = arrow_records._to_python
+
+    def record(batch: pa.RecordBatch, limits: Limits) -> Any:
+        seen.append(batch)
+        return to_python(batch, limits)
+
+    monkeypatch.setattr(arrow_records, "_to_python", record)
+    return seen
+
+
+@pytest.mark.parametrize("name", LARGE_ROWS)
+def test_large_rows_are_decoded_a_few_at_a_time(
+    write: Write, registry: Registry, batches: list[pa.RecordBatch], name: str
+) -> None:
+    """512 rows at a time would take the memory of 512 rows of the largest size."""
+    columns, options = LARGE_ROWS[name]
+    table = pa.table(columns)
+    address = write("x.parquet", parquet(table, **PAGES, **options).getvalue())
     assert list(open_source(address, registry, limits=LIMITS)) == table.to_pylist()
-    repeated = pa.table({"a": ["w" * 4000] * 700})
-    address = write("y.parquet", parquet(repeated).getvalue())
-    assert list(open_source(address, registry, limits=LIMITS)) == repeated.to_pylist()
+    assert max(batch.nbytes for batch in batches) <= 9 * LIMITS.record
+    assert max(batch.num_rows for batch in batches) > 1
+    batches.clear()
+    assert list(open_source(address, registry)) == table.to_pylist()
+    assert max(batch.nbytes for batch in batches) > 30 * LIMITS.record  # negative control
+
+
+def test_small_rows_are_decoded_many_at_a_time(write: Write, registry: Registry, batches: list[pa.RecordBatch]) -> None:
+    """Also where their dictionary has as many bytes as a row of the largest size."""
+    table = pa.table({"a": [f"{number:20}" for number in range(5000)]})
+    address = write("x.parquet", parquet(table).getvalue())
+    assert list(open_source(address, registry, limits=Limits(record=10_000))) == table.to_pylist()
+    assert batches[0].num_rows == 512
+
+
+def test_a_dictionary_counts_in_each_row_that_repeats_it(
+    write: Write, registry: Registry, batches: list[pa.RecordBatch]
+) -> None:
+    table, buffer = pa.table({"a": pa.array(["x" * 4000] * 60 + [None, "y"]).dictionary_encode()}), io.BytesIO()
+    with pa.ipc.new_file(buffer, table.schema) as writer:
+        writer.write_table(table)
+    address = write("x.arrow", buffer.getvalue())
+    assert list(open_source(address, registry, limits=LIMITS)) == table.to_pylist()
+    of_objects = [batch for batch in batches if batch.num_rows == 1]
+    assert len(of_objects) >= 60
+    batches.clear()
+    assert list(open_source(address, registry)) == table.to_pylist()
+    assert [batch.num_rows for batch in batches] == [62]  # negative control
 
 
 def test_a_table_in_a_stream_is_copied_up_to_a_bound(write: Write, registry: Registry) -> None:
