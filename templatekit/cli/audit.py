@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from templatekit.cli.options import OVERWRITE, PLUGIN_DIR, add_options, given_options, load_registry
-from templatekit.cli.output import atomic_file, may_replace
+from templatekit.cli.output import atomic_file, file_target, may_replace
 from templatekit.cli.progress import progress_bar
 from templatekit.cli.terminal import print_json, say
 from templatekit.config.data_options import CACHE_OPTIONS, DataOptions
-from templatekit.errors import ConfigError, RunError
+from templatekit.errors import RunError
 from templatekit.pipeline.inputs import read_paths
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def audit(
     if html is not None:
         read = read_paths(data_options, registry, against=against)
         replace = may_replace(html, read, overwrite=overwrite, option="--html")
-        _check_page(html)
+        file_target(html, option="--html")  # before an audit that may take an hour
     # The output of plugins' print calls is not part of the report.
     with redirect_stdout(sys.stderr), progress_bar(data_options) as show_rows:
         report = run_audit(
@@ -96,17 +96,6 @@ def audit(
         _print_report(report)
     if fail_on != "never" and report.at_or_above("error" if fail_on == "error" else "warning"):
         click.get_current_context().exit(1)
-
-
-def _check_page(path: Path) -> None:
-    """Raise `ConfigError` where the page cannot be written, before an audit that may take an hour."""
-    try:
-        path.resolve().parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise ConfigError(f"--html {str(path)!r} is a folder; expected a file")
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"--html {str(path)!r} cannot be written: {reason}") from None
 
 
 def _write_page(report: Report, path: Path, *, replace: bool = False) -> None:

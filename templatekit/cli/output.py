@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import click
 
-from templatekit.cli.terminal import print_json, say
+from templatekit.cli.terminal import print_json, safe_on_terminal, say
 from templatekit.config.data_options import DataOptions
 from templatekit.config.staging import staging_file, staging_folder
 from templatekit.config.text_files import is_file
@@ -200,6 +200,41 @@ def atomic_folder(output: Path) -> Iterator[Path]:
             raise RunError(f"{name} cannot be written: {error.strerror or error}") from error
 
 
+class FileTarget(NamedTuple):
+    """What is written for an output file."""
+
+    path: Path
+    """Where a link leads: it stays, and its target is replaced."""
+    special: bool
+    """Whether it is a device, a pipe or an open file."""
+
+
+def file_target(output: Path, *, option: str = "--output") -> FileTarget:
+    """Find out what is written for a file, and make its folder; raise `ConfigError` where that cannot be.
+
+    A command may call this before an hour's work.
+    """
+    name = f"{option} {str(output)!r}"
+    with _refusing(name):
+        if output.is_dir():
+            raise ConfigError(f"{name} is a folder; expected a file")
+        special = _descriptor(output) is not None or (output.exists() and not output.is_file())
+        target = output if special else output.resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return FileTarget(target, special)
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Turn what the system says of a path into a `ConfigError`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        not_a_folder = isinstance(error, FileExistsError)
+        reason = "Not a directory" if not_a_folder else getattr(error, "strerror", None) or error
+        raise ConfigError(f"{name} cannot be written: {reason}") from None
+
+
 @contextmanager
 def atomic_file(output: Path, *, option: str = "--output", replace: bool = False) -> Iterator[BinaryIO]:
     """Open a temporary file next to `output`, and rename it to `output` once complete; remove it on any error.
@@ -208,30 +243,22 @@ def atomic_file(output: Path, *, option: str = "--output", replace: bool = False
     or an open file (`/dev/stdout`) is written directly. `option` names the path in errors.
     """
     name = f"{option} {str(output)!r}"
-    descriptor = _descriptor(output)
+    target, special = file_target(output, option=option)
+    path = target
     with ExitStack() as temporary:
-        try:
-            if output.is_dir():
-                raise ConfigError(f"{name} is a folder; expected a file")
-            special = descriptor is not None or (output.exists() and not output.is_file())
-            target = output if special else output.resolve()  # a link stays, and its target is replaced
+        with _refusing(name):
             if not (special or replace) and target.exists():
                 raise _existing(name)
-            path = target
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if descriptor is not None:  # opened by its name, a file behind it would be written from its start
+            if (descriptor := _descriptor(output)) is not None:
+                # opened by its name, a file behind it would be written from its start
                 file: BinaryIO = os.fdopen(os.dup(descriptor), "wb")
             elif special:
                 file = path.open("wb")
             else:
                 path, file = temporary.enter_context(staging_file(target))
-        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-            not_a_folder = isinstance(error, FileExistsError)
-            reason = "Not a directory" if not_a_folder else getattr(error, "strerror", None) or error
-            raise ConfigError(f"{name} cannot be written: {reason}") from None
         try:
-            with file:
-                yield file
+            with file, safe_on_terminal(file) as opened:
+                yield opened
             if not special:
                 _publish(path, target, replace=replace)
         except BrokenPipeError:

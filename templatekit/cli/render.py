@@ -27,7 +27,7 @@ from templatekit.cli.output import (
     write_output,
 )
 from templatekit.cli.progress import progress_bar, report_progress
-from templatekit.cli.terminal import say
+from templatekit.cli.terminal import safe_on_terminal, say
 from templatekit.config.render_options import RenderOptions
 from templatekit.engines.jobs import Engine
 from templatekit.engines.processes import process_engine
@@ -122,7 +122,8 @@ def render(
                 packs = CountedPacks(pack_stream((chunk.content for chunk in chunks), pack_tokens), pack_tokens)
             columns = takes_columns(exporter, pipeline)
             if output is None:
-                write_output(exporter, packs or chunks, stdout, columns=columns)
+                with safe_on_terminal(stdout) as file:
+                    write_output(exporter, packs or chunks, file, columns=columns)
                 stdout.flush()
             else:
                 write_atomically(exporter, packs or chunks, output, columns=columns, replace=replace.output)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
+import subprocess
 import warnings
 from collections.abc import Callable
+from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +18,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from testkit.command_line import InProcess, Templatekit
+from testkit.command_line import SCRIPT, InProcess, Templatekit, clean_environment
+from testkit.terminals import parts_shown
 
 import templatekit.cli
 from templatekit.cli import terminal
@@ -105,18 +110,20 @@ def test_what_people_read_cannot_act_on_a_terminal(
     shown = (result := InProcess(capsys)(*args)).err + (result.out if args[0] != "render" else "")
     assert not ACTS.search(shown), shown
     assert "evil" in shown
-    monkeypatch.setattr(terminal, "visible", str)
-    monkeypatch.setattr("templatekit.audit.text_report.visible", str)
-    monkeypatch.setattr("templatekit.audit.findings.visible", str)
-    monkeypatch.setattr("templatekit.audit.excerpts.visible", str)
-    monkeypatch.setattr("templatekit.cli.listing.visible", str)
-    monkeypatch.setattr("templatekit.views.visible", str)
+    raw = unquoted if prepare in QUOTED else str
+    for place in ("cli.terminal", "audit.text_report", "audit.findings", "audit.excerpts", "cli.listing", "views"):
+        monkeypatch.setattr(f"templatekit.{place}.visible", raw)
     without = (result := InProcess(capsys)(*args)).err + (result.out if args[0] != "render" else "")
-    assert ACTS.search(without) or prepare in QUOTED, "the same check fails where nothing makes the text visible"
+    assert ACTS.search(without), "the same check fails where nothing makes the text visible"
 
 
 QUOTED = (option, template_name, missing_file)
-"""Texts that these errors quote by `repr`, which already shows most of what acts."""
+"""Texts that these errors quote by `repr`, which already shows what acts."""
+
+
+def unquoted(text: str) -> str:
+    """The text without what `repr` did to it."""
+    return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
 
 
 def test_rendered_data_stays_as_it_is(templatekit: Templatekit, tmp_path: Path) -> None:
@@ -137,6 +144,65 @@ def test_data_is_made_visible_only_on_a_terminal(
     out = capsys.readouterr().out
     assert out == (f"{visible(HOSTILE)}\n" if on_terminal else f"{HOSTILE}\n")
     assert bool(ACTS.search(out)) != on_terminal
+
+
+def on_a_terminal(command: list[str], folder: Path) -> str:
+    """What a command shows on a terminal that is its standard output, without the terminal's own line ends."""
+    leader, follower = pytest.importorskip("pty").openpty()
+    with subprocess.Popen(
+        [str(SCRIPT), *command], cwd=folder, env=clean_environment(), stdin=subprocess.DEVNULL, stdout=follower,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    ) as process:  # fmt: skip
+        os.close(follower)
+        shown = b"".join(parts_shown(leader))
+    assert process.returncode == 0
+    return shown.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("form", ["jsonl", "openai", "parquet"])
+@pytest.mark.parametrize("output", [[], ["--output", "/dev/stdout"]])
+def test_rows_on_a_terminal_are_safe_and_equal_when_parsed(
+    form: str, output: list[str], templatekit: Templatekit, tmp_path: Path
+) -> None:
+    command = ["render", *rows(tmp_path, {**ROW, "output": HOSTILE + "é日本"}), "--template", "alpaca"]
+    command += ["--format", form, *output]
+    shown = on_a_terminal(command, tmp_path)
+    assert not ACTS.search(shown)
+    assert "evil" in shown
+    if form == "parquet":  # nobody can read it, but it does no harm
+        return
+    piped = templatekit(*command).out
+    assert json.loads(shown) == json.loads(piped)
+    assert "é日本" in shown
+    assert ACTS.search(piped), "in a pipe, the bytes stay as they are"
+
+
+class Terminal(BytesIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@given(st.text(), st.lists(st.integers(0, 40)))
+def test_what_a_terminal_gets_in_parts_is_the_same(text: str, cuts: list[int]) -> None:
+    data = json.dumps(text, ensure_ascii=False).encode() + b"\n"
+    edges = [0, *sorted(cuts), len(data)]
+    shown = Terminal()
+    with terminal.safe_on_terminal(shown) as file:
+        for start, end in pairwise(edges):
+            file.write(data[start:end])
+    assert not ACTS.search(shown.getvalue().decode())
+    assert json.loads(shown.getvalue()) == text
+    plain = BytesIO()
+    with terminal.safe_on_terminal(plain) as file:
+        file.write(data)
+    assert plain.getvalue() == data
+
+
+def test_bytes_that_are_no_text_are_shown_as_escapes() -> None:
+    shown = Terminal()
+    with terminal.safe_on_terminal(shown) as file:
+        file.write(b"\x1b[2J\xff\r\xe6\x97")
+    assert shown.getvalue().decode() == "\u241b[2J\\xff\u240d\\xe6\\x97"
 
 
 @given(st.text() | st.text(st.sampled_from(HOSTILE + '\U000e0041\ue000\u2028é👩\u200d👧 "\\')))
