@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +16,7 @@ from typing import Any
 import pytest
 from testkit.at_hand import Tokenizers
 from testkit.numbers import Render
+from testkit.ray_cluster import Cluster, end, of_cluster, running_cluster
 
 from templatekit import DataOptions, TemplatekitError
 from templatekit.engines.jobs import Job, Worker, WorkerSetup
@@ -30,61 +26,20 @@ from templatekit.pipeline.outputs import ExporterConverter
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'templatekit[ray]'")
 
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-"""The token that allows the use of the cluster. Without one, Ray writes a token into the user's home folder."""
-
-
-def of_cluster(folder: str, having: str = "") -> list[int]:
-    """The processes of a cluster that has this folder, whose command lines hold some words."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            environment = (entry / "environ").read_bytes() if entry.name.isdigit() else b""
-            line = (entry / "cmdline").read_bytes() if folder.encode() in environment else b""
-        except OSError:
-            continue
-        if having.encode() in line and line and b"templatekit" not in line:
-            found.append(int(entry.name))
-    return found
-
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def cluster() -> Iterator[Cluster]:
     """A running cluster of two cores."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tempfile.mkdtemp(prefix="ray")  # a short path: sockets lie in it
-    limits = ["--num-cpus", "2", "--object-store-memory", str(200 << 20), "--include-dashboard", "false"]
-    ray = str(Path(sys.executable).with_name("ray"))
-    command = [ray, "start", "--head", "--block", "--port", str(port), "--temp-dir", folder, *limits]
-    environment = {**os.environ, **TOKEN, "RAY_TMPDIR": folder}
-    cluster = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert cluster.stdout is not None
-    for line in cluster.stdout:
-        if "--block" in line:
-            break
-    yield f"127.0.0.1:{port}"
-    cluster.kill()  # a regular stop may take half a minute
-    end(folder)
-    cluster.wait(timeout=60)
-    cluster.stdout.close()
-
-
-def end(folder: str) -> None:
-    """End the remaining processes of the cluster of a folder."""
-    for process in of_cluster(folder):
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-    shutil.rmtree(folder, ignore_errors=True)
+    with running_cluster() as started:
+        yield started
 
 
 @pytest.fixture
-def render(tmp_path: Path, tokenizer_of: Tokenizers, address: str) -> Render:
+def render(tmp_path: Path, tokenizer_of: Tokenizers, cluster: Cluster) -> Render:
     return Render(
         tmp_path,
         tokenizer_of.folder("bytes"),
-        environment={**TOKEN, "RAY_ADDRESS": address},
+        environment=cluster.environment,
         noise=("said by a plugin", " logging.cc", "(raylet)"),
     )
 

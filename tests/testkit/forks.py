@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 LONGEST = 120.0
@@ -23,19 +24,21 @@ class Ending(NamedTuple):
     code: int
     """The exit code; the negative number of a signal."""
     said: str
-    """What it wrote to standard output and standard error."""
+    """What it wrote to standard output, where that is no file, and to standard error."""
 
 
 class Fork:
-    """A process that runs `action`, of which no file may grow beyond `file_bytes`."""
+    """A process that runs `action`, of which no file may grow beyond `file_bytes`; `stdout` takes its output."""
 
-    def __init__(self, action: Callable[[], object], *, file_bytes: int | None = None) -> None:
+    def __init__(
+        self, action: Callable[[], object], *, file_bytes: int | None = None, stdout: Path | None = None
+    ) -> None:
         self._reading, writing = os.pipe()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later warn of forks beside threads
             self._pid = os.fork()
         if not self._pid:
-            _run(action, writing, file_bytes)
+            _run(action, writing, file_bytes, stdout)
         os.close(writing)
         os.set_blocking(self._reading, False)
         self._said = b""
@@ -49,6 +52,10 @@ class Fork:
         ending = self._ended(time.monotonic() + LONGEST)
         assert ending.code != -signal.SIGKILL, f"no end after {LONGEST} seconds"
         return ending
+
+    def has_ended(self) -> bool:
+        """Whether the process has ended."""
+        return os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def _ended(self, deadline: float) -> Ending:
         pid, status = os.waitpid(self._pid, os.WNOHANG)
@@ -69,12 +76,12 @@ class Fork:
                 self._said += block
 
 
-def _run(action: Callable[[], object], writing: int, file_bytes: int | None) -> NoReturn:
-    """In the forked process: the action, with both outputs into the pipe, then the end."""
+def _run(action: Callable[[], object], writing: int, file_bytes: int | None, stdout: Path | None) -> NoReturn:
+    """In the forked process: the action, with both outputs into the pipe or one into a file, then the end."""
     code = 99
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(writing, 1)
+        os.dup2(writing if stdout is None else os.open(stdout, os.O_WRONLY | os.O_CREAT), 1)
         os.dup2(writing, 2)
         sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
         _free_locks()

@@ -1,4 +1,4 @@
-"""`make torture`: kills, damage, full disks and races; exit 1 at the first loss, with the seed that repeats it."""
+"""`make torture`: kills, also on Ray, damage, full disks and races; exit 1 at the first loss, with its seed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `testkit` and `torture`
@@ -19,26 +20,28 @@ from torture.place import Loss, Place
 def main() -> int:
     """Run every kind; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python tests/torture", description=__doc__)
-    for kind, (default, _) in KINDS.items():
-        parser.add_argument(f"--{kind}", type=int, default=default, metavar="COUNT")
+    for name, kind in KINDS.items():
+        parser.add_argument(f"--{name}", type=int, default=kind.times, metavar="COUNT")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--only", choices=KINDS, metavar="NAME", help=", ".join(KINDS))
     given = parser.parse_args()
     print(f"seed {given.seed}", flush=True)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="torture-") as folder:
-        place = Place(Path(folder))
-        for kind, (_, trial) in KINDS.items():
-            if given.only not in (None, kind):
+    with tempfile.TemporaryDirectory(prefix="torture-") as folder, closing(Place(Path(folder))) as place:
+        for name, kind in KINDS.items():
+            if given.only not in (None, name):
+                continue
+            if kind.skipped:
+                print(f"{name}: skipped, since {kind.skipped}", flush=True)
                 continue
             done = number = 0
-            wanted = getattr(given, kind.replace("-", "_"))
+            wanted = getattr(given, name.replace("-", "_"))
             while done < wanted:
                 try:
-                    done += trial(place, random.Random(given.seed + number))
+                    done += kind.trial(place, random.Random(given.seed + number))
                 except (Loss, AssertionError) as loss:
-                    again = f"--only {kind} --{kind} 1 --seed {given.seed + number}"
-                    print(f"{kind}: LOST\n{loss}\nagain: python tests/torture {again}")
+                    again = f"--only {name} --{name} 1 --seed {given.seed + number}"
+                    print(f"{name}: LOST\n{loss}\nagain: python tests/torture {again}")
                     return 1
                 number += 1
                 for path in Path(folder).glob("trial-*"):

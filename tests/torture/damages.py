@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from templatekit.tokens.disk_cache import TokenizerDescription, cached_description, cached_files
-from torture.place import Files, Place, content, expect, expect_explained, shards, training, write_files
+from torture.place import METHODS, Files, Place, content, expect, expect_explained, shards, training, write_files
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
 if shutil.which("zstd"):  # Arrow's own writer of it adds no checksum
@@ -144,14 +144,15 @@ def _read_back(place: Place, data: Path, how: str, name: str, *, other_rows: boo
 
 
 def checkpoint(place: Place, draw: random.Random) -> None:
+    method = draw.choice(METHODS)
     folder = place.new_folder() / "run"
-    kept: Files = place.interrupted()
+    kept: Files = place.interrupted(method)
     write_files(folder, kept)
     how, path = damage(sorted((folder / "checkpoints").rglob("*")), draw)
-    command = place.finetune(folder, "--resume")
+    command = place.finetune(folder, "--resume", method=method)
     ending = place.start(command).ended()
     if ending.code == 0:
-        expect(training(folder) == place.trained().result, f"other losses after {how} of {path}", command, ending)
+        expect(training(folder) == place.trained(method).result, f"other losses after {how} of {path}", command, ending)
     else:
         expect_explained(ending, command, path.name, path.parent.name, str(folder))
-    _count(place, "checkpoints", f"{how}{'' if ending.code == 0 else ', an error'}")
+    _count(place, f"checkpoints, {method}", f"{how}{'' if ending.code == 0 else ', an error'}")

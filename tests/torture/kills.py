@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from torture.place import FORMATS, Place, content, expect, left_behind, shards, training
+from torture.place import FORMATS, METHODS, Place, content, expect, left_behind, shards, training
 
 
 def trial(place: Place, draw: random.Random) -> int:
@@ -85,16 +85,18 @@ def cached(place: Place, draw: random.Random) -> int:
 
 
 def finetune(place: Place, draw: random.Random) -> int:
-    whole, seconds = place.trained()
+    method = draw.choice(METHODS)
+    whole, seconds = place.trained(method)
     folder = place.new_folder() / "run"
     kills = 0
     while True:
-        command = place.finetune(folder, *(["--resume"] if (folder / "recipe.yaml").exists() else []))
-        if kills >= 5 or not _kill(place, command, draw, seconds, "finetune, resumed"):
+        resume = ["--resume"] if (folder / "recipe.yaml").exists() else []
+        command = place.finetune(folder, *resume, method=method)
+        if kills >= 5 or not _kill(place, command, draw, seconds, f"finetune, {method}, resumed"):
             break
         kills += 1
     if not (folder / "run.json").exists():
-        command = place.finetune(folder, "--resume")
+        command = place.finetune(folder, "--resume", method=method)
         place.succeed(command)
     expect(training(folder) == whole, f"other losses or weights after {kills} kills", command)
     left = left_behind(folder, ".lock")

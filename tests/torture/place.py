@@ -7,8 +7,10 @@ import json
 import os
 import random
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from testkit.forks import Ending, Fork
+from testkit.ray_cluster import Cluster, running_cluster
 from testkit.tiny_model import tiny_folder
 
 from templatekit.cache import preparation
@@ -30,6 +33,7 @@ ROWS = 200
 OLD = b"the old output\n" * 50
 FOLDER_FORMAT = "datasets"
 FORMATS = ("jsonl", "parquet", FOLDER_FORMAT)
+METHODS = ("sft", "dpo")
 EPOCHS, SAVE_EVERY = 4, 3
 
 
@@ -61,14 +65,22 @@ class Place:
         self._run = run
         self._numbers = count()
         self._unbroken: dict[str, Unbroken] = {}
-        self._interrupted: Files = {}
+        self._printed: dict[str, bytes] = {}
+        self._cluster: Cluster | None = None
+        self._open = ExitStack()
+        self._interrupted: dict[str, Files] = {}
         self._saved: Files = {}
         self.model = folder / "model"
         tiny_folder(self.model)
         self.rows, self.questions = folder / "rows.jsonl", folder / "questions.json"
         self.rows.write_text("".join(json.dumps(_conversation(n)) + "\n" for n in range(ROWS)), encoding="utf-8")
+        self.many = folder / "many.jsonl"
+        self.many.write_text(self.rows.read_text(encoding="utf-8") * 20, encoding="utf-8")
         pairs = [{"prompt": f"What is {n} and {n}?", "completion": f"It is {2 * n}."} for n in range(20)]
         self.questions.write_text(json.dumps(pairs), encoding="utf-8")
+        self.preferences = folder / "preferences.json"
+        compared = [{"prompt": p["prompt"], "chosen": p["completion"], "rejected": "I do not know."} for p in pairs]
+        self.preferences.write_text(json.dumps(compared), encoding="utf-8")
 
     def new_folder(self) -> Path:
         """An empty folder."""
@@ -76,18 +88,26 @@ class Place:
         folder.mkdir()
         return folder
 
-    def start(self, command: list[str], *, file_bytes: int | None = None) -> Fork:
+    def start(
+        self,
+        command: list[str],
+        *,
+        file_bytes: int | None = None,
+        stdout: Path | None = None,
+        environment: Mapping[str, str] = {},
+    ) -> Fork:
         """Start a command, with small chunks and shards of the cache."""
 
         def action() -> None:
             torch.set_num_threads(1)  # a fork has none of its parent's threads
-            os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "COLUMNS": "500"}
+            warnings.simplefilter("ignore", DeprecationWarning)  # as for every command; pytest makes errors of them
+            os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "COLUMNS": "500", **environment}
             patch = pytest.MonkeyPatch()
             patch.setattr(preparation, "SHARD_RECORDS", 32)
             patch.setattr(pipeline, "CHUNK_SIZE", 20)
             self._run(command)
 
-        return Fork(action, file_bytes=file_bytes)
+        return Fork(action, file_bytes=file_bytes, stdout=stdout)
 
     def call(self, action: Callable[[], object], what: str) -> None:
         """Call something in a fork, which has to succeed."""
@@ -100,42 +120,71 @@ class Place:
         expect(ending.code == 0, "a command failed", command, ending)
         return ending
 
+    def cluster(self) -> Cluster:
+        """A Ray cluster, started at the first call."""
+        if self._cluster is None:
+            self._cluster = self._open.enter_context(running_cluster())
+        return self._cluster
+
+    def close(self) -> None:
+        """End the cluster, where there is one."""
+        self._open.close()
+
     def render(self, output: Path, *more: object, data: Path | None = None) -> list[str]:
         """The command that renders to a file or folder; its ending is the format."""
         options = ["--dataset", data or self.rows, "--tokenizer", self.model, "--template", "chatml"]
         return [*map(str, ["render", *options, "--format", output.suffix[1:], "--output", output, *more])]
 
-    def finetune(self, folder: Path, *more: str) -> list[str]:
+    def render_to_stdout(self, *more: object, form: str) -> list[str]:
+        """The command that renders to standard output."""
+        options = ["--dataset", self.rows, "--tokenizer", self.model, "--template", "chatml", "--format", form]
+        return [*map(str, ["render", *options, *more])]
+
+    def finetune(self, folder: Path, *more: str, method: str = "sft") -> list[str]:
         """The command that trains, with checkpoints."""
-        options = f"lora=false learning_rate=0.01 epochs={EPOCHS} batch_size=4 save_every={SAVE_EVERY} eval_every=5 "
-        options += "keep_checkpoints=3 samples=1 max_new_tokens=2 precision=fp32 device=cpu"
+        options = f"method={method} lora=false learning_rate=0.01 epochs={EPOCHS} batch_size=4 save_every={SAVE_EVERY} "
+        options += "eval_every=5 keep_checkpoints=3 samples=1 max_new_tokens=2 precision=fp32 device=cpu"
         settings = [part for option in options.split() for part in ("--set", option)]
-        given = ["--model", self.model, "--template", "chatml", "--dataset", self.questions, "--output", folder]
+        data = self.preferences if method == "dpo" else self.questions
+        given = ["--model", self.model, "--template", "chatml", "--dataset", data, "--output", folder]
         return [*map(str, ["finetune", *given, *settings, *more])]
 
     def rendered(self, form: str, *more: object, data: Path | None = None) -> Unbroken:
         """The output file, or the files of the output folder."""
         return self._once(f"{form} {more} {data}", lambda path: self.render(path, *more, data=data), form, content)
 
+    def printed(self, command: list[str]) -> bytes:
+        """What a command writes to standard output where nobody disturbs it."""
+        key = " ".join(command)
+        if key not in self._printed:
+            files = [self.new_folder() / "stdout" for _ in range(2)]
+            for file in files:
+                ending = self.start(command, stdout=file).ended()
+                expect(ending.code == 0, "a command failed", command, ending)
+            first, second = (file.read_bytes() for file in files)
+            expect(first == second, "two undisturbed runs differ", command)
+            self._printed[key] = first
+        return self._printed[key]
+
     def cached(self) -> Unbroken:
         """The cache after `render --cache`: the files of its shards."""
         use = partial(self.render, self.new_folder() / "out.jsonl", "--overwrite", "--cache", "--cache-dir")
         return self._once("cache", lambda path: use(path), "cache", shards)
 
-    def trained(self) -> Unbroken:
+    def trained(self, method: str = "sft") -> Unbroken:
         """The losses of a run, and its weights."""
-        return self._once("trained", self.finetune, "run", training)
+        return self._once(f"trained {method}", partial(self.finetune, method=method), "run", training)
 
-    def interrupted(self) -> Files:
+    def interrupted(self, method: str = "sft") -> Files:
         """The files of a run that was killed after some checkpoints."""
-        if not self._interrupted:
+        if method not in self._interrupted:
             folder = self.new_folder() / "run"
-            fork = self.start(self.finetune(folder))
+            fork = self.start(self.finetune(folder, method=method))
             while not (folder / "checkpoints" / f"step-{3 * SAVE_EVERY:08d}").exists():
                 time.sleep(0.002)
             fork.killed_after(0)
-            self._interrupted = files_of(folder)
-        return self._interrupted
+            self._interrupted[method] = files_of(folder)
+        return self._interrupted[method]
 
     def saved(self) -> Files:
         """The files of the rows as a data set of `save_to_disk`."""
