@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from templatekit.errors import ConfigError, RecordError
 from templatekit.hooks.exporters import NOT_EXPRESSIBLE, FolderExporter, write_json_lines
+from templatekit.pipeline.chunks import chunked
 from templatekit.types import Sample, TokenizedExample
 
 if TYPE_CHECKING:
@@ -110,6 +111,10 @@ class AxolotlFolder(_TokenFolder):
         return count
 
 
+def _bytes(item: TokenizedExample) -> int:
+    return 8 * len(item)
+
+
 def _columns(item: TokenizedExample) -> dict[str, list[int]]:
     return {
         "input_ids": list(item.input_ids),
@@ -121,7 +126,8 @@ def _columns(item: TokenizedExample) -> dict[str, list[int]]:
 def _batches(items: Iterable[TokenizedExample], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
 
-    items = iter(items)
-    while chunk := list(islice(items, _BATCH_ROWS)):
+    for chunk, error in chunked(items, _BATCH_ROWS, _bytes):
+        if error is not None:
+            raise error
         rows: list[dict[str, Any]] = [_columns(item) for item in chunk]
         yield pa.RecordBatch.from_pylist(rows, schema=schema)

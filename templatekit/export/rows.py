@@ -6,11 +6,15 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from io import BytesIO
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
 
 from templatekit.export.packs import pack_record_batch, pack_rows
 from templatekit.hooks.exporters import Exporter, write_json_lines
+from templatekit.pipeline.batches import text_length
+from templatekit.pipeline.chunks import CHUNK_BYTES, chunked
 from templatekit.types import RenderedText, TokenizedExample
 
 if TYPE_CHECKING:
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
     from templatekit.packing.columns import TokenizedColumns
 
 _BATCH_ROWS = 1024
-"""Rows of a record batch or of a row group."""
+"""Rows of a record batch or of a row group, which ends early where its texts are more than `CHUNK_BYTES` together."""
 _DICTIONARY_COLUMNS = ["source", "sample", "spans.list.element.origin", "loss_weights.list.element", "truncated"]
 """Columns of a parquet file that have few different values, and are stored with a dictionary of them."""
 
@@ -80,7 +84,7 @@ class JsonLines(Exporter):
 
 
 class ArrowExporter(Exporter):
-    """Writes Arrow record batches; subclasses open the file, each of another kind."""
+    """Writes Arrow record batches of at most `_BATCH_ROWS` rows; subclasses open the file, each of another kind."""
 
     takes_packs = True
 
@@ -89,7 +93,7 @@ class ArrowExporter(Exporter):
         """A writer with a method `write_batch` for record batches of this schema, which completes the file on exit."""
 
     def write(self, examples: Iterable[RenderedText | TokenizedExample], file: BinaryIO) -> int:
-        """Write batches of `_BATCH_ROWS` rows, so that memory use does not grow with the data."""
+        """Write batches, so that memory use does not grow with the data."""
         return self._write(_batches(examples), file)
 
     def convert(self, columns: TokenizedColumns) -> pa.RecordBatch:
@@ -156,14 +160,22 @@ def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa
 
     from templatekit.packing.columns import TokenizedColumns
 
-    source = iter(examples)
-    first = list(islice(source, _BATCH_ROWS))
-    for chunk in chain([first], iter(lambda: list(islice(source, _BATCH_ROWS)), [])):
+    empty = True
+    for chunk, error in chunked(examples, _BATCH_ROWS, _length):
+        if error is not None:
+            raise error
+        empty = False
         tokenized = [example for example in chunk if isinstance(example, TokenizedExample)]
         if tokenized:
             yield _record_batch(TokenizedColumns.of(tokenized))
         else:
             yield pa.record_batch(_text_arrays([example for example in chunk if isinstance(example, RenderedText)]))
+    if empty:
+        yield pa.record_batch(_text_arrays([]))
+
+
+def _length(example: RenderedText | TokenizedExample) -> int:
+    return text_length(example.rendered if isinstance(example, TokenizedExample) else example)
 
 
 def _rebatched(chunks: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -176,17 +188,36 @@ def _rebatched(chunks: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     empty = True
     for chunk in chunks:
         waiting.append(chunk)
-        if sum(batch.num_rows for batch in waiting) >= _BATCH_ROWS:
-            rows = pa.concat_batches(waiting)
-            end = rows.num_rows // _BATCH_ROWS * _BATCH_ROWS
-            for start in range(0, end, _BATCH_ROWS):
-                yield rows.slice(start, _BATCH_ROWS)
-            waiting = [rows.slice(end)] if end < rows.num_rows else []
-            empty = False
+        size = sum(batch.column("text").nbytes for batch in waiting)
+        if size > CHUNK_BYTES or sum(batch.num_rows for batch in waiting) >= _BATCH_ROWS:
+            rows, start = pa.concat_batches(waiting), 0
+            waiting = []
+            for end in _ends(rows.column("text")):
+                # At other rows than multiples of 8, a slice is written with other bits behind its last row.
+                yield rows.slice(start, end - start) if start % 8 == end % 8 == 0 else rows.take(np.arange(start, end))
+                start, empty = end, False
+            waiting = [rows.slice(start)] if start < rows.num_rows else []
     if waiting:
         yield pa.concat_batches(waiting)
     elif empty:
         yield _record_batch(TokenizedColumns.join([]))
+
+
+def _ends(texts: pa.Array) -> list[int]:
+    """Where batches of rows with these texts end; the rows after that are no whole batch yet."""
+    ends = list(range(_BATCH_ROWS, len(texts) + 1, _BATCH_ROWS))
+    if texts.nbytes <= CHUNK_BYTES:
+        return ends
+    import pyarrow.compute as pc
+
+    lengths = np.cumsum(pc.utf8_length(texts).to_numpy())
+    ends, start, before = [], 0, 0
+    while True:
+        end = min(start + _BATCH_ROWS, int(np.searchsorted(lengths, before + CHUNK_BYTES, side="right")) + 1)
+        if end > len(texts):
+            return ends
+        ends.append(end)
+        start, before = end, int(lengths[end - 1])
 
 
 def _record_batch(columns: TokenizedColumns) -> pa.RecordBatch:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from templatekit.config.data_options import parse_dedup
 from templatekit.errors import ConfigError, ExcludedRecord, RecordError
+from templatekit.pipeline.chunks import chunked
 from templatekit.pipeline.first_rows import FirstRows, text_key
+from templatekit.sources.limits import told_size
 from templatekit.types import Example, Message, PreferenceExample, Record
 
 if TYPE_CHECKING:
@@ -164,8 +165,7 @@ def mark_duplicates(
     `read` gives the examples of a record by its id. A record for which `read` raises a `RecordError` is passed on: the
     pipeline reports the error. A record that comes a second time under its own id is no duplicate.
     """
-    records = iter(records)
-    while batch := list(islice(records, _BATCH_SIZE)):
+    for batch, error in chunked(records, _BATCH_SIZE, lambda one: told_size(one.record)):
         texts: dict[int, str] = {}
         for position, (record, id) in enumerate(batch):
             if not isinstance(record, RecordError):
@@ -182,3 +182,5 @@ def mark_duplicates(
             if duplicate.similarity is not None:
                 message, reason = f"nearly {message} (similarity {duplicate.similarity:.2f})", NEAR
             yield item._replace(record=ExcludedRecord(message, reason=reason))
+        if error is not None:
+            raise error

@@ -18,6 +18,7 @@ from templatekit.pipeline.batches import BATCH_SIZE, SampleBatch
 from templatekit.pipeline.chunks import Chunk, chunked
 from templatekit.pipeline.counts import Counts
 from templatekit.pipeline.pipeline import Pipeline
+from templatekit.sources.limits import told_size
 from templatekit.sources.mixing import DrawnItem, Mix, Passes, Strategy
 from templatekit.sources.shuffle import row_of, shuffled, with_row
 from templatekit.tokens.tokenizer import Tokenizer
@@ -144,7 +145,7 @@ class Mixture(Pipeline):
             seed=self.options.shuffle or 0,
         )
         drawn = self._deduplicated_and_shuffled(islice(mix, self.options.limit))
-        for records, error in chunked(drawn, _CHUNK_SIZE):
+        for records, error in chunked(drawn, _CHUNK_SIZE, lambda one: told_size(one.item)):
             yield Chunk(records=records, adapters=self._adapter_names(), error=error)
         yield Chunk(records=[], adapters=self._adapter_names(), notes=self._notes(mix.passes))
 

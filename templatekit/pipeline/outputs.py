@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from templatekit.config.render_options import RenderOptions
@@ -18,7 +18,6 @@ from templatekit.hooks.registry import Registry
 from templatekit.packing import Sequences
 from templatekit.packing.columns import TokenizedColumns
 from templatekit.pipeline.batches import BATCH_SIZE, SampleBatch
-from templatekit.pipeline.chunks import chunked
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.types import Sample
 
@@ -141,10 +140,32 @@ def chunks_for_exporter(
             assert batch.columns is not None
             yield OutputChunk(len(batch), exporter.convert(batch.columns))
     else:
-        for items, error in chunked(admit_samples(exporter, chain.from_iterable(batches), pipeline), BATCH_SIZE):
+        yield from _admitted(batches, exporter, pipeline)
+
+
+def _admitted(batches: Iterable[SampleBatch], exporter: BaseExporter, pipeline: Pipeline) -> Iterator[OutputChunk]:
+    """The results of `admit_samples`: an output chunk has those of one batch, or of several until it is as long."""
+    items: list[Any] = []
+    is_batch_over = False
+
+    def samples() -> Iterator[Sample]:
+        nonlocal is_batch_over
+        for batch in batches:
+            yield from batch
+            is_batch_over = True
+
+    try:
+        for item in admit_samples(exporter, samples(), pipeline):
+            items.append(item)
+            if is_batch_over or len(items) == BATCH_SIZE:
+                yield OutputChunk(len(items), items)
+                items, is_batch_over = [], False
+    except Exception:  # raised after the samples before it
+        if items:
             yield OutputChunk(len(items), items)
-            if error is not None:
-                raise error
+        raise
+    if items:
+        yield OutputChunk(len(items), items)
 
 
 def admit_samples(exporter: BaseExporter, samples: Iterable[Sample], pipeline: Pipeline) -> Iterator[Any]:

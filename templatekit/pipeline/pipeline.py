@@ -35,11 +35,12 @@ from templatekit.formats.template import Template
 from templatekit.hooks.contracts import Adapter
 from templatekit.hooks.registry import Registry
 from templatekit.packing.columns import TokenizedColumns
-from templatekit.pipeline.batches import BATCH_SIZE, SampleBatch
+from templatekit.pipeline.batches import BATCH_BYTES, BATCH_SIZE, SampleBatch, text_length
 from templatekit.pipeline.chunks import CHUNK_SIZE, Chunk, chunked
 from templatekit.pipeline.counts import Counts
 from templatekit.pipeline.garbage_collection import with_rare_gc
 from templatekit.pipeline.reader import Reader
+from templatekit.sources.limits import told_size
 from templatekit.sources.shuffle import row_of
 from templatekit.tokens.encoder import Encoder
 from templatekit.tokens.load import find_tokenizer
@@ -64,6 +65,8 @@ class Pipeline:
 
     reads_mix: ClassVar[bool] = False
     """Whether it reads the several sets of the option `mix`."""
+    inseparable: ClassVar[int] = 1
+    """How many consecutive samples belong together, and have to come in one batch."""
 
     def __init__(
         self,
@@ -157,7 +160,7 @@ class Pipeline:
         self, records: Iterable[Record | RecordError], *, first_row: int = 0, from_caller: bool = False
     ) -> Iterator[Chunk]:
         """Records, as `open` gives them, in chunks; rows are counted from `first_row`."""
-        for items, error in chunked(records, CHUNK_SIZE):
+        for items, error in chunked(records, CHUNK_SIZE, told_size):
             yield Chunk(
                 records=items,
                 first_row=first_row,
@@ -215,13 +218,8 @@ class Pipeline:
         self, records: Iterable[Record | RecordError], source: str | None, first_row: int
     ) -> Iterator[SampleBatch]:
         """Adapt and render record by record, then finish the samples batch by batch."""
-        rendered = (
-            sample
-            for row, record in enumerate(records, first_row)
-            for sample in self._render_record(row_of(record, row), record, source)
-        )
         last_row = None
-        for samples, error in chunked(rendered, BATCH_SIZE):
+        for samples, error in self._rendered(records, source, first_row):
             for batch in self._finish(samples, source):
                 rows = [last_row, *(item.rendered.row for item in batch.items)]
                 self.counts.rows_out += sum(row != before for before, row in pairwise(rows))
@@ -232,6 +230,32 @@ class Pipeline:
                 yield batch
             if error is not None:  # raised by a later record: errors of these samples come first
                 raise error
+
+    def _rendered(
+        self, records: Iterable[Record | RecordError], source: str | None, first_row: int
+    ) -> Iterator[tuple[list[Sample], Exception | None]]:
+        """The rendered samples, a batch at a time, each with the exception that the next record raised, or None."""
+        found: list[Sample] = []
+        size, error = 0, None
+        try:
+            for row, record in enumerate(records, first_row):
+                samples = self._render_record(row_of(record, row), record, source)
+                if not told_size(record):
+                    found += samples
+                else:
+                    for sample in samples:
+                        found.append(sample)
+                        size += text_length(sample.rendered)
+                        if size > BATCH_BYTES and len(found) % self.inseparable == 0:
+                            yield found, None
+                            found, size = [], 0
+                while len(found) >= BATCH_SIZE:
+                    yield found[:BATCH_SIZE], None
+                    found = found[BATCH_SIZE:]
+        except Exception as raised:
+            error = raised
+        if found or error:
+            yield found, error
 
     def _render_record(self, row: int, record: Record | RecordError, source: str | None) -> list[Sample]:
         """Adapt a record and render its conversations; no sample where it is dropped.

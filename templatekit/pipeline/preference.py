@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby, takewhile
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ class PreferencePipeline(Pipeline):
     Only the answers carry weight. A pair is dropped if a step refuses one of its answers, if the record is no pair, or
     if both answers are equal: nothing can be learned from equal answers. A prompt is shortened alike for both.
     """
+
+    inseparable: ClassVar[int] = 2
 
     def _conversations(self, example: Example) -> tuple[Example, ...]:
         base, weight, named = parse_train_on(self.options.train_on)

@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, BinaryIO, ClassVar
 
 from templatekit.errors import RecordError, SourceError, shorten
 from templatekit.sources.compression import Rewindable, stop_rewinding
 from templatekit.sources.files import FileSource, check_column_names, extension, is_folder, require_records, to_path
-from templatekit.sources.limits import Limits, in_megabytes, too_large
+from templatekit.sources.limits import Limits, in_megabytes, size_of, sized, too_large
 from templatekit.sources.parquet_pages import ColumnChunk, pages_of, row_groups_of
 from templatekit.types import Record
 
@@ -181,7 +181,7 @@ def _sliced(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             yield batch.slice(start, _BATCH_ROWS)
 
 
-def _to_python(batch: pa.RecordBatch, limits: Limits) -> Iterator[Sequence[dict[str, Any] | RecordError]]:
+def _to_python(batch: pa.RecordBatch, limits: Limits) -> Iterator[Sequence[Record | RecordError]]:
     """The rows, a part of the batch at a time, with an error in place of each that is too large or not a value."""
     try:
         batch.validate(full=True)  # an offset out of bounds would crash the process
@@ -196,7 +196,9 @@ def _to_python(batch: pa.RecordBatch, limits: Limits) -> Iterator[Sequence[dict[
             return
         rows = None
     if rows is not None:
-        yield rows
+        # Where rows have few bytes on average, as many as a batch has are few bytes together.
+        may_be_large = size > len(rows) * limits.large // 8
+        yield [sized(row, size_of(row), limits) for row in rows] if may_be_large else rows
         return
     middle = batch.num_rows // 2
     yield from _to_python(batch.slice(0, middle), limits)

@@ -12,7 +12,7 @@ from typing import BinaryIO, ClassVar
 from templatekit.errors import RecordError, SourceError, shorten
 from templatekit.sources.compression import stop_rewinding
 from templatekit.sources.files import FileSource, check_column_names, extension, is_folder, require_records, to_path
-from templatekit.sources.limits import Limits, check_blank, in_megabytes, no_next_row, too_large
+from templatekit.sources.limits import Limits, check_blank, in_megabytes, no_next_row, sized, too_large
 from templatekit.sources.magic import skip_bom
 from templatekit.types import Record
 
@@ -60,8 +60,9 @@ class _Lines:
         self.end = 0
         """The index of the line after those given so far."""
         self.has_large = False
-        """Whether a row that ends in the last list may be larger than the limit."""
+        """Whether a row that ends in the last list may be large."""
         self._address = address
+        self._large = min(2 * _CHUNK, limits.record)
         self._read = getattr(stream, "read1", stream.read)
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._of_row: list[str] = []
@@ -84,7 +85,7 @@ class _Lines:
         if not lines:
             raise StopIteration
         self._row_size = size + sum(map(len, lines))
-        self.has_large = self._row_size > self.limits.record
+        self.has_large = self._row_size > self._large
         self._of_row += lines
         self.end += len(lines)
         return lines
@@ -184,8 +185,8 @@ def _rows(lines: _Lines, address: str, delimiter: str) -> Iterator[Record | Reco
             if cells is None:
                 return
             record = _record(cells, header) if cells else None
-            if lines.has_large and (size := sum(map(len, cells))) > lines.limits.record:
-                record = too_large(size, lines.limits)
+            if lines.has_large:
+                record = _measured(record, sum(map(len, cells)), lines.limits)
         except csv.Error as error:
             record = _broken(error)
         except _RowTooLarge:
@@ -230,6 +231,12 @@ def _record(cells: list[str], header: list[str]) -> Record | RecordError:
         if not cell.isascii() and not _is_text(cell):
             return RecordError(f"not UTF-8; found {cell[:60]!r}; {_CONVERT}", field=name, reason="bad_encoding")
     return dict(zip(header, cells, strict=True))
+
+
+def _measured(record: Record | RecordError | None, size: int, limits: Limits) -> Record | RecordError | None:
+    if size > limits.record:
+        return too_large(size, limits)
+    return record if record is None or isinstance(record, RecordError) else sized(record, size, limits)
 
 
 def _is_text(value: str) -> bool:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Any
 
 from templatekit.errors import RecordError
+from templatekit.sources.limits import SizedRecord, told_size
 from templatekit.types import Record
 
 
-class RecordGroup(dict[str, Any]):
+class RecordGroup(SizedRecord):
     """Consecutive records as one record: `{"records": [...]}`."""
 
     row: int
     """The row number, set by `shuffle.with_row` only."""
+
+    @classmethod
+    def of(cls, members: list[Record]) -> RecordGroup:
+        """The group of these records."""
+        group = cls(records=members)
+        group.size = sum(map(told_size, members))
+        return group
 
 
 def group_records(
@@ -31,7 +38,7 @@ def group_records(
             continue
         value = group(record)
         if members and value != shared:
-            yield RecordGroup(records=members)
+            yield RecordGroup.of(members)
             members = []
         if value is None:
             yield record
@@ -39,7 +46,7 @@ def group_records(
             members.append(record)
         shared = value
     if members:
-        yield RecordGroup(records=members)
+        yield RecordGroup.of(members)
 
 
 def columns_of(record: Record) -> Record:

@@ -18,7 +18,7 @@ from templatekit.sources.json_decoder import (
     record_error,
     too_many_values,
 )
-from templatekit.sources.limits import DEFAULT_LIMITS, Limits, check_blank, in_megabytes, too_large
+from templatekit.sources.limits import DEFAULT_LIMITS, Limits, check_blank, in_megabytes, sized, too_large
 from templatekit.types import Record
 
 CHUNK = 1 << 18
@@ -173,7 +173,7 @@ def read_array(window: Window) -> Iterator[Record | RecordError]:
     Raises `SourceError` for a syntax error: after one, nothing says where the next row begins.
     """
     decoder = Decoder()
-    row = 0
+    row, large = 0, window.limits.large
     try:
         more = _next_row(window, opening="[")
         while more:
@@ -182,7 +182,7 @@ def read_array(window: Window) -> Iterator[Record | RecordError]:
             if (size := end - window.value_start) > window.limits.record:
                 error = too_large(size, window.limits)
             if error is None:
-                yield value
+                yield value if size <= large else sized(value, size, window.limits)
             else:
                 error.message = f"line {window.position(window.value_start).line}: {error.message}"
                 yield error.at(window.address, row)

@@ -16,7 +16,7 @@ from templatekit.sources.json_decoder import (
     record_error,
     too_many_values,
 )
-from templatekit.sources.limits import DEFAULT_LIMITS, Limits, check_blank, no_next_row, too_large
+from templatekit.sources.limits import DEFAULT_LIMITS, Limits, check_blank, no_next_row, sized, too_large
 from templatekit.types import Record
 
 _PIECE = 1 << 20
@@ -26,7 +26,7 @@ def read_lines(stream: BinaryIO, address: str, limits: Limits = DEFAULT_LIMITS) 
     """The rows of JSON Lines. Only `\\n` and `\\r\\n` end a line; blank lines are no rows."""
     decoder = Decoder()
     offset = row = blank = 0
-    longest = limits.record + 2  # with the end of the line
+    longest, large = limits.record + 2, limits.large  # with the end of the line
     for number, line in enumerate(iter(partial(stream.readline, longest), b""), 1):
         size = len(line)
         if line.isspace():
@@ -43,6 +43,8 @@ def read_lines(stream: BinaryIO, address: str, limits: Limits = DEFAULT_LIMITS) 
             if isinstance(record, RecordError):
                 record.message = f"line {number}: {record.message}"
                 record.at(address, row)
+            elif size > large:
+                record = sized(record, size, limits)
             yield record
             row += 1
             blank = 0

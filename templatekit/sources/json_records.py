@@ -24,7 +24,7 @@ from templatekit.sources.json_decoder import (
     record_error,
 )
 from templatekit.sources.json_lines import read_lines
-from templatekit.sources.limits import DEFAULT_LIMITS, Limits, check_blank
+from templatekit.sources.limits import DEFAULT_LIMITS, Limits, check_blank, size_of, sized
 from templatekit.sources.magic import skip_bom
 from templatekit.types import Record
 
@@ -181,9 +181,13 @@ def _read_object(window: Window) -> Iterator[Record | RecordError]:
         rows = value[key] if key is not None else rows
         if not rows or (not value and not named_as_lines):
             raise SourceError(f"{address}: no records; found {describe(value)} and no rows in it")
+    may_be_large = len(window.text) > window.limits.record // 4
     for row, record in enumerate(rows):
         error_in_row = record_error(record, needs_check)
-        yield record if error_in_row is None else error_in_row.at(address, row)
+        if error_in_row is not None:
+            yield error_in_row.at(address, row)
+        else:
+            yield sized(record, size_of(record), window.limits) if may_be_large else record
 
 
 def _rows_key(value: dict[str, Any], address: str, *, strict: bool) -> str | None:

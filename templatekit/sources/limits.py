@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from templatekit.errors import RecordError, SourceError
 from templatekit.hooks.contracts import Source
+from templatekit.types import Record
 
 MEGABYTE = 1_000_000
 DEFAULT_RECORD_SIZE = 16
@@ -27,6 +28,11 @@ class Limits:
 
     record: int = DEFAULT_RECORD_SIZE * MEGABYTE
     """The largest record; also the longest white space before one."""
+
+    @property
+    def large(self) -> int:
+        """The largest record that need not tell its size: as many as a batch has are no more than one record may be."""
+        return self.record // 256
 
     @property
     def whole(self) -> int:
@@ -57,6 +63,27 @@ class LimitedSource(Source):
         source = copy(self)
         source.limits = limits
         return source
+
+
+class SizedRecord(dict[str, Any]):
+    """A record that tells its size where it is large, so that batches count bytes as well as rows."""
+
+    size: int = 0
+    """In bytes or characters; 0 for a small record."""
+
+
+def sized(record: Record, size: int, limits: Limits) -> Record:
+    """The record; one that tells its size, where it is large."""
+    if size <= limits.large:
+        return record
+    large = SizedRecord(record)
+    large.size = size
+    return large
+
+
+def told_size(record: object) -> int:
+    """The size that a large record tells; 0 for any other."""
+    return record.size if isinstance(record, SizedRecord) else 0
 
 
 def too_large(found: int, limits: Limits) -> RecordError:

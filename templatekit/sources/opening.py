@@ -12,7 +12,7 @@ from templatekit.hooks.contracts import Source
 from templatekit.hooks.registry import Registry
 from templatekit.sources.columns import map_columns
 from templatekit.sources.files import suggest_paths
-from templatekit.sources.limits import DEFAULT_LIMITS, LimitedSource, Limits, size_of, too_large
+from templatekit.sources.limits import DEFAULT_LIMITS, LimitedSource, Limits, size_of, sized, told_size, too_large
 from templatekit.types import Record
 
 _Error = TypeVar("_Error", bound=TemplatekitError)
@@ -76,8 +76,8 @@ def _read(
                 raise TypeError(f"yielded {shorten(item)}; expected a mapping or a RecordError")
             try:
                 record: Record | RecordError = item if isinstance(item, RecordError) else map_columns(item, columns)
-                if measured and not isinstance(item, RecordError) and (size := size_of(item)) > limits.record:
-                    raise too_large(size, limits)
+                if measured or record is not item:
+                    record = _sized(record, size_of(item) if measured else told_size(item), limits)
             except RecordError as error:
                 record = error
             yield _without_secrets(record.at(address, row), address) if isinstance(record, RecordError) else record
@@ -85,6 +85,12 @@ def _read(
         raise _without_secrets(error, address) from error.__cause__
     except Exception as error:
         raise _plugin_error(registry, source.name, "read", address, error) from error
+
+
+def _sized(record: Record | RecordError, size: int, limits: Limits) -> Record | RecordError:
+    if isinstance(record, RecordError):
+        return record
+    return too_large(size, limits) if size > limits.record else sized(record, size, limits)
 
 
 def _without_secrets(error: _Error, address: Address) -> _Error:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from templatekit.errors import RecordError
 from templatekit.sources.grouping import RecordGroup
+from templatekit.sources.limits import SizedRecord, told_size
 from templatekit.types import Record
 
 T = TypeVar("T")
 
 
-class NumberedRecord(dict[str, Any]):
+class NumberedRecord(SizedRecord):
     """A record with its row number, which its index in the iteration no longer shows."""
 
     row: int
@@ -28,6 +29,8 @@ def with_row(record: Record | RecordError, row: int) -> Record | RecordError:
         return record
     numbered = NumberedRecord(record)
     numbered.row = row
+    if size := told_size(record):
+        numbered.size = size
     return numbered
 
 

@@ -23,6 +23,7 @@ from templatekit.packing import pack_stream
 from templatekit.pipeline.chunks import Chunk, chunked
 from templatekit.pipeline.mixture import create_pipeline
 from templatekit.pipeline.outputs import ExporterConverter, LengthCounts, chunks_for_exporter, is_packed, takes_columns
+from templatekit.sources.limits import told_size
 
 SINKS = ("jsonl", "parquet", "arrow", "openai", "sharegpt", "datasets", "axolotl")
 
@@ -140,8 +141,8 @@ def test_what_was_read_before_an_error_comes_with_it() -> None:
         yield from range(5)
         raise ValueError("ended")
 
-    assert list(chunked(range(4), 2)) == [([0, 1], None), ([2, 3], None)]
-    whole, (rest, error) = chunked(items(), 3)
+    assert list(chunked(range(4), 2, told_size)) == [([0, 1], None), ([2, 3], None)]
+    whole, (rest, error) = chunked(items(), 3, told_size)
     assert (whole, rest, str(error)) == (([0, 1, 2], None), [3, 4], "ended")
 
 
