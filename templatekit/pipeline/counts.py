@@ -83,8 +83,8 @@ class Counts:
             self.equal_pairs += example.chosen == example.rejected
             self.early_pairs += max(len(example.chosen), len(example.rejected)) > 1
 
-    def add_truncated(self, example: TokenizedExample, source: str | None, before: int) -> None:
-        """Count a shortened sample that had `before` tokens; a whole sample is not counted."""
+    def add_truncated(self, example: TokenizedExample, source: str | None, before: str) -> None:
+        """Count a shortened sample that had `before` tokens, in words; a whole sample is not counted."""
         if example.truncated is None:
             return
         self.truncated[example.truncated] += 1

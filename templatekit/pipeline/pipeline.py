@@ -22,7 +22,7 @@ other reason, `not_expressible` too, stops it unless `on_error="skip"`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
 from typing import Any, ClassVar
@@ -42,12 +42,24 @@ from templatekit.pipeline.garbage_collection import with_rare_gc
 from templatekit.pipeline.reader import Reader
 from templatekit.sources.limits import told_size
 from templatekit.sources.shuffle import row_of
+from templatekit.tokens.assembly import EncoderInput
 from templatekit.tokens.encoder import Encoder
 from templatekit.tokens.load import find_tokenizer
+from templatekit.tokens.long_texts import PartialExample, length_in_words
 from templatekit.tokens.supervision import LazyLossSpans, loss_spans
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.tokens.truncation import LengthLimit
-from templatekit.types import NO_TOKENIZER, Example, PreferenceExample, Record, RenderedText, Sample
+from templatekit.types import (
+    NO_TOKENIZER,
+    Example,
+    PreferenceExample,
+    Record,
+    RenderedText,
+    Sample,
+    TokenizedExample,
+)
+
+_NO_TEXT: EncoderInput = (RenderedText(text="", spans=()), ())
 
 
 class Pipeline:
@@ -329,19 +341,28 @@ class Pipeline:
                 yield SampleBatch(items=found)
             return
         train_on = self.options.train_on
+        texts = [(item.rendered, LazyLossSpans(item.rendered, train_on)) for item in samples]
+        partial = self._partial_examples(texts)
         columns = self.encoder.encode_columns(
-            (item.rendered, LazyLossSpans(item.rendered, train_on)) for item in samples
+            [_NO_TEXT if index in partial else text for index, text in enumerate(texts)] if partial else texts
         )
         selected: dict[int, Sample | None] = {}
         failure: RecordError | None = None
         try:
-            self._select(samples, columns, source, selected)
+            self._select(samples, columns, partial, source, selected)
         except RecordError as error:
             failure = error
         if selected:
             yield SampleBatch.select(samples, columns, selected)
         if failure is not None:
             raise failure
+
+    def _partial_examples(self, texts: Sequence[EncoderInput]) -> dict[int, PartialExample]:
+        """By index, the texts that are surely too long and need not be encoded whole."""
+        if self.limit is None:
+            return {}
+        found = ((index, self.limit.partial_example(*text)) for index, text in enumerate(texts))
+        return {index: partial for index, partial in found if partial is not None}
 
     def _check_trained(self, sample: Sample, source: str | None) -> bool:
         """Without a tokenizer: whether any text of the sample is trained; otherwise drop the sample."""
@@ -357,27 +378,30 @@ class Pipeline:
         self,
         samples: Sequence[Sample],
         columns: TokenizedColumns,
+        partial: Mapping[int, PartialExample],
         source: str | None,
         selected: dict[int, Sample | None],
     ) -> None:
         """Fill `selected` with the indices of the samples to train on: with None, or with the shortened sample.
 
-        The others are dropped. With `truncation="error"` the first that is too long raises its `RecordError`.
+        Those in `partial` have no tokens in the columns. The other samples are dropped. With `truncation="error"` the
+        first that is too long raises its `RecordError`.
         """
         lengths, trained = columns.lengths.tolist(), columns.trained_tokens.tolist()
         for index, sample in enumerate(samples):
-            if not trained[index]:
+            if not trained[index] and index not in partial:
                 self._drop(nothing_trained(sample), sample, source)
-            elif self.limit is None or lengths[index] <= self.limit.max_length:
+            elif self.limit is None or (lengths[index] <= self.limit.max_length and index not in partial):
                 selected[index] = None
             else:
-                whole = sample.with_tokens(columns[index])
+                tokenized = partial[index] if index in partial else columns[index]
+                whole = sample.with_tokens(tokenized)
                 try:
                     fitted = self._fit(self.limit, whole)
                 except RecordError as error:
                     self._drop_too_long(error, whole, source)
                 else:
-                    self._count_truncated(fitted, source, before=lengths[index])
+                    self._count_truncated(fitted, source, before=tokenized)
                     selected[index] = fitted
 
     def _fit(self, limit: LengthLimit, whole: Sample) -> Sample:
@@ -386,9 +410,9 @@ class Pipeline:
         example, tokenized = limit.fit(whole.example, whole.tokenized)
         return Sample(example=example, rendered=tokenized.rendered, tokenized=tokenized)
 
-    def _count_truncated(self, fitted: Sample, source: str | None, *, before: int) -> None:
+    def _count_truncated(self, fitted: Sample, source: str | None, *, before: TokenizedExample) -> None:
         assert fitted.tokenized is not None
-        self.counts.add_truncated(fitted.tokenized, source, before)
+        self.counts.add_truncated(fitted.tokenized, source, length_in_words(before))
 
     def _drop_too_long(self, error: RecordError, sample: Sample, source: str | None) -> None:
         if self.options.truncation == "error":

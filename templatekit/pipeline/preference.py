@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, takewhile
 from typing import ClassVar
@@ -14,6 +14,8 @@ from templatekit.config.train_on import parse_train_on
 from templatekit.errors import ConfigError, RecordError
 from templatekit.packing.columns import TokenizedColumns
 from templatekit.pipeline.pipeline import Pipeline, nothing_trained
+from templatekit.tokens.assembly import EncoderInput
+from templatekit.tokens.long_texts import PartialExample, length_of
 from templatekit.tokens.supervision import loss_spans
 from templatekit.tokens.truncation import LengthLimit
 from templatekit.types import Example, Message, PreferenceExample, Sample, TokenizedExample, TokenizedPair
@@ -61,6 +63,7 @@ class PreferencePipeline(Pipeline):
         self,
         samples: Sequence[Sample],
         columns: TokenizedColumns,
+        partial: Mapping[int, PartialExample],
         source: str | None,
         selected: dict[int, Sample | None],
     ) -> None:
@@ -69,7 +72,7 @@ class PreferencePipeline(Pipeline):
         for _, group in groupby(enumerate(samples), key=lambda item: _pair_of(item[1])):
             pair: list[int] = []
             for index, sample in group:
-                if trained[index]:
+                if trained[index] or index in partial:
                     pair.append(index)
                 else:
                     self._drop(nothing_trained(sample), sample, source)
@@ -77,8 +80,11 @@ class PreferencePipeline(Pipeline):
                 continue
             compared, (first, second) = columns, pair
             replaced: Sequence[Sample | None] = (None, None)
-            if self.limit is not None and max(lengths[first], lengths[second]) > self.limit.max_length:
-                chosen, rejected = (samples[index].with_tokens(columns[index]) for index in pair)
+            is_partial = not partial.keys().isdisjoint(pair)
+            if self.limit is not None and (is_partial or max(lengths[first], lengths[second]) > self.limit.max_length):
+                chosen, rejected = (
+                    samples[index].with_tokens(partial[index] if index in partial else columns[index]) for index in pair
+                )
                 try:
                     replaced = fitted = self._fit_pair(self.limit, chosen, rejected)
                 except RecordError as error:
@@ -91,13 +97,17 @@ class PreferencePipeline(Pipeline):
                 continue
             for index, shorter in zip(pair, replaced, strict=True):
                 if shorter is not None:
-                    self._count_truncated(shorter, source, before=lengths[index])
+                    self._count_truncated(shorter, source, before=columns[index])
                 selected[index] = shorter
             self.counts.differing_prompts += not np.array_equal(_prompt(compared, first), _prompt(compared, second))
 
+    def _partial_examples(self, texts: Sequence[EncoderInput]) -> dict[int, PartialExample]:
+        """None where a prompt is shortened: the longer answer decides by how much, so both lengths have to be known."""
+        return super()._partial_examples(texts) if self.options.truncation in ("drop", "error") else {}
+
     def _fit_pair(self, limit: LengthLimit, chosen: Sample, rejected: Sample) -> tuple[Sample, Sample]:
         """Both samples within the limit; the longer one decides how much of the prompt is left."""
-        longer, shorter = sorted((chosen, rejected), key=lambda sample: len(_tokens_of(sample)), reverse=True)
+        longer, shorter = sorted((chosen, rejected), key=lambda sample: length_of(_tokens_of(sample)), reverse=True)
         messages = (longer.example.messages, shorter.example.messages)
         common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*messages, strict=False)))
         fitted = self._fit(limit, longer)

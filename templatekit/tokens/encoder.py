@@ -147,6 +147,10 @@ class Encoder:
             for start, end in tokens.offsets or ()
         ]
 
+    def contains_control_text(self, text: str, start: int, end: int) -> bool:
+        """Whether the text of any control token, trusted or not, lies between these offsets."""
+        return self._control_pattern is not None and self._control_pattern.search(text, start, end) is not None
+
     def _fragments(self, rendered: RenderedText, spans: Sequence[LossSpan]) -> Iterator[Fragment]:
         """The fragments of a text, which is first cut where the loss spans start (with `boundary="cut"`)."""
         text = rendered.text

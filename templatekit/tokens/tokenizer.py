@@ -18,6 +18,7 @@ from typing import Any, Literal
 import tokenizers
 
 from templatekit.errors import TokenizerError, nearest, shorten
+from templatekit.tokens.token_bounds import TokenBounds, may_make_control_ids, token_bounds
 from templatekit.tokens.word_boundaries import components, encodes_words_separately, is_control_token
 from templatekit.types import SpecialTokens
 
@@ -138,6 +139,18 @@ class Tokenizer:
         if self.dummy_prefix != "never" and len(tokens) > len(self.control_tokens):
             return False  # the dummy prefix is also put after added tokens that are text
         return encodes_words_separately(self._backend)
+
+    @cached_property
+    def bounds(self) -> TokenBounds | None:
+        """What is certain of the tokens of any text; None where it is not proven."""
+        return None if self.has_ambiguous_control_ids else token_bounds(self._backend)
+
+    @cached_property
+    def encodes_starts_alike(self) -> bool:
+        """Whether the ids of the first words of every text are the first ids of the text, control tokens included."""
+        if not self.encodes_words_separately or self.bounds is None:
+            return False
+        return not may_make_control_ids(self._backend, self.control_ids)
 
     @cached_property
     def unknown_id(self) -> int | None:

@@ -4,6 +4,9 @@
 are those of a conversation that was short from the start. `response` keeps the first ids and drops the end of the
 answer. No policy cuts through a header, a control token or an end marker. A sample that cannot be shortened enough is
 refused.
+
+A text that is far too long is not encoded whole where its outcome is certain before (`templatekit.tokens.long_texts`).
+Only `context` always encodes it, because its search for the length starts from the number of all tokens.
 """
 
 from __future__ import annotations
@@ -11,14 +14,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from templatekit.errors import RecordError
 from templatekit.tokens.encoder import Encoder
+from templatekit.tokens.long_texts import PartialExample, length_in_words, length_of, partial_example, spans_before
 from templatekit.tokens.supervision import loss_spans
-from templatekit.types import Example, RenderedText, TokenizedExample, TrainOn, Truncation
+from templatekit.types import Example, LossSpan, RenderedText, TokenizedExample, TrainOn, Truncation
 
 
 class FittedSample(NamedTuple):
@@ -40,12 +44,18 @@ class LengthLimit:
     encoder: Encoder
     train_on: TrainOn
 
+    def partial_example(self, rendered: RenderedText, spans: Sequence[LossSpan]) -> PartialExample | None:
+        """A text that is surely too long, encoded as far as `fit` needs; None where it must be encoded whole."""
+        if self.policy == "context":
+            return None
+        return partial_example(self.encoder, rendered, spans, self.max_length, needs_ids=self.policy == "response")
+
     def fit(self, example: Example, tokenized: TokenizedExample) -> FittedSample:
         """The sample itself if it is short enough, else a shortened one, whose `truncated` names the policy.
 
         Raises `RecordError` (reason `too_long`) for a sample that the policy cannot shorten to the limit.
         """
-        if len(tokenized) <= self.max_length:
+        if length_of(tokenized) <= self.max_length:
             return FittedSample(example, tokenized)
         if self.policy == "turns":
             fitted = self._without_old_turns(example, tokenized)
@@ -58,7 +68,7 @@ class LengthLimit:
         return fitted._replace(tokenized=replace(fitted.tokenized, truncated=self.policy))
 
     def _too_long(self, tokenized: TokenizedExample, but: str = "") -> RecordError:
-        found = f"too long; found {len(tokenized)} tokens; expected at most {self.max_length}"
+        found = f"too long; found {length_in_words(tokenized)} tokens; expected at most {self.max_length}"
         return RecordError(found + (f"; {but}" if but else ""), reason="too_long")
 
     def _without_old_turns(self, example: Example, original: TokenizedExample) -> FittedSample:
@@ -88,10 +98,8 @@ class LengthLimit:
         if not starts:
             raise self._too_long(original, "it has one turn, which is never cut (--truncation turns)")
         last_turn = tried.get(starts[-1])
-        raise self._too_long(
-            original,
-            f"its last turn alone has {len(last_turn.tokenized)}" if last_turn else f"of fewer turns: {refusals[-1]}",
-        )
+        left = f"its last turn alone has {length_in_words(last_turn.tokenized)}" if last_turn else ""
+        raise self._too_long(original, left or f"of fewer turns: {refusals[-1]}")
 
     def _with_less_context(self, example: Example, original: TokenizedExample) -> FittedSample:
         """Cut the ends of the contexts, the oldest message first, and leave at least one character of each.
@@ -152,7 +160,7 @@ class LengthLimit:
         ]
         if example.messages[message].tool_calls:
             own = []  # no cut: half a call is useless, and so is an answer without its call
-        offsets = self.encoder.offsets(rendered, original.loss_spans)
+        offsets = self._offsets(original)
         for count in range(self.max_length, 0, -1):
             (_, end), (following, _) = offsets[count - 1], offsets[count]
             if end <= start:
@@ -169,9 +177,10 @@ class LengthLimit:
                 if shorter.trained_tokens and _is_trained(shorter, start, end):
                     return shorter
         prompt = sum(1 for _, end in offsets if end <= start)
+        at_least = "at least " if isinstance(original, PartialExample) and prompt == len(offsets) else ""
         if example.messages[message].tool_calls:
             raise self._too_long(original, "a tool call is never cut (--truncation response)")
-        raise self._too_long(original, f"its prompt has {prompt}, and no text of the answer fits after it")
+        raise self._too_long(original, f"its prompt has {at_least}{prompt}, and no text of the answer fits after it")
 
     def _encode(
         self, example: Example, original: TokenizedExample, *, leading: int = 0, dropped: int = 0
@@ -190,10 +199,19 @@ class LengthLimit:
             samples=original.rendered.samples,
             history=max(min(original.rendered.history, leading), original.rendered.history - dropped),
         )
-        return self.encoder.encode(rendered, loss_spans(rendered, self.train_on))
+        spans = loss_spans(rendered, self.train_on)
+        partial = self.partial_example(rendered, spans)
+        return self.encoder.encode(rendered, spans) if partial is None else partial
+
+    def _offsets(self, tokenized: TokenizedExample) -> list[tuple[int, int]]:
+        """The characters of each token that is known."""
+        if isinstance(tokenized, PartialExample):
+            spans = spans_before(tokenized.loss_spans, len(tokenized.start.text))
+            return self.encoder.offsets(tokenized.start, spans)
+        return self.encoder.offsets(tokenized.rendered, tokenized.loss_spans)
 
     def _is_short(self, tokenized: TokenizedExample) -> bool:
-        return len(tokenized) <= self.max_length and tokenized.trained_tokens > 0
+        return length_of(tokenized) <= self.max_length and tokenized.trained_tokens > 0
 
 
 def _last_trained(tokenized: TokenizedExample) -> int:
@@ -212,11 +230,10 @@ def _is_trained(tokenized: TokenizedExample, start: int, end: int) -> bool:
 def _first_tokens(original: TokenizedExample, count: int, end: int) -> TokenizedExample:
     """The first `count` tokens, which are the text up to `end`."""
     rendered = original.rendered
-    return replace(
-        original,
+    return TokenizedExample(
         input_ids=original.input_ids[:count],
         loss_weights=original.loss_weights[:count],
-        loss_spans=tuple(replace(span, end=min(span.end, end)) for span in original.loss_spans if span.start < end),
+        loss_spans=spans_before(original.loss_spans, end),
         rendered=replace(
             rendered,
             text=rendered.text[:end],

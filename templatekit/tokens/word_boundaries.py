@@ -74,7 +74,7 @@ def encodes_words_separately(backend: tokenizers.Tokenizer) -> bool:
     normalizer, pre_tokenizer = components(backend.normalizer), components(backend.pre_tokenizer)
     if splits_at_word_boundaries(backend):
         return all(component == {"type": "NFC"} for component in normalizer)
-    return _is_sentencepiece(normalizer, pre_tokenizer) and not model.ignore_merges and not _may_merge_words(backend)
+    return is_sentencepiece(normalizer, pre_tokenizer) and not model.ignore_merges and not _may_merge_words(backend)
 
 
 def is_control_token(token: tokenizers.AddedToken) -> bool:
@@ -121,7 +121,7 @@ def _kind(component: Mapping[str, Any]) -> str:
     return "unknown"
 
 
-def _is_sentencepiece(normalizer: list[dict[str, Any]], pre_tokenizer: list[dict[str, Any]]) -> bool:
+def is_sentencepiece(normalizer: list[dict[str, Any]], pre_tokenizer: list[dict[str, Any]]) -> bool:
     """Whether a text is changed only by writing U+2581 for each blank, and perhaps one before the text."""
     replace = {"type": "Replace", "pattern": {"String": BLANK}, "content": METASPACE}
     if not pre_tokenizer:
