@@ -8,9 +8,10 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple
 
 from templatekit.errors import RecordError, SourceError, shorten
+from templatekit.sources.arrow_messages import blocks_of, message_at
 from templatekit.sources.compression import Rewindable, stop_rewinding
 from templatekit.sources.files import FileSource, check_column_names, extension, is_folder, require_records, to_path
 from templatekit.sources.limits import Limits, in_megabytes, size_of, sized, too_large
@@ -29,6 +30,8 @@ _PAGE_RECORDS = 16
 """How many records of the largest size a page may have, which Arrow decodes as a whole."""
 _BATCH_RECORDS = 8
 """How many records of the largest size a batch may have. Arrow takes four times the memory while it decodes one."""
+_UNPACKED_RECORDS = 40
+"""How many records of the largest size a compressed batch of Arrow may have, which is decompressed as a whole."""
 _PARQUET, _FILE, _STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 
 
@@ -62,6 +65,7 @@ def _rows(file: BinaryIO, address: str, limits: Limits) -> Iterator[Record | Rec
                     for record in records:
                         yield record.at(address, row) if isinstance(record, RecordError) else record
                         row += 1
+                del batch  # before the next one is decompressed
         except (pa.ArrowException, OSError, ValueError) as error:
             if isinstance(error, SourceError):
                 raise
@@ -104,11 +108,13 @@ def _open(file: BinaryIO, address: str, stack: ExitStack, limits: Limits) -> tup
         parquet = stack.enter_context(pq.ParquetFile(file, pre_buffer=False))
         return parquet.schema_arrow, _parquet_batches(parquet, file, address, limits)
     if magic.startswith(_FILE):
-        reader = stack.enter_context(pa.ipc.open_file(_mapped(file)))
-        return reader.schema, _sliced(reader.get_batch(index) for index in range(reader.num_record_batches))
+        mapped = _mapped(file)
+        reader = stack.enter_context(pa.ipc.open_file(mapped or file))
+        return reader.schema, _sliced(_file_batches(reader, file, address, limits), mapped)
     if magic.startswith(_STREAM):
-        stream = stack.enter_context(pa.ipc.open_stream(_mapped(file)))
-        return stream.schema, _sliced(iter(stream))
+        mapped = _mapped(file)
+        stream = stack.enter_context(pa.ipc.open_stream(mapped or file))
+        return stream.schema, _sliced(_stream_batches(stream, file, address, limits), mapped)
     raise SourceError(
         f"{address}: neither Parquet nor Arrow; found a file that begins {magic!r}; if it is JSON, rename it to end in "
         ".json"
@@ -166,26 +172,83 @@ def _longest_texts(
     return found
 
 
-def _mapped(file: BinaryIO) -> pa.Buffer | BinaryIO:
+def _mapped(file: BinaryIO) -> mmap.mmap | None:
     """A local file as mapped memory: a batch may be as large as the file, and only what is read is loaded."""
-    import pyarrow as pa
-
     if not isinstance(file, io.BufferedReader) or not isinstance(file.raw, io.FileIO):
-        return file
-    return pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return None
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _sliced(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        for start in range(0, batch.num_rows, _BATCH_ROWS):
-            yield batch.slice(start, _BATCH_ROWS)
+class _Batch(NamedTuple):
+    """A record batch, and the bytes of all its rows."""
+
+    rows: pa.RecordBatch
+    size: int
+
+
+def _file_batches(reader: pa.RecordBatchFileReader, file: BinaryIO, address: str, limits: Limits) -> Iterator[_Batch]:
+    blocks = blocks_of(file)
+    dictionaries = 0
+    for block in blocks.dictionaries:
+        message = message_at(file, block.offset)
+        dictionaries += message.unpacked if message else 0
+    for index, block in enumerate(blocks.batches):
+        message = message_at(file, block.offset)
+        if message is None:
+            raise ValueError(f"the header of batch {index} is damaged")
+        _check_unpacked(dictionaries + message.unpacked, index, address, limits)
+        yield _Batch(reader.get_batch(index), message.size)
+
+
+def _stream_batches(
+    stream: pa.RecordBatchStreamReader, file: BinaryIO, address: str, limits: Limits
+) -> Iterator[_Batch]:
+    index = offset = dictionaries = size = 0
+    while True:
+        position = file.tell()
+        while (message := message_at(file, offset)) is not None:
+            offset = message.end
+            _check_unpacked(dictionaries + message.unpacked, index, address, limits)
+            if message.is_batch:
+                size = message.size
+                break
+            dictionaries += message.unpacked
+        file.seek(position)
+        try:
+            yield _Batch(stream.read_next_batch(), size)
+        except StopIteration:
+            return
+        index += 1
+
+
+def _check_unpacked(size: int, index: int, address: str, limits: Limits) -> None:
+    largest = _UNPACKED_RECORDS * limits.record
+    if size > largest:
+        raise SourceError(
+            f"{address}: record batch {index} is compressed, and has {in_megabytes(size)}; expected at most "
+            f"{in_megabytes(largest)}; write the file again with fewer rows in a batch, or allow larger records: "
+            "--max-record-size"
+        )
+
+
+def _sliced(batches: Iterator[_Batch], mapped: mmap.mmap | None) -> Iterator[pa.RecordBatch]:
+    """The rows a few at a time; those read are unloaded, so that memory does not grow with the file."""
+    for batch, size in batches:
+        rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * batch.num_rows // max(1, size)))
+        for start in range(0, batch.num_rows, rows):
+            yield batch.slice(start, rows)
+            if mapped is not None and hasattr(mapped, "madvise"):
+                mapped.madvise(mmap.MADV_DONTNEED)
+        del batch  # before the next one is decompressed
 
 
 def _to_python(batch: pa.RecordBatch, limits: Limits) -> Iterator[Sequence[Record | RecordError]]:
     """The rows, a part of the batch at a time, with an error in place of each that is too large or not a value."""
+    from templatekit.sources.arrow_sizes import python_size
+
     try:
         batch.validate(full=True)  # an offset out of bounds would crash the process
-        size = sum(map(_size, batch.columns))
+        size = sum(map(python_size, batch.columns))
         if batch.num_rows <= 1 and size > limits.record:
             yield [too_large(size, limits)]
             return
@@ -203,19 +266,6 @@ def _to_python(batch: pa.RecordBatch, limits: Limits) -> Iterator[Sequence[Recor
     middle = batch.num_rows // 2
     yield from _to_python(batch.slice(0, middle), limits)
     yield from _to_python(batch.slice(middle), limits)
-
-
-def _size(column: pa.Array) -> int:
-    """The bytes of a column, with each text of a dictionary as often as rows repeat it."""
-    if not hasattr(column, "dictionary"):
-        return int(column.nbytes)
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    kind = column.type.value_type
-    if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind):
-        return pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
-    return int(column.dictionary_decode().nbytes)
 
 
 def _not_a_value(error: Exception) -> RecordError:
