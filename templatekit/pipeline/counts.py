@@ -11,6 +11,9 @@ from templatekit.errors import RecordError
 from templatekit.types import Example, PreferenceExample, TokenizedExample
 
 _MAX_ROWS_SHOWN = 5
+_MAX_KEYS, _MAX_KEYS_SHOWN = 1000, 40
+OTHER_KEYS = "… and others"
+"""Stands for all keys after the first `_MAX_KEYS`: where keys are data, every row may have others."""
 
 
 @dataclass(kw_only=True)
@@ -52,7 +55,7 @@ class Counts:
     differing_prompts: int = 0
     """Preference pairs, in rows that came out, whose answers follow different prompt ids."""
     unread_keys: dict[str, int] = field(default_factory=dict)
-    """The first row that has the key, by key that the adapter does not read."""
+    """The first row that has the key, by key that the adapter does not read: a bounded number, then `OTHER_KEYS`."""
 
     def drop(self, error: RecordError) -> None:
         """Count a row, or a sample of it, that is dropped."""
@@ -83,6 +86,11 @@ class Counts:
             self.equal_pairs += example.chosen == example.rejected
             self.early_pairs += max(len(example.chosen), len(example.rejected)) > 1
 
+    def add_unread(self, key: str, row: int) -> None:
+        """Count a key that the adapter does not read; only its first row is kept."""
+        known = len(self.unread_keys) < _MAX_KEYS or key in self.unread_keys
+        self.unread_keys.setdefault(key if known else OTHER_KEYS, row)
+
     def add_truncated(self, example: TokenizedExample, source: str | None, before: str) -> None:
         """Count a shortened sample that had `before` tokens, in words; a whole sample is not counted."""
         if example.truncated is None:
@@ -100,6 +108,9 @@ class Counts:
                 setattr(self, field_.name, mine + theirs)
             elif isinstance(mine, Counter):
                 mine.update(theirs)
+            elif mine is self.unread_keys:
+                for key, row in theirs.items():
+                    self.add_unread(key, row)
             else:
                 for key, value in theirs.items():
                     if isinstance(value, list):
@@ -154,7 +165,12 @@ class Counts:
         if self.differing_prompts:
             lines.append(f"note: pairs whose answers follow different prompt ids: {self.differing_prompts:,}")
         if self.unread_keys:
-            keys = ", ".join(f"{key} (first in row {row})" for key, row in sorted(self.unread_keys.items()))
+            named = sorted((key, row) for key, row in self.unread_keys.items() if key != OTHER_KEYS)
+            keys = ", ".join(f"{key} (first in row {row})" for key, row in named[:_MAX_KEYS_SHOWN])
+            if OTHER_KEYS in self.unread_keys:
+                keys += f" and more than {len(named) - _MAX_KEYS_SHOWN:,} others"
+            elif len(named) > _MAX_KEYS_SHOWN:
+                keys += f" and {len(named) - _MAX_KEYS_SHOWN:,} others"
             lines.append(f"note: keys that the adapter does not read: {keys}")
         return lines
 

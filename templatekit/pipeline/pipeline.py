@@ -280,7 +280,8 @@ class Pipeline:
                 raise record
             examples = self.reader.examples(record)
             for key in self.reader.unread(record):
-                self.counts.unread_keys.setdefault(key, row)
+                if key not in self.counts.unread_keys:
+                    self.counts.add_unread(key, row)
             conversations: list[Example] = []
             for example in examples:
                 conversations += self._conversations(example)
