@@ -45,7 +45,7 @@ from templatekit.sources.shuffle import row_of
 from templatekit.tokens.assembly import EncoderInput
 from templatekit.tokens.encoder import Encoder
 from templatekit.tokens.load import find_tokenizer
-from templatekit.tokens.long_texts import PartialExample, length_in_words
+from templatekit.tokens.long_texts import PartialExample, length_in_words, longest_whole
 from templatekit.tokens.supervision import LazyLossSpans, loss_spans
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.tokens.truncation import LengthLimit
@@ -362,7 +362,9 @@ class Pipeline:
         """By index, the texts that are surely too long and need not be encoded whole."""
         if self.limit is None:
             return {}
-        found = ((index, self.limit.partial_example(*text)) for index, text in enumerate(texts))
+        longest = longest_whole(self.limit.max_length)
+        long = [index for index, (rendered, _) in enumerate(texts) if text_length(rendered) > longest]
+        found = ((index, self.limit.partial_example(*texts[index])) for index in long)
         return {index: partial for index, partial in found if partial is not None}
 
     def _check_trained(self, sample: Sample, source: str | None) -> bool:

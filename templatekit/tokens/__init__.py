@@ -10,7 +10,8 @@ The path of a text:
    `word_table` caches the ids of each word, and `token_layouts` those of all text that a traced template always writes.
    Otherwise `encoder` passes whole fragments to the backend.
 5. The backend is `tokenizers` or, where it is proven to give the same ids, kitoken (`fast_backend`).
-6. `truncation` shortens samples that are too long.
+6. `truncation` shortens samples that are too long. `long_texts` finds out, without encoding all of a text, that it is
+   too long; `token_bounds` proves for which tokenizers.
 
 `disk_cache` stores values that take long to compute for a tokenizer.
 

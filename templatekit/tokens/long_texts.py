@@ -66,9 +66,10 @@ def partial_example(
 
     With `needs_ids`, it has the first ids, more than `limit`.
     """
-    if not _is_long(rendered, limit) or encoder.boundary != "cut":
+    text = rendered.text
+    if len(text) <= longest_whole(limit) or encoder.boundary != "cut":
         return None
-    text, bounds = rendered.text, encoder.tokenizer.bounds
+    bounds = encoder.tokenizer.bounds
     if bounds is None or not bounds.hold_for(text):
         return None
     if not needs_ids and (least := bounds.least_tokens(text)) > limit:
@@ -110,10 +111,9 @@ def _is_enough(start: TokenizedExample, limit: int) -> bool:
     return len(start) > limit
 
 
-def _is_long(rendered: RenderedText, limit: int) -> bool:
-    traced = rendered.traced
-    length = len(rendered.text) if traced is None else sum(map(len, traced.pieces))
-    return length > LONG_TEXT and length > _LONG_TEXT_PER_TOKEN * limit
+def longest_whole(limit: int) -> int:
+    """Characters of the longest text that is always encoded whole."""
+    return max(LONG_TEXT, _LONG_TEXT_PER_TOKEN * limit)
 
 
 def _has_trained_character(text: str, spans: Sequence[LossSpan], characters_of_a_token: int) -> bool:

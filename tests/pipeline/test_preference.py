@@ -15,6 +15,7 @@ from templatekit import ConfigError, DataOptions, RecordError, create_registry
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.pipeline.preference import PreferencePipeline, preference_pairs
 from templatekit.testing.texts import UNICODE
+from templatekit.tokens import long_texts
 from templatekit.types import TokenizedExample, TokenizedPair
 
 TEXT = st.one_of(st.sampled_from(UNICODE), st.text(min_size=1, max_size=20)).filter(str.strip)
@@ -111,6 +112,26 @@ def test_a_pair_is_too_long_as_a_whole(read: Read, longer: str) -> None:
     assert pipeline.counts.rows_out == 1
     with pytest.raises(RecordError, match="too long"):
         read({"prompt": "a?", **texts}, max_length=150, truncation="error", on_error="stop")
+
+
+@pytest.mark.parametrize("policy", ["drop", "turns", "context", "response"])
+@given(data=st.data())
+def test_a_pair_that_is_far_too_long_has_the_outcome_of_whole_texts(
+    policy: str, read: Read, data: st.DataObject
+) -> None:
+    text = st.lists(st.sampled_from(("the", "quick", "日本語", "<|im_end|>", "it's 12")), min_size=1, max_size=30)
+    record = _record(*(data.draw(text.map(" ".join), label=key) for key in ("prompt", "chosen", "rejected")))
+    options = {"max_length": data.draw(st.integers(60, 150), label="limit"), "truncation": policy}
+    records = (record, _record("a?", "b", "c"))  # the second is short, so that something is left
+    whole, before = read(*records, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("LONG_TEXT", "_LONG_TEXT_PER_TOKEN"):
+            patch.setattr(long_texts, name, 0)
+        patch.setattr(long_texts, "_START_PER_TOKEN", 1)
+        partial, after = read(*records, **options)
+    assert partial == whole
+    assert after.counts.dropped_rows == before.counts.dropped_rows
+    assert after.counts.truncated_rows == before.counts.truncated_rows
 
 
 @pytest.mark.parametrize("longer", ["chosen", "rejected"])
