@@ -29,6 +29,18 @@ IGNORE_INDEX = -100
 
 No other module spells out this number."""
 
+MIN_WEIGHT, MAX_WEIGHT = 1e-9, 1e9
+"""The bounds of a loss weight that is not 0. A product of two, and a sum over many tokens, fits into 32 bits (float32)
+and is not rounded to 0 there."""
+WEIGHT_RANGE = "0, or a number from 1e-9 to 1e9"
+"""The bounds in words."""
+
+
+def is_weight(value: float) -> bool:
+    """Whether a number can be a loss weight: not if it is negative, not finite, or outside of the bounds."""
+    return value == 0 or MIN_WEIGHT <= value <= MAX_WEIGHT
+
+
 TrainOn: TypeAlias = str
 """Which text is trained, and with which weight: a base, then weights of roles and fields: `response=1,context=0.1`.
 
@@ -91,8 +103,8 @@ class Message:
     """A factor of the loss of this message's tokens: with 0 they are not trained, with 1 fully."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"a message's weight must be finite and at least 0; got weight={self.weight!r}")
+        if not is_weight(self.weight):
+            raise ValueError(f"a message's weight must be {WEIGHT_RANGE}; got weight={self.weight!r}")
 
 
 @fast_init

@@ -13,7 +13,7 @@ from templatekit.config.filter_expression import FilterExpression
 from templatekit.config.options import JsonValue, Options, PositiveInt, refuse_bool
 from templatekit.config.train_on import parse_train_on
 from templatekit.errors import ConfigError
-from templatekit.types import Boundary, ControlTokens, TrainOn, Truncation
+from templatekit.types import MAX_WEIGHT, MIN_WEIGHT, Boundary, ControlTokens, TrainOn, Truncation
 
 CACHE_OPTIONS = ("cache", "cache_dir")
 """The options of commands that cache the prepared examples."""
@@ -71,7 +71,7 @@ class MixedSet(Options):
 
     dataset: DataAddress = Field(description="The address of its records.")
     name: str | None = Field(None, description="Its name in rows and counts; by default its address.")
-    weight: Annotated[float, BeforeValidator(refuse_bool), Field(gt=0)] | None = Field(
+    weight: Annotated[float, BeforeValidator(refuse_bool), Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)] | None = Field(
         None, description="How often its rows are drawn, relative to other sets; 1 if only other sets have a weight."
     )
     repeat: PositiveInt = Field(1, description="How many times its rows are read.")

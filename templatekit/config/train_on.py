@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
 from templatekit.errors import ConfigError, nearest
-from templatekit.types import STANDARD_ROLES, TrainOn
+from templatekit.types import STANDARD_ROLES, WEIGHT_RANGE, TrainOn, is_weight
 
 Base = Literal["response", "content", "last", "all"]
 _BASES: tuple[Base, ...] = get_args(Base)
@@ -77,8 +77,8 @@ def _parse_weight(name: str, text: str) -> float:
         weight = float(text)
     except ValueError:
         weight = -1.0
-    if not 0 <= weight < float("inf"):
-        raise ConfigError(f"the weight of {name!r} is {text!r}; expected a number of at least 0")
+    if not is_weight(weight):
+        raise ConfigError(f"the weight of {name!r} is {text!r}; expected {WEIGHT_RANGE}")
     return weight
 
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from templatekit.errors import RecordError, shorten
-from templatekit.types import Record
+from templatekit.types import WEIGHT_RANGE, Record, is_weight
 
 WEIGHT_KEYS = ("weight", "loss_weight", "train")
 """The keys under which a message may hold its loss weight: a number, or true or false."""
@@ -136,11 +135,14 @@ def weight_of(record: Record) -> float:
         weight = record.get(key)
         if weight is None:
             continue
-        if not isinstance(weight, (int, float)) or not 0 <= weight <= sys.float_info.max:
+        if not isinstance(weight, (int, float)) or not is_weight(weight):
             raise RecordError(
-                f"found {shorten(weight)}; expected a number of at least 0, or true or false",
-                field=key,
-                reason="bad_weight",
+                f"found {shorten(weight)}; expected {WEIGHT_RANGE}, or true or false", field=key, reason="bad_weight"
             )
         product *= weight
-    return min(product, sys.float_info.max)
+    if not is_weight(product):
+        keys = ", ".join(key for key in WEIGHT_KEYS if record.get(key) is not None)
+        raise RecordError(
+            f"the product of {keys} is {product:g}; expected {WEIGHT_RANGE}", field="weight", reason="bad_weight"
+        )
+    return product

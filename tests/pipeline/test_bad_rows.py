@@ -183,7 +183,7 @@ def test_a_bad_alpaca_row(row: dict[str, Any], message: str, run: Callable[..., 
         (
             "messages",
             {"messages": [{"role": "assistant", "content": "a", "weight": -1}]},
-            "messages[0].weight: found -1; expected a number of at least 0, or true or false",
+            "messages[0].weight: found -1; expected 0, or a number from 1e-9 to 1e9, or true or false",
         ),
         (
             "messages",

@@ -189,7 +189,7 @@ def test_an_error_names_the_file_and_its_row(files: Path) -> None:
         ({"mix_strategy": "once"}, "expected --mix too"),
         ({"mix": ["starter"], "dataset": "x.json"}, "expected one of them"),
         ({"mix": ["starter,weight=2"], "mix_strategy": "concat"}, "draws nothing"),
-        ({"mix": ["starter,weight=0"]}, "greater than 0"),
+        ({"mix": ["starter,weight=0"]}, "greater than or equal to 0.000000001"),
         ({"mix": ["starter,wieght=2"]}, "unknown option 'mix.0.wieght'; did you mean 'weight'"),
         ({"mix": ["starter,weight"]}, "ADDRESS,key=value"),
     ],

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
-import sys
 from collections import Counter
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,7 @@ ROUND_TRIPS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
                         "reasoning_content": SOME,
                         "name": SOME,
                         "tool_call_id": SOME,
-                        "weight": st.floats(0, 10).filter(lambda weight: weight != 1),
+                        "weight": (st.just(0.0) | st.floats(1e-9, 10)).filter(lambda weight: weight != 1),
                         "tool_calls": st.just([{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]),
                     },
                 ),
@@ -262,9 +262,13 @@ WEIGHTS: list[tuple[dict[str, Any], float]] = [
     ({"train": False}, 0.0),
     ({"train": False, "weight": 3}, 0.0),
     ({"weight": 0.5, "loss_weight": 0.5, "train": 2}, 0.5),
-    ({"weight": 1e308, "loss_weight": 1e308}, sys.float_info.max),
+    ({"weight": 1e9, "loss_weight": 1e-9, "train": 1e-9}, 1e-9),
+    ({"weight": 1e9, "loss_weight": 0}, 0.0),
 ]
-BAD_WEIGHTS: list[object] = [-1, "1", "no", float("nan"), float("inf"), 10**400, [1], {}]
+BAD_WEIGHTS: list[object] = [
+    *(-1, -1e-9, 1e-50, 1e39, 1e308, 10**400, float("nan"), float("inf"), -float("inf")),
+    *("1", "no", [1], {}, Decimal(1)),
+]
 
 
 def weighted(adapter: str, **keys: object) -> dict[str, Any]:
@@ -290,9 +294,19 @@ def test_weights_under_several_keys_multiply(name: str, keys: dict[str, Any], we
 def test_an_invalid_weight_is_refused_by_name(name: str, key: str, value: object, builtin: Registry) -> None:
     record = weighted(name, **{key: value})
     assert check_reads_or_refuses(builtin.adapters[name], record) is None
-    with pytest.raises(RecordError, match="expected a number of at least 0, or true or false") as raised:
+    with pytest.raises(RecordError, match="expected 0, or a number from 1e-9 to 1e9, or true or false") as raised:
         builtin.adapters[name].to_example(record)
     assert raised.value.field == f"{next(iter(record))}[1].{key}"
+    assert raised.value.reason == "bad_weight"
+
+
+@pytest.mark.parametrize("name", ["messages", "sharegpt"])
+@pytest.mark.parametrize("value", [1e9, 1e-9])
+def test_a_product_of_weights_that_no_loss_can_hold_is_refused(name: str, value: float, builtin: Registry) -> None:
+    record = weighted(name, weight=value, loss_weight=value)
+    with pytest.raises(RecordError, match=r"the product of weight, loss_weight is 1e.18; expected 0, or") as raised:
+        builtin.adapters[name].to_example(record)
+    assert raised.value.field == f"{next(iter(record))}[1].weight"
     assert raised.value.reason == "bad_weight"
 
 
