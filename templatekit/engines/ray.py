@@ -231,7 +231,7 @@ def _context() -> Iterator[DataContext]:
 
     logger = logging.getLogger("ray.data")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)  # Ray raises what it logs as an error with a traceback
     context = DataContext.get_current().copy()
     try:
         with DataContext.current(context):

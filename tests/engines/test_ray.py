@@ -70,6 +70,7 @@ def test_a_chunk_that_kills_whoever_does_it_is_an_error(render: Render) -> None:
     assert ray.code == 1
     assert ray.said[-1].startswith("Error: Ray raised ")
     assert "died" in ray.said[-1]
+    assert not any("Traceback" in line for line in ray.said)
 
 
 @needs_ray

@@ -41,7 +41,9 @@ def running_cluster() -> Iterator[Cluster]:
     limits = ["--num-cpus", "2", "--object-store-memory", str(200 << 20), "--include-dashboard", "false"]
     ray = str(Path(sys.executable).with_name("ray"))
     command = [ray, "start", "--head", "--block", "--port", str(port), "--temp-dir", folder, *limits]
-    environment = {**os.environ, **TOKEN, "RAY_TMPDIR": folder}
+    # A busy machine must not count as a dead one.
+    patience = {"RAY_health_check_failure_threshold": "100"}
+    environment = {**os.environ, **TOKEN, **patience, "RAY_TMPDIR": folder}
     cluster = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert cluster.stdout is not None

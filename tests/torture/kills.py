@@ -89,14 +89,17 @@ def finetune(place: Place, draw: random.Random) -> int:
     whole, seconds = place.trained(method)
     folder = place.new_folder() / "run"
     kills = 0
+
+    def command_now() -> list[str]:
+        return place.finetune(folder, *(["--resume"] if (folder / "recipe.yaml").exists() else []), method=method)
+
     while True:
-        resume = ["--resume"] if (folder / "recipe.yaml").exists() else []
-        command = place.finetune(folder, *resume, method=method)
+        command = command_now()
         if kills >= 5 or not _kill(place, command, draw, seconds, f"finetune, {method}, resumed"):
             break
         kills += 1
     if not (folder / "run.json").exists():
-        command = place.finetune(folder, "--resume", method=method)
+        command = command_now()  # every kill may have come before the run began
         place.succeed(command)
     expect(training(folder) == whole, f"other losses or weights after {kills} kills", command)
     left = left_behind(folder, ".lock")
