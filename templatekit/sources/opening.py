@@ -70,8 +70,12 @@ def _read(
 ) -> Iterator[Record | RecordError]:
     """The source's records; raises `PluginError`, which names the plugin, if the source breaks its contract."""
     measured = not isinstance(source, LimitedSource)
+    as_it_is = not measured and not columns
     try:
         for row, item in enumerate(islice(source.read(address.whole), limit)):
+            if as_it_is and type(item) is dict:  # nearly every row, and the checks take a tenth of its time
+                yield item
+                continue
             if not isinstance(item, (Mapping, RecordError)):
                 raise TypeError(f"yielded {shorten(item)}; expected a mapping or a RecordError")
             try:
