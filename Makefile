@@ -30,7 +30,7 @@ check: install  ## Lint, format and types.
 fuzz: install  ## Mutated and generated input for readers, templates, turns, checkpoints and recipes.
 	PYTHONPATH=tests HF_HUB_OFFLINE=1 $(BIN)/python -m fuzz $(ARGS)
 
-torture: install  ## Kills, damage, full disks and races: nothing lost, nothing half. Twenty minutes.
+torture: install  ## Kills, also on Ray, damage, full disks and races: nothing lost, nothing half. Half an hour.
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/torture $(ARGS)
 
 bench: install  ## Speed beside the limit, as ratios. Run it alone on the machine.
