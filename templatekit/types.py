@@ -332,6 +332,12 @@ class RenderedText(_FromTrace):
         return self
 
     @property
+    def length(self) -> int:
+        """The number of characters; the text is not computed for it."""
+        traced = self.traced
+        return len(self.text) if traced is None else sum(map(len, traced.pieces))
+
+    @property
     def traced(self) -> TracedText | None:
         """The layout and pieces; None where the text was not made by a compiled trace."""
         return getattr(self, "_traced", None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from templatekit.errors import ConfigError, RecordError
 from templatekit.hooks.exporters import NOT_EXPRESSIBLE, FolderExporter, write_json_lines
-from templatekit.pipeline.chunks import chunked
+from templatekit.sources.chunked import chunked
 from templatekit.types import Sample, TokenizedExample
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ import numpy as np
 
 from templatekit.export.packs import pack_record_batch, pack_rows
 from templatekit.hooks.exporters import Exporter, write_json_lines
-from templatekit.pipeline.batches import text_length
-from templatekit.pipeline.chunks import CHUNK_BYTES, chunked
+from templatekit.sources.chunked import CHUNK_BYTES, chunked
 from templatekit.types import RenderedText, TokenizedExample
 
 if TYPE_CHECKING:
@@ -175,7 +174,7 @@ def _batches(examples: Iterable[RenderedText | TokenizedExample]) -> Iterator[pa
 
 
 def _length(example: RenderedText | TokenizedExample) -> int:
-    return text_length(example.rendered if isinstance(example, TokenizedExample) else example)
+    return (example.rendered if isinstance(example, TokenizedExample) else example).length
 
 
 def _rebatched(chunks: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

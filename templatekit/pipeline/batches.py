@@ -8,17 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from templatekit.packing.columns import TokenizedColumns
-from templatekit.types import RenderedText, Sample
+from templatekit.types import Sample
 
 BATCH_SIZE = 256
 """Samples that go to the encoder in one call."""
 BATCH_BYTES = 1 << 22
 """Characters of large records' texts after which such a batch ends early: encoding takes a hundred bytes for each."""
-
-
-def text_length(rendered: RenderedText) -> int:
-    """The characters of a text, which is not computed for it."""
-    return len(rendered.text) if rendered.traced is None else sum(map(len, rendered.traced.pieces))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from templatekit.config.data_options import parse_dedup
 from templatekit.errors import ConfigError, ExcludedRecord, RecordError
-from templatekit.pipeline.chunks import chunked
 from templatekit.pipeline.first_rows import FirstRows, text_key
+from templatekit.sources.chunked import chunked
 from templatekit.sources.limits import told_size
 from templatekit.types import Example, Message, PreferenceExample, Record
 

@@ -15,9 +15,10 @@ from templatekit.formats.template import Template
 from templatekit.hooks.registry import Registry
 from templatekit.packing.columns import TokenizedColumns
 from templatekit.pipeline.batches import BATCH_SIZE, SampleBatch
-from templatekit.pipeline.chunks import Chunk, chunked
+from templatekit.pipeline.chunks import Chunk
 from templatekit.pipeline.counts import Counts
 from templatekit.pipeline.pipeline import Pipeline
+from templatekit.sources.chunked import chunked
 from templatekit.sources.limits import told_size
 from templatekit.sources.mixing import DrawnItem, Mix, Passes, Strategy
 from templatekit.sources.shuffle import row_of, shuffled, with_row

@@ -35,11 +35,12 @@ from templatekit.formats.template import Template
 from templatekit.hooks.contracts import Adapter
 from templatekit.hooks.registry import Registry
 from templatekit.packing.columns import TokenizedColumns
-from templatekit.pipeline.batches import BATCH_BYTES, BATCH_SIZE, SampleBatch, text_length
-from templatekit.pipeline.chunks import CHUNK_SIZE, Chunk, chunked
+from templatekit.pipeline.batches import BATCH_BYTES, BATCH_SIZE, SampleBatch
+from templatekit.pipeline.chunks import CHUNK_SIZE, Chunk
 from templatekit.pipeline.counts import Counts
 from templatekit.pipeline.garbage_collection import with_rare_gc
 from templatekit.pipeline.reader import Reader
+from templatekit.sources.chunked import chunked
 from templatekit.sources.limits import told_size
 from templatekit.sources.shuffle import row_of
 from templatekit.tokens.assembly import EncoderInput
@@ -257,7 +258,7 @@ class Pipeline:
                 else:
                     for sample in samples:
                         found.append(sample)
-                        size += text_length(sample.rendered)
+                        size += sample.rendered.length
                         if size > BATCH_BYTES and len(found) % self.inseparable == 0:
                             yield found, None
                             found, size = [], 0
@@ -363,7 +364,7 @@ class Pipeline:
         if self.limit is None:
             return {}
         longest = longest_whole(self.limit.max_length)
-        long = [index for index, (rendered, _) in enumerate(texts) if text_length(rendered) > longest]
+        long = [index for index, (rendered, _) in enumerate(texts) if rendered.length > longest]
         found = ((index, self.limit.partial_example(*texts[index])) for index in long)
         return {index: partial for index, partial in found if partial is not None}
 

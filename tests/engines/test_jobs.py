@@ -20,9 +20,10 @@ from templatekit.engines.jobs import ChunkResult, Engine, WorkerSetup, output_ch
 from templatekit.errors import RecordError, TemplatekitError
 from templatekit.export.rows import JsonLines
 from templatekit.packing import pack_stream
-from templatekit.pipeline.chunks import Chunk, chunked
+from templatekit.pipeline.chunks import Chunk
 from templatekit.pipeline.mixture import create_pipeline
 from templatekit.pipeline.outputs import ExporterConverter, LengthCounts, chunks_for_exporter, is_packed, takes_columns
+from templatekit.sources.chunked import chunked
 from templatekit.sources.limits import told_size
 
 SINKS = ("jsonl", "parquet", "arrow", "openai", "sharegpt", "datasets", "axolotl")

@@ -18,12 +18,12 @@ from templatekit import DataOptions, Registry
 from templatekit.config.data_options import MixedSet
 from templatekit.config.render_options import RenderOptions
 from templatekit.export import folders, rows
-from templatekit.pipeline import batches, chunks, outputs, pipeline
+from templatekit.pipeline import batches, outputs, pipeline
 from templatekit.pipeline.deduplication import IdentifiedRecord, create_text_index, mark_duplicates
 from templatekit.pipeline.mixture import Mixture, create_pipeline
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.pipeline.preference import PreferencePipeline
-from templatekit.sources import open_source
+from templatekit.sources import chunked, open_source
 from templatekit.sources.limits import Limits, SizedRecord, told_size
 
 Write = Callable[[str, "str | bytes"], str]
@@ -68,7 +68,7 @@ def write(tmp_path: Path) -> Write:
 @pytest.fixture
 def few_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds of a few kilobytes."""
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 70_000)
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", 70_000)
     monkeypatch.setattr(rows, "CHUNK_BYTES", 70_000)
     monkeypatch.setattr(pipeline, "BATCH_BYTES", 20_000)
 
