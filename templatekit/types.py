@@ -195,8 +195,11 @@ class SpecialTokens:
     eos: str = ""
     pad: str = ""
     unk: str = ""
+    sep: str = ""
     special: frozenset[str] = frozenset()
     """Every token that the tokenizer flags as special."""
+    stop_tokens: tuple[str, ...] = ()
+    """The tokens at which servers stop: those that the model's `generation_config.json` names, else EOS."""
     adds_bos: bool = False
     """Whether the tokenizer adds BOS before plain text; if so, BOS is also added before instruction formats."""
     known: bool = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from templatekit.audit.template_markers import TemplateMarker, ending_of, markers_of
@@ -11,20 +10,8 @@ from templatekit.errors import TokenizerError
 from templatekit.formats.template import Template
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.tokens.load import resolve_model
-from templatekit.tokens.tokenizer import Tokenizer
+from templatekit.tokens.tokenizer import StopTokens, Tokenizer, stop_tokens_in
 from templatekit.types import SpecialTokens
-
-_STOP_TOKEN_FILES = ("generation_config.json", "config.json")
-"""Files of a model's folder that may name its stop tokens; the first file that names any counts."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StopTokens:
-    """The ids at which a server stops when it loads the tokenizer's folder."""
-
-    ids: tuple[int, ...]
-    source: str
-    """The file or setting that names them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,17 +53,9 @@ def _stop_tokens(pipeline: Pipeline, tokenizer: Tokenizer) -> StopTokens:
     except TokenizerError:
         model = None  # a tokenizer that was given as an object has no address
     if model is not None:
-        folder = model.parent if model.is_file() else model
-        for path in (folder / name for name in _STOP_TOKEN_FILES):
-            try:
-                ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-            except FileNotFoundError:
-                continue
-            except (OSError, ValueError, AttributeError) as error:
-                raise TokenizerError(f"{str(path)!r} cannot be read: {error}; expected an object of JSON") from None
-            ids = ids if isinstance(ids, list) else [ids]
-            if all(type(id) is int for id in ids):
-                return StopTokens(ids=tuple(ids), source=path.name)
+        found = stop_tokens_in(model.parent if model.is_file() else model)
+        if found is not None:
+            return found
     eos = tokenizer.id_of(tokenizer.special_tokens.eos)
     source = "the tokenizer's eos_token (there is no generation_config.json beside it)"
     return StopTokens(ids=() if eos is None else (eos,), source=source)

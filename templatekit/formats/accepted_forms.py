@@ -40,11 +40,13 @@ class CallForm(NamedTuple):
 class AcceptedForms:
     """The forms that one template accepts.
 
-    `render` returns the text for the variables given, or raises a `TemplatekitError`.
+    `render` returns the text for the variables given, or raises a `TemplatekitError`. `reads_tools` says whether the
+    template looks at `tools`.
     """
 
-    def __init__(self, render: Callable[[Variables], str]) -> None:
+    def __init__(self, render: Callable[[Variables], str], *, reads_tools: bool) -> None:
         self._render = render
+        self._reads_tools = reads_tools
         self.content = cache(self._probe_content)
 
     def _probe_content(self, role: str) -> ContentForm:
@@ -76,6 +78,19 @@ class AcceptedForms:
         return text if self.content(role) in ("text", "either") else [{"type": "text", "text": text}]
 
     @cached_property
+    def no_tools(self) -> list[Any] | None:
+        """What stands for no tools: None, as servers pass it, but an empty list for a template that fails on None."""
+        if not self._reads_tools:
+            return None
+        user = {"role": "user", "content": self._in_accepted_form("user", "x")}
+        try:
+            self._render(_variables([user]))
+        except TemplatekitError as error:
+            if isinstance(error.__cause__, TypeError) and self._printed([user], tools=[]):
+                return []
+        return None
+
+    @cached_property
     def calls(self) -> CallForm:
         """The form of tool calls."""
         user = {"role": "user", "content": self._in_accepted_form("user", "x")}
@@ -88,14 +103,18 @@ class AcceptedForms:
                 return CallForm("text", content)
         return CallForm(content=empty)
 
-    def _printed(self, messages: list[Variables]) -> str:
+    def _printed(self, messages: list[Variables], *, tools: list[Any] | None = None) -> str:
         """The text of these messages; empty if the template refuses them."""
-        names = ("bos_token", "eos_token", "pad_token", "unk_token")
-        variables = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": False}
         try:
-            return self._render(variables | dict.fromkeys(names, ""))
+            return self._render(_variables(messages, tools))
         except TemplatekitError:
             return ""
+
+
+def _variables(messages: list[Variables], tools: list[Any] | None = None) -> Variables:
+    names = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token")
+    variables = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": False}
+    return variables | dict.fromkeys(names, "")
 
 
 def _call_message(form: CallForm, arguments: Any) -> Variables:

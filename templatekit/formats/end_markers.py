@@ -12,8 +12,11 @@ first character of another origin. The end marker is a prefix of the closing. It
    at the very start of the whole text, alone or with others, opens turns: neither it nor anything after it is part of
    an end marker.
 
-Any other closing, such as an empty one, is an error that asks for the text, unless the metadata or the option says
-`none`: an answer may then end without a marker.
+Any other closing, such as an empty one, leaves open what ends the answer. The metadata or the option may say `none`: an
+answer may then end without a marker. Else a server stops all the same, at its *stop tokens*: those of the model's
+`generation_config.json`, else EOS. So one of them is the end marker, written after the answer: what the template writes
+before the next turn, if it has a stop token, up to that token; else EOS, or the first stop token. Without stop tokens,
+an open end is an error that asks for the text.
 
 Special tokens are the tokenizer's, matched as it does: from left to right, the longest first, never overlapping.
 """
@@ -40,13 +43,28 @@ class EndMarkers:
     stops: frozenset[str]
     required: bool
     """Whether an answer must end with a marker."""
+    stop_tokens: tuple[str, ...]
+    """The tokens at which servers stop, EOS first."""
 
     @classmethod
     def of(cls, metadata: TemplateMetadata, tokens: SpecialTokens) -> EndMarkers:
         """The stop texts of a template and the special tokens of a tokenizer."""
         stops = frozenset(metadata.stop) - {""}
         texts = tokens.special.union(stops, [tokens.eos]) - {""}
-        return cls(_any_of(texts), stops, required=metadata.end_marker == "required" and tokens.known)
+        required = metadata.end_marker == "required" and tokens.known
+        stop_tokens = tuple(sorted(tokens.stop_tokens, key=lambda token: token != tokens.eos))
+        return cls(_any_of(texts), stops, required=required, stop_tokens=stop_tokens)
+
+    def added_marker(self, closing: str, next_closing: str) -> str:
+        """The end marker of an answer that the template leaves open; empty if it stays open.
+
+        `next_closing` is the literal that the template writes in place of the closing before the next turn.
+        """
+        found = [next_closing.index(token) + len(token) for token in self.stop_tokens if token in next_closing]
+        if found:
+            return next_closing[: min(found)]
+        # What closes a call or an answer belongs to it; blank space is the next turn's.
+        return f"{closing.rstrip()}{self.stop_tokens[0]}" if self.stop_tokens else ""
 
     def marker_length(
         self, closing: str, *, opening: str, closing_before_user: Callable[[], str | None], name: str

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from templatekit.errors import RecordError, shorten
 from templatekit.formats.provenance import TrackedText, plain_text, spans_of
-from templatekit.types import Span
+from templatekit.types import TEMPLATE, Origin, Span
 
 
 class Rendering(NamedTuple):
@@ -22,6 +22,16 @@ class Rendering(NamedTuple):
     def of(cls, text: TrackedText) -> Rendering:
         """The rendering of a tracked text, as a plain text and its spans."""
         return cls(plain_text(text), spans_of(text))
+
+    @classmethod
+    def literal(cls, text: str) -> Rendering:
+        """A literal of the template."""
+        return cls.piece(text, TEMPLATE)
+
+    @classmethod
+    def piece(cls, text: str, origin: Origin) -> Rendering:
+        """A text with one origin."""
+        return cls(text, (Span(start=0, end=len(text), origin=origin),) if text else ())
 
     def cut(self, length: int) -> Rendering:
         """The first `length` characters."""
@@ -36,16 +46,30 @@ class Rendering(NamedTuple):
         start = self.spans[first].start if first < len(self.spans) else len(self.text)
         return Rendering(self.text[start:], tuple(_moved(span, -start) for span in self.spans[first:]))
 
+    def tail(self, start: int) -> Rendering:
+        """The characters from `start` on."""
+        if start >= len(self.text):
+            return Rendering("", ())
+        first = bisect_right(self.spans, start, key=attrgetter("end"))
+        spans = [_moved(span, -start) for span in self.spans[first:]]
+        spans[0] = replace(spans[0], start=0)
+        return Rendering(self.text[start:], tuple(spans))
+
     def followed_by(self, end: Rendering) -> Rendering:
         """This rendering with another one behind it."""
-        moved = (_moved(span, len(self.text)) for span in end.spans)
-        return Rendering(self.text + end.text, (*self.spans, *moved))
+        first, second = self.spans, tuple(_moved(span, len(self.text)) for span in end.spans)
+        if first and second and first[-1].origin == second[0].origin:  # one run of characters is one span
+            first, second = first[:-1], (replace(first[-1], end=second[0].end), *second[1:])
+        return Rendering(self.text + end.text, first + second)
 
-    def literal_from(self, start: int) -> str:
-        """The characters that the template wrote from `start` on, up to the first of another origin."""
+    def literal_from(self, start: int, *, header: bool = False) -> str:
+        """The characters that the template wrote from `start` on, up to the first of another origin.
+
+        With `header`, the role and the name of a message do not end it.
+        """
         end = start
         for span in self.spans[bisect_right(self.spans, start, key=attrgetter("end")) :]:
-            if not span.origin.is_template:
+            if not span.origin.is_template and not (header and span.origin.in_header):
                 break
             end = span.end
         return self.text[start:end]

@@ -18,7 +18,7 @@ INSTRUCTION_VARIABLES = ("system", "instruction", "context", "response")
 """The variables of instruction formats: one turn, by field."""
 CHAT_VARIABLES = ("messages", "tools", "documents")
 """The variables of chat templates, as Hugging Face passes them."""
-COMMON_VARIABLES = ("bos_token", "eos_token", "pad_token", "unk_token", "add_generation_prompt")
+COMMON_VARIABLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "add_generation_prompt")
 """The variables of both."""
 _HTML_FILTERS = frozenset({"e", "escape", "forceescape", "safe", "urlize", "xmlattr"})
 

@@ -13,33 +13,24 @@ boundary is trained, and a turn without a block is not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from templatekit.errors import NoEndMarkerError, RecordError, shorten
 from templatekit.formats.end_markers import EndMarkers
-from templatekit.formats.provenance import TrackedText
 from templatekit.formats.rendering import Rendering
+from templatekit.formats.served_answer import ExampleRenderer, Messages, with_one_letter
 from templatekit.types import Message, Span, TargetSpan
-
-Messages: TypeAlias = tuple[Message, ...]
 
 _NEXT_TURN = Message(role="user", content="x")
 """Rendered after an answer, it shows which text the template writes there in every case."""
 
 
-RenderFunction: TypeAlias = Callable[[Messages, bool], TrackedText]
-"""Renders messages; if the second argument is true, as the prompt for the answer to them."""
-TextFunction: TypeAlias = Callable[[Messages, bool], str]
-"""The same for the first messages of the conversation, as plain text, which takes less time."""
-
-
 class TargetFinder(NamedTuple):
-    """Finds the targets in the renderings of one template."""
+    """Finds the targets in the renderings of one example by one template."""
 
-    render: RenderFunction
-    text: TextFunction
+    renderer: ExampleRenderer
     end_markers: EndMarkers
     has_generation_blocks: bool
     name: str
@@ -57,8 +48,7 @@ class TargetFinder(NamedTuple):
         start = self._generation_boundary(messages[:turn], rendering.text)
         if self.has_generation_blocks:
             return tuple(self._block_targets(turn, start, rendering))
-        own_range = rendering.own_range(turn) or self._empty_answer_range(messages, rendering)
-        content_end = max(start, own_range[1]) if own_range else start
+        content_end = self._content_end(messages, rendering, start)
         closing = rendering.literal_from(content_end)
         try:
             length = self.end_markers.marker_length(
@@ -73,6 +63,23 @@ class TargetFinder(NamedTuple):
             raise
         return (TargetSpan(message=turn, start=start, marker_start=content_end, end=content_end + length),)
 
+    def ended_by_stop_token(self, messages: Messages, rendering: Rendering) -> Rendering:
+        """The rendering, cut after the last answer and ended by a stop token; the rendering itself if none is known.
+
+        For an answer whose end the template leaves open.
+        """
+        tool = Message(role="tool", content=_NEXT_TURN.content)
+        following = tool if messages[-1].tool_calls else _NEXT_TURN
+        content_end = self._content_end(messages, rendering)
+        closing = rendering.literal_from(content_end)
+        marker = self.end_markers.added_marker(closing, self._closing_before(following, messages, header=True) or "")
+        return rendering.cut(content_end).followed_by(Rendering.literal(marker)) if marker else rendering
+
+    def _content_end(self, messages: Messages, rendering: Rendering, start: int = 0) -> int:
+        """The offset after the last message's own characters, which start at the generation boundary or later."""
+        own_range = self.renderer.own_range(messages, rendering)
+        return max(start, own_range[1]) if own_range else start
+
     def _ends_a_plain_answer(self, messages: Messages) -> bool:
         """Whether the template ends another answer in place of the last one: a letter, without calls or reasoning."""
         plain = replace(messages[-1], content="x", parts=(), context="", reasoning="", tool_calls=())
@@ -80,7 +87,7 @@ class TargetFinder(NamedTuple):
             return False
         messages = (*messages[:-1], plain)
         try:
-            self.targets(messages, Rendering.of(self.render(messages, False)))
+            self.targets(messages, self.renderer.served(messages))
         except (RecordError, NoEndMarkerError):
             return False
         return True
@@ -94,7 +101,7 @@ class TargetFinder(NamedTuple):
         )
 
     def _generation_boundary(self, before: Messages, text: str) -> int:
-        prompt = self.text(before, True)
+        prompt = self.renderer.text(before, True)
         if text.startswith(prompt):
             return len(prompt)
         same = next((i for i, (a, b) in enumerate(zip(text, prompt, strict=False)) if a != b), len(text))
@@ -115,43 +122,25 @@ class TargetFinder(NamedTuple):
                 marker_start = min(max(block_start, own_range[1] if own_range else block_start), end)
                 yield TargetSpan(message=turn, start=block_start, marker_start=marker_start, end=end)
 
-    def _empty_answer_range(self, messages: Messages, rendering: Rendering) -> tuple[int, int] | None:
-        """The range at which an empty answer is printed, found by rendering one letter there; None if unclear.
-
-        A literal before that position does not end the answer. The range is empty, or holds what the template makes of
-        an empty text, such as the two quotes of `tojson`.
-        """
-        with_letter = Rendering.of(self.render(_with_one_letter(messages), False))
-        own_range = with_letter.own_range(len(messages) - 1)
-        if own_range is None or not rendering.text.startswith(with_letter.text[: own_range[0]]):
-            return None
-        start = end = own_range[0]
-        for span in rendering.spans:
-            if span.start == end and span.origin.kind == "computed":
-                end = span.end
-        return start, end
-
     def _closing_before_user(self, closing: str, messages: Messages) -> str | None:
         """What stands in place of a closing if a user's turn follows, found at the first turn with this closing."""
         if closing not in self.closings_before_user:
-            self.closings_before_user[closing] = self._find_closing_before_user(messages)
+            self.closings_before_user[closing] = self._closing_before(_NEXT_TURN, messages)
         return self.closings_before_user[closing]
 
-    def _find_closing_before_user(self, messages: Messages) -> str | None:
-        """The literal after the last turn's own characters if a user's turn follows; None if none can follow."""
-        for before in (messages, _with_one_letter(messages)):
+    def _closing_before(self, message: Message, messages: Messages, *, header: bool = False) -> str | None:
+        """The literal after the last turn's own characters if this message follows; None if it cannot follow.
+
+        With `header`, a role that is printed in it belongs to it.
+        """
+        for before in (messages, with_one_letter(messages)):
             try:
-                rendering = Rendering.of(self.render((*before, _NEXT_TURN), False))
+                rendering = Rendering.of(self.renderer.render((*before, message), False))
             except RecordError:
                 return None
             if (own_range := rendering.own_range(len(messages) - 1)) is not None:
-                return rendering.literal_from(own_range[1])
+                return rendering.literal_from(own_range[1], header=header)
         return None
-
-
-def _with_one_letter(messages: Messages) -> Messages:
-    """The same messages, with one letter as the content of the last."""
-    return (*messages[:-1], replace(messages[-1], content="x", parts=()))
 
 
 def _generation_blocks(spans: Sequence[Span]) -> list[tuple[int, int]]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
 
 from templatekit.errors import RecordError, TemplateError, shorten
 from templatekit.formats.accepted_forms import AcceptedForms, Variables
-from templatekit.formats.completeness import check_complete, no_place_error
+from templatekit.formats.completeness import check_complete, check_thoughts, no_place_error
 from templatekit.formats.end_markers import EndMarkers
 from templatekit.formats.environment import (
     PlainEnvironment,
@@ -29,11 +29,18 @@ from templatekit.formats.metadata import read_metadata
 from templatekit.formats.prefixes import PlainTexts, PrefixTemplate, PrefixTexts
 from templatekit.formats.provenance import TrackedText, concat, literal, plain_text, spans_of
 from templatekit.formats.rendering import Rendering
+from templatekit.formats.served_answer import (
+    CoverFunction,
+    ExampleRenderer,
+    FieldFunction,
+    RenderFunction,
+    TextFunction,
+)
 from templatekit.formats.source import CHAT_VARIABLES, COMMON_VARIABLES, check_source
-from templatekit.formats.targets import RenderFunction, TargetFinder, TextFunction
+from templatekit.formats.targets import TargetFinder
 from templatekit.formats.template_errors import as_record_errors, compile_template
 from templatekit.formats.tracing.compiler import SPECIALISED_WEIGHTS, RenderMode, TracingCompiler
-from templatekit.formats.tracing.finished_text import FinishedText, finish
+from templatekit.formats.tracing.finished_text import finish, with_origins
 from templatekit.formats.tracing.recorder import RecordedText, Recorder, Recording
 from templatekit.formats.tracing.recording_environment import recording_environment
 from templatekit.formats.tracing.symbolic_text import symbolic_concat, symbolic_literal
@@ -152,6 +159,7 @@ class Template:
         history = 0
         for index, (count, targets) in enumerate(texts):
             rendering = conversation.rendering(count)
+            check_thoughts(example, rendering.spans, {target.message for target in targets}, name=self.name)
             own = example
             if count < len(example.messages):
                 own = replace(example, messages=example.messages[:count])
@@ -182,12 +190,22 @@ class Template:
             whole = self._variables(example.messages, False, example=example, tokens=tokens)
             variables = {**untracked(whole), "strftime_now": fixed_clock(now), **overrides}
             text = PlainTexts(variables, partial(self._render_text, self._text_template), self._print_parts)
-        return Conversation(example, self._target_finder(render, text, tokens))
 
-    def _target_finder(self, render: RenderFunction, text: TextFunction, tokens: SpecialTokens) -> TargetFinder:
-        return TargetFinder(
-            render, text, EndMarkers.of(self.metadata, tokens), self._has_generation_blocks, self.name, {}
-        )
+        def field_text(index: int, field: str) -> str:
+            return str(getattr(example.messages[index], field))
+
+        return Conversation(example, self._target_finder(render, text, field_text, _covers, tokens))
+
+    def _target_finder(
+        self,
+        render: RenderFunction,
+        text: TextFunction,
+        field_text: FieldFunction,
+        covers: CoverFunction,
+        tokens: SpecialTokens,
+    ) -> TargetFinder:
+        renderer = ExampleRenderer(render, text, field_text, self._mentions, covers, self.kind == "chat")
+        return TargetFinder(renderer, EndMarkers.of(self.metadata, tokens), self._has_generation_blocks, self.name, {})
 
     def record(self, example: Example, tokens: SpecialTokens, mode: RenderMode) -> Recording:
         """Render the example with symbolic texts and return the recording; raises `TraceAborted`."""
@@ -201,14 +219,17 @@ class Template:
                 text = recorder.render(template, messages, prompt)
             return finish(symbolic_concat([symbolic_literal(tokens.bos), text]) if self._adds_bos(tokens) else text)
 
-        conversation = SeparateTurns(example, self._target_finder(render, _as_plain_text(render), tokens))
+        conversation = SeparateTurns(
+            example, self._target_finder(render, _as_plain_text(render), recorder.text_of, recorder.covers, tokens)
+        )
         self._check(recorder.example, conversation.rendering(len(example.messages)), _abort_on_computed_text)
         recorded = []
         for count, targets in _trained_texts(conversation, mode):
             rendering = conversation.rendering(count)
             first = replace(recorder.example, messages=recorder.example.messages[:count])
             self._check(first, rendering, _abort_on_computed_text)
-            recorded.append(RecordedText(count, cast("FinishedText", rendering.text), targets))
+            check_thoughts(first, rendering.spans, {target.message for target in targets}, name=self.name)
+            recorded.append(RecordedText(count, with_origins(*rendering), targets))
         weights = tuple(message.weight for message in example.messages)
         common = weights if all(weight in SPECIALISED_WEIGHTS for weight in weights) else None
         return Recording(recorder.trace, recorder.fields, tuple(recorded), common)
@@ -285,7 +306,7 @@ class Template:
     @cached_property
     def accepted_forms(self) -> AcceptedForms:
         """The forms of content and tool calls that the template accepts."""
-        return AcceptedForms(self._text)
+        return AcceptedForms(self._text, reads_tools="tools" in self.variables)
 
     def _text(self, variables: Variables) -> str:
         """The text that the template prints for these variables."""
@@ -408,6 +429,10 @@ class Template:
         except (RecordError, TemplateError):
             return False
         return any(text.targets for text in texts)
+
+
+def _covers(parts: Sequence[str], text: str) -> bool:
+    return sum(map(len, parts)) >= len(text.strip())
 
 
 def _as_plain_text(render: RenderFunction) -> TextFunction:

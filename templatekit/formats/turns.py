@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from templatekit.errors import RecordError
+from templatekit.errors import NoEndMarkerError, RecordError
 from templatekit.formats.rendering import Rendering
 from templatekit.formats.targets import TargetFinder
 from templatekit.types import Example, TargetSpan
@@ -56,9 +56,9 @@ class Conversation:
         self._turns = [index for index, message in enumerate(self._messages) if message.role == "assistant"]
 
     def rendering(self, message_count: int) -> Rendering:
-        """The first `message_count` messages, rendered."""
+        """The first `message_count` messages, rendered; an answer at their end as it is served."""
         if message_count not in self._renderings:
-            self._renderings[message_count] = Rendering.of(self._finder.render(self._messages[:message_count], False))
+            self._renderings[message_count] = self._finder.renderer.served(self._messages[:message_count])
         return self._renderings[message_count]
 
     def whole_text(self) -> TrainedText:
@@ -88,6 +88,8 @@ class Conversation:
 
     def _as_served(self, message_count: int, wanted: Sequence[int]) -> dict[int, Targets]:
         """The wanted turns that stand as served in the text of the first `message_count` messages, with targets."""
+        if message_count - 1 in wanted:  # which may give the text another end
+            self._served_turn(message_count - 1, self.rendering(message_count))
         rendering = self.rendering(message_count)
         served_turns = {turn: self._served_turn(turn, rendering) for turn in wanted}
         return {
@@ -104,7 +106,11 @@ class Conversation:
             targets: Targets = ()
             try:
                 rendering = self._rendering_alone(turn, longer)
-                targets = self._finder.targets(messages, rendering)
+                try:
+                    targets = self._finder.targets(messages, rendering)
+                except NoEndMarkerError:
+                    rendering = self._renderings[turn + 1] = self._finder.ended_by_stop_token(messages, rendering)
+                    targets = self._finder.targets(messages, rendering)
             except RecordError:
                 # A turn that starts the conversation answers nothing, so it may have no prompt.
                 if messages[turn].weight and any(message.role == "user" for message in messages):
@@ -123,13 +129,20 @@ class Conversation:
         """
         if turn + 1 in self._renderings:
             return self._renderings[turn + 1]
-        text = self._finder.text(self._messages[: turn + 1], False)
+        text = self._finder.renderer.text(self._messages[: turn + 1], False)
         if longer.text.startswith(text):
-            return longer.cut(len(text))
-        ending = longer.ending()
-        if text.endswith(ending.text) and longer.text.startswith(start := text.removesuffix(ending.text)):
-            return longer.cut(len(start)).followed_by(ending)
-        return self.rendering(turn + 1)
+            found = longer.cut(len(text))
+        else:
+            ending = longer.ending()
+            start = text.removesuffix(ending.text)
+            alike = text.endswith(ending.text) and longer.text.startswith(start)
+            if not alike or self._finder.has_generation_blocks:  # the same end may be in a block behind an answer alone
+                return self.rendering(turn + 1)
+            found = longer.cut(len(start)).followed_by(ending)
+        served = self._finder.renderer.as_served(self._messages[: turn + 1], found)
+        if served is not found:
+            self._renderings[turn + 1] = served
+        return served
 
 
 class SeparateTurns(Conversation):

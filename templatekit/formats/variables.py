@@ -21,7 +21,7 @@ def special_variables(tokens: SpecialTokens) -> Variables:
 
     A token that the tokenizer lacks is undefined, as in transformers.
     """
-    texts = {"bos_token": tokens.bos, "eos_token": tokens.eos, "pad_token": tokens.pad, "unk_token": tokens.unk}
+    texts = {f"{name}_token": getattr(tokens, name) for name in ("bos", "eos", "pad", "unk", "sep")}
     return {name: literal(text) for name, text in texts.items() if text or not tokens.known}
 
 
@@ -81,6 +81,8 @@ def chat_variables(messages: tuple[Message, ...], example: Example, accepted_for
     for field in ("tools", "documents"):
         value = getattr(example, field)
         variables[field] = track(list(value), field_origin(field)) if value else None
+    if not example.tools:
+        variables["tools"] = accepted_forms.no_tools
     return variables
 
 

@@ -62,7 +62,7 @@ def _transformers_tokenizer(tokenizer: Tokenizer) -> Any:
 
     create: Any = PreTrainedTokenizerFast
     tokens = tokenizer.special_tokens
-    named = dict(zip(SPECIAL_TOKEN_KEYS, (tokens.bos, tokens.eos, tokens.pad, tokens.unk), strict=True))
+    named = dict(zip(SPECIAL_TOKEN_KEYS, (tokens.bos, tokens.eos, tokens.pad, tokens.unk, tokens.sep), strict=True))
     backend = tokenizer.backend(control=True, prefix=True)
     return create(tokenizer_object=backend, **{key: text for key, text in named.items() if text})
 

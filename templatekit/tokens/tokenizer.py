@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import tokenizers
 
@@ -23,11 +23,15 @@ from templatekit.tokens.word_boundaries import components, encodes_words_separat
 from templatekit.types import SpecialTokens
 
 TOKENIZER_FILE = "tokenizer.json"
-SPECIAL_TOKEN_KEYS = ("bos_token", "eos_token", "pad_token", "unk_token")
+SPECIAL_TOKEN_KEYS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token")
 """The keys of tokenizer_config.json that name the special tokens which templates may print."""
 _CONFIG_FILE = "tokenizer_config.json"
 _SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 _CHAT_TEMPLATE_FILE = "chat_template.jinja"
+_STOP_TOKEN_FILES = ("generation_config.json", "config.json")
+"""Files of a model's folder that may name its stop tokens; the first file that names any counts."""
+_STOP_TOKENS = "stop_token_ids"
+"""The key under which the configuration holds the ids of the stop tokens, once they are read from such a file."""
 
 _PICKLED = ("name", "chat_template", "_backend", "_config", "fingerprint")
 """Attributes that are pickled; all others are computed on demand."""
@@ -45,6 +49,29 @@ class ControlToken:
     strips_right: bool
     whole_word: bool = False
     """Whether it is found only where it is a whole word."""
+
+
+class StopTokens(NamedTuple):
+    """The ids at which a server stops."""
+
+    ids: tuple[int, ...]
+    source: str
+    """The file or setting that names them."""
+
+
+def stop_tokens_in(folder: Path) -> StopTokens | None:
+    """The stop tokens that a file of a model's folder names; None where none does. Raises `TokenizerError`."""
+    for path in (folder / name for name in _STOP_TOKEN_FILES):
+        try:
+            ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, AttributeError) as error:
+            raise TokenizerError(f"{str(path)!r} cannot be read: {error}; expected an object of JSON") from None
+        ids = ids if isinstance(ids, list) else [ids]
+        if all(type(id) is int for id in ids):
+            return StopTokens(tuple(ids), path.name)
+    return None
 
 
 class Tokenizer:
@@ -85,6 +112,8 @@ class Tokenizer:
             found = sorted(entry.name for entry in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
             raise TokenizerError(f"tokenizer {str(folder)!r}: expected a folder with {TOKENIZER_FILE}; found {found}")
         config = {**_read_json(folder / _SPECIAL_TOKENS_FILE), **_read_json(folder / _CONFIG_FILE)}
+        if (stops := stop_tokens_in(folder)) is not None:
+            config[_STOP_TOKENS] = stops.ids
         template_file = folder / _CHAT_TEMPLATE_FILE
         template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template")
         try:
@@ -172,9 +201,19 @@ class Tokenizer:
             eos=self._special_token("eos_token"),
             pad=self._special_token("pad_token"),
             unk=self._special_token("unk_token"),
+            sep=self._special_token("sep_token"),
             special=frozenset(token.text for token in self.control_tokens.values() if token.special),
+            stop_tokens=self._stop_tokens(),
             adds_bos=bool(bos) and self._backend.encode("a").ids[:1] == [self.id_of(bos)],
         )
+
+    def _stop_tokens(self) -> tuple[str, ...]:
+        """The texts of the stop tokens that can be trained: control tokens, and EOS where no file names any."""
+        if _STOP_TOKENS not in self._config:
+            eos = self._special_token("eos_token")
+            return (eos,) if eos else ()
+        texts = {token.id: token.text for token in self.control_tokens.values()}
+        return tuple(texts[id] for id in self._config[_STOP_TOKENS] if id in texts)
 
     @cached_property
     def dummy_prefix(self) -> Literal["never", "first", "each"]:

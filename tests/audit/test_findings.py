@@ -102,7 +102,7 @@ def test_halves_that_join_across_fields_are_found(run_audit: RunAudit) -> None:
 def test_two_changed_texts_of_a_template(run_audit: RunAudit) -> None:
     template = (
         "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' }}"
-        "{% if m.reasoning_content and false %}{{ '(' ~ m.reasoning_content ~ ')' }}{% endif %}"
+        "{% if m.reasoning_content %}{{ '(' ~ m.reasoning_content | upper ~ ')' }}{% endif %}"
         "{{ m.content | upper }}{{ '<|im_end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )

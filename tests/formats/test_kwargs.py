@@ -220,7 +220,8 @@ def test_published_templates_with_kwargs(name: str) -> None:
             assert template.prompt(example, tokens).text == prompt
             assert as_transformers(exported, before, tokens, form, add_generation_prompt=True) == prompt
             try:
-                assert template.render(example, tokens).text == expected
+                text = template.render(example, tokens).text
+                assert text == expected or (not expected.startswith(prompt) and text.startswith(prompt))
             except RecordError as error:
                 assert error.reason == "prompt_is_no_prefix"
             except TemplateError:

@@ -354,14 +354,32 @@ def check_prompt_ids(
     assert not any(tokenized.loss_weights[: len(prompt)]) and tokenized.loss_weights[len(prompt)]
 
 
+def test_an_end_that_is_in_a_generation_block_behind_an_answer_alone() -> None:
+    """The whole text ends alike behind a user's message, but in no block."""
+    template = made(
+        "{% for m in messages %}{% if m.role == 'assistant' %}A {% generation %}{{ m.content }}</s>\n"
+        "{% endgeneration %}"
+        "{% else %}U {{ m.content }}</s>\n{% endif %}{% endfor %}{% if add_generation_prompt %}A {% elif "
+        "messages[-1].role == 'assistant' %}{% generation %}<e>{% endgeneration %}{% else %}<e>{% endif %}"
+    )
+    example = conversation(user("a"), assistant("b"), assistant("c"), user("d"))
+    assert check_turns(template, example, TOKENS) == 2
+
+
 def test_the_error_for_a_prompt_that_is_no_prefix_names_kwargs_that_help(tokenizer_of: Any) -> None:
-    if "nemotron_3_nano" not in TRL:
+    if "qwen3_5_nothink" not in TRL:
         pytest.skip("trl is not installed")
-    example = conversation(user("A?"), assistant("B."))
-    for name, helps in (("nemotron_3_nano", "enable_thinking=false"), ("deepseek_r1_distill", None)):
-        chat = published(name, tokenizer_of)
+    example = conversation(user("A?"), assistant("B.", reasoning="R."))
+    asks = made(
+        "{% for m in messages %}{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}Is it so?{% endif %}"
+    )
+    chat = published("qwen3_5_nothink", tokenizer_of)
+    for template, tokens, turns, helps in (
+        (chat.template, chat.tokens, example, "enable_thinking=true"),
+        (asks, TOKENS, conversation(user("A?"), assistant("B.")), None),
+    ):
         with pytest.raises(RecordError) as caught:
-            chat.template.samples(example, chat.tokens)
+            template.samples(turns, tokens)
         assert caught.value.reason == "prompt_is_no_prefix"
         expected = f"--chat-template-kwargs {helps}" if helps else "no option of the template changes that"
         assert expected in str(caught.value)

@@ -492,7 +492,7 @@ def encodes_across_the_edge() -> Subject:
 
 @mutant("prompt_is_prefix")
 def another_generation_prompt() -> Subject:
-    return only_template(CHAT.replace("assistant\\n", "assistant:\\n"))
+    return only_template(CHAT.replace("assistant\\n", "judge\\n"))
 
 
 class Prompting(Template):
@@ -526,7 +526,15 @@ def everything_is_trained() -> Subject:
 
 @mutant("end_marker_is_trained_once")
 def nothing_ends_an_answer() -> Subject:
-    return only_template(QA.replace("{{ eos_token }}", "\n"))
+    class Endless(Template):
+        def samples(self, *args: Any, **more: Any) -> tuple[Sample, ...]:
+            return tuple(endless(sample) for sample in super().samples(*args, **more))
+
+    def endless(sample: Sample) -> Sample:
+        targets = [replace(target, end=target.marker_start) for target in sample.rendered.target_spans]
+        return replace(sample, rendered=replace(sample.rendered, target_spans=tuple(targets)))
+
+    return only_template(QA, of=Endless)
 
 
 @mutant("end_marker_is_trained_once")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from templatekit import Example, Message, RecordError, Template, TemplateFile
 from templatekit.types import SpecialTokens
 from testkit.published import assistant, user
-from testkit.theirs import rendered
+from testkit.theirs import is_served_answer, rendered
 
 TOKENS = SpecialTokens(bos="<s>", eos="</s>", special=frozenset({"<s>", "</s>"}))
 CONTENTS = ("a", "A", "abc", "b b", " b", "b ", "7", "12", "no", "/no_think", "x#y", "{}", "\nb", "", "ABC DEF", "é")
@@ -149,7 +149,7 @@ def check(source: str, template: Template, example: Example) -> str:
             prompt, text = served(source, example.messages, target.message)
             if sample.rendered.text[: target.start] != prompt:
                 raise Wrong(f"turn {target.message}: another prompt than a server feeds")
-            if sample.rendered.text[: target.end] != text[: target.end]:
+            if not is_served_answer(sample.rendered.text[target.start : target.end], prompt, text, header="A "):
                 raise Wrong(f"turn {target.message}: another answer than a server continues")
             trained[target.message] += bool(example.messages[target.message].weight)
     if +trained != Counter(wanted):

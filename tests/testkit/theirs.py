@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from functools import cache
+from os.path import commonprefix
 from typing import Any, NamedTuple
 
 from templatekit import Example, Message
@@ -75,7 +77,7 @@ def as_transformers(source: str, example: Example, tokens: SpecialTokens, form: 
     """The text of a conversation."""
     messages = [hugging_face(message, form) for message in example.messages]
     beside: dict[str, Any] = {"tools": list(example.tools) or None, "documents": list(example.documents) or None}
-    return rendered(source, messages, tokens, **beside, **more)[0]
+    return rendered(source, messages, tokens, **{**beside, **more})[0]
 
 
 def rendered(
@@ -93,7 +95,33 @@ def rendered(
     from transformers.utils import chat_template_utils
 
     render: Any = chat_template_utils.render_jinja_template
-    names = {"bos_token": tokens.bos, "eos_token": tokens.eos, "pad_token": tokens.pad, "unk_token": tokens.unk}
+    names = {f"{name}_token": getattr(tokens, name) for name in ("bos", "eos", "pad", "unk", "sep")}
     given = {name: text for name, text in names.items() if text} if only is None else only
     texts, generated = render([list(messages)], chat_template=source, **given, **more)
     return str(texts[0]), generated[0] if generated else []
+
+
+_MARKS = re.compile(r"(?:\s|<[^<>\s]+>|\[/?[A-Z_]+\])*")
+_CUT_MARK = re.compile(r"[<\[][^<>\[\]\s]*$")
+
+
+def is_served_answer(answer: str, prompt: str, finished: str, *, thought: str = "", header: str = "") -> bool:
+    """Whether an answer is what a server continues a prompt with; `finished` is the whole text by transformers.
+
+    Where that text does not start with the prompt, the answer is the one in it, but for a thought that it lacks, and
+    for marks: those that the text has before its answer and the prompt has not, and those that close what the prompt
+    opens. The answer starts where the two texts begin to differ, or behind a header.
+    """
+    if finished.startswith(prompt):
+        return finished.startswith(answer, len(prompt))
+    same = len(commonprefix([prompt, finished]))  # noqa: RUF071  (characters are what is meant)
+    if cut := _CUT_MARK.search(finished[:same]):
+        same = cut.start()
+    starts = [same, *(found.end() for found in re.finditer(re.escape(header), finished) if header)]
+    marks = [end for at in starts for end in range(at, len(finished) + 1) if _MARKS.fullmatch(finished, at, end)]
+    return any(
+        _MARKS.fullmatch(answer[: len(answer) - length].replace(thought, "", 1)) is not None
+        for start in marks
+        for length in range(len(answer), 0, -1)
+        if finished.startswith(answer[len(answer) - length :], start)
+    )

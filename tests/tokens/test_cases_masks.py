@@ -321,11 +321,14 @@ def test_train_on_content_leaves_out_what_the_template_writes(eye_of: Eyes) -> N
     assert eye_of("gpt2").one(record, "chapter7", train_on="response").trained == ["\n\n### Response:\nB.<|endoftext|>"]
 
 
-def test_prompts_that_end_differently_from_the_text_are_refused(eye_of: Eyes) -> None:
-    """A prompt that opens `<think>` before an answer without one: no mask is guessed."""
+def test_prompts_that_end_differently_from_the_text_are_fed_as_they_are(eye_of: Eyes) -> None:
+    """A prompt that opens `<think>` before an answer without one: the answer closes it. Others are refused."""
     source = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
     )
+    seen = eye_of("qwen3").chat([("user", "A?"), ("assistant", "B.")], source)
+    assert seen.text == "<|im_start|>user\nA?<|im_end|><|im_start|>assistant\n<think></think>B.<|im_end|>"
+    assert seen.trained == ["</think>B.<|im_end|>"]
     with pytest.raises(RecordError, match="renders the conversation differently from the prompt a server would feed"):
-        eye_of("qwen3").chat([("user", "A?"), ("assistant", "B.")], source)
+        eye_of("qwen3").chat([("user", "A?"), ("assistant", "B.")], source.replace("<think>", "Is it so?"))

@@ -271,3 +271,37 @@ def test_a_normalizer_stays_in_every_variant() -> None:
     ours = Tokenizer(tokenizer.to_str(), config={})
     variant = ours.backend(control=False, prefix=False)
     assert list(variant.encode("BC").tokens) == ["b", "c"]
+
+
+STOPS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    "no file": ({}, ("</s>",)),
+    "one id": ({"generation_config.json": '{"eos_token_id": 257}'}, ("<x>",)),
+    "a list": ({"generation_config.json": '{"eos_token_id": [257, 256]}'}, ("<x>", "</s>")),
+    "another file": ({"config.json": '{"eos_token_id": 257}'}, ("<x>",)),
+    "the first file counts": (
+        {"config.json": '{"eos_token_id": 256}', "generation_config.json": '{"eos_token_id": 257}'},
+        ("<x>",),
+    ),
+    "none named": ({"generation_config.json": "{}"}, ("</s>",)),
+    "an id of no token": ({"generation_config.json": '{"eos_token_id": [9999, 257]}'}, ("<x>",)),
+    "an id of plain text": ({"generation_config.json": '{"eos_token_id": [5, 257]}'}, ("<x>",)),
+}
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_stop_tokens_are_those_of_the_model(name: str, make: Make) -> None:
+    files, expected = STOPS[name]
+    folder = make(AddedToken("<x>", special=True), AddedToken("</s>", special=True), eos_token="</s>")
+    plain = Tokenizer.from_folder(folder).fingerprint
+    for file, text in files.items():
+        (folder / file).write_text(text, encoding="utf-8")
+    tokenizer = Tokenizer.from_folder(folder)
+    assert tokenizer.special_tokens.stop_tokens == expected
+    assert (tokenizer.fingerprint == plain) == (expected == ("</s>",))  # other stop tokens give other samples
+
+
+def test_a_damaged_file_of_stop_tokens_is_named(make: Make) -> None:
+    folder = make(eos_token="</s>")
+    (folder / "generation_config.json").write_text("[", encoding="utf-8")
+    with pytest.raises(TokenizerError, match=r"generation_config\.json' cannot be read: .*expected an object of JSON"):
+        Tokenizer.from_folder(folder)

@@ -13,6 +13,7 @@ from typing import Any
 
 from templatekit.formats.tracing.symbolic_text import Piece, SymbolicText, depends_on_data, guard_not_empty, pieces_of
 from templatekit.formats.tracing.trace import TraceAborted
+from templatekit.types import Span
 
 
 class FinishedText(SymbolicText):
@@ -42,6 +43,12 @@ class FinishedText(SymbolicText):
         result = FinishedText(pieces)
         return result if depends_on_data(result) else str.__getitem__(result, slice(None))
 
+    def __add__(self, other: str) -> FinishedText:
+        return FinishedText([*self._pieces, *pieces_of(other)])
+
+    def __radd__(self, other: str) -> FinishedText:
+        return FinishedText([*pieces_of(other), *self._pieces])
+
     def isascii(self) -> bool:
         """Whether the recorded example's text is ASCII: the compiler checks every example's fields itself."""
         return str.isascii(self)
@@ -58,6 +65,26 @@ class FinishedText(SymbolicText):
 def finish(text: SymbolicText) -> FinishedText:
     """Finish a text: record a guard on whether each variable is empty, and drop the empty ones."""
     return FinishedText([piece for piece in pieces_of(text) if not piece.variable or guard_not_empty(piece)])
+
+
+def with_origins(text: str, spans: Sequence[Span]) -> FinishedText:
+    """A text put together of finished texts, its constants with the origins of these spans, which their sum lacks."""
+    pieces, end = [], 0
+    remaining = iter(spans)
+    span = next(remaining, None)
+    for piece in pieces_of(text):
+        start, end = end, end + len(piece.text)
+        if piece.variable:
+            pieces.append(piece)
+            start = end
+        while span is not None and (start < end or span.end <= start):
+            if start < end:
+                stop = min(end, span.end)
+                pieces.append(replace(piece, text=piece.text[start - end :][: stop - start], origin=span.origin))
+                start = stop
+            if span.end <= start:
+                span = next(remaining, None)
+    return FinishedText(pieces)
 
 
 def _starts_with(text: list[Piece], prefix: list[Piece]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -11,8 +11,15 @@ import jinja2
 
 from templatekit.formats.environment import fixed_clock
 from templatekit.formats.provenance import TrackedDict, TrackedList
-from templatekit.formats.tracing.finished_text import FinishedText
-from templatekit.formats.tracing.symbolic_text import Piece, SymbolicText, depends_on_data, pieces_of, symbolic_concat
+from templatekit.formats.tracing.finished_text import FinishedText, finish
+from templatekit.formats.tracing.symbolic_text import (
+    Piece,
+    SymbolicText,
+    depends_on_data,
+    expression_of,
+    pieces_of,
+    symbolic_concat,
+)
 from templatekit.formats.tracing.trace import Trace, TraceAborted
 from templatekit.types import Example, Message, TargetSpan, field_origin
 
@@ -66,6 +73,19 @@ class Recorder:
         variables["strftime_now"] = self._strftime_now
         return symbolic_concat(template.root_render_func(template.new_context(variables)))
 
+    def text_of(self, index: int, field: str) -> str:
+        """A field's text in a whole rendering."""
+        text = getattr(self.example.messages[index], field)
+        return finish(text) if isinstance(text, SymbolicText) else text
+
+    def covers(self, parts: Sequence[str], text: str) -> bool:
+        """Whether texts have together as many characters as another, without blank space at its ends; with a guard."""
+        outcome = sum(map(str.__len__, parts)) >= len(str.strip(text))
+        if any(map(depends_on_data, (*parts, text))):
+            lengths = [f"len({expression_of(part)})" for part in parts] or ["0"]
+            self.trace.guard(f"{' + '.join(lengths)} >= len({expression_of(text)}.strip())", outcome)
+        return outcome
+
     def _guarded_clock(self) -> Callable[[str], str]:
         """`strftime_now` with a guard on its result."""
         now = fixed_clock(datetime.now())
@@ -113,11 +133,13 @@ class Recorder:
         index, field = piece.origin.message, piece.origin.field
         if index is None or field not in VARIABLE_FIELDS or (index, field) not in self.fields:
             return piece
-        # A probe message, which replaces one of the example's to test the template, is the same for every example.
-        if messages[index] is not self._messages[index] and field == "content":
+        message, own = messages[index], self._messages[index]
+        # A probe message, which replaces one of the example's to test the template, has another content or a thought.
+        # That is the same for every example, even one that has it itself.
+        if message is not own and field == "content" and message.reasoning == own.reasoning:
             return piece
-        if getattr(messages[index], field) is not getattr(self._messages[index], field):
+        if getattr(message, field) is not getattr(own, field):
             return piece
-        if piece.text != getattr(self._messages[index], field):
+        if piece.text != getattr(own, field):
             raise TraceAborted("a part of a field")
-        return self._variable(index, field, messages[index])
+        return self._variable(index, field, message)

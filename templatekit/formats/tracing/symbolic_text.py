@@ -177,11 +177,27 @@ class SymbolicText(TrackedText):
         if sep is not None and not sep:
             raise ValueError("empty separator")
         _abort_on_data((sep, maxsplit))
+        if len(self._pieces) > 1 and sep is not None and maxsplit == -1:
+            return self._split_constants(sep)
         piece = self._only_variable()
         assert piece.trace is not None
         expression = f"{piece.variable}.{method}({expression_of(sep)}, {expression_of(maxsplit)})"
         length = len(_evaluate(expression, piece))
         return SymbolicList(piece.trace, expression, length, partial(_apply, piece), never_empty=sep is not None)
+
+    def _split_constants(self, sep: str) -> list[SymbolicText]:
+        """The parts between separators, with a guard that all of those are in the constants."""
+        count = sum(piece.text.count(sep) for piece in self._pieces if not piece.variable)
+        trace = _trace_of((self,))
+        assert trace is not None
+        if not trace.guard(f"{expression_of(self)}.count({sep!r}) == {count}", str.count(self, sep) == count):
+            raise TraceAborted("a separator in one of several pieces")
+        parts: list[list[Piece]] = [[]]
+        for piece in self._pieces:
+            texts = [piece.text] if piece.variable else piece.text.split(sep)
+            parts[-1].append(replace(piece, text=texts[0]))
+            parts += [[replace(piece, text=text)] for text in texts[1:]]
+        return [SymbolicText(piece for piece in part if piece.variable or piece.text) for part in parts]
 
     def _record_length(self) -> int | SymbolicLength:
         """The result of the filter `length`."""

@@ -1,0 +1,337 @@
+"""Builds an answer as it is served, where the template renders the finished conversation otherwise.
+
+A server feeds the generation prompt, and the model goes on from there. Where that prompt opens a thought (`<think>`) or
+a channel that the rendered conversation lacks, or differs from its header in blank space, the text to train is built
+from three parts: the prompt as it is fed; the answer in the template's own form; what the template writes after it.
+
+The form of the answer is found without knowing the model:
+
+1. If the content itself begins with the tag that the prompt opens, the rest of the content follows.
+2. If the template prints a thought behind this prompt, as it does for an answer that has one, that rendering gives the
+   literals around the thought. An answer without a thought gets those literals around an empty one.
+3. Else the answer's own characters follow the prompt directly, after a closing tag if the prompt leaves a tag open:
+   that of its kind which the template's source names, as in `content.split('</think>')`, or that of XML. The blank
+   space around it mirrors that of the opening tag.
+
+The third way asks that the prompt is one for this answer: up to the tag, the header in the conversation is that of the
+prompt. So the prompts of judges, guards and reward models, which ask about a finished answer, stay refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from itertools import takewhile
+from typing import NamedTuple, TypeAlias
+
+from templatekit.errors import RecordError, TemplateError
+from templatekit.formats.provenance import TrackedText
+from templatekit.formats.rendering import Rendering
+from templatekit.types import TEMPLATE, Message, Origin, Span, field_origin
+
+_LETTER = "x"
+"""Rendered as a thought or as an answer, it shows the literals around one."""
+_HEADER = re.compile(r"\W*assistant\W*", re.IGNORECASE)
+"""Words that a prompt may have more than the conversation: a header."""
+_TAG = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]")
+_THOUGHT_TAG = re.compile(
+    r"<[a-z_]*(?:think|thought|reason)[a-z_]*>|\[[A-Z_]*(?:THINK|THOUGHT|REASON)[A-Z_]*\]", re.IGNORECASE
+)
+"""A tag that opens a thought by its name, and is closed as in XML where the template names no other way."""
+_OPENED = re.compile(rf"({_TAG.pattern})(\s*)$")
+"""A tag at the end of a prompt, and the blank space behind it."""
+_WORD = re.compile(rf"{_TAG.pattern}|\w+|\S")
+"""The start of a tag at the end of a text."""
+
+
+Messages: TypeAlias = tuple[Message, ...]
+RenderFunction: TypeAlias = Callable[[Messages, bool], TrackedText]
+"""Renders messages; if the second argument is true, as the prompt for the answer to them."""
+TextFunction: TypeAlias = Callable[[Messages, bool], str]
+"""The same for the first messages of the conversation, as plain text, which takes less time."""
+FieldFunction: TypeAlias = Callable[[int, str], str]
+"""The text of a message's field, by the message's index and the field's name."""
+
+
+CoverFunction: TypeAlias = Callable[[Sequence[str], str], bool]
+"""Whether texts have together as many characters as another one, without the blank space at its ends."""
+
+
+class ExampleRenderer(NamedTuple):
+    """Renders one example by one template."""
+
+    render: RenderFunction
+    text: TextFunction
+    field_text: FieldFunction
+    mentions: Collection[str]
+    """The texts in the template's source."""
+    covers: CoverFunction
+    builds_answers: bool
+    """Whether answers may be built: in chat templates."""
+
+    def served(self, messages: Messages) -> Rendering:
+        """These messages; an answer at their end as it is served."""
+        return self.as_served(messages, Rendering.of(self.render(messages, False)))
+
+    def as_served(self, messages: Messages, rendering: Rendering) -> Rendering:
+        """The rendering of these messages with the answer at their end as it is served.
+
+        It is the rendering itself where that starts with the prompt, or where no served form can be found.
+        """
+        if not self.builds_answers or messages[-1].role != "assistant":
+            return rendering
+        before = messages[:-1]
+        if not any(message.role == "user" for message in before):
+            return rendering
+        text = self.text(before, True)
+        if rendering.text.startswith(text):
+            own_range = rendering.own_range(len(before))
+            if own_range is None or own_range[0] >= len(text):
+                return rendering
+            # The answer itself begins with characters that the prompt has, such as `<think>`.
+            opened = _OPENED.search(text)
+            if opened and not any(name in messages[-1].content for name in _closing_tags(opened[1])):
+                raise RecordError(
+                    f"the content opens a thought ({opened[1]}) that nothing closes",
+                    field=f"messages[{len(before)}].content",
+                    reason="open_thought",
+                )
+            return Rendering.of(self.render(before, True)).followed_by(rendering.tail(len(text)))
+        prompt = Rendering.of(self.render(before, True))
+        try:
+            return (
+                _with_inline_thought(self, messages, rendering, prompt)
+                or _around_empty_thought(self, messages, prompt)
+                or _behind_prompt(self, messages, rendering, prompt)
+                or rendering
+            )
+        except _NoServedForm:
+            return rendering
+
+    def own_range(self, messages: Messages, rendering: Rendering) -> tuple[int, int] | None:
+        """The range of the last message's own characters in its rendering, or at which they would be; None if unclear.
+
+        The place of an empty answer is found by rendering one letter there. A literal before that position does not end
+        the answer. The range is empty, or holds what the template makes of an empty text, such as the two quotes of
+        `tojson`.
+        """
+        found = rendering.own_range(len(messages) - 1)
+        return found or _empty_range(messages, rendering, self.served(with_one_letter(messages)))
+
+    def plain_own_range(self, messages: Messages, rendering: Rendering) -> tuple[int, int] | None:
+        """The same in a rendering that is not as served."""
+        found = rendering.own_range(len(messages) - 1)
+        return found or _empty_range(messages, rendering, Rendering.of(self.render(with_one_letter(messages), False)))
+
+
+def with_one_letter(messages: Messages) -> Messages:
+    """The same messages, with one letter as the content of the last."""
+    return (*messages[:-1], replace(messages[-1], content=_LETTER, parts=()))
+
+
+def _empty_range(messages: Messages, rendering: Rendering, with_letter: Rendering) -> tuple[int, int] | None:
+    own_range = with_letter.own_range(len(messages) - 1)
+    if own_range is None:
+        return None
+    before = with_letter.text[: own_range[0]]
+    if not rendering.text.startswith(before) and not rendering.text.startswith(before := before.rstrip()):
+        return None
+    start = end = len(before)
+    for span in rendering.spans:
+        if span.start == end and span.origin.kind == "computed":
+            end = span.end
+    return start, end
+
+
+class _NoServedForm(Exception):
+    """The answer cannot be told apart from its thought."""
+
+
+def _with_inline_thought(
+    renderer: ExampleRenderer, messages: Messages, rendering: Rendering, prompt: Rendering
+) -> Rendering | None:
+    """The answer whose content holds the thought that the prompt opens: its tag is not repeated.
+
+    The content may begin with the tag, or be all that a server gave, which begins behind it. Raises `_NoServedForm` for
+    a thought that is not closed, and for one beside another in a field of its own.
+    """
+    turn, answer = len(messages) - 1, messages[-1]
+    opened = _OPENED.search(_header(prompt, turn)[1])
+    if opened is None:
+        return None
+    tag, blank = opened.groups()
+    content = renderer.field_text(turn, "content")
+    closed = any(name in content for name in _closing_tags(tag))
+    if not closed and tag not in content:
+        return None
+    spans = [span for span in rendering.spans if _is_of(span, field_origin("content", turn))]
+    if not closed or not spans or answer.reasoning or len(answer.parts) > 1:
+        raise _NoServedForm
+    if tag in content:
+        before, content = content[: content.index(tag)], content[content.index(tag) + len(tag) :].removeprefix(blank)
+        if before.strip():
+            raise _NoServedForm
+    origin = replace(field_origin("content", turn), generation=spans[0].origin.generation)
+    return prompt.followed_by(Rendering.piece(content, origin)).followed_by(rendering.tail(spans[-1].end))
+
+
+def _around_empty_thought(renderer: ExampleRenderer, messages: Messages, prompt: Rendering) -> Rendering | None:
+    """The answer with the literals of a thought, where the template prints them behind the prompt."""
+    *before, answer = messages
+    if answer.reasoning:
+        return None
+    try:
+        text = renderer.render((*before, replace(answer, reasoning=_LETTER)), False)
+    except (RecordError, TemplateError):
+        return None
+    rendering = Rendering.of(text)
+    thought = field_origin("reasoning", len(before))
+    spans = [span for span in rendering.spans if _is_of(span, thought)]
+    if len(spans) != 1 or not rendering.text.startswith(prompt.text) or spans[0].start < len(prompt.text):
+        return None
+    return _if_whole(renderer, rendering.cut(spans[0].start).followed_by(rendering.tail(spans[0].end)), messages)
+
+
+def _is_of(span: Span, origin: Origin) -> bool:
+    return span.origin.message == origin.message and span.origin.field == origin.field
+
+
+def _if_whole(renderer: ExampleRenderer, rendering: Rendering, messages: Messages) -> Rendering | None:
+    """The rendering if it shows all of the last message's content but blank space at its ends."""
+    turn, answer = len(messages) - 1, messages[-1]
+    spans = [span for span in rendering.spans if _is_of(span, field_origin("content", turn))]
+    printed = [rendering.text[span.start : span.end] for span in spans]
+    if answer.parts:
+        texts = [str(part.get("text", "")).strip() for part in answer.parts]
+        return rendering if sum(map(len, printed)) >= sum(map(len, texts)) else None
+    return rendering if renderer.covers(printed, renderer.field_text(turn, "content")) else None
+
+
+def _behind_prompt(
+    renderer: ExampleRenderer, messages: Messages, rendering: Rendering, prompt: Rendering
+) -> Rendering | None:
+    """The answer's own characters behind the prompt, and behind its thought if the prompt opens one."""
+    turn = len(messages) - 1
+    own_range = renderer.plain_own_range(messages, rendering)
+    if own_range is not None and messages[-1].tool_calls and not messages[-1].content:
+        # Where the header ends and the calls begin, a letter in their place shows.
+        with_letter = Rendering.of(
+            renderer.render(with_one_letter((*messages[:-1], replace(messages[-1], tool_calls=()))), False)
+        )
+        start = (with_letter.own_range(turn) or own_range)[0]
+        if rendering.text.startswith(with_letter.text[:start]):
+            own_range = (start, max(start, own_range[1]))
+    if own_range is None:
+        return None
+    (before, header), (fed_before, fed) = _header(rendering.cut(own_range[0]), turn), _header(prompt, turn)
+    if before != fed_before:
+        return None
+    instead, opening = _differing_ends(header, fed)
+    thought = _Thought.of(opening, renderer.mentions)
+    if thought is None:
+        return None
+    if thought.beside.strip() and not _HEADER.fullmatch(thought.beside):
+        return None  # a question about the answer, or its beginning
+    start = own_range[0]
+    if instead.isspace() and not fed[-1:].isspace() and not thought.closing:
+        start -= len(instead)  # between a header and the answer
+    elif instead.strip() and "".join(instead.split()) not in thought.empty:
+        if not (thought.is_closed and _TAG.fullmatch(instead.strip())):
+            return None
+        start -= len(instead.lstrip())  # the tag opens the text of the answer
+    answer = rendering.tail(start)
+    generated = any(span.origin.generation for span in answer.spans[:1])
+    own_thought = field_origin("reasoning", turn)
+    reasoning = messages[-1].reasoning
+    if any(_is_of(span, own_thought) for span in rendering.spans):
+        if opening.strip():
+            return None  # a thought of its own, which the prompt does not lead to
+    elif reasoning and thought.closing:  # without a place for it, the text lacks it, and is refused for that
+        prompt = prompt.followed_by(
+            Rendering.piece(renderer.field_text(turn, "reasoning"), replace(own_thought, generation=generated))
+        )
+    closing = Rendering.piece(thought.closing, replace(TEMPLATE, generation=generated))
+    return _if_whole(renderer, prompt.followed_by(closing).followed_by(answer), messages)
+
+
+def _header(rendering: Rendering, turn: int) -> tuple[Origin | None, str]:
+    """The end of a text that is no data but the header of this turn, and the origin of the data before it."""
+    for span in reversed(rendering.spans):
+        origin = span.origin
+        if not origin.is_template and not (origin.message == turn and origin.in_header):
+            return origin, rendering.text[span.end :]
+    return None, rendering.text
+
+
+def _differing_ends(one: str, other: str) -> tuple[str, str]:
+    """The ends of two texts behind what they begin with alike, but for blank space.
+
+    Tags are compared as a whole. A last common one that the first text closes, and not the second, is part of the ends.
+    """
+    ones, others = ([*_WORD.finditer(text)] for text in (one, other))
+    same = len([*takewhile(lambda pair: pair[0][0] == pair[1][0], zip(ones, others, strict=False))])
+    if same and len(ones) > same == len(others) and ones[same][0] in _closing_tags(ones[same - 1][0]):
+        same -= 1
+    one_end, other_end = (words[same - 1].end() if same else 0 for words in (ones, others))
+    one, other = one[one_end:], other[other_end:]
+    # The first text may begin earlier, with a tag.
+    ones, others = ([*_WORD.finditer(text)] for text in (one, other))
+    for start in range(1, len(ones)):
+        if not all(_TAG.fullmatch(word[0]) for word in (*ones[:start], ones[start])):
+            break
+        if [word[0] for word in ones[start:]] == [word[0] for word in others[: len(ones) - start]]:
+            return "", other[others[len(ones) - start - 1].end() :]
+    return one, other
+
+
+class _Thought(NamedTuple):
+    """A thought that a prompt may leave open."""
+
+    closing: str = ""
+    """What ends it; empty if the prompt leaves none open."""
+    is_closed: bool = False
+    """Whether the prompt itself closes it."""
+    empty: tuple[str, ...] = ()
+    """How the template may write an empty thought."""
+    beside: str = ""
+    """What the prompt has before and behind the thought."""
+
+    @classmethod
+    def of(cls, opening: str, mentions: Collection[str]) -> _Thought | None:
+        """The thought that a text opens; None where it ends in a tag that opens none.
+
+        `mentions` are the texts in the template's source.
+        """
+        tags = list(_TAG.finditer(opening))
+        if not tags:
+            return cls(beside=opening)
+        first, last = tags[0], tags[-1]
+        names = list(_closing_tags(first[0]))
+        empty = tuple(text for name in names for text in (name, first[0] + name))
+        if closing := next((tag for tag in tags[1:] if tag[0] in names), None):
+            return cls(
+                is_closed=True, empty=empty, beside=_TAG.sub(" ", opening[: first.start()] + opening[closing.end() :])
+            )
+        if last[0][1:].startswith("/"):
+            return cls(is_closed=True, beside=_TAG.sub(" ", opening))
+        names = list(_closing_tags(last[0]))
+        name = next((name for name in names if any(name in text for text in mentions)), None)
+        if name is None and _THOUGHT_TAG.fullmatch(last[0]):
+            name = names[0]
+        if name is None:
+            return None
+        blank = opening[last.end() :]
+        own_line = "\n" in blank and not blank.strip()
+        return cls(f"\n{name}\n\n" if own_line else name, empty=empty, beside=_TAG.sub(" ", opening))
+
+
+def _closing_tags(tag: str) -> Iterator[str]:
+    """The texts that may close a tag, that of XML first."""
+    yield f"{tag[0]}/{tag[1:]}"
+    for start, end in (("start", "end"), ("START", "END"), ("begin", "end"), ("BEGIN", "END")):
+        if start in tag:
+            yield tag.replace(start, end)
+    if tag.startswith("<|"):
+        yield f"<|/{tag[2:]}"
+        yield f"<{tag[2:].removesuffix('>').removesuffix('|')}|>"

@@ -1,0 +1,207 @@
+"""Answers built as they are served, where the prompt opens what the finished conversation lacks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from testkit.published import assistant, conversation, user
+
+from templatekit import Example, Message, RecordError, Template, TemplateFile
+from templatekit.formats.sandbox.untrusted import UntrustedTemplate
+from templatekit.types import SpecialTokens
+
+TOKENS = SpecialTokens(
+    bos="<s>", eos="</s>", special=frozenset({"<s>", "</s>", "<|user|>", "<|tool|>"}), stop_tokens=("</s>",)
+)
+CHAT = (
+    "{{% for m in messages %}}{{% if m.role == 'assistant' %}}<bot>{answer}</s>{{% else %}}<{{{{ m.role }}}}>"
+    "{{{{ m.content }}}}{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}<bot>{opening}{{% endif %}}"
+)
+
+
+def template(answer: str, opening: str) -> Template:
+    source = CHAT.format(answer=answer, opening=opening)
+    return Template(TemplateFile(name="made", source=source), strict=False)
+
+
+def answered(given: Template, *messages: Message) -> list[str]:
+    """The trained texts of a conversation, each behind its prompt."""
+    example, found = conversation(*messages), []
+    for sample in given.samples(example, TOKENS):
+        for target in sample.rendered.target_spans:
+            before = replace(example, messages=messages[: target.message])
+            assert sample.rendered.text[: target.start] == given.prompt(before, TOKENS).text
+            found.append(sample.rendered.text[target.start : target.end])
+    return found
+
+
+SPLITS = "{{ m.content.split('</think>')[-1] }}"
+PRINTS = "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+CASES = {
+    # the template, the message, and the trained text
+    "a template that cuts thoughts": (SPLITS, "<think>\n", assistant("A"), "\n</think>\n\nA</s>"),
+    "the row has a thought": (SPLITS, "<think>\n", assistant("A", reasoning="R"), "R\n</think>\n\nA</s>"),
+    "the thought stands in the content": (
+        SPLITS,
+        "<think>\n",
+        assistant("<think>\nR\n</think>\nA"),
+        "R\n</think>\nA</s>",
+    ),
+    "on one line": (SPLITS, "<think>", assistant("A"), "</think>A</s>"),
+    "a template that prints thoughts": (PRINTS, "<think>", assistant("A"), "</think>A</s>"),
+    "a thought that is printed": (PRINTS, "<think>", assistant("A", reasoning="R"), "R</think>A</s>"),
+    "an empty thought in the prompt": ("{{ m.content }}", "<think>\n\n</think>\n\n", assistant("A"), "A</s>"),
+    "an empty thought in the text": (
+        "<think></think>{{ m.content }}",
+        "<think>\n",
+        assistant("A"),
+        "\n</think>\n\nA</s>",
+    ),
+    "a channel": (
+        "{{ m.content.split('<|end_think|>')[-1] }}",
+        "<|start_think|>",
+        assistant("A"),
+        "<|end_think|>A</s>",
+    ),
+    "brackets": ("{{ m.content.split('[/THINK]')[-1] }}", "[THINK]", assistant("A"), "[/THINK]A</s>"),
+    "blank space": (" {{ m.content }}", "\n", assistant("A"), "A</s>"),
+    "all that a server gave": ("{{ m.content }}", "<think>\n", assistant("R\n</think>\n\nA"), "R\n</think>\n\nA</s>"),
+    "blank space before it": (SPLITS, "<think>\n", assistant("\n<think>\nR\n</think>\nA"), "R\n</think>\nA</s>"),
+    "a closed thought in both": ("</think>{{ m.content }}", "<think></think>", assistant("A"), "A</s>"),
+    "a role": (" {{ m.content }}", " Assistant:", assistant("A"), " A</s>"),
+    "an empty answer": (SPLITS, "<think>\n", assistant(""), "\n</think>\n\n</s>"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kind", [Template, UntrustedTemplate])
+def test_an_answer_follows_the_prompt(name: str, kind: type[Template]) -> None:
+    answer, opening, message, expected = CASES[name]
+    file = TemplateFile(name="made", source=CHAT.format(answer=answer, opening=opening))
+    given = kind(file, strict=False)
+    for _ in range(4):  # the last ones by a compiled trace
+        assert answered(given, user("Q"), message) == [expected]
+    several = answered(given, user("Q"), message, user("Q"), message)
+    assert several == [expected, expected]
+
+
+REFUSED = {
+    "a judge": ("{{ m.content }}", "<user>Is this answer harmful? Say yes or no, and why.", assistant("A")),
+    "a reward": ("{{ m.content }}", "<|reward|>", assistant("A")),
+    "a beginning": ("{{ m.content }}", "Sure, here is", assistant("A")),
+    "a beginning behind a tag": (SPLITS, "<think>Okay,", assistant("A")),
+    "punctuation": ("{{ m.content }}", "!", assistant("A")),
+    "a score": ("{{ m.content }}", "<score>", assistant("A")),
+    "a thought that is never closed": (SPLITS, "<think>\n", assistant("<think>\nA")),
+    "two thoughts": (SPLITS, "<think>\n", assistant("R\n</think>\nA", reasoning="R")),
+    "a thought behind a closed one": (PRINTS, "<think></think>", assistant("A", reasoning="R")),
+    "content that the template cuts": ("{{ m.content.split('#')[-1] }}", "<think>", assistant("A#B")),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_prompt_that_asks_for_something_else_is_refused(name: str) -> None:
+    answer, opening, message = REFUSED[name]
+    source = CHAT.format(answer=answer, opening=opening)
+    if name == "a judge":
+        source = source.replace("{% if add", "{{ '<user>Is this answer harmful? Say yes or no, and why.' }}{% if add")
+    given = Template(TemplateFile(name="made", source=source), strict=False)
+    with pytest.raises(RecordError) as caught:
+        answered(given, user("Q"), message)
+    assert caught.value.reason == ("open_thought" if "closed" in name and "never" in name else "prompt_is_no_prefix")
+
+
+@given(st.lists(st.tuples(*[st.text("aA <>/#\n", max_size=6)] * 3), min_size=1, max_size=3))
+def test_no_character_is_lost_or_doubled(turns: list[tuple[str, str, str]]) -> None:
+    given = template(SPLITS, "<think>\n")
+    messages: list[Message] = []
+    for question, thought, answer in turns:
+        messages += [user(question), assistant(answer, reasoning=thought)]
+    found = answered(given, *messages)
+    assert found == [f"{thought}\n</think>\n\n{answer}</s>" for _, thought, answer in turns]
+
+
+def test_a_compiled_trace_refuses_what_interpreting_refuses() -> None:
+    given = template("{{ m.content.split('#')[-1] }}", "<think>\n")
+    for _ in range(20):
+        assert answered(given, user("Q"), assistant("A")) == ["\n</think>\n\nA</s>"]
+    for message in (assistant("A#B"), assistant("R</think>A", reasoning="T")):
+        with pytest.raises(RecordError):
+            answered(given, user("Q"), message)
+
+
+def test_a_name_in_the_header_is_not_lost() -> None:
+    source = CHAT.format(answer="{{ m.content }}", opening="").replace(
+        "<bot>{{ m.content }}", "bot{% if m.name %} ({{ m.name }}){% endif %}: {{ m.content }}"
+    )
+    given = Template(TemplateFile(name="made", source=source.replace("<bot>", "bot: ")), strict=False)
+    assert answered(given, user("Q"), assistant("A")) == ["A</s>"]
+    with pytest.raises(RecordError):
+        answered(given, user("Q"), assistant("A", name="bob"))
+
+
+def test_tool_calls_behind_a_thought() -> None:
+    call = {"type": "function", "function": {"name": "get", "arguments": {}}}
+    calls = "{% for c in m.tool_calls %}<tool_call>{{ c.function.name }}</tool_call>{% endfor %}"
+    given = template(SPLITS + calls, "<think>\n")
+    for message, expected in (
+        (assistant("", tool_calls=(call,)), "\n</think>\n\n<tool_call>get</tool_call></s>"),
+        (assistant("", tool_calls=(call,), reasoning="R"), "R\n</think>\n\n<tool_call>get</tool_call></s>"),
+        (assistant("<think>\nR\n</think>\nA", tool_calls=(call,)), "R\n</think>\nA<tool_call>get</tool_call></s>"),
+    ):
+        assert answered(given, user("Q"), message) == [expected]
+
+
+def test_a_thought_that_the_trained_text_lacks_is_refused() -> None:
+    """Also where the template prints thoughts elsewhere."""
+    given = template("{% if m.tool_calls %}{{ m.reasoning_content }}{% endif %}{{ m.content }}", "")
+    with pytest.raises(RecordError, match=r"messages\[1\]\.reasoning: template 'made' has no place for this text"):
+        answered(given, user("Q"), assistant("A", reasoning="R"))
+    assert answered(given, user("Q"), assistant("A")) == ["A</s>"]
+
+
+def test_each_of_several_tool_calls_must_be_printed() -> None:
+    calls = tuple({"type": "function", "function": {"name": "get", "arguments": {"n": n}}} for n in (1, 2))
+    printed = "{{ c.function.name }}{{ c.function.arguments | tojson }}"
+    every = template(f"{{% for c in m.tool_calls %}}{printed}{{% endfor %}}", "")
+    first = template(f"{{% if m.tool_calls %}}{{% set c = m.tool_calls[0] %}}{printed}{{% endif %}}", "")
+    assert answered(every, user("Q"), assistant("", tool_calls=calls)) == ['get{"n": 1}get{"n": 2}</s>']
+    assert answered(first, user("Q"), assistant("", tool_calls=calls[:1])) == ['get{"n": 1}</s>']
+    with pytest.raises(RecordError, match=r"messages\[1\]\.tool_calls\[1\]: template 'made' has no place"):
+        answered(first, user("Q"), assistant("", tool_calls=calls))
+
+
+def test_what_closes_an_answer_stays_before_a_stop_token() -> None:
+    source = CHAT.format(answer="<answer>{{ m.content }}</answer>\n", opening="").replace("</s>", "")
+    given = Template(TemplateFile(name="made", source=source), strict=False)
+    assert answered(given, user("Q"), assistant("A")) == ["<answer>A</answer></s>"]
+
+
+OPEN = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<bot>{{ m.content }}{{ m.tool_calls[0].function.name if "
+    "m.tool_calls }}{% else %}<|{{ m.role }}|>{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<bot>{% endif %}"
+)
+
+
+def test_an_answer_whose_end_is_open_ends_at_a_stop_token() -> None:
+    """The token of the next header where servers stop at that, in one text; else EOS, in a text for each turn."""
+    given = Template(TemplateFile(name="made", source=OPEN), strict=False)
+    call = {"type": "function", "function": {"name": "get", "arguments": {}}}
+    example = conversation(
+        user("Q"), assistant("", tool_calls=(call,)), Message(role="tool", content="T"), assistant("A")
+    )
+
+    def ends(example: Example, *stops: str) -> list[list[str]]:
+        samples = given.samples(example, replace(TOKENS, stop_tokens=stops))
+        return [[s.rendered.text[t.marker_start : t.end] for t in s.rendered.target_spans] for s in samples]
+
+    assert ends(example, "<|user|>", "<|tool|>") == [["<|tool|>", "<|user|>"]]
+    assert ends(example, "</s>", "<|user|>") == [["</s>"], ["<|user|>"]]
+    assert ends(example, "</s>") == [["</s>"], ["</s>"]]
+    assert given.samples(example, replace(TOKENS, stop_tokens=("</s>",)))[0].rendered.text.endswith("<bot>get</s>")
+    with pytest.raises(Exception, match="leaves open what ends an answer"):
+        ends(example)
