@@ -186,6 +186,11 @@ class DataOptions(Options):
         "of this size before a row.",
     )
     on_error: Literal["stop", "skip"] = Field("stop", description="What to do with a record that cannot be used.")
+    on_missing_field: Literal["error", "drop"] = Field(
+        "error",
+        description="What to do with reasoning, a name, tools, documents or a system message for which the template "
+        "has no place: the record cannot be used (error), or is rendered without it and counted (drop).",
+    )
 
     # Cache
     cache: bool = Field(

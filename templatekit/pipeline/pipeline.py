@@ -30,6 +30,7 @@ from typing import Any, ClassVar
 from templatekit.config.data_options import DataOptions
 from templatekit.config.train_on import parse_train_on
 from templatekit.errors import NOTHING_TRAINED, ConfigError, ExcludedRecord, RecordError
+from templatekit.formats.completeness import without_field
 from templatekit.formats.lookup import check_end_marker, find_template
 from templatekit.formats.template import Template
 from templatekit.hooks.contracts import Adapter
@@ -317,6 +318,26 @@ class Pipeline:
     def _render_conversation(self, example: Example, row: int) -> tuple[Sample, ...]:
         """The fewest samples of a conversation in which each trained turn has the text that serving would render."""
         example = self.reader.without_placeholders(example)
+        left_out: list[str] = []
+        while True:
+            try:
+                samples = self._render_whole(example, row)
+            except RecordError as error:
+                missing = error.reason == "no_place_for_field"
+                smaller = without_field(example, error.field or "") if missing else None
+                if smaller is None:
+                    raise
+                if self.options.on_missing_field == "error":
+                    error.message += "; to render without it: --on-missing-field drop"
+                    raise
+                example, what = smaller
+                left_out.append(f"{what} without a place in the template")
+            else:
+                self.counts.left_out.update(left_out)
+                return samples
+
+    def _render_whole(self, example: Example, row: int) -> tuple[Sample, ...]:
+        """The same for an example of which no field is left out."""
         base, _, named = parse_train_on(self.options.train_on)
         if base == "all" or (base == "last" and named):  # one text holds all that is trained
             rendered = self.template.render(example, self.special_tokens, row=row)

@@ -203,8 +203,8 @@ def test_the_end_marker_may_be_given(builtin: Registry, tokenizer_of: Any) -> No
         (item,) = pipeline(builtin, tokenizer, source, end_marker=end_marker).run([talk(1)])
         assert marker(item.rendered) == expected
     bare = FORGETS.replace("<|im_end|>", "")
-    with pytest.raises(templatekit.TemplateError, match="--end-marker none"):
-        list(pipeline(builtin, tokenizer, bare).run([talk(1)]))
+    (item,) = pipeline(builtin, tokenizer, bare).run([talk(1)])
+    assert marker(item.rendered) == tokenizer.special_tokens.eos != ""  # at which a server stops
     (item,) = pipeline(builtin, tokenizer, bare, end_marker="none").run([talk(1)])
     assert marker(item.rendered) == ""
 
@@ -212,3 +212,45 @@ def test_the_end_marker_may_be_given(builtin: Registry, tokenizer_of: Any) -> No
 def marker(rendered: RenderedText) -> str:
     (target,) = rendered.target_spans
     return rendered.text[target.marker_start : target.end]
+
+
+# --- fields without a place ----------------------------------------------------------------------------------------
+
+PLAIN = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') if false }}{% else %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ASKED, SAID = {"role": "user", "content": "Q?"}, {"role": "assistant", "content": "A."}
+WITHOUT_PLACE: Mapping[str, tuple[dict[str, Any], str]] = {
+    "reasoning": ({"messages": [ASKED, SAID | {"reasoning_content": "Hm."}]}, "assistant reasoning"),
+    "a name": ({"messages": [ASKED | {"name": "Ann"}, SAID]}, "user name"),
+    "a system message": ({"messages": [{"role": "system", "content": "S."}, ASKED, SAID]}, "system message"),
+    "tools": ({"messages": [ASKED, SAID], "tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_PLACE)
+def test_a_field_without_a_place_is_an_error_or_left_out(name: str, builtin: Registry, tokenizer_of: Any) -> None:
+    row, what = WITHOUT_PLACE[name]
+    tokenizer = tokenizer_of("bytes")
+    with pytest.raises(RecordError, match="to render without it: --on-missing-field drop") as caught:
+        list(pipeline(builtin, tokenizer, PLAIN).run([row]))
+    assert caught.value.reason == "no_place_for_field"
+    plain = list(pipeline(builtin, tokenizer, PLAIN).run([{"messages": [ASKED, SAID]}]))
+    run = pipeline(builtin, tokenizer, PLAIN, on_missing_field="drop")
+    assert [ids_of(item) for item in run.run([row, row])] == [ids_of(item) for item in plain] * 2
+    assert run.counts.left_out == {f"{what} without a place in the template": 2}
+    assert f"left out of the records: 2 × {what} without a place" in "\n".join(run.counts.lines(tokens=True))
+
+
+def ids_of(item: Sample) -> tuple[int, ...]:
+    assert item.tokenized is not None
+    return item.tokenized.input_ids
+
+
+def test_an_answer_is_never_left_out(builtin: Registry) -> None:
+    silent = PLAIN.replace("{{ m.content }}", "{{ m.content if m.role == 'user' }}")
+    with pytest.raises(RecordError, match=r"messages\[1\]\.content: .*has no place") as caught:
+        list(pipeline(builtin, None, silent, on_missing_field="drop").run([{"messages": [ASKED, SAID]}]))
+    assert "--on-missing-field" not in str(caught.value)
