@@ -42,8 +42,7 @@ _THOUGHT_TAG = re.compile(
 _OPENED = re.compile(rf"({_TAG.pattern})(\s*)$")
 """A tag at the end of a prompt, and the blank space behind it."""
 _WORD = re.compile(rf"{_TAG.pattern}|\w+|\S")
-"""The start of a tag at the end of a text."""
-
+"""A tag, a word or a sign."""
 
 Messages: TypeAlias = tuple[Message, ...]
 RenderFunction: TypeAlias = Callable[[Messages, bool], TrackedText]
@@ -52,8 +51,6 @@ TextFunction: TypeAlias = Callable[[Messages, bool], str]
 """The same for the first messages of the conversation, as plain text, which takes less time."""
 FieldFunction: TypeAlias = Callable[[int, str], str]
 """The text of a message's field, by the message's index and the field's name."""
-
-
 CoverFunction: TypeAlias = Callable[[Sequence[str], str], bool]
 """Whether texts have together as many characters as another one, without the blank space at its ends."""
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from templatekit.packing.columns import TokenizedColumns, offsets_from_lengths, range_indices
-from templatekit.tokens.fragments import Fragment
+from templatekit.tokens.fragments import LONG_FRAGMENT, Fragment
 from templatekit.tokens.supervision import LazyLossSpans
 from templatekit.tokens.token_layouts import SLOT, TokenLayout, TokenLayouts
 from templatekit.tokens.tokenizer import Tokenizer
@@ -80,7 +80,7 @@ class Assembler:
         entry_offsets, word_offsets = [0], [0]
         remaining, slot_owners = [], []
         for index, filled in enumerate(filled_layouts):
-            if filled is None:
+            if filled is None or max(map(len, filled.slot_texts), default=0) > LONG_FRAGMENT:
                 remaining.append(index)
             else:
                 entries += filled.layout.entries

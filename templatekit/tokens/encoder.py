@@ -35,8 +35,9 @@ import tokenizers
 from templatekit.errors import TokenizerError, shorten
 from templatekit.packing.columns import TokenizedColumns
 from templatekit.tokens.assembly import Assembler, EncoderInput
-from templatekit.tokens.fragments import ControlMatch, Fragment, FragmentTokens
+from templatekit.tokens.fragments import LONG_FRAGMENT, ControlMatch, Fragment, FragmentTokens
 from templatekit.tokens.tokenizer import ControlToken, Tokenizer
+from templatekit.tokens.word_boundaries import WORD_BOUNDARY
 from templatekit.types import (
     STANDARD_ROLES,
     Boundary,
@@ -48,6 +49,9 @@ from templatekit.types import (
 
 _CHECK_INTERVAL = 1024
 """One text in this many is also encoded without the cache, to check the result; so is the first of every layout."""
+
+_PART = 1 << 18
+"""Characters of a part."""
 
 _WHITESPACE = re.compile(r"[^\S\x1c-\x1f]*")
 """The whitespace that control tokens strip: Unicode's. In Python, four control characters count as whitespace too."""
@@ -256,16 +260,44 @@ class Encoder:
         results = [[] if fragment.id is None else [_tokens_of_id(fragment)] for fragment in fragments]
         groups: dict[tuple[bool, bool], list[int]] = {}
         for index, fragment in enumerate(fragments):
-            if fragment.id is None:
+            if len(fragment.text) > LONG_FRAGMENT and not offsets and (parts := self._parts(fragment)):
+                results[index] = [run for part in parts for run in self._encode_fragments([part])[0]]
+            elif fragment.id is None:
                 groups.setdefault((fragment.control, fragment.prefix), []).append(index)
         for (control, prefix), members in groups.items():
             backend = self.tokenizer.backend(control=control, prefix=prefix)
             needs_offsets = offsets or (control and self.tokenizer.has_ambiguous_control_ids)
             encode = backend.encode_batch if needs_offsets else backend.encode_batch_fast
-            encodings = encode([fragments[index].text for index in members], add_special_tokens=False)
-            for index, encoding in zip(members, encodings, strict=True):
-                results[index] = self._checked_tokens(fragments[index], encoding, offsets=offsets)
+            for some in _groups(members, [len(fragments[index].text) for index in members]):
+                encodings = encode([fragments[index].text for index in some], add_special_tokens=False)
+                for index, encoding in zip(some, encodings, strict=True):
+                    results[index] = self._checked_tokens(fragments[index], encoding, offsets=offsets)
         return results
+
+    def _parts(self, fragment: Fragment) -> list[Fragment]:
+        """A long fragment in parts that are encoded one after the other, which takes less memory; or nothing.
+
+        It is cut at word boundaries, where the tokenizer provably encodes words separately.
+        """
+        text = fragment.text
+        # A part without a dummy prefix at its start would have none behind its control tokens either.
+        prefix_behind_control = fragment.matches and self.tokenizer.dummy_prefix != "never"
+        if prefix_behind_control or not self.tokenizer.encodes_starts_alike:
+            return []
+        reach = max((len(token) for token in self.tokenizer.control_tokens), default=0)
+        cuts, position = [0], 0
+        while len(text) - position > 2 * _PART and (found := WORD_BOUNDARY.search(text, position + _PART)):
+            position = found.start()
+            if not self.contains_control_text(text, max(position - reach, 0), position + reach):
+                cuts.append(position)
+        if len(cuts) == 1:
+            return []
+        parts = []
+        for start, end in pairwise([*cuts, len(text)]):
+            matches = tuple(match for match in fragment.matches if start <= match.start - fragment.start < end)
+            prefix = fragment.prefix and not start
+            parts.append(Fragment(fragment.start + start, text[start:end], matches, prefix, fragment.control))
+        return parts
 
     def _checked_tokens(
         self, fragment: Fragment, encoding: tokenizers.Encoding, *, offsets: bool
@@ -318,6 +350,16 @@ class Encoder:
         for start, end in pairwise([0, *cuts, len(fragment.text)]):
             prefix = fragment.prefix and not start
             yield Fragment(fragment.start + start, fragment.text[start:end], prefix=prefix, control=False)
+
+
+def _groups(items: Sequence[int], lengths: Sequence[int]) -> Iterator[Sequence[int]]:
+    """The items in groups that end where their lengths add up to that of a long fragment."""
+    start = total = 0
+    for end, length in enumerate(lengths, 1):
+        total += length
+        if total > LONG_FRAGMENT or end == len(items):
+            yield items[start:end]
+            start, total = end, 0
 
 
 def _ends(match: ControlMatch, text: str) -> range:

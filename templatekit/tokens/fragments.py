@@ -9,6 +9,9 @@ from typing import NamedTuple
 from templatekit.tokens.tokenizer import ControlToken
 from templatekit.types import LossSpan
 
+LONG_FRAGMENT = 1 << 20
+"""Characters of a fragment that is encoded in parts: the backend takes some 100 bytes for each token of a text."""
+
 
 class ControlMatch(NamedTuple):
     """A control token in a text; `start` and `end` are in characters."""

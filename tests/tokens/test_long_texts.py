@@ -20,9 +20,11 @@ from templatekit.formats.lookup import find_template
 from templatekit.formats.template import Template
 from templatekit.pipeline.counts import Counts
 from templatekit.testing import adversarial_text
-from templatekit.tokens import long_texts, token_bounds
+from templatekit.tokens import assembly, long_texts, token_bounds
+from templatekit.tokens import encoder as encoder_module
 from templatekit.tokens.encoder import Encoder
 from templatekit.tokens.long_texts import PartialExample
+from templatekit.tokens.word_boundaries import WORD_BOUNDARY
 from templatekit.types import Sample
 
 POLICIES = ("drop", "error", "turns", "context", "response")
@@ -275,3 +277,42 @@ def test_a_partial_example_says_how_much_it_knows(limited: Limited) -> None:
     assert partial.loss_weights == whole.tokenized.loss_weights[: len(partial)]
     assert long_texts.length_in_words(partial) == f"at least {len(partial)}"
     assert long_texts.length_in_words(whole.tokenized) == str(len(whole.tokenized))
+
+
+# --- long texts that are encoded whole, but in parts ------------------------------------------------------------------
+
+
+def in_parts(subject: Through, adapter: str, record: Record, part: int, boundary: re.Pattern[str]) -> Outcome:
+    """The outcome where each fragment of more characters than a part is encoded in parts."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (encoder_module, assembly):
+            patch.setattr(module, "LONG_FRAGMENT", part)
+        patch.setattr(encoder_module, "_PART", part)
+        patch.setattr(encoder_module, "WORD_BOUNDARY", boundary)
+        return Outcome(subject, adapter, record)
+
+
+@given(data=st.data())
+def test_parts_give_the_ids_of_the_whole_text(
+    tokenizer: Tokenizer, templates: dict[str, Template], builtin: Registry, data: st.DataObject
+) -> None:
+    template = data.draw(st.sampled_from(TEMPLATES), label="template")
+    control_tokens = data.draw(st.sampled_from(("template", "template", "everywhere")), label="control_tokens")
+    records = (instruction_records, conversation_records)[template != "alpaca"]
+    adapter, record = data.draw(records(long_text(tokenizer), builtin), label="record")
+    subject = Through(templates[template], tokenizer, builtin, control_tokens=control_tokens)
+    part = data.draw(st.integers(1, 12), label="part")
+    whole = Outcome(subject, adapter, record)
+    assert in_parts(subject, adapter, record, part, WORD_BOUNDARY).exact == whole.exact
+
+
+def test_parts_that_end_within_words_are_noticed(tokenizer_of: Tokenizers, builtin: Registry) -> None:
+    """Negative control; and the parts are made at all."""
+    template = find_template("alpaca", builtin)
+    found = []
+    for name in BOUNDED:
+        subject = Through(template, tokenizer_of(name), builtin)
+        whole = Outcome(subject, "alpaca", WORDY)
+        assert in_parts(subject, "alpaca", WORDY, 40, WORD_BOUNDARY).exact == whole.exact
+        found.append(in_parts(subject, "alpaca", WORDY, 41, re.compile("(?<=[a-z])(?=[a-z])")).exact != whole.exact)
+    assert any(found)
