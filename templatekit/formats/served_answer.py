@@ -87,14 +87,16 @@ class ExampleRenderer(NamedTuple):
             if own_range is None or own_range[0] >= len(text):
                 return rendering
             # The answer itself begins with characters that the prompt has, such as `<think>`.
-            opened = _OPENED.search(text)
-            if opened and not any(name in messages[-1].content for name in _closing_tags(opened[1])):
-                raise RecordError(
-                    f"the content opens a thought ({opened[1]}) that nothing closes",
-                    field=f"messages[{len(before)}].content",
-                    reason="open_thought",
-                )
-            return Rendering.of(self.render(before, True)).followed_by(rendering.tail(len(text)))
+            answer = rendering.tail(len(text))
+            if opened := _OPENED.search(text):
+                if not any(name in messages[-1].content for name in _closing_tags(opened[1])):
+                    raise RecordError(
+                        f"the content opens a thought ({opened[1]}) that nothing closes",
+                        field=f"messages[{len(before)}].content",
+                        reason="open_thought",
+                    )
+                answer = _closed_by_template(answer, opened[1])
+            return Rendering.of(self.render(before, True)).followed_by(answer)
         prompt = Rendering.of(self.render(before, True))
         try:
             return (
@@ -170,7 +172,16 @@ def _with_inline_thought(
         if before.strip():
             raise _NoServedForm
     origin = replace(field_origin("content", turn), generation=spans[0].origin.generation)
-    return prompt.followed_by(Rendering.piece(content, origin)).followed_by(rendering.tail(spans[-1].end))
+    rest = _closed_by_template(Rendering.piece(content, origin), tag)
+    return prompt.followed_by(rest).followed_by(rendering.tail(spans[-1].end))
+
+
+def _closed_by_template(answer: Rendering, tag: str) -> Rendering:
+    """The answer with the text that closes its thought as a literal: the model gives it as a control token."""
+    start, name = min((answer.text.index(name), name) for name in _closing_tags(tag) if name in answer.text)
+    generated = any(span.origin.generation for span in answer.spans[:1])
+    closing = Rendering.piece(name, replace(TEMPLATE, generation=generated))
+    return answer.cut(start).followed_by(closing).followed_by(answer.tail(start + len(name)))
 
 
 def _around_empty_thought(renderer: ExampleRenderer, messages: Messages, prompt: Rendering) -> Rendering | None:

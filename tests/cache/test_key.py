@@ -147,6 +147,7 @@ OTHERWISE: dict[str, Any] = {
     "shuffle_buffer": 7,
     "max_record_size": 17,
     "on_error": "skip",
+    "on_missing_field": "drop",
     "encoder": "tokenizers",
 }
 OWN_TESTS = {"dataset", "chat_template_kwargs", "mix", "mix_strategy"}

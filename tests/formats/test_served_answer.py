@@ -114,6 +114,21 @@ def test_a_prompt_that_asks_for_something_else_is_refused(name: str) -> None:
     assert caught.value.reason == ("open_thought" if "closed" in name and "never" in name else "prompt_is_no_prefix")
 
 
+def test_what_closes_a_thought_in_the_content_is_a_literal() -> None:
+    """The model gives it as a control token, once; the same characters behind it are the answer's."""
+    for given in (template(SPLITS, "<think>\n"), template("{{ m.content }}", "<think>\n")):
+        for content in ("<think>\nR</think>A</think>B", "R</think>A</think>B"):
+            rendered = given.render(conversation(user("Q"), assistant(content)), TOKENS)
+            start = rendered.target_spans[0].start
+            found = [(rendered.text[s.start : s.end], str(s.origin)) for s in rendered.spans if s.start >= start]
+            assert found == [
+                ("R", "messages[1].content"),
+                ("</think>", "template"),
+                ("A</think>B", "messages[1].content"),
+                ("</s>", "template"),
+            ]
+
+
 @given(st.lists(st.tuples(*[st.text("aA <>/#\n", max_size=6)] * 3), min_size=1, max_size=3))
 def test_no_character_is_lost_or_doubled(turns: list[tuple[str, str, str]]) -> None:
     given = template(SPLITS, "<think>\n")

@@ -52,12 +52,13 @@ ERRORS = {
     "a misspelt variable": (
         "{{ instruction }}\n{{ instructoin }}{{ response }}",
         "line 2: unknown variable 'instructoin'; did you mean 'instruction'?; an instruction template receives "
-        "system, instruction, context, response, bos_token, eos_token, pad_token, unk_token, add_generation_prompt",
+        "system, instruction, context, response, bos_token, eos_token, pad_token, unk_token, sep_token, "
+        "add_generation_prompt",
     ),
     "a variable of another kind": (
         "{{ messages[0].content }}{{ response }}",
         "line 1: unknown variable 'response'; known: add_generation_prompt, bos_token, documents, eos_token, messages, "
-        "pad_token, tools, unk_token; a chat template receives messages, tools, documents",
+        "pad_token, sep_token, tools, unk_token; a chat template receives messages, tools, documents",
     ),
     "no response": (
         "{{ instruction }}",

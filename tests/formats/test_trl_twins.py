@@ -109,7 +109,7 @@ OTHERWISE: Mapping[tuple[str, str], str] = {
     ("diffusion_gemma", "a call beside text"): "a call ends in <|tool_response>, at which a server stops",
 }
 """Templates of which more is trained here than `before` and `after`; the twin's text is a part of it."""
-LOSING = {("gemma", "a system message"), ("muse_glimmer", "a call beside text")}
+LOSING = {("gemma", "a system message"), ("muse_glimmer", "a call beside text"), ("gptoss", "a call beside text")}
 """Messages for which an original has no place: refused here, and left out or refused by its twin."""
 WITH_TOOLS = (
     "diffusion_gemma",
