@@ -116,9 +116,9 @@ def test_a_prompt_that_asks_for_something_else_is_refused(name: str) -> None:
 
 def test_what_closes_a_thought_in_the_content_is_a_literal() -> None:
     """The model gives it as a control token, once; the same characters behind it are the answer's."""
-    for given in (template(SPLITS, "<think>\n"), template("{{ m.content }}", "<think>\n")):
+    for one in (template(SPLITS, "<think>\n"), template("{{ m.content }}", "<think>\n")):
         for content in ("<think>\nR</think>A</think>B", "R</think>A</think>B"):
-            rendered = given.render(conversation(user("Q"), assistant(content)), TOKENS)
+            rendered = one.render(conversation(user("Q"), assistant(content)), TOKENS)
             start = rendered.target_spans[0].start
             found = [(rendered.text[s.start : s.end], str(s.origin)) for s in rendered.spans if s.start >= start]
             assert found == [
