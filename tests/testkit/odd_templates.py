@@ -149,7 +149,8 @@ def check(source: str, template: Template, example: Example) -> str:
             prompt, text = served(source, example.messages, target.message)
             if sample.rendered.text[: target.start] != prompt:
                 raise Wrong(f"turn {target.message}: another prompt than a server feeds")
-            if not is_served_answer(sample.rendered.text[target.start : target.end], prompt, text, header="A "):
+            answer, fed = sample.rendered.text[target.start : target.end], prompt.rpartition("\n")[2]
+            if not any(is_served_answer(answer, prompt, text, header=header) for header in ("A ", fed)):
                 raise Wrong(f"turn {target.message}: another answer than a server continues")
             trained[target.message] += bool(example.messages[target.message].weight)
     if +trained != Counter(wanted):
