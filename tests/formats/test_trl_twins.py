@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from testkit.published import CALL, GET, ORIGINALS, TRL, assistant, source_of, tokens_of, user
-from testkit.theirs import form_of, hugging_face, is_served_answer, rendered
+from testkit.theirs import alike, form_of, hugging_face, is_served_answer, rendered
 
 from templatekit import Example, Message, RecordError, Template, TemplateError, TemplateFile
 
@@ -137,7 +136,7 @@ def theirs(name: str, example: Example) -> str:
     more: dict[str, Any] = {"tools": list(example.tools) or None}
     text, blocks = rendered(source, messages, tokens_of(name), return_assistant_tokens_mask=True, **more)
     before, _ = rendered(source, messages[:-1], tokens_of(name), **more)
-    closed = len(commonprefix([text, before]))  # noqa: RUF071  (characters are what is meant)
+    closed = alike(text, before)
     return "".join(text[max(start, closed) : end] for start, end in blocks if end > closed)
 
 

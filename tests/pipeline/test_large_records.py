@@ -18,6 +18,7 @@ from templatekit import DataOptions, Registry
 from templatekit.config.data_options import MixedSet
 from templatekit.config.render_options import RenderOptions
 from templatekit.export import folders, rows
+from templatekit.export.rows import ArrowExporter
 from templatekit.pipeline import batches, outputs, pipeline
 from templatekit.pipeline.deduplication import IdentifiedRecord, create_text_index, mark_duplicates
 from templatekit.pipeline.mixture import Mixture, create_pipeline
@@ -164,11 +165,12 @@ def test_row_groups_end_early(
         monkeypatch.setattr(pipeline, "BATCH_BYTES", size)
         own = Pipeline(RenderOptions(adapter="alpaca", template="chatml"), builtin, tokenizer=tokenizer)
         exporter, file = builtin.exporters[sink], io.BytesIO()
+        assert isinstance(exporter, ArrowExporter)
         parts = outputs.chunks_for_exporter(own.batches(given, source="x"), exporter, own)
         if tokenizer is None:
-            exporter.write((item for part in parts for item in part.content), file)  # type: ignore[attr-defined]
+            exporter.write((item for part in parts for item in part.content), file)
         else:
-            exporter.write_converted((part.content for part in parts), file)  # type: ignore[attr-defined]
+            exporter.write_converted((part.content for part in parts), file)
         if sink == "parquet":
             metadata = pq.read_metadata(file)
             lengths = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]

@@ -23,7 +23,7 @@ from templatekit.errors import RecordError, SourceError
 from templatekit.hooks.loading import create_registry
 from templatekit.hooks.registry import Registry
 from templatekit.hooks.specs import hookimpl
-from templatekit.sources import arrow_records, json_decoder, open_source
+from templatekit.sources import json_decoder, open_source
 from templatekit.sources.compression import decompressed, make_rewindable
 from templatekit.sources.csv_records import CsvSource
 from templatekit.sources.json_decoder import Decoder, record_error
@@ -342,20 +342,6 @@ LARGE_ROWS = {
     "one text, then a page each": ({"a": ["w" * 4000] * 20 + [f"{n:4000}" for n in range(60)]}, {}),
 }
 PAGES = {"data_page_size": 1, "write_batch_size": 1, "dictionary_pagesize_limit": 8000}
-
-
-@pytest.fixture
-def batches(monkeypatch: pytest.MonkeyPatch) -> list[pa.RecordBatch]:
-    """The batches whose rows were made to Python objects."""
-    seen: list[pa.RecordBatch] = []
-    to_python = arrow_records._to_python
-
-    def record(batch: pa.RecordBatch, limits: Limits) -> Any:
-        seen.append(batch)
-        return to_python(batch, limits)
-
-    monkeypatch.setattr(arrow_records, "_to_python", record)
-    return seen
 
 
 @pytest.mark.parametrize("name", LARGE_ROWS)

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterable
 from functools import cache
-from os.path import commonprefix
 from typing import Any, NamedTuple
 
 from templatekit import Example, Message
@@ -101,6 +100,12 @@ def rendered(
     return str(texts[0]), generated[0] if generated else []
 
 
+def alike(one: str, other: str) -> int:
+    """The number of characters with which two texts begin alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
 _MARKS = re.compile(r"(?:\s|<[^<>\s]+>|\[/?[A-Z_]+\])*")
 _CUT_MARK = re.compile(r"[<\[][^<>\[\]\s]*$")
 
@@ -114,7 +119,7 @@ def is_served_answer(answer: str, prompt: str, finished: str, *, thought: str = 
     """
     if finished.startswith(prompt):
         return finished.startswith(answer, len(prompt))
-    same = len(commonprefix([prompt, finished]))  # noqa: RUF071  (characters are what is meant)
+    same = alike(prompt, finished)
     if cut := _CUT_MARK.search(finished[:same]):
         same = cut.start()
     starts = [same, *(found.end() for found in re.finditer(re.escape(header), finished) if header)]
