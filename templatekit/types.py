@@ -199,7 +199,8 @@ class SpecialTokens:
     special: frozenset[str] = frozenset()
     """Every token that the tokenizer flags as special."""
     stop_tokens: tuple[str, ...] = ()
-    """The tokens at which servers stop: those that the model's `generation_config.json` names, else EOS."""
+    """The tokens at which servers stop: those that the model's `generation_config.json`, else its `config.json`, names;
+    else EOS."""
     adds_bos: bool = False
     """Whether the tokenizer adds BOS before plain text; if so, BOS is also added before instruction formats."""
     known: bool = True

@@ -6,12 +6,12 @@ from three parts: the prompt as it is fed; the answer in the template's own form
 
 The form of the answer is found without knowing the model:
 
-1. If the content itself begins with the tag that the prompt opens, the rest of the content follows.
+1. If the content itself begins with the tag that the prompt opens, or closes it, the rest of the content follows.
 2. If the template prints a thought behind this prompt, as it does for an answer that has one, that rendering gives the
    literals around the thought. An answer without a thought gets those literals around an empty one.
 3. Else the answer's own characters follow the prompt directly, after a closing tag if the prompt leaves a tag open:
-   that of its kind which the template's source names, as in `content.split('</think>')`, or that of XML. The blank
-   space around it mirrors that of the opening tag.
+   that of its kind which the template's source names, as in `content.split('</think>')`, or for a tag named after
+   thinking that of XML. Where the opening tag stands on a line of its own, so does the closing one.
 
 The third way asks that the prompt is one for this answer: up to the tag, the header in the conversation is that of the
 prompt. So the prompts of judges, guards and reward models, which ask about a finished answer, stay refused.
@@ -62,7 +62,7 @@ class ExampleRenderer(NamedTuple):
     text: TextFunction
     field_text: FieldFunction
     mentions: Collection[str]
-    """The texts in the template's source."""
+    """The attributes and texts in the template's source."""
     covers: CoverFunction
     builds_answers: bool
     """Whether answers may be built: in chat templates."""
