@@ -20,7 +20,7 @@ from templatekit.pipeline.pipeline import Pipeline
 from templatekit.sources import find_source
 
 T = TypeVar("T")
-FORMAT = 2
+FORMAT = 3
 """Version of the files; each has a folder of its own."""
 BY_CONTENT = frozenset({"tokenizer", "template", "adapter"})
 """Options whose value is an address; instead of the address, the content there is part of the key."""

@@ -2,8 +2,9 @@
 
 The first shard that is not on disk starts the work on all missing shards, in this process or by an engine's workers. It
 reads the source once, to its end, and skips the shards that are on disk at that time. So the pipeline can remember
-earlier records (groups, duplicates, a shuffled order). A shard has a fixed number of records, which says how far to
-read for it. The chunks come back in order; here they are concatenated to shards, and written.
+earlier records (groups, duplicates, a shuffled order). A shard ends after a fixed number of records, or of bytes of
+large ones, so it is the same in every run. It says how many records it has, at which of all records it starts, and
+whether the data end with it. The chunks come back in order; here they are concatenated to shards, and written.
 """
 
 from __future__ import annotations
@@ -22,17 +23,20 @@ from templatekit.cache.missing_shards import MissingShards
 from templatekit.cache.sequences import BatchColumns, ColumnarSamples, SampleColumns
 from templatekit.cache.shard import Shard
 from templatekit.cache.tables import SampleTables
-from templatekit.cache.writer import BatchCollector, write_shard
+from templatekit.cache.writer import BatchCollector, ShardState, write_shard
 from templatekit.config.cache_folder import cache_folder
 from templatekit.engines.jobs import Engine, Job, RunningChunk, output_chunks, run_chunks
 from templatekit.pipeline.batches import SampleBatch
 from templatekit.pipeline.mixture import Mixture
 from templatekit.pipeline.outputs import Converter, LengthCounts, OutputChunk, discard_batches, keep_batches
 from templatekit.pipeline.pipeline import Pipeline
+from templatekit.sources.chunked import CHUNK_BYTES
 from templatekit.types import Sample
 
 SHARD_RECORDS = 8192
-"""Records of a shard: a stop loses the work on at most one shard, and one shard is in memory while it is made."""
+"""The most records of a shard: a stop loses the work on at most one, and one is in memory while it is made."""
+SHARD_BYTES = CHUNK_BYTES
+"""Bytes of large records after which a shard ends early: while it is made, it takes some ten times as many."""
 T = TypeVar("T")
 Say = Callable[[str], None]
 
@@ -129,6 +133,8 @@ class _Preparation:
     """The shards after the first missing one that were on disk when the work started."""
     _taken: int = 0
     """Number of shards taken from disk."""
+    _first_row: int = 0
+    """Count of records of the shards so far."""
 
     def __post_init__(self) -> None:
         # The adapter that was inferred from the records up to this shard; the work ahead may already know a later one.
@@ -142,13 +148,13 @@ class _Preparation:
             for index in count():
                 shard = self._cached_shard(index)
                 if shard is None:
-                    _, records = yield from self._make_shard(index, converter, engine, lengths)
+                    _, is_last = yield from self._make_shard(index, converter, engine, lengths)
                 else:
                     self._take(shard)
                     batches = shard.batches()
                     yield from converter(batches if lengths is None else lengths.observe(batches), self.pipeline)
-                    records = shard.records
-                if records < SHARD_RECORDS:
+                    is_last = shard.is_last
+                if is_last:
                     break
         finally:
             self._close()
@@ -163,12 +169,13 @@ class _Preparation:
                 if shard is not None:
                     self._take(shard)
                     found.append(shard)
-                    records = shard.records
+                    is_last = shard.is_last
                 else:
-                    collected, records = _return_value(self._make_shard(index, discard_batches, engine, None))
-                    made = self._open_shard(index, texts=False)
+                    first_row = self._first_row
+                    collected, is_last = _return_value(self._make_shard(index, discard_batches, engine, None))
+                    made = self._open_shard(index, first_row, texts=False)
                     found += [made] if made is not None else map(_columns_in_memory, collected.batches)
-                if records < SHARD_RECORDS:
+                if is_last:
                     break
         finally:
             self._close()
@@ -179,15 +186,19 @@ class _Preparation:
         """The shard on disk; None if it has to be made, or is already being made."""
         if self._running is not None and index not in self._present:
             return None
-        return self._open_shard(index, texts=texts)
+        return self._open_shard(index, self._first_row, texts=texts)
 
-    def _open_shard(self, index: int, *, texts: bool) -> Shard | None:
-        """The shard on disk, its files checked; a damaged one is reported and removed, to be made anew."""
+    def _open_shard(self, index: int, first_row: int, *, texts: bool) -> Shard | None:
+        """The shard on disk that starts with this record, its files checked.
+
+        One that is damaged, or does not start there, is reported and removed, to be made anew.
+        """
         folder = shard_folder(self.entry, index)
         if not folder.exists():
             return None
         try:
             shard = Shard(folder)
+            shard.check_start(first_row)
             shard.check(texts=texts)
         except Damaged as error:
             self.say(f"cache: a shard is damaged and made anew: {error}")
@@ -200,6 +211,7 @@ class _Preparation:
         if not self._taken:
             self.say(f"cache: examples are taken from {str(self.entry)!r}")
         self._taken += 1
+        self._first_row += shard.records
         adapter = shard.adapter
         if self.pipeline.adapter is None:
             self.pipeline.take_adapters((adapter,))
@@ -208,27 +220,39 @@ class _Preparation:
 
     def _make_shard(
         self, index: int, converter: Converter, engine: Engine | None, lengths: LengthCounts | None
-    ) -> Generator[OutputChunk, None, tuple[BatchCollector, int]]:
-        """The output chunks of a shard, which is written after the last; returns its batches and number of records."""
-        collected, records = BatchCollector(), 0
+    ) -> Generator[OutputChunk, None, tuple[BatchCollector, bool]]:
+        """The output chunks of a shard, which is written after the last.
+
+        Returns its batches, and whether it is the last shard: no chunk ends it.
+        """
+        collected, records, is_last = BatchCollector(), 0, True
         running_chunks = self._running_chunks(index, converter, engine, lengths)
-        while records < SHARD_RECORDS and (running := next(running_chunks, None)) is not None:
+        while is_last and (running := next(running_chunks, None)) is not None:
             yield from running.outputs
             *others, collector = running.observers
             for observer in others:
                 assert lengths is not None
                 lengths.merge(cast("LengthCounts", observer))
             if not collected.why and (why := cast("BatchCollector", collector).why):
-                self.say(f"cache: records from {index * SHARD_RECORDS:,} on are not cached: one holds {why}")
+                self.say(f"cache: records from {self._first_row:,} on are not cached: one holds {why}")
             collected.merge(cast("BatchCollector", collector))
             records += running.record_count
+            is_last = not running.ends_shard
             if (adapter := running.adapters[0]) is not None:
                 self._adapter = adapter
         if not collected.why and self._is_data_unchanged():
             tables = cast("list[SampleTables]", collected.batches)
             folder = shard_folder(self.entry, index)
-            write_shard(folder, tables, records=records, counts=collected.counts, adapter=self._adapter)
-        return collected, records
+            state = ShardState(
+                first_row=self._first_row,
+                records=records,
+                is_last=is_last,
+                counts=collected.counts,
+                adapter=self._adapter,
+            )
+            write_shard(folder, tables, state)
+        self._first_row += records
+        return collected, is_last
 
     def _running_chunks(
         self, index: int, converter: Converter, engine: Engine | None, lengths: LengthCounts | None
@@ -239,11 +263,16 @@ class _Preparation:
         is_first = self._running is None
         if is_first:
             if self._taken:
-                self.say(f"cache: found the first {index * SHARD_RECORDS:,} records; continuing after them")
+                self.say(f"cache: found the first {self._first_row:,} records; continuing after them")
             self._present = frozenset(later for later in shard_indices(self.entry) if later > index)
         # Otherwise the shard was on disk when the work started, but is now damaged or gone: it is made separately.
         missing = MissingShards(
-            shard_records=SHARD_RECORDS, first=index, present=self._present, only_first=not is_first
+            shard_records=SHARD_RECORDS,
+            shard_bytes=SHARD_BYTES,
+            first=index,
+            first_row=self._first_row,
+            present=self._present,
+            only_first=not is_first,
         )
         observers = (BatchCollector,) if lengths is None else (LengthCounts, BatchCollector)
         chunks = None if self.records is None else missing(self.pipeline, self.records)

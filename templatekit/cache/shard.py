@@ -1,4 +1,4 @@
-"""`Shard`: the samples of 8,192 consecutive records on disk, checked when opened and read memory-mapped."""
+"""`Shard`: the samples of up to 8,192 consecutive records on disk, checked when opened and read memory-mapped."""
 
 from __future__ import annotations
 
@@ -31,8 +31,12 @@ class Shard(TableColumns):
         try:
             found = {name: values[name] for name in ("entry", "shard")}
             files: Mapping[str, Any] = values["files"]
+            self.first_row: int = values["first_row"]
+            """Count of records before the shard."""
             self.records: int = values["records"]
             """Number of records that were read for the shard."""
+            self.is_last: bool = values["is_last"]
+            """Whether the data end with the shard."""
             self.counts = Counts.from_dict(values["counts"])
             """The counts of its records alone."""
             self.adapter: str | None = values["adapter"]
@@ -51,6 +55,11 @@ class Shard(TableColumns):
 
     def __len__(self) -> int:
         return self._length
+
+    def check_start(self, first_row: int) -> None:
+        """Raise `Damaged` unless the shard starts after this count of records: those before it end elsewhere."""
+        if self.first_row != first_row:
+            raise Damaged(f"{self.folder / STATE}: starts with record {self.first_row:,}, not with {first_row:,}")
 
     def check(self, *, texts: bool = True) -> None:
         """Check the hash and structure of the tokens, with `texts` of the other files too; raises `Damaged`."""

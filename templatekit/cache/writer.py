@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from templatekit.cache.atomic_files import STATE, hash_file, place_of, staging, write_state
@@ -55,9 +56,23 @@ class BatchCollector:
             self.counts.merge(new)
 
 
-def write_shard(
-    target: Path, batches: Sequence[SampleTables], *, records: int, counts: Counts, adapter: str | None
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardState:
+    """What a shard says about its records."""
+
+    first_row: int
+    """Count of records before the shard."""
+    records: int
+    """Number of records that were read for the shard."""
+    is_last: bool
+    """Whether the data end with the shard."""
+    counts: Counts
+    """The counts of its records alone."""
+    adapter: str | None
+    """The name of the adapter that read its records; None if it could be inferred from no record."""
+
+
+def write_shard(target: Path, batches: Sequence[SampleTables], of_records: ShardState) -> None:
     """Write a shard, unless another process has written it meanwhile: both are the same.
 
     The shard says which one of which entry it is, so that `Shard` refuses it in any other place.
@@ -74,10 +89,12 @@ def write_shard(
                 writer.write_batch(table)
         state = {
             **place_of(target),
-            "records": records,
+            "first_row": of_records.first_row,
+            "records": of_records.records,
+            "is_last": of_records.is_last,
             "samples": len(found),
-            "counts": counts.as_dict(),
-            "adapter": adapter,
+            "counts": of_records.counts.as_dict(),
+            "adapter": of_records.adapter,
             "origins": [[o.kind, o.message, o.field, o.generation] for o in found.origins],
             "roles": list(found.roles),
             "files": {

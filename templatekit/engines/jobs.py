@@ -82,6 +82,8 @@ class ChunkResult(NamedTuple):
     adapters: tuple[str | None, ...]
     """The adapters of the chunk, after its records were read."""
     record_count: int = 0
+    ends_shard: bool = False
+    """Whether the chunk did; see `Chunk.ends_shard`."""
     observers: tuple[Observer, ...] = ()
     error: BaseException | None = None
     """The error that came after these outputs."""
@@ -122,7 +124,13 @@ class Worker:
             except Exception as raised:  # returned, so that the caller raises it after the earlier outputs
                 error = picklable(raised)
         return ChunkResult(
-            outputs, pipeline.take_counts(), running.adapters, running.record_count, running.observers, error
+            outputs,
+            pipeline.take_counts(),
+            running.adapters,
+            running.record_count,
+            running.ends_shard,
+            running.observers,
+            error,
         )
 
 
@@ -133,6 +141,8 @@ class RunningChunk(NamedTuple):
     observers: tuple[Observer, ...]
     adapters: tuple[str | None, ...]
     record_count: int
+    ends_shard: bool = False
+    """Whether the chunk did; see `Chunk.ends_shard`."""
 
 
 def _run_chunk(chunk: Chunk, pipeline: Pipeline, job: Job) -> RunningChunk:
@@ -140,7 +150,8 @@ def _run_chunk(chunk: Chunk, pipeline: Pipeline, job: Job) -> RunningChunk:
     batches = pipeline.process_chunk(chunk)
     for observer in observers:
         batches = observer.observe(batches, pipeline)
-    return RunningChunk(job.converter(batches, pipeline), observers, chunk.adapters, len(chunk.records))
+    outputs = job.converter(batches, pipeline)
+    return RunningChunk(outputs, observers, chunk.adapters, len(chunk.records), chunk.ends_shard)
 
 
 def run_chunks(
@@ -161,7 +172,8 @@ def run_chunks(
             if result.counts is not None:
                 pipeline.take_adapters(result.adapters)
                 pipeline.counts.merge(result.counts)
-            yield RunningChunk(result.outputs_then_error(), result.observers, result.adapters, result.record_count)
+            outputs = result.outputs_then_error()
+            yield RunningChunk(outputs, result.observers, result.adapters, result.record_count, result.ends_shard)
 
 
 def output_chunks(

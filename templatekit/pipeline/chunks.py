@@ -20,6 +20,8 @@ class Chunk:
     """The row of the first record; a shuffled record knows its own row."""
     from_caller: bool = False
     """Whether the caller of the API passed the records, so that errors have no address to name."""
+    ends_shard: bool = False
+    """Whether the chunk is the last of a full shard of the cache. No chunk of an incomplete shard ends it."""
     adapters: tuple[str | None, ...]
     """The adapter of each data set, by name; None until a record has shown it."""
     error: Exception | None = None

@@ -259,8 +259,8 @@ def _to_python(batch: pa.RecordBatch, limits: Limits) -> Iterator[Sequence[Recor
             return
         rows = None
     if rows is not None:
-        # Where rows have few bytes on average, as many as a batch has are few bytes together.
-        may_be_large = size > len(rows) * limits.large // 8
+        # Where rows have few bytes on average, any number of them has no more than as many that need not tell.
+        may_be_large = size > len(rows) * limits.large
         yield [sized(row, size_of(row), limits) for row in rows] if may_be_large else rows
         return
     middle = batch.num_rows // 2

@@ -31,8 +31,11 @@ class Limits:
 
     @property
     def large(self) -> int:
-        """The largest record that need not tell its size: as many as a batch has are no more than one record may be."""
-        return self.record // 256
+        """The largest record that need not tell its size.
+
+        As many as a batch, a shard of the cache or a buffer has are about as large as one record may be.
+        """
+        return self.record // 8192
 
     @property
     def whole(self) -> int:

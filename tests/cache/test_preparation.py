@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from testkit.at_hand import Tokenizers
 
 import templatekit
 from templatekit import DataOptions, Registry
+from templatekit.cache import atomic_files, tables
 from templatekit.cache import preparation as run
 from templatekit.cache import shard as shard_module
-from templatekit.cache import tables
 from templatekit.cache.example_json import NotJsonSafe, example_from_json, example_to_json
 from templatekit.cache.folder import entries
 from templatekit.cache.preparation import prepare_batches, prepare_samples
@@ -150,6 +150,61 @@ def test_parts_end_where_the_records_do(bench: Any, size: int) -> None:
     plain = at.look()
     assert [at.look(cache=True) == plain for _ in range(2)] == [True, True]
     assert len(at.shards()) == size // SMALL + 1
+
+
+SIZES = st.lists(st.sampled_from([10, 10, 300, 900]), min_size=1, max_size=14)
+
+
+def records_of_shards(sizes: list[int]) -> list[int]:
+    """How many records each shard has, where those of 300 and 900 bytes count, and more than 1,000 end a shard."""
+    found, taken = [0], 0
+    for size in sizes:
+        found[-1] += 1
+        taken += size if size > 10 else 0
+        if found[-1] == SMALL or taken > 1000:
+            found, taken = [*found, 0], 0
+    return found
+
+
+@given(sizes=SIZES, gone=st.sets(st.integers(0, 6)), chunk=st.integers(1, 4), shuffle=st.sampled_from([None, 3]))
+@example([900] * 4, {1}, 1, None)  # a shard that was there is made between two that are
+def test_shards_end_early_after_many_bytes(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, sizes: list[int], gone: set[int], chunk: int, shuffle: int | None
+) -> None:
+    """At the same records in every run."""
+    monkeypatch.setattr(run, "SHARD_BYTES", 1000)
+    monkeypatch.setattr("templatekit.pipeline.pipeline.CHUNK_SIZE", chunk)
+    at = bench([{"instruction": "", "input": "", "output": "x" * (size - 46)} for size in sizes])
+    options = {"max_record_size": 1, "on_error": "skip", "shuffle": shuffle}
+    if max(sizes) == 10:
+        at = bench([{"instruction": "", "input": "", "output": "x"} for _ in sizes])
+    plain = at.look(**options)
+    assert at.look(cache=True, **options) == plain
+    states = [json.loads((shard / "part.json").read_text().split("\n")[1]) for shard in at.shards()]
+    if shuffle is None:
+        assert [state["records"] for state in states] == records_of_shards(sizes)
+    assert [state["first_row"] for state in states] == [
+        sum(state["records"] for state in states[:index]) for index in range(len(states))
+    ]
+    assert [state["is_last"] for state in states] == [*[False] * (len(states) - 1), True]
+    before = files_of(at.shards())
+    for number, shard in enumerate(at.shards()):
+        if number in gone:
+            shutil.rmtree(shard)
+    assert at.look(cache=True, **options) == plain
+    assert files_of(at.shards()) == before
+
+
+def test_a_shard_that_starts_elsewhere_is_made_anew(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its records would be there twice, or not at all."""
+    at = bench([alpaca(n) for n in range(12)])
+    plain = at.look(cache=True)
+    before = files_of(at.shards())
+    other = json.loads((at.shards()[1] / "part.json").read_text().split("\n")[1]) | {"first_row": 6}
+    atomic_files.write_state(at.shards()[1] / "part.json", other)
+    assert at.look(cache=True) == plain
+    assert any("00000001/part.json: starts with record 6, not with 5" in line for line in at.said)
+    assert files_of(at.shards()) == before
 
 
 def test_a_whole_set_reads_no_record(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,6 +359,7 @@ def test_without_its_place_a_swapped_shard_would_pass(bench: Any, monkeypatch: p
     plain = at.look(cache=True)
     swap(*at.shards()[:2])
     monkeypatch.setattr(shard_module, "place_of", _stated_place)
+    monkeypatch.setattr(shard_module.Shard, "check_start", lambda self, first_row: None)
     assert at.look(cache=True) != plain
 
 

@@ -157,7 +157,7 @@ def test_a_full_disk_is_told_and_leaves_no_half(job: Job) -> None:
     )
     assert done.returncode == 1, done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"Error: cache '{job.cache}/prepared-2/")
+    assert last.startswith(f"Error: cache '{job.cache}/prepared-3/")
     said = "' cannot be written: File too large; make room there, name another folder (--cache-dir), or go without"
     assert last.endswith(f"{said} (--no-cache)")
     assert job.whole_parts() == 0

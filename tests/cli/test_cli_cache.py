@@ -24,7 +24,7 @@ def cache(templatekit: Templatekit, tokenizer_folder: Path, tmp_path: Path) -> P
             *("--output", f"{template}.jsonl", "--cache", "--cache-dir", "kept"),
         )
         assert done.code == 0, done.err
-    old = next(p for p in (tmp_path / "kept").glob("prepared-2/*") if '"alpaca"' in (p / "about.json").read_text())
+    old = next(p for p in (tmp_path / "kept").glob("prepared-3/*") if '"alpaca"' in (p / "about.json").read_text())
     two_days_ago = time.time() - 2 * 86_400
     os.utime(old, (two_days_ago, two_days_ago))
     return tmp_path / "kept"
@@ -54,20 +54,20 @@ def test_list_as_json(templatekit: Templatekit, cache: Path) -> None:
         assert (entry["records"], entry["examples"], entry["parts"], entry["damaged"]) == (3, 3, 1, 0)
         assert entry["about"]["options"]["limit"] == 3
         assert len(entry["key"]) == 32
-    one, other = cache.glob("prepared-2/*/about.json")
+    one, other = cache.glob("prepared-3/*/about.json")
     mine, theirs = one.read_bytes(), other.read_bytes()
     one.write_bytes(theirs)  # an origin is shown only for the entry whose it is
     shown = json.loads(templatekit("cache", "list", "--cache-dir", cache, "--json").out)["entries"]
     assert {entry["path"]: bool(entry["about"]) for entry in shown} == {str(one.parent): False, str(other.parent): True}
     one.write_bytes(mine)
-    next(cache.glob("prepared-2/*/00000000/part.json")).write_text("x")
+    next(cache.glob("prepared-3/*/00000000/part.json")).write_text("x")
     damaged = json.loads(templatekit("cache", "list", "--cache-dir", cache, "--json").out)
     assert sorted(entry["damaged"] for entry in damaged["entries"]) == [0, 1]
 
 
 def test_clear_by_key_by_age_and_all(templatekit: Templatekit, cache: Path) -> None:
     run = templatekit
-    keys = {json.loads((path / "about.json").read_text())["template"]: path.name for path in cache.glob("prepared-2/*")}
+    keys = {json.loads((path / "about.json").read_text())["template"]: path.name for path in cache.glob("prepared-3/*")}
     for wrong, said in (
         ((), "expected one of: keys"),
         (("--all", "--older-than", "1d"), "expected one of: keys"),
@@ -77,14 +77,14 @@ def test_clear_by_key_by_age_and_all(templatekit: Templatekit, cache: Path) -> N
         done = run("cache", "clear", *wrong, "--cache-dir", cache)
         assert done.code == 2
         assert said in done.err
-    assert len(list(cache.glob("prepared-2/*"))) == 2
+    assert len(list(cache.glob("prepared-3/*"))) == 2
     done = run("cache", "clear", "--older-than", "1d", "--cache-dir", cache)
     assert done.out.splitlines()[0].startswith(f"removed {keys['alpaca'][:12]}")
     assert re.fullmatch(r"removed 1 of 2, \d+\.\d kB", done.out.splitlines()[1])
-    assert [path.name for path in cache.glob("prepared-2/*")] == [keys["chatml"]]
+    assert [path.name for path in cache.glob("prepared-3/*")] == [keys["chatml"]]
     done = run("cache", "clear", keys["chatml"][:6], "--cache-dir", cache, "--json")
     assert json.loads(done.out)["removed"] == [keys["chatml"]]
-    assert list(cache.glob("prepared-2/*")) == []
+    assert list(cache.glob("prepared-3/*")) == []
     assert run("cache", "clear", "--all", "--cache-dir", cache).out == "removed 0 of 0, 0 B\n"
 
 
@@ -105,7 +105,7 @@ def test_a_second_run_reads_the_cache_and_says_so(
     assert render("--cache") == plain
     again = render("--cache")
     assert again[1:] == plain
-    assert re.fullmatch(rf"cache: examples are taken from '{tmp_path}/kept/prepared-2/[0-9a-f]{{32}}'", again[0])
+    assert re.fullmatch(rf"cache: examples are taken from '{tmp_path}/kept/prepared-3/[0-9a-f]{{32}}'", again[0])
     assert (tmp_path / "rows.jsonl").read_bytes() == rows
 
 

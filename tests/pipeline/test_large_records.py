@@ -29,7 +29,7 @@ from templatekit.sources.limits import Limits, SizedRecord, told_size
 
 Write = Callable[[str, "str | bytes"], str]
 
-LIMITS = Limits(record=256_000)
+LIMITS = Limits(record=1_024_000)
 SIZES = (10, 900, 1200, 20, 30_000, 30, 160_000, 160_000, 40)
 ROWS = [{"instruction": "say", "output": f"{number}" * size} for number, size in enumerate(SIZES)]
 
