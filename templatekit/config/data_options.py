@@ -179,7 +179,9 @@ class DataOptions(Options):
     shuffle: Annotated[int, BeforeValidator(refuse_bool), Field(ge=0)] | None = Field(
         None, description="Shuffle the records with this seed."
     )
-    shuffle_buffer: PositiveInt = Field(10_000, description="How many records the shuffle buffer holds.")
+    shuffle_buffer: PositiveInt = Field(
+        10_000, description="How many records the shuffle buffer holds; fewer if they are large."
+    )
     max_record_size: PositiveInt = Field(
         16,
         description="The largest record, in MB of its text; a larger one is an error in its row, and so is white space "

@@ -179,7 +179,12 @@ class Mixture(Pipeline):
             )
         if self.options.shuffle is None:
             return drawn
-        return shuffled(drawn, seed=self.options.shuffle, buffer=self.options.shuffle_buffer)
+        return shuffled(
+            drawn,
+            seed=self.options.shuffle,
+            buffer=self.options.shuffle_buffer,
+            bytes_of=lambda one: told_size(one.item),
+        )
 
     def process_chunk(self, chunk: Chunk) -> Iterator[SampleBatch]:
         """The samples of a chunk's records, in the order of the records; raises the chunk's error after them."""

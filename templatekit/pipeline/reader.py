@@ -15,7 +15,7 @@ from templatekit.hooks.contracts import Adapter
 from templatekit.hooks.registry import Registry
 from templatekit.sources import map_columns, open_source
 from templatekit.sources.grouping import columns_of, group_records
-from templatekit.sources.limits import MEGABYTE, Limits
+from templatekit.sources.limits import MEGABYTE, Limits, told_size
 from templatekit.sources.shuffle import shuffled, with_row
 from templatekit.types import Example, Message, PreferenceExample, Record
 
@@ -69,7 +69,7 @@ class Reader:
             records = (item.record for item in marked)
         if options.shuffle is not None:
             numbered = (with_row(record, row) for row, record in enumerate(records))
-            records = shuffled(numbered, seed=options.shuffle, buffer=options.shuffle_buffer)
+            records = shuffled(numbered, seed=options.shuffle, buffer=options.shuffle_buffer, bytes_of=told_size)
         return records
 
     def examples(self, record: Record) -> list[Example]:

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import templatekit
-from templatekit.config.data_options import DataOptions, parse_dedup
+from templatekit import Registry
+from templatekit.config.data_options import DataOptions, MixedSet, parse_dedup
 from templatekit.errors import ConfigError, RecordError
 from templatekit.hooks.loading import create_registry
 from templatekit.pipeline.deduplication import DuplicateOf, ExactTextIndex, NearTextIndex, TextIndex
+from templatekit.pipeline.mixture import Mixture
 from templatekit.pipeline.pipeline import Pipeline
+from templatekit.sources import shuffle
+from templatekit.sources.limits import Limits, sized
+from templatekit.sources.mixing import Mix
 from templatekit.sources.shuffle import shuffled
 
 REGISTRY = create_registry(select=[])
@@ -64,18 +70,87 @@ def test_shuffling_keeps_every_item_and_its_bound(count: int, seed: int, buffer:
             yield item
 
     given_out = []
-    for item in shuffled(source(), seed=seed, buffer=buffer):
+    for item in shuffled(source(), seed=seed, buffer=buffer, bytes_of=no_bytes):
         given_out.append(item)
         assert taken - len(given_out) <= buffer
     assert sorted(given_out) == list(range(count))
-    assert given_out == list(shuffled(range(count), seed=seed, buffer=buffer))
+    assert given_out == list(by_places(range(count), seed=seed, buffer=buffer))
+
+
+def by_places(items: Iterable[int], *, seed: int, buffer: int) -> Iterator[int]:
+    """The order where no record is large, in its plainest words: a record takes the place of the one it replaces."""
+    rng = random.Random(seed)
+    held: list[int] = []
+    for item in items:
+        if len(held) < buffer:
+            held.append(item)
+            continue
+        place = rng.randrange(buffer)
+        yield held[place]
+        held[place] = item
+    rng.shuffle(held)
+    yield from held
+
+
+def no_bytes(item: object) -> int:
+    return 0
+
+
+@given(sizes=st.lists(st.integers(0, 50), max_size=60), seed=st.integers(0, 3), buffer=st.integers(1, 70))
+def test_a_shuffle_buffer_has_few_bytes(
+    monkeypatch: pytest.MonkeyPatch, sizes: list[int], seed: int, buffer: int
+) -> None:
+    """Or one record. The records and the seed alone decide the order."""
+    monkeypatch.setattr(shuffle, "BUFFER_BYTES", 100)
+    held: Counter[int] = Counter()
+
+    def source() -> Iterator[int]:
+        for number, size in enumerate(sizes):
+            held[number] = size
+            yield number
+            assert held.total() <= 100 or len(held) == 1
+            assert len(held) <= buffer
+
+    given_out = []
+    for number in shuffled(source(), seed=seed, buffer=buffer, bytes_of=sizes.__getitem__):
+        del held[number]
+        given_out.append(number)
+    assert sorted(given_out) == list(range(len(sizes)))
+    assert given_out == list(shuffled(range(len(sizes)), seed=seed, buffer=buffer, bytes_of=sizes.__getitem__))
+
+
+def test_large_records_leave_the_shuffle_buffer_early(monkeypatch: pytest.MonkeyPatch, builtin: Registry) -> None:
+    """Of one set and of a mixture; without their sizes (negative control) they all stay in it."""
+    monkeypatch.setattr(shuffle, "BUFFER_BYTES", 5000)
+    text = "x" * 1000
+    rows = [{"instruction": text, "output": str(number)} for number in range(20)]
+    for large, most in ((True, 6), (False, 20)):
+        for mixed in (False, True):
+            read = 0
+
+            def source(large: bool = large) -> Iterator[dict[str, str]]:
+                nonlocal read
+                for row in rows:
+                    read += 1
+                    yield sized(row, 1000, Limits(record=1)) if large else row
+
+            if mixed:
+                options = DataOptions(mix=(MixedSet(dataset="x"),), shuffle=1)
+                mixture = Mixture(options, builtin)
+                monkeypatch.setattr(mixture.pipelines[0], "open", source)
+                drawn = Mix(openers=[mixture.pipelines[0].open], weights=[1], strategy="concat")
+                next(iter(mixture._deduplicated_and_shuffled(drawn)))
+                most += large  # a set is read one record ahead
+            else:
+                next(iter(Pipeline(DataOptions(shuffle=1), builtin).reader.select(source())))
+            assert read == most
 
 
 def test_shuffling_within_the_buffer_is_even() -> None:
-    firsts = Counter(tuple(shuffled(range(3), seed=seed, buffer=3)) for seed in range(1200))
+    firsts = Counter(tuple(shuffled(range(3), seed=seed, buffer=3, bytes_of=no_bytes)) for seed in range(1200))
     assert len(firsts) == 6
     assert min(firsts.values()) > 140
-    biased = Counter(tuple(shuffled(range(3), seed=seed, buffer=1)) for seed in range(12))
+    biased = Counter(tuple(shuffled(range(3), seed=seed, buffer=1, bytes_of=no_bytes)) for seed in range(12))
     assert len(biased) == 1, "a buffer of one cannot shuffle: the check would see it"
 
 
