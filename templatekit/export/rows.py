@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _BATCH_ROWS = 1024
 """Rows of a record batch or of a row group, which ends early where its texts are more than `CHUNK_BYTES` together."""
+_MANY_TOKENS = 1 << 16
+"""Tokens of an example that is written from its arrays, a part at a time: as a number each takes 32 bytes and more."""
 _DICTIONARY_COLUMNS = ["source", "sample", "spans.list.element.origin", "loss_weights.list.element", "truncated"]
 """Columns of a parquet file that have few different values, and are stored with a dictionary of them."""
 
@@ -52,6 +55,31 @@ def to_row(example: RenderedText | TokenizedExample) -> dict[str, Any]:
     return row
 
 
+def _write_long_row(columns: TokenizedColumns, file: BinaryIO) -> None:
+    """Write the same line for a single example as `write_json_lines` for its `to_row`, with little memory."""
+    weights = columns.loss_weights if columns.is_weighted else columns.loss_weights[:0]
+    arrays = {"input_ids": columns.input_ids, "labels": columns.labels, "loss_weights": weights}
+    example = TokenizedExample(
+        input_ids=(), loss_weights=(), rendered=columns.rendered[0], truncated=columns.truncated[0]
+    )
+    row: dict[str, Any] = {}
+    for name, value in to_row(example).items():
+        row[name] = value
+        if name == "labels" and len(weights):
+            row["loss_weights"] = []
+    for number, (name, value) in enumerate(row.items()):
+        file.write(f"{', ' if number else '{'}{json.dumps(name)}: ".encode())
+        if name not in arrays:
+            file.write(json.dumps(value, ensure_ascii=False).encode())
+            continue
+        array = arrays[name]
+        for start in range(0, len(array), _MANY_TOKENS):
+            part = json.dumps(array[start : start + _MANY_TOKENS].tolist())
+            file.write(f"{', ' if start else '['}{part[1:-1]}".encode())
+        file.write(b"]")
+    file.write(b"}\n")
+
+
 class JsonLines(Exporter):
     """One JSON object a line."""
 
@@ -67,7 +95,12 @@ class JsonLines(Exporter):
     def convert(self, columns: TokenizedColumns) -> tuple[int, bytes]:
         """The count of lines, and the lines."""
         lines = BytesIO()
-        return self.write(columns, lines), lines.getvalue()
+        for index, length in enumerate(columns.lengths.tolist()):
+            if length > _MANY_TOKENS:
+                _write_long_row(columns.slice(index), lines)
+            else:
+                self.write([columns[index]], lines)
+        return len(columns), lines.getvalue()
 
     def write_converted(self, chunks: Iterable[tuple[int, bytes]], file: BinaryIO) -> int:
         """Write the lines unchanged."""

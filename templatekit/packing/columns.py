@@ -84,10 +84,26 @@ class TokenizedColumns:
         """Whether any weight is neither 0 nor 1, so that labels do not express all of them."""
         return bool(np.any((self.loss_weights != 0) & (self.loss_weights != 1)))
 
+    def slice(self, index: int) -> TokenizedColumns:
+        """The columns of one example, which are views of these."""
+        start, end = int(self.offsets[index]), int(self.offsets[index + 1])
+        return TokenizedColumns(
+            rendered=[self.rendered[index]],
+            loss_spans=[self.loss_spans[index]],
+            truncated=[self.truncated[index]],
+            offsets=np.array([0, end - start]),
+            input_ids=self.input_ids[start:end],
+            loss_weights=self.loss_weights[start:end],
+        )
+
     def select(self, indices: Sequence[int]) -> TokenizedColumns:
         """The examples with these indices, in this order."""
         lengths = self.lengths[list(indices)]
-        tokens = range_indices(self.offsets[:-1][list(indices)], lengths)
+        tokens: NDArray[np.int64] | slice
+        if len(indices) == 1:  # one example may have millions of tokens, whose indices take more memory than they do
+            tokens = slice(self.offsets[indices[0]], self.offsets[indices[0] + 1])
+        else:
+            tokens = range_indices(self.offsets[:-1][list(indices)], lengths)
         return TokenizedColumns(
             rendered=[self.rendered[index] for index in indices],
             loss_spans=[self.loss_spans[index] for index in indices],

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,10 +31,11 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from itertools import chain, pairwise
 
+import numpy as np
 import tokenizers
 
 from templatekit.errors import TokenizerError, shorten
-from templatekit.packing.columns import TokenizedColumns
+from templatekit.packing.columns import TokenizedColumns, offsets_from_lengths
 from templatekit.tokens.assembly import Assembler, EncoderInput
 from templatekit.tokens.fragments import LONG_FRAGMENT, ControlMatch, Fragment, FragmentTokens
 from templatekit.tokens.tokenizer import ControlToken, Tokenizer
@@ -81,14 +83,18 @@ class Encoder:
         """The ids and loss weights of texts, each given with its loss spans; without loss spans nothing is trained."""
         batch = [*texts]
         if self._assembler is None:
-            return TokenizedColumns.of(self._encode_directly(batch))
+            return self._encode_directly(batch)
         columns, remaining, first_of_layout = self._assembler.encode(batch)
         if remaining:
-            others = TokenizedColumns.of(self._encode_directly([batch[index] for index in remaining]))
+            others = self._encode_directly([batch[index] for index in remaining])
+            if len(remaining) == len(batch):
+                self._encoded_texts += len(batch)
+                return others
             positions = {index: len(batch) + position for position, index in enumerate(remaining)}
             order = [positions.get(index, index) for index in range(len(batch))]
             columns = TokenizedColumns.join([columns, others]).select(order)
-        for index in {*first_of_layout, *range(-self._encoded_texts % _CHECK_INTERVAL, len(batch), _CHECK_INTERVAL)}:
+        checked = {*first_of_layout, *range(-self._encoded_texts % _CHECK_INTERVAL, len(batch), _CHECK_INTERVAL)}
+        for index in checked.difference(remaining):  # those were encoded directly, a long text among them
             self._check(columns[index])
         self._encoded_texts += len(batch)
         return columns
@@ -112,7 +118,7 @@ class Encoder:
         return found
 
     def _check(self, example: TokenizedExample) -> None:
-        (direct,) = self._encode_directly([(example.rendered, example.loss_spans)])
+        direct = self._encode_directly([(example.rendered, example.loss_spans)])[0]
         if (direct.input_ids, direct.loss_weights) != (example.input_ids, example.loss_weights):
             raise TokenizerError(
                 f"tokenizer {self.tokenizer.name!r}: found other ids for {shorten(example.rendered.text)} when they "
@@ -120,24 +126,33 @@ class Encoder:
                 "is a bug in templatekit, please report it; to go on: --no-reuse"
             )
 
-    def _encode_directly(self, batch: Sequence[EncoderInput]) -> list[TokenizedExample]:
+    def _encode_directly(self, batch: Sequence[EncoderInput]) -> TokenizedColumns:
         """Encode texts without cached ids: all fragments of all texts in one call to each variant of the backend."""
         fragments = [list(self._fragments(rendered, spans)) for rendered, spans in batch]
         encoded = self._encode_fragments([fragment for of_text in fragments for fragment in of_text])
         position = 0
-        examples = []
-        for (rendered, spans), of_text in zip(batch, fragments, strict=True):
+        runs: list[FragmentTokens] = []
+        weights, counts, lengths = array("d"), array("q"), []
+        for (_, spans), of_text in zip(batch, fragments, strict=True):
             tokens = list(chain.from_iterable(encoded[position : position + len(of_text)]))
             position += len(of_text)
-            examples.append(
-                TokenizedExample(
-                    input_ids=tuple(chain.from_iterable(run.ids for run in tokens)),
-                    loss_weights=_loss_weights(tokens, spans),
-                    rendered=rendered,
-                    loss_spans=tuple(spans),
-                )
-            )
-        return examples
+            runs += tokens
+            lengths.append(sum(len(run.ids) for run in tokens))
+            for weight, count in _loss_weights(tokens, spans):
+                weights.append(weight)
+                counts.append(count)
+        offsets = offsets_from_lengths(np.array(lengths, dtype=np.int64))
+        loss_weights = np.repeat(np.array(weights), np.array(counts))
+        # Nothing predicts the first token, so it has no weight.
+        loss_weights[offsets[:-1][offsets[:-1] < offsets[1:]]] = 0.0
+        return TokenizedColumns(
+            rendered=[rendered for rendered, _ in batch],
+            loss_spans=[tuple(spans) for _, spans in batch],
+            truncated=[None] * len(batch),
+            offsets=offsets,
+            input_ids=np.fromiter(chain.from_iterable(run.ids for run in runs), np.int32, count=int(offsets[-1])),
+            loss_weights=loss_weights,
+        )
 
     def offsets(self, rendered: RenderedText, spans: Sequence[LossSpan] = ()) -> list[tuple[int, int]]:
         """The start and end of each token that `encode` gives, in characters of the text.
@@ -261,7 +276,9 @@ class Encoder:
         groups: dict[tuple[bool, bool], list[int]] = {}
         for index, fragment in enumerate(fragments):
             if len(fragment.text) > LONG_FRAGMENT and not offsets and (parts := self._parts(fragment)):
-                results[index] = [run for part in parts for run in self._encode_fragments([part])[0]]
+                results[index] = [
+                    run._replace(ids=array("i", run.ids)) for part in parts for run in self._encode_fragments([part])[0]
+                ]
             elif fragment.id is None:
                 groups.setdefault((fragment.control, fragment.prefix), []).append(index)
         for (control, prefix), members in groups.items():
@@ -420,18 +437,16 @@ def _trusted_regions(rendered: RenderedText) -> Iterator[tuple[int, int, bool]]:
         yield start, end, False
 
 
-def _loss_weights(tokens: Sequence[FragmentTokens], spans: Sequence[LossSpan]) -> tuple[float, ...]:
-    """The weight of each token: the largest among its characters. Nothing predicts the first token, so it has none."""
+def _loss_weights(tokens: Sequence[FragmentTokens], spans: Sequence[LossSpan]) -> Iterator[tuple[float, int]]:
+    """The weight of each token, the largest among its characters, and of how many tokens in a row it is the weight."""
     starts = [span.start for span in spans]
 
     def largest(start: int, end: int) -> float:
         first, last = bisect_right(starts, start) - 1, bisect_right(starts, max(start, end - 1)) - 1
         return max((span.weight for span in spans[max(first, 0) : last + 1]), default=0.0)
 
-    weights: list[float] = []
     for run in tokens:
         if run.offsets is None:
-            weights += [largest(run.start, run.start)] * len(run.ids)
+            yield largest(run.start, run.start), len(run.ids)
         else:
-            weights += [largest(run.start + start, run.start + end) for start, end in run.offsets]
-    return (0.0, *weights[1:]) if weights else ()
+            yield from ((largest(run.start + start, run.start + end), 1) for start, end in run.offsets)

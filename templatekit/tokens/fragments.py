@@ -43,6 +43,7 @@ class FragmentTokens(NamedTuple):
     start: int
     """Offset of the fragment in the text, in characters."""
     ids: Sequence[int]
+    """Those of a part of a long fragment are in an array, which takes a tenth of the memory of a list."""
     offsets: Sequence[tuple[int, int]] | None = None
     """The characters of each token, counted from `start`; None where the whole fragment has one weight."""
 

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from testkit.traced_texts import ANSWER, USER, TracedText, layout
 
 from templatekit import Exporter, Registry, RenderedText, TokenizedExample, render
+from templatekit.export import rows as rows_module
 from templatekit.export import span_column as span_column_module
-from templatekit.export.rows import to_row
+from templatekit.export.rows import JsonLines, to_row
 from templatekit.export.span_column import span_column
+from templatekit.packing.columns import TokenizedColumns
 from templatekit.types import COMPUTED, TEMPLATE
 
 
@@ -125,3 +127,17 @@ def test_spans_cover_the_text(exporter: Exporter) -> None:
         "messages[1].role",
         "messages[1].content",
     ]
+
+
+@pytest.mark.parametrize("options", [{}, {"train_on": "response=0.5"}, {"max_length": 60, "truncation": "response"}])
+@pytest.mark.parametrize("many", [1, 2, 7, 1 << 16])
+def test_a_row_of_many_tokens_is_the_same_line(
+    monkeypatch: pytest.MonkeyPatch, tokenizer_of: Any, options: dict[str, Any], many: int
+) -> None:
+    """It is written in parts, of this many tokens."""
+    records = [*chat(3), {"messages": [{"role": "user", "content": "é"}, {"role": "assistant", "content": "ja " * 40}]}]
+    examples = [*render(records, template="chatml", tokenizer=tokenizer_of("bytes"), **options)]
+    file = io.BytesIO()
+    JsonLines().write(examples, file)
+    monkeypatch.setattr(rows_module, "_MANY_TOKENS", many)
+    assert JsonLines().convert(TokenizedColumns.of(examples)) == (4, file.getvalue())

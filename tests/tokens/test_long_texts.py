@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -25,7 +26,7 @@ from templatekit.tokens import encoder as encoder_module
 from templatekit.tokens.encoder import Encoder
 from templatekit.tokens.long_texts import PartialExample
 from templatekit.tokens.word_boundaries import WORD_BOUNDARY
-from templatekit.types import Sample
+from templatekit.types import TEMPLATE, RenderedText, Sample, Span
 
 POLICIES = ("drop", "error", "turns", "context", "response")
 TEMPLATES = ("alpaca", "chatml", "llama3")
@@ -316,3 +317,20 @@ def test_parts_that_end_within_words_are_noticed(tokenizer_of: Tokenizers, built
         assert in_parts(subject, "alpaca", WORDY, 40, WORD_BOUNDARY).exact == whole.exact
         found.append(in_parts(subject, "alpaca", WORDY, 41, re.compile("(?<=[a-z])(?=[a-z])")).exact != whole.exact)
     assert any(found)
+
+
+def test_a_long_text_takes_few_bytes_for_each_token(tokenizer_of: Tokenizers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ids and weights are not in lists: these take eight bytes for each, and 32 for a number above 256."""
+    text = " ".join(f"{number:x}" for number in range(300_000))
+    rendered = RenderedText(text=text, spans=(Span(start=0, end=len(text), origin=TEMPLATE),))
+    encoder = Encoder(tokenizer_of("bytes"))
+    encoder.encode_columns([(rendered, ())])  # what is made once
+    peaks = []
+    for long in (1 << 20, 1 << 40):  # then, as a negative control, in one part
+        monkeypatch.setattr(encoder_module, "LONG_FRAGMENT", long)
+        monkeypatch.setattr(assembly, "LONG_FRAGMENT", 1 << 20)
+        tracemalloc.start()
+        columns = encoder.encode_columns([(rendered, ())])
+        peaks.append(tracemalloc.get_traced_memory()[1] / len(columns.input_ids))
+        tracemalloc.stop()
+    assert peaks[0] < 20 < peaks[1], peaks
