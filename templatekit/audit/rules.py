@@ -115,13 +115,6 @@ RULES: tuple[Rule, ...] = (
         check_row=rules_content.empty_answer,
     ),
     _warning(
-        code="tool-arguments",
-        title="tool calls whose arguments are no JSON object",
-        help="No server can run such a call, and the model learns to write more of them: mend the arguments, or drop "
-        "these rows.",
-        check_row=rules_content.tool_arguments,
-    ),
-    _warning(
         code="empty-prompt",
         title="empty user messages",
         help="The model learns to answer without having been asked: drop these rows, or check whether a column has the "

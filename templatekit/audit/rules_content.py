@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from templatekit.audit.context import AuditContext
 from templatekit.audit.rows import AuditedRow, field_ranges
 from templatekit.audit.rule import Occurrence
 from templatekit.errors import NOTHING_TRAINED, ExcludedRecord, shorten
-from templatekit.hooks.record_fields import strict_json
 from templatekit.types import Message
 
 _MAX_PLACEHOLDER_LENGTH = 40
@@ -48,35 +46,6 @@ def empty_prompt(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]
             if message.role == "user" and _is_empty(message):
                 start, end = field_ranges(sample).get((index, "role"), (0, 0))
                 yield Occurrence(kind="in a later turn" if index else "", sample=sample, start=start, end=end)
-
-
-def tool_arguments(row: AuditedRow, context: AuditContext) -> Iterator[Occurrence]:
-    """Arguments of a trained tool call that are no JSON object. Missing arguments are none, as servers read them."""
-    for sample in row.samples:
-        for index, message in enumerate(sample.example.messages):
-            for call in message.tool_calls if message.weight else ():
-                function = call.get("function")
-                arguments = function.get("arguments") if isinstance(function, Mapping) else None
-                if kind := _wrong_arguments(arguments):
-                    start, end = field_ranges(sample).get((index, "tool_calls"), (0, 0))
-                    detail = f"arguments {shorten(arguments, 100)}"
-                    yield Occurrence(kind=kind, detail=detail, sample=sample, start=start, end=end)
-
-
-def _wrong_arguments(arguments: object) -> str:
-    """Why arguments are no JSON object; "" if they are one, or missing."""
-    if arguments is None or arguments == "":
-        return ""
-    try:
-        value = strict_json(arguments if isinstance(arguments, str) else json.dumps(arguments, default=str))
-    except json.JSONDecodeError:
-        return "not JSON"
-    except ValueError as error:
-        return str(error)
-    return "" if isinstance(value, dict) else f"{_JSON_TYPES.get(type(value), 'a number')} instead of an object"
-
-
-_JSON_TYPES: dict[type, str] = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
 
 
 def _is_empty(message: Message) -> bool:

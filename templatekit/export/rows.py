@@ -11,6 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from templatekit.export.packs import pack_record_batch, pack_rows
 from templatekit.hooks.exporters import Exporter, write_json_lines
@@ -58,7 +59,11 @@ def to_row(example: RenderedText | TokenizedExample) -> dict[str, Any]:
 def _write_long_row(columns: TokenizedColumns, file: BinaryIO) -> None:
     """Write the same line for a single example as `write_json_lines` for its `to_row`, with little memory."""
     weights = columns.loss_weights if columns.is_weighted else columns.loss_weights[:0]
-    arrays = {"input_ids": columns.input_ids, "labels": columns.labels, "loss_weights": weights}
+    arrays: dict[str, NDArray[Any]] = {
+        "input_ids": columns.input_ids,
+        "labels": columns.labels,
+        "loss_weights": weights,
+    }
     example = TokenizedExample(
         input_ids=(), loss_weights=(), rendered=columns.rendered[0], truncated=columns.truncated[0]
     )

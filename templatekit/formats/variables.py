@@ -128,7 +128,7 @@ def _call(call: Mapping[str, Any], form: str) -> Mapping[str, Any]:
     """A tool call whose arguments are an object, or JSON text if the template accepts only that.
 
     Servers parse arguments that clients send as text, and read missing arguments as none. Text that is not a JSON
-    object stays as it is.
+    object stays as it is; it comes from callers of `Template` only, since the pipeline refuses such rows before.
     """
     function = call.get("function")
     if not isinstance(function, Mapping):

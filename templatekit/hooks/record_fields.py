@@ -128,6 +128,44 @@ def as_function(value: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**outer, "type": "function", "function": inner}
 
 
+def check_arguments(call: Mapping[str, Any], field: str) -> None:
+    """Raise `RecordError` (`bad_arguments`) where the arguments of a tool call are no JSON object, or text of one.
+
+    Servers pass an object to the tool. They refuse a conversation with other arguments, or fail at it, so no model is
+    asked to go on after such a call, and none should learn to write one. Missing arguments are none.
+    """
+    function = call.get("function")
+    arguments = function.get("arguments") if isinstance(function, Mapping) else None
+    if (arguments is None or arguments == "") or not (why := _wrong_arguments(arguments)):
+        return
+    raise RecordError(
+        f"{why}; found {shorten(arguments)}; expected a JSON object, or text of one",
+        field=f"{field}.function.arguments",
+        reason="bad_arguments",
+    )
+
+
+def _wrong_arguments(arguments: object) -> str:
+    """Why arguments are no JSON object, or text of one; "" if they are."""
+    try:
+        if isinstance(arguments, Mapping):
+            # Only numbers and depth can be wrong: an object is not text, which could be cut or name a key twice.
+            json.dumps(arguments, allow_nan=False, default=str)
+            return ""
+        value = strict_json(arguments) if isinstance(arguments, str) else arguments
+    except json.JSONDecodeError:
+        return "not JSON"
+    except RecursionError:
+        return "nested too deeply"
+    except ValueError as error:
+        return "NaN or Infinity" if isinstance(arguments, Mapping) else str(error)
+    kind = _JSON_TYPES.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
+    return "" if isinstance(value, dict) else f"{kind} instead of an object"
+
+
+_JSON_TYPES: dict[type, str] = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
+
+
 def weight_of(record: Record) -> float:
     """Return the product of a message's values under `WEIGHT_KEYS`: 1 without any, 0 with `train: false`."""
     product = 1.0

@@ -12,6 +12,7 @@ from templatekit.config.filter_expression import FilterExpression
 from templatekit.errors import ExcludedRecord, PluginError, RecordError, TemplatekitError, shorten
 from templatekit.formats.lookup import choose_adapter
 from templatekit.hooks.contracts import Adapter
+from templatekit.hooks.record_fields import check_arguments
 from templatekit.hooks.registry import Registry
 from templatekit.sources import map_columns, open_source
 from templatekit.sources.grouping import columns_of, group_records
@@ -172,7 +173,10 @@ _TEXT_FIELDS = ("role", "content", "context", "reasoning", "name", "tool_call_id
 
 
 def _check(adapter: Adapter, example: object) -> None:
-    """Raise `RecordError` where an adapter returns anything but examples whose text fields are strings."""
+    """Raise `RecordError` where an adapter returns anything but examples whose text fields are strings.
+
+    And where a tool call, trained or not, has arguments that no server accepts.
+    """
     if not isinstance(example, Example):
         raise _broken(adapter, f"returned {shorten(example)}; expected an Example")
     if isinstance(example, PreferenceExample):
@@ -184,6 +188,10 @@ def _check(adapter: Adapter, example: object) -> None:
         for name in _TEXT_FIELDS:
             if not isinstance(value := getattr(message, name), str):
                 raise _broken(adapter, f"returned messages[{index}].{name}={shorten(value)}; expected text")
+        for number, call in enumerate(message.tool_calls):
+            if not isinstance(call, Mapping):
+                raise _broken(adapter, f"returned messages[{index}].tool_calls={shorten(call)}; expected objects")
+            check_arguments(call, f"messages[{index}].tool_calls[{number}]")
 
 
 def _broken(adapter: Adapter, what: str) -> RecordError:

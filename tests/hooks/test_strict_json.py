@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from templatekit import Registry, strict_json
+from templatekit import RecordError, Registry, strict_json
 from templatekit.config.data_options import DataOptions
 from templatekit.hooks.record_fields import MAX_DEPTH
 from templatekit.pipeline.pipeline import Pipeline
@@ -42,9 +42,13 @@ def test_nesting_has_a_limit(more: int) -> None:
 
 @pytest.mark.parametrize("depth", [MAX_DEPTH, MAX_DEPTH + 1, 900, 100_000])
 def test_arguments_that_are_nested_deeply_end_no_run(depth: int, builtin: Registry) -> None:
-    """Beyond the limit they stay text, of which this template writes the same."""
+    """Beyond the limit the row is refused."""
     call = {"type": "function", "function": {"name": "f", "arguments": nested(depth)}}
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     pipeline = Pipeline(DataOptions.parse({"template": "qwen3"}), builtin)
+    if depth > MAX_DEPTH:
+        with pytest.raises(RecordError, match=r"0\].function.arguments: nested too deeply; found"):
+            list(pipeline.run([{"messages": messages}]))
+        return
     [sample] = pipeline.run([{"messages": messages}])
     assert f'"arguments": {nested(depth)}' in sample.rendered.text

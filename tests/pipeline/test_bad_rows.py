@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,16 +11,21 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from testkit.at_hand import Tokenizers
 from testkit.command_line import InProcess
 
 from templatekit import (
+    DataOptions,
     RecordError,
     RenderedText,
     TokenizedExample,
     Tokenizer,
     create_registry,
+    prepare,
     render,
 )
+from templatekit.pipeline.pipeline import Pipeline
+from templatekit.pipeline.preference import PreferencePipeline
 from templatekit.testing.texts import JINJA, WHITESPACE
 from templatekit.types import IGNORE_INDEX
 
@@ -243,6 +249,77 @@ def test_a_bad_row_of_another_shape(
     (line,) = result.err
     assert line.startswith(f"Error: rows.jsonl:0:{message}")
     assert line.endswith(SKIP)
+
+
+WRONG_ARGUMENTS: dict[str, tuple[Any, str]] = {
+    "cut": ('{"city": "Os', "not JSON"),
+    "plain text": ("Oslo", "not JSON"),
+    "blanks": ("  ", "not JSON"),
+    "NaN in text": ('{"city": NaN}', "NaN, Infinity or a number too large"),
+    "NaN": ({"city": [math.nan]}, "NaN or Infinity"),
+    "a key twice": ('{"city": 1, "city": 2}', "a key twice in one object"),
+    "a number in text": ("5", "a number instead of an object"),
+    "a number": (5, "a number instead of an object"),
+    "true": (True, "true or false instead of an object"),
+    "a list in text": ('["Oslo"]', "a list instead of an object"),
+    "a list": (["Oslo"], "a list instead of an object"),
+    "null in text": ("null", "null instead of an object"),
+    "text of an object, twice": ('"{}"', "text instead of an object"),
+    "deep": ('{"a":' * 300 + "1" + "}" * 300, "nested too deeply"),
+}
+RIGHT_ARGUMENTS: tuple[Any, ...] = ({}, {"city": "Oslo", "days": [1.5, None]}, '{"city": "Oslo"}', " {} ", "", None)
+
+
+def call_with(arguments: Any, **message: Any) -> dict[str, Any]:
+    """A conversation whose first answer calls a tool."""
+    call = {"type": "function", "function": {"name": "look", "arguments": arguments}}
+    calling = {"role": "assistant", "content": None, "tool_calls": [call], **message}
+    result, answer = {"role": "tool", "content": "Rain."}, {"role": "assistant", "content": "It rains."}
+    return {"messages": [{"role": "user", "content": "Weather?"}, calling, result, answer]}
+
+
+@pytest.mark.parametrize("weight", [0, 1])
+@pytest.mark.parametrize("template", ["qwen3", "chatml"])
+@pytest.mark.parametrize("name", WRONG_ARGUMENTS)
+def test_a_call_with_wrong_arguments_is_refused(name: str, template: str, weight: int) -> None:
+    """By its own reason, trained or not, whatever the template would print of it, before any example is made."""
+    arguments, why = WRONG_ARGUMENTS[name]
+    rows = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}]
+    pipeline = Pipeline(DataOptions(template=template, on_error="skip"), create_registry())
+    assert len([*pipeline.run([*rows, call_with(arguments, weight=weight)])]) == 1
+    assert pipeline.counts.dropped_rows == {"bad_arguments": [1]}
+    said = pipeline.counts.first_dropped["bad_arguments"]
+    assert f"messages[1].tool_calls[0].function.arguments: {why}; found " in said
+    assert "; expected a JSON object, or text of one" in said
+
+
+@pytest.mark.parametrize("arguments", RIGHT_ARGUMENTS)
+def test_a_call_with_right_arguments_is_not_refused(arguments: Any) -> None:
+    pipeline = Pipeline(DataOptions(template="qwen3"), create_registry())
+    assert [sample.rendered.row for sample in pipeline.run([call_with(arguments)])] == [0, 0]
+
+
+def test_every_command_refuses_wrong_arguments(in_process: InProcess, tokenizer_of: Tokenizers) -> None:
+    """`finetune` too: it reads by the same pipelines."""
+    Path("rows.jsonl").write_text(json.dumps(call_with('{"city": "Os')) + "\n", encoding="utf-8")
+    for command in ("render", "preview"):
+        said = in_process(command, "--dataset", "rows.jsonl", "--template", "qwen3")
+        assert said.code == 2
+        assert "rows.jsonl:0:messages[1].tool_calls[0].function.arguments: not JSON; found" in said.err
+    with pytest.raises(RecordError, match=r"function\.arguments: not JSON"):
+        prepare([call_with('{"city": "Os')], template="qwen3", tokenizer=tokenizer_of("bytes"))
+
+
+@pytest.mark.parametrize("answer", ["chosen", "rejected"])
+def test_a_pair_with_wrong_arguments_is_refused(answer: str) -> None:
+    """Whichever answer has them, and the same pair without them is not."""
+    for arguments, dropped in (("5", {"bad_arguments": 1}), ("{}", {})):
+        row: dict[str, Any] = {"prompt": [{"role": "user", "content": "Hi"}]}
+        row |= {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+        row[answer] = call_with(arguments)["messages"][1:2]
+        pipeline = PreferencePipeline(DataOptions(template="qwen3", on_error="skip"), create_registry())
+        found = [*pipeline.process([row])]
+        assert (pipeline.counts.dropped, len(found)) == (dropped, not dropped)
 
 
 def test_a_line_that_is_no_json_can_be_skipped_too(run: Callable[..., Result]) -> None:

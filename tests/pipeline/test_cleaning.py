@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import templatekit
-from templatekit import Registry
+from templatekit import Record, Registry
 from templatekit.config.data_options import DataOptions, MixedSet, parse_dedup
 from templatekit.errors import ConfigError, RecordError
 from templatekit.hooks.loading import create_registry
@@ -128,7 +128,7 @@ def test_large_records_leave_the_shuffle_buffer_early(monkeypatch: pytest.Monkey
         for mixed in (False, True):
             read = 0
 
-            def source(large: bool = large) -> Iterator[dict[str, str]]:
+            def source(large: bool = large) -> Iterator[Record]:
                 nonlocal read
                 for row in rows:
                     read += 1
