@@ -5,7 +5,7 @@ The methods of `Pipeline` are in the order in which a record passes them:
 | step | method | reasons to drop the record or a sample of it |
 | --- | --- | --- |
 | read | `open` | unreadable (`invalid_json`, …), excluded by options (`filtered`, `duplicate`, `near_duplicate`) |
-| adapt | `_render_record`, by `Reader.examples` | the adapter's (`bad_messages`, …), `no_adapter`, `adapter_failed`, `bad_arguments` |
+| adapt | `_render_record`, by `Reader.examples` | the adapter's (`bad_messages`, …), `no_adapter`, `bad_arguments`, … |
 | render | `_render_conversation` | the template's (`template_refused`, `no_end_marker`, …) |
 | encode | `_finish` | |
 | select | `_select`, `_check_trained` without a tokenizer | `nothing_trained`, `too_long` |

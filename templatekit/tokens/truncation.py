@@ -6,7 +6,7 @@ answer. No policy cuts through a header, a control token or an end marker. A sam
 refused.
 
 A text that is far too long is not encoded whole where its outcome is certain before (`templatekit.tokens.long_texts`).
-Only `context` always encodes it, because its search for the length starts from the number of all tokens.
+The search of `context` then starts from the least number of tokens that the text has, and ends at the same length.
 """
 
 from __future__ import annotations
@@ -46,8 +46,6 @@ class LengthLimit:
 
     def partial_example(self, rendered: RenderedText, spans: Sequence[LossSpan]) -> PartialExample | None:
         """A text that is surely too long, encoded as far as `fit` needs; None where it must be encoded whole."""
-        if self.policy == "context":
-            return None
         return partial_example(self.encoder, rendered, spans, self.max_length, needs_ids=self.policy == "response")
 
     def fit(self, example: Example, tokenized: TokenizedExample) -> FittedSample:
@@ -114,7 +112,9 @@ class LengthLimit:
                     return fitted
         if fitted.tokenized is original:
             raise self._too_long(original, "it has no context to shorten (--truncation context)")
-        raise self._too_long(original, f"with a character of its context it still has {len(fitted.tokenized)}")
+        raise self._too_long(
+            original, f"with a character of its context it still has {length_in_words(fitted.tokenized)}"
+        )
 
     def _with_shorter_context(self, sample: FittedSample, index: int) -> FittedSample:
         """Keep as much of this message's context as fits, or one character of it if nothing fits."""
@@ -132,7 +132,7 @@ class LengthLimit:
             return attempts[end]
 
         def size(end: int) -> int:
-            return len(at(end).tokenized)
+            return length_of(at(end).tokenized)
 
         low = (
             shortest

@@ -124,7 +124,7 @@ Limited = Callable[[str, str, int], Through]
 
 
 @pytest.mark.parametrize("name", BOUNDED)
-@pytest.mark.parametrize("policy", ["drop", "response"])
+@pytest.mark.parametrize("policy", ["drop", "response", "context"])
 def test_only_a_start_is_encoded(monkeypatch: pytest.MonkeyPatch, limited: Limited, name: str, policy: str) -> None:
     encoded: list[int] = []
     encode = Encoder.encode_columns
@@ -135,10 +135,14 @@ def test_only_a_start_is_encoded(monkeypatch: pytest.MonkeyPatch, limited: Limit
         return encode(self, batch)
 
     monkeypatch.setattr(Encoder, "encode_columns", counting)
-    record = {**WORDY, "output": WORDY["output"] * 300}
+    long = WORDY["output"] * 300
+    record = {**WORDY, "output": long}
+    if policy == "context":  # many starts are tried
+        long *= 20
+        record = {**WORDY, "input": long, "output": "Yes."}
     subject = limited(name, policy, 200)
     outcome = Outcome(subject, "alpaca", record)
-    assert sum(encoded) < len(record["output"]) // 20
+    assert sum(encoded) < len(long) // 20
     assert outcome.counts.dropped["too_long"] == (policy == "drop") and any(least for least, _ in outcome.numbers)
 
 
