@@ -1,7 +1,7 @@
 """Caches samples on disk: they are tokenized once, then read from there. A stopped run continues where it ended.
 
 ```
-FOLDER/prepared-2/KEY/      KEY: the hash of everything that determines the samples
+FOLDER/prepared-3/KEY/      KEY: the hash of everything that determines the samples
     about.json              how they were made, for people
     00000000/               a shard: the samples of the records 0 to 8,191; complete, or absent
         tokens.arrow        ids, weights, row numbers: all that training reads
