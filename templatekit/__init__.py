@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from templatekit.api import parse as parse
     from templatekit.api import prepare as prepare
     from templatekit.api import render as render
     from templatekit.config.data_options import DataOptions as DataOptions
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from templatekit.errors import UnknownNameError as UnknownNameError
     from templatekit.formats import Template as Template
     from templatekit.formats import load_template as load_template
+    from templatekit.formats.answers.grammar import AnswerGrammar as AnswerGrammar
+    from templatekit.formats.answers.parsing import AnswerEvent as AnswerEvent
+    from templatekit.formats.answers.parsing import AnswerParser as AnswerParser
+    from templatekit.formats.answers.parsing import ParsedAnswer as ParsedAnswer
     from templatekit.hooks.contracts import Adapter as Adapter
     from templatekit.hooks.contracts import ModelResolver as ModelResolver
     from templatekit.hooks.contracts import Source as Source
@@ -62,7 +67,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC_NAMES = {
-    "api": "prepare render",
+    "api": "parse prepare render",
     "config.data_options": "DataOptions",
     "config.finetune_options": "FinetuneOptions",
     "errors": (
@@ -70,6 +75,8 @@ _PUBLIC_NAMES = {
         "UnknownNameError"
     ),
     "formats": "Template load_template",
+    "formats.answers.grammar": "AnswerGrammar",
+    "formats.answers.parsing": "AnswerEvent AnswerParser ParsedAnswer",
     "hooks.contracts": "Adapter ModelResolver Source TemplateFile template_files",
     "hooks.exporters": "Exporter FolderExporter RecordExporter",
     "hooks.loading": "create_registry",

@@ -1,4 +1,4 @@
-"""The Python calls `render` and `prepare`, which do what the command line does. For `finetune` see `training.run`."""
+"""The Python calls `render`, `prepare` and `parse`, which do what the command line does. For `finetune` see `training.run`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from templatekit.config.data_options import DataOptions
 from templatekit.config.render_options import RenderOptions
 from templatekit.engines.processes import process_engine
 from templatekit.errors import ConfigError, shorten
+from templatekit.formats.answers.parsing import ParsedAnswer
+from templatekit.formats.lookup import find_template
 from templatekit.formats.template import Template
 from templatekit.hooks.contracts import Adapter
 from templatekit.hooks.loading import create_registry
+from templatekit.hooks.record_fields import tools_of
 from templatekit.hooks.registry import Registry
 from templatekit.packing import Sequences, pack_arrays, pack_stream
 from templatekit.packing.columns import TokenizedColumns, token_arrays
@@ -21,9 +24,9 @@ from templatekit.pipeline.batches import SampleBatch
 from templatekit.pipeline.mixture import Mixture
 from templatekit.pipeline.outputs import OutputChunk, is_packed
 from templatekit.pipeline.pipeline import Pipeline
-from templatekit.tokens.load import from_transformers
+from templatekit.tokens.load import find_tokenizer, from_transformers
 from templatekit.tokens.tokenizer import Tokenizer
-from templatekit.types import Record, RenderedText, TokenizedExample
+from templatekit.types import NO_TOKENIZER, AnswerPiece, Record, RenderedText, TokenizedExample
 
 if TYPE_CHECKING:
     import datasets
@@ -74,6 +77,44 @@ def render(
     pipeline, given = _set_up(records, adapter, template, tokenizer, registry, options)
     batches = prepare_batches(pipeline, records=given)
     return (sample.result for batch in batches for sample in batch)
+
+
+def parse(
+    answer: str | Iterable[int],
+    *,
+    template: Address | Template,
+    tokenizer: Address | Tokenizer | PreTrainedTokenizerBase | None = None,
+    prompt: str | Iterable[int] | None = None,
+    tools: Iterable[Any] = (),
+    registry: Registry | None = None,
+) -> ParsedAnswer:
+    """Read what a model wrote, as text or ids, as a message: reasoning, content and tool calls.
+
+    Ids need the tokenizer. They are read exactly, since a control token among them is not mistaken for text. `prompt`
+    is what the model was given, or its end; `tools` are the functions that it was offered. See `Template.parse`.
+    """
+    registry = registry or create_registry()
+    if isinstance(tokenizer, (str, os.PathLike)):
+        tokenizer = find_tokenizer(os.fspath(tokenizer), registry)
+    elif tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        tokenizer = from_transformers(tokenizer)
+    if not isinstance(template, Template):
+        chat_template = None if tokenizer is None else tokenizer.chat_template
+        template = find_template(os.fspath(template), registry, chat_template=chat_template)
+
+    def pieces(ids: Iterable[int]) -> list[AnswerPiece]:
+        if tokenizer is None:
+            raise ConfigError("tokenizer: found None; expected the tokenizer of the ids")
+        return tokenizer.pieces(ids)
+
+    if prompt is not None and not isinstance(prompt, str):
+        prompt = "".join(piece.text for piece in pieces(prompt))
+    return template.parse(
+        answer if isinstance(answer, str) else pieces(answer),
+        NO_TOKENIZER if tokenizer is None else tokenizer.special_tokens,
+        prompt=prompt,
+        tools=tools_of({"tools": list(tools)}),
+    )
 
 
 def prepare(

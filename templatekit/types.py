@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from templatekit.fast_init import fast_init
 from templatekit.views import View, to_html, to_rich
@@ -198,6 +198,8 @@ class SpecialTokens:
     sep: str = ""
     special: frozenset[str] = frozenset()
     """Every token that the tokenizer flags as special."""
+    added: frozenset[str] = frozenset()
+    """Every token that is an id of its own rather than text: the special ones, and others such as `<think>`."""
     stop_tokens: tuple[str, ...] = ()
     """The tokens at which servers stop: those that the model's `generation_config.json`, else its `config.json`, names;
     else EOS."""
@@ -208,6 +210,15 @@ class SpecialTokens:
 
 
 NO_TOKENIZER = SpecialTokens(known=False)
+
+
+class AnswerPiece(NamedTuple):
+    """A part of what a model wrote: ordinary text, or the text of one control token."""
+
+    text: str
+    is_control: bool = False
+    is_special: bool = False
+    """Of a control token: whether it is flagged as special, so that no field of a message can hold it."""
 
 
 @fast_init

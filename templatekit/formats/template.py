@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import replace
@@ -13,8 +13,11 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 
-from templatekit.errors import RecordError, TemplateError, shorten
+from templatekit.errors import RecordError, TemplateError, TemplatekitError, shorten
 from templatekit.formats.accepted_forms import AcceptedForms, Variables
+from templatekit.formats.answers.grammar import AnswerGrammar
+from templatekit.formats.answers.parsing import ParsedAnswer, parse_answer
+from templatekit.formats.answers.probing import Written, probe
 from templatekit.formats.completeness import check_complete, check_thoughts, no_place_error
 from templatekit.formats.end_markers import EndMarkers
 from templatekit.formats.environment import (
@@ -48,7 +51,15 @@ from templatekit.formats.tracing.trace import TraceAborted
 from templatekit.formats.turns import Conversation, SeparateTurns, TrainedText
 from templatekit.formats.variables import chat_variables, instruction_variables, special_variables, untracked
 from templatekit.hooks.contracts import TemplateFile
-from templatekit.types import NO_TOKENIZER, Example, Message, RenderedText, Sample, SpecialTokens
+from templatekit.types import (
+    NO_TOKENIZER,
+    AnswerPiece,
+    Example,
+    Message,
+    RenderedText,
+    Sample,
+    SpecialTokens,
+)
 
 
 class Template:
@@ -78,6 +89,7 @@ class Template:
         self._plain_template = compile_template(plain_environment(), checked.text, file.name)
         self._allows_no_prompt = False
         self._compiler = TracingCompiler(self)
+        self._grammars: dict[SpecialTokens, AnswerGrammar] = {}
         if self.kind == "instruction":
             self._check_response_is_last()
             # A format that writes nothing before the answer also accepts texts without a prompt. A format that fails on
@@ -96,6 +108,7 @@ class Template:
         given = {"end_marker": "none"} if end_marker == "none" else {"stop": (end_marker,), "end_marker": "required"}
         changed.metadata = self.metadata.model_copy(update=given)
         changed._compiler = TracingCompiler(changed)
+        changed._grammars = {}
         return changed
 
     @property
@@ -148,6 +161,56 @@ class Template:
         rendering.check_encodable()
         roles = tuple(message.role for message in messages)
         return RenderedText(text=rendering.text, spans=rendering.spans, roles=roles, row=row)
+
+    def grammar(self, tokens: SpecialTokens = NO_TOKENIZER) -> AnswerGrammar:
+        """The form in which the template writes an answer: the literals between its fields. It is found once.
+
+        Raises `TemplateError` if the template writes no plain answer behind a user's message.
+        """
+        if tokens not in self._grammars:
+            refused: list[TemplatekitError] = []
+            found = probe(lambda answer: self._write_answer(answer, tokens, refused), tokens, name=self.name)
+            if found is None:
+                raise TemplateError(f"template {self.name!r} writes no answer that could be read back: {refused[0]}")
+            self._grammars[tokens] = found
+        return self._grammars[tokens]
+
+    def parse(
+        self,
+        answer: str | Iterable[AnswerPiece],
+        tokens: SpecialTokens = NO_TOKENIZER,
+        *,
+        prompt: str | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> ParsedAnswer:
+        """Read what a model wrote as a message, by the template's `grammar`.
+
+        `answer` is a text, or what `Tokenizer.pieces` makes of ids, in which a control token is never mistaken for
+        text. `prompt` is what the model was given, or its end, since a prompt may begin the answer, as with `<think>`.
+        `tools` give arguments their types where the template writes them without. An answer that is cut or broken gives
+        what is sound of it: see `ParsedAnswer`. Raises `TemplateError` as `grammar` does.
+        """
+        return parse_answer(self.grammar(tokens), answer, prompt=prompt, tools=tools)
+
+    def _write_answer(self, answer: Message, tokens: SpecialTokens, refused: list[TemplatekitError]) -> Written | None:
+        """What the template writes for an answer to a short question; None if it refuses it, for an error added."""
+        question = Message(role="user", content="Questionprobe")
+        names = dict.fromkeys(call["function"]["name"] for call in answer.tool_calls)
+        tools = tuple(
+            {"type": "function", "function": {"name": name, "description": "", "parameters": {"type": "object"}}}
+            for name in names
+        )
+        for offered in (tools, ()) if tools else ((),):
+            example = Example(messages=(question, answer), tools=offered)
+            try:
+                rendered = self.interpret(example, tokens, 0, "last")[-1].rendered
+            except (RecordError, TemplateError) as error:
+                refused.append(error)
+                continue
+            if targets := [target for target in rendered.target_spans if target.message == 1]:
+                prompt = rendered.text[: targets[0].start]
+                return Written(prompt.rpartition(question.content)[2], rendered.text[targets[0].start : targets[-1].end])
+        return None
 
     def interpret(self, example: Example, tokens: SpecialTokens, row: int, mode: RenderMode) -> tuple[Sample, ...]:
         """The example's samples, rendered without a trace."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +21,7 @@ import tokenizers
 from templatekit.errors import TokenizerError, nearest, shorten
 from templatekit.tokens.token_bounds import TokenBounds, may_make_control_ids, token_bounds
 from templatekit.tokens.word_boundaries import components, encodes_words_separately, is_control_token
-from templatekit.types import SpecialTokens
+from templatekit.types import AnswerPiece, SpecialTokens
 
 TOKENIZER_FILE = "tokenizer.json"
 SPECIAL_TOKEN_KEYS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token")
@@ -203,6 +204,7 @@ class Tokenizer:
             unk=self._special_token("unk_token"),
             sep=self._special_token("sep_token"),
             special=frozenset(token.text for token in self.control_tokens.values() if token.special),
+            added=frozenset(self.control_tokens),
             stop_tokens=self._stop_tokens(),
             adds_bos=bool(bos) and self._backend.encode("a").ids[:1] == [self.id_of(bos)],
         )
@@ -262,6 +264,35 @@ class Tokenizer:
         """The text of the ids, control tokens included."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=False)
         return text
+
+    def pieces(self, ids: Iterable[int]) -> list[AnswerPiece]:
+        """What a model wrote, in pieces: each control token by itself, and the text between them.
+
+        The text is that of a continuation: SentencePiece's dummy prefix is not removed from its start. Bytes that are
+        no whole character, as at the end of a cut answer, become U+FFFD.
+        """
+        controls = {token.id: token for token in self.control_tokens.values()}
+        found: list[AnswerPiece] = []
+        for is_control, run in groupby(ids, key=controls.__contains__):
+            if is_control:
+                found += [AnswerPiece(controls[id].text, True, controls[id].special) for id in run]
+            else:
+                found.append(AnswerPiece(self._continuation(list(run))))
+        return found
+
+    def _continuation(self, ids: list[int]) -> str:
+        if self._letter is None:
+            return self.decode(ids)
+        return self.decode([self._letter, *ids]).removeprefix(self.decode([self._letter]))
+
+    @cached_property
+    def _letter(self) -> int | None:
+        """A token to decode before others, where the decoder removes blank space from the start of a text; else None."""
+        ids = self.backend(control=False, prefix=False).encode("x", add_special_tokens=False).ids
+        if len(ids) != 1:
+            return None
+        blank = self.backend(control=False, prefix=False).encode(" x", add_special_tokens=False).ids
+        return None if self.decode(blank) == " x" else ids[0]
 
     def _special_token(self, key: str) -> str:
         value = self._config.get(key)

@@ -38,6 +38,9 @@ CALL_NODES: tuple[Node, ...] = ("id", "name", "key", "value", "string", "argumen
 OBJECT_NODES: tuple[Node, ...] = ("arguments", "call", "calls")
 """Fields that end where their own brackets do. Others end where a literal begins."""
 
+NUMBER = "\0"
+"""Stands in a literal for the number of a call."""
+
 Path: TypeAlias = tuple[str, ...]
 """The keys that lead to a value in an object."""
 
@@ -106,7 +109,7 @@ class Unread:
     problem: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AnswerGrammar:
     """The form in which one template writes answers."""
 
@@ -117,6 +120,8 @@ class AnswerGrammar:
     edges: tuple[Edge, ...]
     stops: tuple[str, ...] = ()
     """The texts that end an answer wherever they stand."""
+    controls: tuple[str, ...] = ()
+    """The control tokens that its literals hold."""
     values: Notation | None = JSON
     """The notation of arguments; None where texts stand without quotes."""
     call: CallObject | None = None
@@ -138,9 +143,10 @@ class AnswerGrammar:
         return not self.lacks
 
     def ended_as(self, tokens: SpecialTokens) -> AnswerGrammar:
-        """The same with the texts that end an answer wherever they stand: the special tokens behind answers.
+        """The same with the control tokens of a tokenizer, and the texts that end an answer wherever they stand.
 
-        Where there are none, it is what the template writes behind the content.
+        These are the special tokens behind answers. Where there are none, it is what the template writes behind the
+        content.
         """
         ends = [edge.literal for edge in self.edges if edge.target == "end"]
         inner = [edge.literal for edge in self.edges if edge.target != "end"]
@@ -153,7 +159,9 @@ class AnswerGrammar:
         stops = [token for token in found if not any(token in literal for literal in inner)]
         if not stops:
             stops = [marker for literal in self.literals("content", "end") if (marker := literal.strip())]
-        return replace(self, stops=tuple(stops))
+        texts = [*ends, *inner, *stops, self.values.quote if self.values else ""]
+        controls = sorted(token for token in tokens.special | tokens.added if any(token in text for text in texts))
+        return replace(self, stops=tuple(stops), controls=tuple(controls))
 
     def targets(self, source: Node) -> tuple[Edge, ...]:
         """The edges from a node, those with the longest literals first."""

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from templatekit.formats.answers.grammar import CALL_NODES, OBJECT_NODES, AnswerGrammar, Node
-from templatekit.formats.answers.notation import JSON, Incomplete, loose_value, typed_value
-from templatekit.types import Message
+from templatekit.formats.answers.grammar import CALL_NODES, NUMBER, OBJECT_NODES, AnswerGrammar, Node
+from templatekit.formats.answers.notation import JSON, Incomplete, typed_value
+from templatekit.types import AnswerPiece, Message
 
 _FIRST_MARK, _MARKS = 0xD800, 0x800
+_DIGITS = re.compile(r"\d+")
 _NAME_IN_ID = re.compile(r"(?:functions\.)?([^\s:]+):\d+")
 _CONTROL_CHARACTERS = re.compile("[\ud800-\udfff]")
 
@@ -40,15 +41,6 @@ Problem: TypeAlias = Literal[
 - `control_token`: a control token where none belongs
 - `between_fields`: text between two fields, where the template writes none
 """
-
-
-class Piece(NamedTuple):
-    """A part of an answer: ordinary text, or the text of one control token."""
-
-    text: str
-    is_control: bool = False
-    is_special: bool = True
-    """Of a control token: whether it can stand in no field. `<think>` and the like can."""
 
 
 class Leftover(NamedTuple):
@@ -95,15 +87,27 @@ class ParsedAnswer:
     """Whether the answer has an end marker."""
 
 
+class _Step(NamedTuple):
+    """Where a literal leads."""
+
+    node: Node
+    length: int
+    """How many characters of the text found are the literal."""
+    may_end: bool = False
+    """Whether the answer may also end there."""
+
+
 class _Table(NamedTuple):
     """The literals that may follow a field, with and without the blank space at their ends."""
 
     pattern: re.Pattern[str] | None
-    targets: Mapping[str, tuple[Node, int]]
-    """For each text, the node it leads to, and how many of its characters are the literal."""
+    steps: Mapping[str, _Step]
+    """For each text, where it leads."""
     beginnings: frozenset[str]
     """Everything that may become one of these texts."""
     longest: int
+    is_numbered: bool
+    """Whether literals hold the number of a call."""
 
     @classmethod
     def of(
@@ -113,27 +117,47 @@ class _Table(NamedTuple):
 
         `trigger` begins a call that no literal opens. Blank space alone ends a field only with `ends_at_blank`.
         """
-        targets: dict[str, tuple[Node, int]] = {}
-        for literal, node in literals:
+        steps: dict[str, _Step] = {}
+        literals = list(literals)
+        ends = {literal for literal, node in literals if node == "end"}
+        for literal, node in sorted(literals, key=lambda pair: pair[1] == "end"):
+            may_end = node != "end" and literal in ends
             if literal.strip():
                 for variant in _variants(literal):
-                    targets.setdefault(variant, (node, len(variant)))
+                    steps.setdefault(variant, _Step(node, len(variant), may_end))
             elif node in OBJECT_NODES:
                 for begin in ["{"] if node == "arguments" else trigger:
-                    targets.setdefault(literal + begin, (node, len(literal)))
+                    steps.setdefault(literal + begin, _Step(node, len(literal)))
             elif literal and ends_at_blank:
-                targets.setdefault(literal, (node, len(literal)))
-        ordered = sorted(targets, key=len, reverse=True)
-        pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+                steps.setdefault(literal, _Step(node, len(literal), may_end))
+        ordered = sorted(steps, key=len, reverse=True)
+        pattern = re.compile("|".join(map(_expression, ordered))) if ordered else None
         beginnings = frozenset(text[:length] for text in ordered for length in range(1, len(text)))
-        return cls(pattern, targets, beginnings, len(ordered[0]) if ordered else 0)
+        is_numbered = any(NUMBER in text for text in ordered)
+        longest = (len(ordered[0]) if ordered else 0) + 6 * is_numbered
+        return cls(pattern, steps, beginnings, longest, is_numbered)
+
+    def step(self, text: str) -> _Step:
+        """Where a literal that was found leads."""
+        if (found := self.steps.get(text)) is not None:
+            return found
+        return self.steps[_DIGITS.sub(NUMBER, text)]._replace(length=len(text))
+
+    def may_become(self, text: str) -> bool:
+        """Whether a text is the beginning of a literal, but no whole one that could not be longer."""
+        return text in self.beginnings or (self.is_numbered and _DIGITS.sub(NUMBER, text) in self.beginnings)
 
     def held(self, text: str, position: int) -> int:
         """Where the text, from a position on, ends in what may become a literal; its length if it does not."""
         for length in range(min(self.longest - 1, len(text) - position), 0, -1):
-            if text[-length:] in self.beginnings:
+            if self.may_become(text[-length:]):
                 return len(text) - length
         return len(text)
+
+
+def _expression(literal: str) -> str:
+    """A regular expression for a literal; a number stands for any."""
+    return re.escape(literal).replace(re.escape(NUMBER), r"\d+")
 
 
 def _variants(literal: str) -> Iterator[str]:
@@ -224,11 +248,8 @@ def _remaining(grammar: AnswerGrammar, prompt: str | None) -> Iterator[tuple[str
 
 
 @lru_cache(maxsize=256)
-def _tables(grammar_id: int, marks: tuple[tuple[str, str], ...]) -> _Tables:
-    return _Tables(_GRAMMARS[grammar_id], dict(marks))
-
-
-_GRAMMARS: dict[int, AnswerGrammar] = {}
+def _tables_of(grammar: AnswerGrammar, marks: tuple[tuple[str, str], ...]) -> _Tables:
+    return _Tables(grammar, dict(marks))
 
 
 class AnswerParser:
@@ -238,11 +259,11 @@ class AnswerParser:
         self,
         grammar: AnswerGrammar,
         *,
-        controls: Collection[str] | None = None,
+        pieces: bool = False,
         prompt: str | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """`controls` are the texts of control tokens, for an answer in pieces; None for an answer as text.
+        """`pieces` says that the answer comes in pieces, of which each is known to be a control token or text.
 
         `prompt` is what the model was given, or its end: a prompt may begin the answer. `tools` give the arguments
         their types where the template writes them without.
@@ -251,9 +272,9 @@ class AnswerParser:
         self._marks: dict[str, str] = {}
         self._texts: dict[str, str] = {}
         self._special: dict[str, bool] = {}
-        for token in sorted(controls or ()):
+        for token in grammar.controls if pieces else ():
             self._mark(token, False)
-        self._tables = _Tables(grammar, dict(self._marks))
+        self._tables = _tables_of(grammar, tuple(self._marks.items()))
         self._schemas = dict(_schemas(tools))
         self._start, self._default = self._tables.start(prompt)
         self._node: Node = "start"
@@ -270,8 +291,9 @@ class AnswerParser:
         self._events: list[AnswerEvent] = []
         self._tried = 0
         self._has_thought = False
+        self._may_end = False
 
-    def feed(self, answer: str | Iterable[Piece]) -> list[AnswerEvent]:
+    def feed(self, answer: str | Iterable[AnswerPiece]) -> list[AnswerEvent]:
         """Take more of the answer, and return what is certain of it."""
         if isinstance(answer, str):
             self._buffer += answer
@@ -317,7 +339,7 @@ class AnswerParser:
 
     def _begin(self, final: bool) -> bool:
         rest = self._buffer[self._position :]
-        if not final and (not rest or rest in self._start.beginnings):
+        if not final and (not rest or self._start.may_become(rest)):
             return False
         match = self._start.pattern.match(self._buffer, self._position) if self._start.pattern else None
         if match is not None:
@@ -355,6 +377,7 @@ class AnswerParser:
             if node in CALL_NODES:
                 self._fill(node, "")
             return
+        self._may_end = False
         if node in CALL_NODES:
             self._spans.append((text, self._call_field(node)))
             self._fill(node, self._plain(text))
@@ -452,7 +475,7 @@ class AnswerParser:
         """Cross the literal behind a field in brackets."""
         table = self._tables.by_node[self._node]
         rest = self._buffer[self._position :]
-        if not final and (not rest or rest in table.beginnings):
+        if not final and (not rest or table.may_become(rest)):
             return False
         match = table.pattern.match(self._buffer, self._position) if table.pattern else None
         if match is None:
@@ -494,7 +517,7 @@ class AnswerParser:
     def _leave_over(self, end: int, problem: Problem) -> None:
         text = self._buffer[self._position : end]
         self._position = end
-        if not text.strip() and problem == "between_fields":
+        if not text.strip():
             self._spans.append((text, ""))
             return
         self._spans.append((text, f"!{problem}"))
@@ -502,7 +525,7 @@ class AnswerParser:
 
     def _cross(self, text: str, table: _Table) -> None:
         """Go over a literal to the field behind it."""
-        node, length = table.targets[text]
+        node, length, self._may_end = table.step(text)
         begins_call = node in ("call", "calls") or (
             node in ("name", "id") and (self._call is None or node in self._call or "arguments" in self._call_done())
         )
@@ -563,6 +586,7 @@ class AnswerParser:
         if self._node == "end":
             return
         may_end = any(edge.target == "end" and not edge.literal.strip() for edge in self._grammar.targets(self._node))
+        may_end = may_end or (self._may_end and self._position == len(self._buffer))
         if self._call is not None:
             if may_end and (self._value_read or self._node not in OBJECT_NODES):
                 if self._node not in OBJECT_NODES:
@@ -625,7 +649,7 @@ class AnswerParser:
             spans=tuple(spans),
             leftovers=tuple(leftovers),
             problems=tuple(self._problems),
-            ended=self._node == "end",
+            ended="no_end" not in self._problems,
         )
 
     def _call_field(self, node: Node) -> str:
@@ -684,17 +708,12 @@ def _schemas(tools: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[
 
 def parse_answer(
     grammar: AnswerGrammar,
-    answer: str | Iterable[Piece],
+    answer: str | Iterable[AnswerPiece],
     *,
-    controls: Collection[str] | None = None,
     prompt: str | None = None,
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> ParsedAnswer:
-    """Read a whole answer. The arguments are those of `AnswerParser`."""
-    parser = AnswerParser(grammar, controls=controls, prompt=prompt, tools=tools)
+    """Read a whole answer, as text or in pieces. The other arguments are those of `AnswerParser`."""
+    parser = AnswerParser(grammar, pieces=not isinstance(answer, str), prompt=prompt, tools=tools)
     parser.feed(answer)
     return parser.close()
-
-
-__all__ = ["AnswerEvent", "AnswerParser", "AnswerSpan", "Leftover", "ParsedAnswer", "Piece", "Problem", "parse_answer"]
-_ = loose_value

@@ -11,12 +11,13 @@ What was found is then tried on other answers. A form that does not read them is
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from templatekit.formats.answers.grammar import Alike, AnswerGrammar, CallObject, Edge, Node, Path, Unread
+from templatekit.formats.answers.grammar import NUMBER, Alike, AnswerGrammar, CallObject, Edge, Node, Path, Unread
 from templatekit.formats.answers.notation import JSON, PYTHON, Notation, loose_value
 from templatekit.formats.answers.parsing import parse_answer
 from templatekit.types import Message, SpecialTokens
@@ -85,6 +86,33 @@ def _without(node: Node, edges: Iterable[Edge]) -> dict[Edge, None]:
     return {edge: None for edge in edges if node not in (edge.source, edge.target)}
 
 
+def _numbered(edges: Iterable[Edge]) -> dict[Edge, None]:
+    """The edges with a mark for the number of a call, where literals differ in nothing but that number."""
+    found: dict[Edge, None] = {}
+    edges = list(edges)
+    for edge in edges:
+        alike = [e for e in edges if (e.source, e.target) == (edge.source, edge.target)]
+        for match in re.finditer(r"\d", edge.literal):
+            start, end = match.span()
+            texts = {f"{edge.literal[:start]}{int(match[0]) + more}{edge.literal[end:]}" for more in (-2, -1, 1, 2)}
+            if len(texts & {e.literal for e in alike}) == 2:  # of the numbers of three calls
+                edge = replace(edge, literal=edge.literal[:start] + NUMBER + edge.literal[end:])
+                break
+        found[edge] = None
+    return found
+
+
+def _joined(edges: Iterable[Edge]) -> dict[Edge, None]:
+    """The edges, and those of a field that begins as another one does for the other too: only what follows tells."""
+    edges = list(edges)
+    more = []
+    for index, edge in enumerate(edges):
+        for other in edges[index + 1 :]:
+            if (edge.source, edge.literal) == (other.source, other.literal) and edge.target != other.target:
+                more += [replace(e, source=edge.target) for e in edges if e.source == other.target]
+    return dict.fromkeys([*edges, *more])
+
+
 def _with_calls(grammar: AnswerGrammar, form: _CallForm, write: WriteFunction) -> AnswerGrammar:
     """The grammar with calls of this form, if it reads them."""
     edges = dict.fromkeys(grammar.edges)
@@ -93,7 +121,7 @@ def _with_calls(grammar: AnswerGrammar, form: _CallForm, write: WriteFunction) -
             edges |= dict.fromkeys(_edges(written.text, fields))
     found = replace(
         grammar,
-        edges=tuple(edges),
+        edges=tuple(_joined(_numbered(edges))),
         values=form.values,
         call=form.object,
         id_holds_name=form.id_holds_name,
