@@ -1,4 +1,4 @@
-"""The Python calls `render`, `prepare` and `parse`, which do what the command line does. For `finetune` see `training.run`."""
+"""The Python calls `render`, `prepare` and `parse`, which do what the command line does; `finetune`: `training.run`."""
 
 from __future__ import annotations
 

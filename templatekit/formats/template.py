@@ -15,9 +15,10 @@ from jinja2 import nodes
 
 from templatekit.errors import RecordError, TemplateError, TemplatekitError, shorten
 from templatekit.formats.accepted_forms import AcceptedForms, Variables
+from templatekit.formats.answers.call_forms import Written
 from templatekit.formats.answers.grammar import AnswerGrammar
 from templatekit.formats.answers.parsing import ParsedAnswer, parse_answer
-from templatekit.formats.answers.probing import Written, probe
+from templatekit.formats.answers.probing import probe
 from templatekit.formats.completeness import check_complete, check_thoughts, no_place_error
 from templatekit.formats.end_markers import EndMarkers
 from templatekit.formats.environment import (
@@ -209,7 +210,9 @@ class Template:
                 continue
             if targets := [target for target in rendered.target_spans if target.message == 1]:
                 prompt = rendered.text[: targets[0].start]
-                return Written(prompt.rpartition(question.content)[2], rendered.text[targets[0].start : targets[-1].end])
+                return Written(
+                    prompt.rpartition(question.content)[2], rendered.text[targets[0].start : targets[-1].end]
+                )
         return None
 
     def interpret(self, example: Example, tokens: SpecialTokens, row: int, mode: RenderMode) -> tuple[Sample, ...]:

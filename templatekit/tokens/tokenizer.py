@@ -287,7 +287,7 @@ class Tokenizer:
 
     @cached_property
     def _letter(self) -> int | None:
-        """A token to decode before others, where the decoder removes blank space from the start of a text; else None."""
+        """A token to decode before others where the decoder removes blank space from the start of a text; else None."""
         ids = self.backend(control=False, prefix=False).encode("x", add_special_tokens=False).ids
         if len(ids) != 1:
             return None
