@@ -36,6 +36,7 @@ _COMMANDS = {
     "check": _Command("check", "Check an adapter, a template or a plugin against what formats promise."),
     "finetune": _Command("finetune", "Fine-tune a model; by default the small built-in one."),
     "generate": _Command("generate", "Have a model answer, prompted by a template."),
+    "parse": _Command("parse", "Read what a model wrote as messages: reasoning, content, tool calls."),
     "cache": _Command("cache", "List or remove cached examples and tokenizers."),
     "new": _Command("new", "Create an adapter, a template, or a plugin with both."),
     "adapters": _Command("listing", "List the record formats that can be read."),

@@ -94,6 +94,7 @@ class Alike:
     """Two messages that a template writes alike, so that no parser can tell which one was meant."""
 
     first: Mapping[str, Any]
+    """The one that is read."""
     second: Mapping[str, Any]
     text: str
     """What the template writes for both."""

@@ -100,7 +100,7 @@ def _tried(grammar: AnswerGrammar, write: WriteFunction, answers: Iterable[Messa
                 continue
             again = write(parsed.message)
             if again is not None and again.text == written.text:
-                alike.append(Alike(first=shown(answer), second=shown(parsed.message), text=written.text))
+                alike.append(Alike(first=shown(parsed.message), second=shown(answer), text=written.text))
                 continue
         problem = ", ".join(parsed.problems) or f"read as {shown(parsed.message)}"
         if not index:
