@@ -107,8 +107,8 @@ def parse(
     with ExitStack() as stack:
         opened = safe_on_terminal(sys.stdout.buffer) if output is None else atomic_file(output, replace=replace)
         file = stack.enter_context(opened)
-        for line in rows():
-            file.write(line)
+        for content in rows():
+            file.write(content)
         file.flush()
     if not counts.answers and not counts.refused:
         raise ConfigError(f"--dataset {data.dataset}: found no rows")

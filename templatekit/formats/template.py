@@ -17,7 +17,7 @@ from templatekit.errors import RecordError, TemplateError, TemplatekitError, sho
 from templatekit.formats.accepted_forms import AcceptedForms, Variables
 from templatekit.formats.answers.call_forms import Written
 from templatekit.formats.answers.grammar import AnswerGrammar
-from templatekit.formats.answers.parsing import ParsedAnswer, parse_answer
+from templatekit.formats.answers.parsing import AnswerParser, ParsedAnswer
 from templatekit.formats.answers.probing import probe
 from templatekit.formats.completeness import check_complete, check_thoughts, no_place_error
 from templatekit.formats.end_markers import EndMarkers
@@ -191,7 +191,23 @@ class Template:
         `tools` give arguments their types where the template writes them without. An answer that is cut or broken gives
         what is sound of it: see `ParsedAnswer`. Raises `TemplateError` as `grammar` does.
         """
-        return parse_answer(self.grammar(tokens), answer, prompt=prompt, tools=tools)
+        parser = self.answer_parser(tokens, pieces=not isinstance(answer, str), prompt=prompt, tools=tools)
+        parser.feed(answer)
+        return parser.close()
+
+    def answer_parser(
+        self,
+        tokens: SpecialTokens = NO_TOKENIZER,
+        *,
+        pieces: bool = False,
+        prompt: str | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> AnswerParser:
+        """A parser for one answer that comes in bit by bit: as text, or with `pieces` as `Tokenizer.pieces` makes them.
+
+        The other arguments, and what it raises, are those of `parse`.
+        """
+        return AnswerParser(self.grammar(tokens), pieces=pieces, prompt=prompt, tools=tools)
 
     def _write_answer(self, answer: Message, tokens: SpecialTokens, refused: list[TemplatekitError]) -> Written | None:
         """What the template writes for an answer to a short question; None if it refuses it, for an error added."""

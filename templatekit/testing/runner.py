@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 from templatekit.errors import UnknownNameError
 from templatekit.hooks.loading import create_registry
 from templatekit.hooks.registry import Registry
-from templatekit.testing import check_agreement, check_content, check_control, check_execution, check_mask
+from templatekit.testing import (
+    check_agreement,
+    check_answers,
+    check_content,
+    check_control,
+    check_execution,
+    check_mask,
+)
 from templatekit.testing.check import Check, Outcome, try_together, untried_outcomes
 from templatekit.testing.subject import Subject
 from templatekit.testing.subject_lookup import Format, subjects_of
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
 
 CHECKS: Mapping[str, Check[Any]] = {
     each.name: each
-    for module in (check_execution, check_content, check_mask, check_control, check_agreement)
+    for module in (check_execution, check_content, check_mask, check_control, check_agreement, check_answers)
     for each in vars(module).values()
     if isinstance(each, Check) and each.function.__module__ == module.__name__
 }

@@ -21,6 +21,8 @@ from templatekit import (
     text_of,
 )
 from templatekit.export.serving import Stops
+from templatekit.formats.answers.grammar import AnswerGrammar
+from templatekit.formats.answers.parsing import AnswerEvent, AnswerParser, ParsedAnswer
 from templatekit.packing.columns import TokenizedColumns
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.testing import Subject, tiny_tokenizer
@@ -671,6 +673,66 @@ def cuts_the_answer_off() -> Subject:
             )
 
     return Short(template=template(QA), tokenizer=tiny_tokenizer("bytes"))
+
+
+class Rereading(Template):
+    """A correct chat template, for wrong readers of its answers."""
+
+    def __init__(self) -> None:
+        super().__init__(TemplateFile(name="wrong", source=CHAT))
+
+
+def read_by(wrong: Template) -> Subject:
+    return Subject(template=wrong, tokenizer=tiny_tokenizer("bytes"))
+
+
+@mutant("answers_are_read_back")
+def reads_the_end_marker_as_content() -> Subject:
+    class Wrong(Rereading):
+        def grammar(self, *args: Any) -> AnswerGrammar:
+            found = super().grammar(*args)
+            return replace(found, stops=(), edges=tuple(e for e in found.edges if e.target != "end"))
+
+    return read_by(Wrong())
+
+
+class _Forgetting(AnswerParser):
+    """Takes every chunk but the first in lower case."""
+
+    chunks = 0
+
+    def feed(self, answer: Any) -> list[AnswerEvent]:
+        self.chunks += 1
+        if self.chunks > 1 and not isinstance(answer, str):
+            answer = [piece._replace(text=piece.text.lower()) for piece in answer]
+        return super().feed(answer)
+
+
+@mutant("answers_are_read_alike_as_they_come_in")
+def reads_later_chunks_otherwise() -> Subject:
+    class Wrong(Rereading):
+        def answer_parser(self, *args: Any, **more: Any) -> AnswerParser:
+            return _Forgetting(self.grammar(*args), **more)
+
+    return read_by(Wrong())
+
+
+class _Losing(AnswerParser):
+    """Loses what is left over."""
+
+    def close(self) -> ParsedAnswer:
+        parsed = super().close()
+        kept = tuple(span for span in parsed.spans if span.field != "leftover")
+        return replace(parsed, spans=kept)
+
+
+@mutant("broken_answers_lose_nothing")
+def loses_what_is_left_over() -> Subject:
+    class Wrong(Rereading):
+        def answer_parser(self, *args: Any, **more: Any) -> AnswerParser:
+            return _Losing(self.grammar(*args), **more)
+
+    return read_by(Wrong())
 
 
 RIGHT: Mapping[str, Callable[[], Subject]] = {
