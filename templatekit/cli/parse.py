@@ -75,7 +75,7 @@ def parse(
     template = find_template(
         data.template,
         registry,
-        chat_template=tokenizer and tokenizer.chat_template,
+        chat_template=None if tokenizer is None else tokenizer.chat_template,
         kwargs=data.chat_template_kwargs,
     )
     reader = AnswerReader(template, tokenizer)
