@@ -19,6 +19,7 @@ from templatekit.formats.answers.call_forms import Written
 from templatekit.formats.answers.grammar import AnswerGrammar
 from templatekit.formats.answers.parsing import AnswerParser, ParsedAnswer
 from templatekit.formats.answers.probing import probe
+from templatekit.formats.answers.response_template import ResponseTemplate
 from templatekit.formats.completeness import check_complete, check_thoughts, no_place_error
 from templatekit.formats.end_markers import EndMarkers
 from templatekit.formats.environment import (
@@ -208,6 +209,13 @@ class Template:
         The other arguments, and what it raises, are those of `parse`.
         """
         return AnswerParser(self.grammar(tokens), pieces=pieces, prompt=prompt, tools=tools)
+
+    def response_template(self, tokens: SpecialTokens = NO_TOKENIZER) -> dict[str, Any]:
+        """The `grammar` as transformers reads it (5.13 and later): a value for `tokenizer.response_template`.
+
+        `ResponseTemplate.of` a grammar also names what that form cannot say. Raises `TemplateError` as `grammar` does.
+        """
+        return ResponseTemplate.of(self.grammar(tokens)).template
 
     def _write_answer(self, answer: Message, tokens: SpecialTokens, refused: list[TemplatekitError]) -> Written | None:
         """What the template writes for an answer to a short question; None if it refuses it, for an error added."""
