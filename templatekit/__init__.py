@@ -47,6 +47,10 @@ if TYPE_CHECKING:
     from templatekit.hooks.record_fields import weight_of as weight_of
     from templatekit.hooks.registry import Registry as Registry
     from templatekit.hooks.specs import hookimpl as hookimpl
+    from templatekit.serving import Branch as Branch
+    from templatekit.serving import Bridge as Bridge
+    from templatekit.serving import Dialogue as Dialogue
+    from templatekit.serving import Divergence as Divergence
     from templatekit.tokens.tokenizer import Tokenizer as Tokenizer
     from templatekit.training.run import Run as Run
     from templatekit.training.run import finetune as finetune
@@ -83,6 +87,7 @@ _PUBLIC_NAMES = {
     "hooks.record_fields": "WEIGHT_KEYS as_function objects_of strict_json text_of tools_of weight_of",
     "hooks.registry": "Registry",
     "hooks.specs": "hookimpl",
+    "serving": "Branch Bridge Dialogue Divergence",
     "tokens.tokenizer": "Tokenizer",
     "training.run": "Run finetune",
     "types": (

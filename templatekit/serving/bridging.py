@@ -7,6 +7,7 @@ at the end of what it trains.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -15,9 +16,11 @@ from templatekit.formats.rendering import Rendering
 from templatekit.serving.branches import Dropped
 from templatekit.tokens.encoder import Encoder
 from templatekit.tokens.tokenizer import Tokenizer
-from templatekit.types import COMPUTED, LossSpan, RenderedText
+from templatekit.types import COMPUTED, LossSpan, RenderedText, SpecialTokens
 
 _LETTER = "x"
+_OPEN_TAG = re.compile(r"[<\[][^<>\[\]\s]*$")
+_END_OF_TAG = re.compile(r"[^<>\[\]\s]*[>\]]")
 _FIELDS = ("reasoning", "content", "tool_calls")
 
 
@@ -83,6 +86,18 @@ def answer_end(prompt: Rendering, turn: int, markers: Sequence[str]) -> AnswerEn
     return AnswerEnd(ends[-1], ends[-1]) if ends else None
 
 
+def shared_end_marker(generation_prompt: str, tokens: SpecialTokens) -> str:
+    """The special token that ends a user's message, if another one opens the answer; empty if there is none.
+
+    A template that ends the last answer with a token of its own, as gpt-oss does with `<|return|>`, ends earlier
+    answers as it ends users' messages. `generation_prompt` is what it writes behind a user's text.
+    """
+    positions = {token: generation_prompt.find(token) for token in tokens.special if token in generation_prompt}
+    first = min(positions, key=lambda token: (positions[token], -len(token)), default="")
+    behind = generation_prompt[positions[first] + len(first) :] if first else ""
+    return first if any(token in behind for token in positions if token != first) else ""
+
+
 def dropped_fields(before: Rendering, after: Rendering) -> Iterator[Dropped]:
     """The fields of messages that one text holds and the next one does not."""
     kept = set(_texts_of_fields(after))
@@ -101,15 +116,20 @@ def _texts_of_fields(rendering: Rendering) -> dict[tuple[int, str], str]:
 
 
 def difference(one: str, other: str) -> tuple[str, str]:
-    """The parts of two texts between what they begin with alike and what they end with alike."""
+    """The parts of two texts between what they begin with alike and what they end with alike, with tags kept whole."""
     start = _common_length(one, other)
     before, one, other = one[:start], one[start:], other[start:]
     end = _common_length(one[::-1], other[::-1])
-    one, other = one[: len(one) - end], other[: len(other) - end]
-    # Where text is left out between two equal characters, either of them may be the one left out: the first one is.
-    while bool(one) != bool(other) and before and (one or other)[-1] == before[-1]:
-        one, other = (before[-1] + text[:-1] if text else "" for text in (one, other))
-        before = before[:-1]
+    one, other, behind = one[: len(one) - end], other[: len(other) - end], one[len(one) - end :]
+    # The same text may be left out at several places, as in `<a><b>` without `<a>`.
+    for shift in range(_common_length(before[::-1], (one or other)[::-1]) + 1 if not (one and other) else 0):
+        moved = [before[len(before) - shift :] + text[: len(text) - shift] if text else "" for text in (one, other)]
+        if (moved[0] or moved[1]).startswith(("<", "[")):
+            return moved[0], moved[1]
+    if (one or other) and (opened := _OPEN_TAG.search(before)):
+        one, other = opened[0] + one, opened[0] + other
+    if (_OPEN_TAG.search(one) or _OPEN_TAG.search(other)) and (closed := _END_OF_TAG.match(behind)):
+        one, other = one + closed[0], other + closed[0]
     return one, other
 
 

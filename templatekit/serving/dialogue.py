@@ -25,8 +25,8 @@ from templatekit.formats.rendering import Rendering
 from templatekit.formats.served_answer import with_one_letter
 from templatekit.formats.template import Template
 from templatekit.hooks.record_fields import as_function, objects_of, text_of
-from templatekit.serving.branches import Branch, Divergence, Dropped, Piece
-from templatekit.serving.bridging import answer_end, bridge_encoder, difference, dropped_fields
+from templatekit.serving.branches import Branch, Divergence, Dropped, Piece, Reason
+from templatekit.serving.bridging import answer_end, bridge_encoder, difference, dropped_fields, shared_end_marker
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.types import Example, Message, TokenizedExample
 
@@ -50,6 +50,18 @@ class _ServedAnswer(NamedTuple):
     text: str
     marker: str
     """Its end marker, at the end of the text."""
+    stop: str = ""
+    """The special token at the end of the marker."""
+
+    def rest_behind(self, beginning: str, closing: str) -> str:
+        """What completes an answer that was cut; `closing` is what the template writes behind it before another turn.
+
+        Some templates end the last answer with another token than earlier ones.
+        """
+        rest = self.text[len(beginning) :]
+        if self.stop and self.stop not in closing and self.stop in rest:
+            rest = rest[: rest.rindex(self.stop)] + closing
+        return rest
 
 
 class Dialogue:
@@ -233,9 +245,10 @@ class Dialogue:
         turn = len(self._messages) - 1
         served = self._served_answer()
         closing = answer.text[sampled.marker_start :]
-        stops = self._template.grammar(self._tokens).stops
-        found = [stop for stop in stops if stop in closing]
-        markers = (served.marker, closing, *found, *stops)
+        grammar = self._template.grammar(self._tokens)
+        found = [stop for stop in grammar.stops if stop in closing]
+        last = shared_end_marker(grammar.prompt, self._tokens)
+        markers = (served.marker, closing, *found, *grammar.stops, last)
         end = answer_end(prompt, turn, markers)
         if end is None:
             # No character shows where an empty answer stands, so one letter is rendered in its place.
@@ -250,16 +263,21 @@ class Dialogue:
         if not answer.ended:
             rest = prompt.text[end.own : end.behind]
             if served.text.startswith(answer.text):
-                rest = served.text[len(answer.text) :]
+                rest = served.rest_behind(answer.text, rest)
             between = Rendering.literal(rest).followed_by(between)
         before = self._prompt.followed_by(sampled.rendering)
         dropped = tuple(dropped_fields(before, prompt))
-        in_form = served.text.startswith(answer.text) if not answer.ended else served.text == answer.text
+        reason: Reason = "rewritten"
+        if dropped:
+            reason = "dropped"
+        elif prompt.text.startswith(self._prompt.text):  # the difference is in the answer
+            in_form = served.text == answer.text if answer.ended else served.text.startswith(answer.text)
+            reason = "rewritten" if in_form else "not_in_form"
         sent, written = difference(before.text, prompt.text[: end.behind if answer.ended else end.own])
         leftovers = (Dropped(turn, "leftover", leftover.text) for leftover in answer.leftovers)
         divergence = Divergence(
             turn=turn,
-            reason="dropped" if dropped else "rewritten" if in_form else "not_in_form",
+            reason=reason,
             sent=sent,
             written=written,
             dropped=(*dropped, *leftovers),
@@ -277,7 +295,9 @@ class Dialogue:
         if not targets:
             return _ServedAnswer("", "")
         start, marker_start, end = targets[0].start, targets[-1].marker_start, targets[-1].end
-        return _ServedAnswer(rendered.text[start:end], rendered.text[marker_start:end])
+        marker = rendered.text[marker_start:end]
+        stop = max((token for token in self._tokens.special if marker.rstrip().endswith(token)), key=len, default="")
+        return _ServedAnswer(rendered.text[start:end], marker, stop)
 
     def _render(self, messages: Messages) -> Rendering:
         prompt = self._template.prompt(Example(messages=messages, tools=self.tools), self._tokens)

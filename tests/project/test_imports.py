@@ -24,7 +24,7 @@ FLOORS = (
     "config packing",
     "hooks",
     "sources formats tokens",
-    "pipeline export",
+    "pipeline export serving",
     "engines",
     "cache",
     "training/kernels",
