@@ -213,9 +213,27 @@ class Template:
     def response_template(self, tokens: SpecialTokens = NO_TOKENIZER) -> dict[str, Any]:
         """The `grammar` as transformers reads it (5.13 and later): a value for `tokenizer.response_template`.
 
-        `ResponseTemplate.of` a grammar also names what that form cannot say. Raises `TemplateError` as `grammar` does.
+        `response_losses` names what that form cannot say. Raises `TemplateError` as `grammar` does.
         """
-        return ResponseTemplate.of(self.grammar(tokens)).template
+        return self._response_template(tokens).template
+
+    def response_losses(self, tokens: SpecialTokens = NO_TOKENIZER) -> tuple[str, ...]:
+        """What of the `grammar` is not in the `response_template`, a sentence each; raises as `grammar` does."""
+        return self._response_template(tokens).losses
+
+    def _response_template(self, tokens: SpecialTokens) -> ResponseTemplate:
+        grammar = self.grammar(tokens)
+        id = "call00000"
+        call = {"id": id, "type": "function", "function": {"name": "probe", "arguments": {}}}
+        messages = (
+            Message(role="user", content="Questionprobe"),
+            Message(role="assistant", tool_calls=(call,)),
+            Message(role="tool", content="Toolprobe", name="probe", tool_call_id=id),
+        )
+        behind_tool = ""
+        with suppress(RecordError, TemplateError):
+            behind_tool = self.prompt(Example(messages=messages), tokens).text.rpartition("Toolprobe")[2]
+        return ResponseTemplate.of(grammar, behind_tool=behind_tool)
 
     def _write_answer(self, answer: Message, tokens: SpecialTokens, refused: list[TemplatekitError]) -> Written | None:
         """What the template writes for an answer to a short question; None if it refuses it, for an error added."""

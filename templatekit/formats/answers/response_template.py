@@ -8,8 +8,8 @@ opens is read as one.
 An edge of the grammar holds both the close of one field and the opening of the next. The opening is what all edges to a
 field end with; what remains is the close of the field before. Blank space at the ends of both may be missing.
 
-`Qwen 3`'s tool calls become `open_pattern: \n?<tool_call>\n?(?=\s*\{)`, `content: json` and a close that only matches
-behind a bracket and before another call or the end, so that a text in an argument may spell the close.
+Qwen 3's tool calls become `open_pattern: \n?<tool_call>\n?(?=\s*\{\s*")`, `content: json` and a close that only matches
+behind a bracket and before another call or the end, so that a text may spell the opening, and an argument the close.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ Field: TypeAlias = dict[str, Any]
 _MARKER = re.compile(r"<[^<>\s]*>|\[/?[A-Z_]+\]|\w+|.", re.DOTALL)
 """A part of a literal that is not cut."""
 _EMPTY_THOUGHT = re.compile(r"<([\w:]+)>\s*</\1>\s*")
+_LAST_MARKER = re.compile(r"(?:<[^<>\s]+>|\[/?[A-Z_]+\])\s*\Z")
 _SIGNS = frozenset(r"\.^$*+?{}[]|()")
 _TEXTS = {"strip": False}
 _BEFORE_CALLS: tuple[Node, ...] = ("start", "reasoning", "content")
@@ -40,9 +41,12 @@ class ResponseTemplate(NamedTuple):
     """What is lost, a sentence each; empty if nothing is."""
 
     @classmethod
-    def of(cls, grammar: AnswerGrammar) -> ResponseTemplate:
-        """The grammar as a response template. What it cannot say is left out of the template, and named."""
-        return _Writer(grammar).write()
+    def of(cls, grammar: AnswerGrammar, *, behind_tool: str = "") -> ResponseTemplate:
+        """The grammar as a response template. What it cannot say is left out of the template, and named.
+
+        `behind_tool` is what a prompt holds behind a tool's answer: some templates go on there without a header.
+        """
+        return _Writer(grammar).write(behind_tool)
 
 
 class _NotSayableError(Exception):
@@ -56,6 +60,10 @@ class _Writer:
         self.losses = [f"{field} are not read: {reason}" for field, reason in grammar.lacks.items()]
         self.grammar = grammar = _with_objects(grammar)
         self.edges = grammar.edges
+        behind = [e for e in grammar.edges if e.target != "end" and any(stop in e.literal for stop in grammar.stops)]
+        if behind:  # a server stops before
+            self.losses.append("what the template writes behind a text that ends an answer")
+            self.edges = tuple(edge for edge in grammar.edges if edge not in behind)
         self.header, self.thought = self._header()
         self.stop = _any_of(map(_core, grammar.stops))
         firsts = dict.fromkeys(e.target for e in self.edges if e.source in _BEFORE_CALLS and e.target in CALL_NODES)
@@ -64,7 +72,7 @@ class _Writer:
             self.losses.append(f"calls in more than one form: only those that begin with the {self.first} are read")
         self.openings = self._call_openings()
 
-    def write(self) -> ResponseTemplate:
+    def write(self, behind_tool: str) -> ResponseTemplate:
         """The template, with its losses."""
         fields: dict[str, Field] = {}
         content = self._content()
@@ -76,21 +84,30 @@ class _Writer:
             except _NotSayableError as error:
                 self.losses.append(f"tool_calls are not read: {error}")
         fields["content"] = content
-        anchor = _anchor(self.header, self.grammar.stops)
+        anchors = [anchor] if (anchor := _anchor(self.header, self.grammar.stops)) else []
+        if anchor and anchor not in behind_tool and (other := _LAST_MARKER.search(behind_tool)):
+            anchors.append(other[0])
         return ResponseTemplate(
             {
                 "defaults": {"role": "assistant"},
                 # Without a header, the whole prompt is what the model was given, and the answer begins behind it.
-                **({"start_anchor": anchor} if anchor else {"start_anchor_pattern": r"\Z"}),
+                **(
+                    {"start_anchor": anchors if len(anchors) > 1 else anchors[0]}
+                    if anchors
+                    else {"start_anchor_pattern": r"\Z"}
+                ),
                 "fields": fields,
             },
             tuple(self.losses),
         )
 
+    def _literals(self, source: Node, target: Node) -> tuple[str, ...]:
+        return tuple(edge.literal for edge in self.edges if (edge.source, edge.target) == (source, target))
+
     def _header(self) -> tuple[str, str]:
         """The prompt up to a thought that it opens, and the expression that opens a thought; empty without thoughts."""
         prompt = self.grammar.prompt
-        literals = self.grammar.literals("start", "reasoning")
+        literals = self._literals("start", "reasoning")
         if any(literal.strip() for literal in literals):
             return prompt, _any_of(_loose(literal) for literal in literals if literal.strip())
         if literals:
@@ -101,7 +118,7 @@ class _Writer:
                     return prompt[:start], _loose(prompt[start:])
             return prompt, r"\A"
         # A template may print an empty thought, though it writes no other: a server may ask it to open one.
-        for text in (prompt, *self.grammar.literals("start", "content")):
+        for text in (prompt, *self._literals("start", "content")):
             if found := _EMPTY_THOUGHT.search(text):
                 return (prompt[: found.start()] if text is prompt else prompt), rf"{_escaped(f'<{found[1]}>')}\s*"
         return prompt, ""
@@ -112,7 +129,7 @@ class _Writer:
             if edge.source == "reasoning":
                 closes.append(_without_end(edge.literal, self._opening_of(edge.target)))
         if not closes:
-            found = _EMPTY_THOUGHT.search("\n".join([self.grammar.prompt, *self.grammar.literals("start", "content")]))
+            found = _EMPTY_THOUGHT.search("\n".join([self.grammar.prompt, *self._literals("start", "content")]))
             assert found is not None
             patterns = [rf"\s*{_escaped(f'</{found[1]}>')}\s*"]
         else:
@@ -156,7 +173,7 @@ class _Writer:
         content: Field = {"content": "text", "content_args": dict(_TEXTS)}
         if len(self._content_edges()) < sum(edge.target == "content" for edge in self.edges):
             self.losses.append("content that is written as a thought is, before a call, is read as a thought")
-        starts = set(self.grammar.literals("start", "content"))
+        starts = set(self._literals("start", "content"))
         if openings := self._content_openings():
             content["open_pattern"] = _any_of(map(_loose, openings))
         elif len(starts) == 1 and (blank := starts.pop()) and not blank.strip():
@@ -165,7 +182,7 @@ class _Writer:
             else:
                 content["content_args"] = {}
                 self.losses.append("blank space at the ends of the content")
-        ends = self.grammar.literals("content", "end")
+        ends = self._literals("content", "end")
         # A server may leave out the stop itself.
         closes = [*ends, *(_without_end(literal, self._opening_of("end")) for literal in ends), *self.grammar.stops]
         if found := [_loose(literal) for literal in _longest(closes) if literal.strip()]:
@@ -176,7 +193,9 @@ class _Writer:
 
     def _next_call(self) -> str:
         """What ends a content that has an opening, before a call."""
-        literals = self.grammar.literals("content", self.first) if self.first else ()
+        literals = self._literals("content", self.first) if self.first else ()
+        if len(self._content_edges()) < sum(edge.target == "content" for edge in self.edges):
+            literals = ()  # what stands before a call is read as a thought
         return _any_of(_loose(rest) for text in literals if (rest := _without_end(text, self.openings)).strip())
 
     def _call_openings(self) -> list[str]:
@@ -194,7 +213,7 @@ class _Writer:
     def _behind_thought(self, edge: Edge) -> str:
         """An edge's literal without the end of a thought, or an empty one, that it begins with."""
         if edge.source in ("start", "reasoning"):
-            for literal in self.grammar.literals(edge.source, "content"):
+            for literal in self._literals(edge.source, "content"):
                 if literal.strip() and edge.literal.startswith(literal):
                     return edge.literal[len(literal) :]
         return edge.literal
@@ -210,7 +229,7 @@ class _Writer:
                 raise _NotSayableError("a key in a call is no word")
             prefix = "content." if first == "call" else ""
             function = {"name": f"{{{prefix}{name}}}", "arguments": f"{{{prefix}{arguments}}}"}
-            bracket = r"\{" if first == "call" else r"\[\s*\{"
+            bracket = r"\{\s*\"" if first == "call" else r"\[\s*\{\s*\""
             return {
                 "open_pattern": self._object_opening(bracket, call),
                 "close_pattern": self._object_close([first]),
@@ -230,7 +249,7 @@ class _Writer:
         if any(not text.strip() for text in self.openings):
             if not call.first_key:
                 raise _NotSayableError("nothing opens a call")
-            keys = rf'\s*"{_escaped(call.first_key)}"\s*:'
+            keys = rf'{_escaped(call.first_key)}"\s*:'
             if (call.first_key,) == call.name and len(call.arguments) == 1:
                 keys += rf'\s*"[^"]*"\s*,\s*"{_escaped(call.arguments[0])}"\s*:'
             found.append(rf"\A(?=\s*{bracket}{keys})")
@@ -279,10 +298,12 @@ class _Writer:
             if values.escapes:
                 raise _NotSayableError(f"transformers does not read an escaped {values.quote}")
             arguments["content_args"] = {"unquoted_keys": True, "string_delims": [[values.quote] * 2]}
-            self.losses.append("arguments with a key that is no word make transformers refuse the answer")
+            self.losses.append(
+                "calls with a key that is no word of letters, digits and `_`: transformers refuses the answer"
+            )
         head, transform = self._call_head("arguments")
         return {
-            "open_pattern": rf"{head}(?=\s*\{{)",
+            "open_pattern": rf"{head}(?=\s*\{{)" if values.bare_keys else rf'{head}(?=\s*\{{\s*["}}])',
             "close_pattern": self._object_close(["arguments"]),
             "repeats": True,
             **arguments,
@@ -291,7 +312,7 @@ class _Writer:
 
     def _call_head(self, target: Node) -> tuple[str, Field]:
         """The expression from a call's opening to a field behind its name, and the transform of what it captures."""
-        literals = self.grammar.literals
+        literals = self._literals
         opening = _any_of(_loose(text) for text in self.openings if text.strip())
         transform: Field = {"type": "function", "function": dict(_FUNCTION)}
         if self.grammar.id_holds_name:
@@ -315,7 +336,7 @@ class _Writer:
 
     def _is_call_list(self) -> bool:
         """Whether calls are written as a list of Python's calls with keywords."""
-        values, literals = self.grammar.values, self.grammar.literals
+        values, literals = self.grammar.values, self._literals
         return (
             values is not None
             and (values.python or values.is_json)
@@ -329,17 +350,18 @@ class _Writer:
 
     def _call_list(self) -> Field:
         openings = [text.rstrip()[:-1] for text in self.openings if text.strip(", ()")]
-        closes = [_without_end(text[2:], self._opening_of("end")) for text in self.grammar.literals("value", "end")]
+        closes = [_without_end(text[2:], self._opening_of("end")) for text in self._literals("value", "end")]
+        self.losses.append("calls, for a transformers that does not know `python-call-list`: 5.13 does not, 5.24 does")
         self.losses.append(
-            "calls whose name or keys are no words of letters, digits, `_`, `-` and `.`, or with a string that holds a "
-            "line break or a quote without a backslash, make transformers refuse the answer"
+            "calls whose name or keys are no words of letters, digits, `_`, `-` and `.`, or with a line break or a "
+            "lone backslash in a string: transformers refuses the answer"
         )
         ends = [
             f"{_core(text)}{self._ahead([])}{self._behind_calls(text)}" for text in _longest(closes) if text.strip()
         ]
         ends = ends or self._stop_and_rest()
         return {
-            "open_pattern": rf"{_any_of(map(_loose, dict.fromkeys(openings)))}(?=\s*\[)",
+            "open_pattern": rf"{_any_of(map(_loose, dict.fromkeys(openings)))}(?=\[\s*\w[\w.-]*\()",
             "close_pattern": rf"(?<=\])\s*{_any_of(ends)}" if ends else r"\Z",
             "content": "python-call-list",
             "transform_each": True,
@@ -348,7 +370,7 @@ class _Writer:
 
     def _calls_with_each(self) -> Field:
         """Calls of which every argument stands by itself, in tags of some kind."""
-        literals = self.grammar.literals
+        literals = self._literals
         values: tuple[Node, ...] = ("value", "string")
         into_key = [text for node in ("name", *values) for text in literals(node, "key")]
         key = _common_end(into_key)
