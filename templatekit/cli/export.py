@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
 from templatekit.cli.options import OVERWRITE, PLUGIN_DIR, add_options, load_registry
-from templatekit.cli.terminal import print_data
+from templatekit.cli.terminal import print_data, say
 from templatekit.config.data_options import DataOptions
 from templatekit.formats.lookup import find_template
 
@@ -19,10 +20,11 @@ from templatekit.formats.lookup import find_template
 @click.option(
     "--format",
     "format",
-    type=click.Choice(["chat_template", "modelfile"]),
+    type=click.Choice(["chat_template", "response_template", "modelfile"]),
     default="chat_template",
     show_default=True,
-    help="A Hugging Face chat template, or a Modelfile for Ollama.",
+    help="A Hugging Face chat template; how transformers reads its answers, as the JSON of `response_template` in "
+    "tokenizer_config.json; or a Modelfile for Ollama.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="The file to write; by default stdout.")
 @OVERWRITE
@@ -56,10 +58,15 @@ def export_template(
     trusted = bool(trust_remote_code)
     loaded = find_tokenizer(tokenizer, registry, trust_remote_code=trusted) if tokenizer else None
     template = find_template(name, registry, chat_template=loaded.chat_template if loaded else None)
+    tokens = loaded.special_tokens if loaded else NO_TOKENIZER
     if format == "modelfile":
         text = modelfile(template, loaded)
+    elif format == "response_template":
+        for loss in template.response_losses(tokens):
+            say(f"lost: {loss}", err=True)
+        text = json.dumps(template.response_template(tokens), ensure_ascii=False, indent=2) + "\n"
     else:
-        text = chat_template(template, loaded.special_tokens if loaded else NO_TOKENIZER)
+        text = chat_template(template, tokens)
     if output is None:
         print_data(text)
         return

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from templatekit import __version__
 from templatekit.config.finetune_options import FinetuneOptions
 from templatekit.errors import RunError
-from templatekit.export.serving import chat_template, stops_of
+from templatekit.export.serving import stops_of
 from templatekit.hooks.loading import create_registry
 from templatekit.hooks.registry import Registry
 from templatekit.pipeline.counts import Counts
@@ -50,7 +50,7 @@ from templatekit.training.sample_answers import (
     write_samples,
 )
 from templatekit.training.save_model import final_dtype, save_model
-from templatekit.training.served_tokenizer import add_special_tokens, check_prompts, pad_id
+from templatekit.training.served_tokenizer import add_special_tokens, check_prompts, pad_id, set_templates
 from templatekit.training.trackers import check_installed, open_trackers
 from templatekit.types import Example
 
@@ -141,7 +141,7 @@ def _run(
     if group.size > 1:
         say(f"{group.size} processes, {options.distributed}")
     stops = stops_of(pipeline.template, tokenizer)
-    served.chat_template = chat_template(pipeline.template, tokenizer.special_tokens)
+    set_templates(served, pipeline.template, tokenizer)
     check_prompts(served, pipeline, splits.serving_samples)
 
     base: dict[str, str] = {}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
 from templatekit.config.finetune_options import FinetuneOptions
-from templatekit.errors import ConfigError, RunError
-from templatekit.export.serving import Stops
+from templatekit.errors import ConfigError, RunError, TemplateError
+from templatekit.export.serving import Stops, chat_template
+from templatekit.formats.template import Template
 from templatekit.formats.variables import chat_variables, untracked
 from templatekit.pipeline.pipeline import Pipeline
 from templatekit.types import Sample
@@ -28,6 +30,19 @@ def add_special_tokens(options: FinetuneOptions, pipeline: Pipeline, served: Pre
     known = len(served)
     served.add_tokens(list(tokens), special_tokens=True)
     return list(range(known, len(served)))
+
+
+def set_templates(served: PreTrainedTokenizerBase, template: Template, tokenizer: Tokenizer) -> None:
+    """Give the tokenizer the chat template of the run, and the response template by which transformers reads answers.
+
+    A response template that came with the same chat template stays.
+    """
+    tokens = tokenizer.special_tokens
+    before, served.chat_template = served.chat_template, chat_template(template, tokens)
+    if served.chat_template != before or getattr(served, "response_template", None) is None:
+        served.response_template = None
+        with suppress(TemplateError):  # it writes no answer that could be read back
+            served.response_template = template.response_template(tokens)
 
 
 def check_prompts(served: PreTrainedTokenizerBase, pipeline: Pipeline, samples: Sequence[Sample]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,36 @@ def test_a_chat_template(templatekit: Callable[..., Any]) -> None:
         assert result.out.rstrip("\n") == chat_template(find_template(name, registry), NO_TOKENIZER).rstrip("\n")
 
 
+def test_a_response_template(templatekit: Callable[..., Any], tokenizer_folder: Path, tmp_path: Path) -> None:
+    """transformers finds it in tokenizer_config.json and reads answers by it; what it cannot say is told."""
+    from transformers import AutoTokenizer
+
+    export = ("templates", "export", "--format", "response_template", "--tokenizer", tokenizer_folder)
+    result = templatekit(*export, "qwen3", "--output", "response_template.json")
+    assert (result.code, result.err, result.out) == (0, "", "")
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "served")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["response_template"] = json.loads((tmp_path / "response_template.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    served = AutoTokenizer.from_pretrained(folder)
+    answer = '<think>\nHm.\n</think>\n\n<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call><|im_end|>'
+    call = {"type": "function", "function": {"name": "now", "arguments": {}}}
+    wanted = {"role": "assistant", "reasoning_content": "Hm.", "tool_calls": [call]}
+    assert served.parse_response(answer, prefix="<|im_start|>assistant\n") == wanted
+    assert served.parse_response(answer.replace("think", "thought"), prefix="<|im_start|>assistant\n") != wanted
+
+    (tmp_path / "listed.jinja").write_text(
+        "{% for m in messages %}{{ '>' if m.role == 'assistant' }}{{ m.content }}{% if m.tool_calls %}[CALLS]["
+        "{% for c in m.tool_calls %}{{ c.function.name }}("
+        "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v | tojson }}"
+        "{{ ', ' if not loop.last }}{% endfor %}){{ ', ' if not loop.last }}{% endfor %}]{% endif %}<|end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    )
+    result = templatekit(*export, tmp_path / "listed.jinja")
+    assert result.code == 0 and [line.split(":")[0] for line in result.err.splitlines()] == ["lost", "lost"]
+    assert json.loads(result.out)["fields"]["tool_calls"]["content"] == "python-call-list"
+
+
 def test_errors_are_one_line(templatekit: Callable[..., Any], tokenizer_folder: Path, tmp_path: Path) -> None:
     modelfile = ("--format", "modelfile")
     for arguments, words in {
@@ -64,7 +96,7 @@ def test_errors_are_one_line(templatekit: Callable[..., Any], tokenizer_folder: 
         ("tokenizer", *modelfile): "this tokenizer has none",
         ("chatml", "--output", tmp_path): "is a folder; expected a file",
         ("chatml", "--tokenizer", "nowhere"): "'nowhere' is neither a folder",
-        ("chatml", "--format", "gguf"): "'gguf' is not one of 'chat_template', 'modelfile'",
+        ("chatml", "--format", "gguf"): "'gguf' is not one of 'chat_template', 'response_template', 'modelfile'",
     }.items():
         result = templatekit("templates", "export", *arguments)
         assert (result.code, result.out, len(result.lines)) == (2, "", 1), result

@@ -102,6 +102,7 @@ def test_the_folder_serves_what_was_trained(template: str, tiny_model: Path, row
     eos = model.generation_config.eos_token_id
     assert set(stops.ids) == set([eos] if isinstance(eos, int) else eos)
     assert tuple(model.generation_config.stop_strings or ()) == stops.strings
+    assert served.response_template == find_template(template, registry).response_template(ours.special_tokens)
     for item in pipeline.run(pipeline.open()):
         user = item.example.messages[0]
         message = {"role": "user", "content": user.content}
