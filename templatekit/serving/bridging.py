@@ -55,7 +55,7 @@ class BridgeEncoder:
         return self._encoder.encode(rendered, losses).input_ids
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def bridge_encoder(tokenizer: Tokenizer) -> BridgeEncoder:
     """The encoder for a tokenizer, made once for all dialogues."""
     return BridgeEncoder(tokenizer)

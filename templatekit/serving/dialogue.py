@@ -16,20 +16,29 @@ character. Where it does not, as where a template drops the thoughts of earlier 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 from templatekit.errors import ConfigError, RecordError, TemplateError, nearest
 from templatekit.formats.answers.parsing import ParsedAnswer
+from templatekit.formats.lookup import find_template
 from templatekit.formats.rendering import Rendering
 from templatekit.formats.served_answer import with_one_letter
 from templatekit.formats.template import Template
+from templatekit.hooks.loading import create_registry
 from templatekit.hooks.record_fields import as_function, objects_of, text_of
+from templatekit.hooks.registry import Registry
 from templatekit.serving.branches import Branch, Divergence, Dropped, Piece, Reason
 from templatekit.serving.bridging import answer_end, bridge_encoder, difference, dropped_fields, shared_end_marker
+from templatekit.tokens.load import find_tokenizer, from_transformers
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.types import Example, Message, TokenizedExample
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Address: TypeAlias = str | os.PathLike[str]
 History: TypeAlias = Literal["keep", "branch"]
 Messages: TypeAlias = tuple[Message, ...]
 
@@ -76,25 +85,29 @@ class Dialogue:
 
     def __init__(
         self,
-        template: Template,
-        tokenizer: Tokenizer,
+        template: Address | Template,
+        tokenizer: Address | Tokenizer | PreTrainedTokenizerBase,
         *,
         messages: Iterable[Message | Mapping[str, Any]] = (),
         tools: Iterable[Mapping[str, Any]] = (),
         history: History = "keep",
+        registry: Registry | None = None,
     ) -> None:
         """`messages` begin the conversation, and may hold answers that were not sampled here.
 
         `tools` are the functions that the model is offered. `history` says what happens where the template does not
-        write earlier text again as it was sent or sampled: see the head of this module.
+        write earlier text again as it was sent or sampled: see the head of this module. Template and tokenizer may be
+        names, which are found in the `registry`. That takes time, as does the first answer by a template: for many
+        dialogues, give the objects, or `fork` one dialogue.
         """
         if history not in get_args(History):
             raise ConfigError(
                 f"history={history!r}: expected keep or branch; {nearest(str(history), get_args(History))}"
             )
-        self._template, self._tokenizer, self._history = template, tokenizer, history
-        self._tokens = tokenizer.special_tokens
-        self._encoder = bridge_encoder(tokenizer)
+        self.template, self.tokenizer = _found(template, tokenizer, registry)
+        self._history: History = history
+        self._tokens = self.tokenizer.special_tokens
+        self._encoder = bridge_encoder(self.tokenizer)
         self.tools = tuple(map(as_function, tools))
         self._messages: Messages = tuple(map(_as_message, messages))
         self._branches: list[list[Piece]] = []
@@ -178,8 +191,8 @@ class Dialogue:
             raise self._error("an answer without ids; expected at least a stop token", "empty_answer")
         if known is not None and len(known) != len(sampled):
             raise self._error(f"{len(sampled)} ids with {len(known)} log probabilities; expected one for each id")
-        pieces = self._tokenizer.pieces(sampled)
-        answer = self._template.parse(pieces, self._tokens, prompt=self._prompt.text, tools=self.tools)
+        pieces = self.tokenizer.pieces(sampled)
+        answer = self.template.parse(pieces, self._tokens, prompt=self._prompt.text, tools=self.tools)
         self._branches[-1].append(Piece.of_answer(sampled, answer, turn, known))
         self._messages = (*self._messages, answer.message)
         self._answer = answer
@@ -245,7 +258,7 @@ class Dialogue:
         turn = len(self._messages) - 1
         served = self._served_answer()
         closing = answer.text[sampled.marker_start :]
-        grammar = self._template.grammar(self._tokens)
+        grammar = self.template.grammar(self._tokens)
         found = [stop for stop in grammar.stops if stop in closing]
         last = shared_end_marker(grammar.prompt, self._tokens)
         markers = (served.marker, closing, *found, *grammar.stops, last)
@@ -288,7 +301,7 @@ class Dialogue:
         """The last answer as a server gives it; empty texts if the template refuses the conversation."""
         example = Example(messages=self._messages, tools=self.tools)
         try:
-            rendered = self._template.samples(example, self._tokens, last_only=True)[-1].rendered
+            rendered = self.template.samples(example, self._tokens, last_only=True)[-1].rendered
         except (RecordError, TemplateError):
             return _ServedAnswer("", "")
         targets = [target for target in rendered.target_spans if target.message == len(self._messages) - 1]
@@ -300,11 +313,27 @@ class Dialogue:
         return _ServedAnswer(rendered.text[start:end], marker, stop)
 
     def _render(self, messages: Messages) -> Rendering:
-        prompt = self._template.prompt(Example(messages=messages, tools=self.tools), self._tokens)
+        prompt = self.template.prompt(Example(messages=messages, tools=self.tools), self._tokens)
         return Rendering(prompt.text, prompt.spans)
 
     def _error(self, message: str, reason: str = "out_of_turn") -> RecordError:
         return RecordError(message, field=f"messages[{len(self._messages)}]", reason=reason)
+
+
+def _found(
+    template: Address | Template, tokenizer: Address | Tokenizer | PreTrainedTokenizerBase, registry: Registry | None
+) -> tuple[Template, Tokenizer]:
+    """The template and the tokenizer, each of which may be given by its name."""
+    if isinstance(template, Template) and isinstance(tokenizer, Tokenizer):
+        return template, tokenizer
+    registry = registry or create_registry()
+    if isinstance(tokenizer, (str, os.PathLike)):
+        tokenizer = find_tokenizer(os.fspath(tokenizer), registry)
+    elif not isinstance(tokenizer, Tokenizer):
+        tokenizer = from_transformers(tokenizer)
+    if not isinstance(template, Template):
+        template = find_template(os.fspath(template), registry, chat_template=tokenizer.chat_template)
+    return template, tokenizer
 
 
 def _as_message(value: Message | Mapping[str, Any]) -> Message:

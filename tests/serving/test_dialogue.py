@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from testkit.budget import budget
 
-from templatekit import ConfigError, Dialogue, Message, RecordError, Template, TemplateFile, Tokenizer
+from templatekit import (
+    ConfigError,
+    Dialogue,
+    Message,
+    RecordError,
+    Registry,
+    Template,
+    TemplateError,
+    TemplateFile,
+    Tokenizer,
+    UnknownNameError,
+)
 from templatekit.serving.bridging import difference
 from templatekit.testing import tiny_tokenizer
 from templatekit.tokens.encoder import Encoder
@@ -391,6 +402,27 @@ def test_an_answer_of_nothing_but_a_thought(load: Load) -> None:
     bridge = dialogue.add({"role": "user", "content": "well?"})
     expected = "\n<|im_start|>user\nwell?<|im_end|>\n<|im_start|>assistant\n"
     assert "".join(piece.text for piece in tokenizer.pieces(bridge.ids)) == expected
+
+
+def test_a_stop_token_that_begins_the_next_turn() -> None:
+    """As with GLM, which stops at `<|user|>`: the bridge does not write it again."""
+    tokenizer = tiny_tokenizer("nfc")
+    template = _template(FORGETFUL.replace("<|im_end|>\n", ""))
+    dialogue = Dialogue(template, tokenizer, messages=[USER])
+    dialogue.add_answer(_ids(tokenizer, "42<|im_start|>"))
+    bridge = dialogue.add(USER)
+    assert bridge.divergence is None
+    assert dialogue.ids == _fresh(dialogue, template, tokenizer)
+
+
+def test_names_are_looked_up(load: Load, builtin: Registry) -> None:
+    template, tokenizer = load("chatml", "nfc")
+    for found in (Dialogue("chatml", tokenizer, messages=[USER]), Dialogue(template, tokenizer, messages=[USER])):
+        assert found.prompt_ids == _fresh(found, template, tokenizer)
+    with pytest.raises(UnknownNameError, match="did you mean 'chatml'"):
+        Dialogue("chatm", tokenizer, registry=builtin)
+    with pytest.raises(TemplateError, match="the tokenizer's own chat template"):
+        Dialogue("tokenizer", tokenizer)
 
 
 def test_a_fork_goes_on_by_itself(load: Load) -> None:
