@@ -205,7 +205,7 @@ def test_a_thought_that_was_cut_is_closed(load: Load) -> None:
     for history in ("keep", "branch"):
         dialogue = Dialogue(template, tokenizer, messages=[USER], history=history)
         answer = dialogue.add_answer(_ids(tokenizer, "<think>\nlet me"))
-        assert answer.problems == ("open_thought", "no_end")
+        assert set(answer.problems) == {"open_thought", "no_end"}
         bridge = dialogue.add({"role": "user", "content": "well?"})
         assert bridge.divergence is not None
         assert [dropped.text for dropped in bridge.divergence.dropped] == ["let me"]
