@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 from templatekit.errors import ConfigError, RecordError, TemplateError, nearest
@@ -30,7 +31,14 @@ from templatekit.hooks.loading import create_registry
 from templatekit.hooks.record_fields import as_function, objects_of, text_of
 from templatekit.hooks.registry import Registry
 from templatekit.serving.branches import Branch, Divergence, Dropped, Piece, Reason
-from templatekit.serving.bridging import answer_end, bridge_encoder, difference, dropped_fields, shared_end_marker
+from templatekit.serving.bridging import (
+    AnswerEnd,
+    answer_end,
+    bridge_encoder,
+    difference,
+    dropped_fields,
+    shared_end_marker,
+)
 from templatekit.tokens.load import find_tokenizer, from_transformers
 from templatekit.tokens.tokenizer import Tokenizer
 from templatekit.types import Example, Message, TokenizedExample
@@ -178,7 +186,8 @@ class Dialogue:
         away: the next bridge then closes the answer, with ids that do not count as sampled. `logprobs` are the log
         probabilities of the ids.
 
-        Raises `RecordError` for no ids, and behind another answer; `TemplateError` as `Template.grammar` does.
+        Raises `RecordError` for no ids, for an id below 0, and behind another answer; `TemplateError` as
+        `Template.grammar` does.
         """
         if self._answer is not None:
             raise self._error("an answer behind an answer; join the ids of one answer, or add what follows it")
@@ -189,6 +198,8 @@ class Dialogue:
         turn = len(self._messages)
         if not sampled:
             raise self._error("an answer without ids; expected at least a stop token", "empty_answer")
+        if min(sampled) < 0:
+            raise self._error(f"an id below 0; found {min(sampled)}; expected the ids without padding", "bad_ids")
         if known is not None and len(known) != len(sampled):
             raise self._error(f"{len(sampled)} ids with {len(known)} log probabilities; expected one for each id")
         pieces = self.tokenizer.pieces(sampled)
@@ -257,21 +268,7 @@ class Dialogue:
         """How a prompt differs from what was sent and sampled, and what it has behind the answer's end."""
         turn = len(self._messages) - 1
         served = self._served_answer()
-        closing = answer.text[sampled.marker_start :]
-        grammar = self.template.grammar(self._tokens)
-        found = [stop for stop in grammar.stops if stop in closing]
-        last = shared_end_marker(grammar.prompt, self._tokens)
-        markers = (served.marker, closing, *found, *grammar.stops, last)
-        end = answer_end(prompt, turn, markers)
-        if end is None:
-            # No character shows where an empty answer stands, so one letter is rendered in its place.
-            with_letter = self._render((*with_one_letter(conversation[: turn + 1]), *conversation[turn + 1 :]))
-            end = answer_end(with_letter, turn, markers)
-            ending = None if end is None else with_letter.text[end.own :]
-            if end is None or ending is None or not prompt.text.endswith(ending):
-                raise self._error("the template's next prompt does not show where the answer ends", "no_place")
-            own = len(prompt.text) - len(ending)
-            end = end._replace(own=own, behind=own + end.behind - end.own)
+        end = self._answer_end(prompt, conversation, served, closing=answer.text[sampled.marker_start :])
         between = prompt.tail(end.behind)
         if not answer.ended:
             rest = prompt.text[end.own : end.behind]
@@ -288,14 +285,36 @@ class Dialogue:
             reason = "rewritten" if in_form else "not_in_form"
         sent, written = difference(before.text, prompt.text[: end.behind if answer.ended else end.own])
         leftovers = (Dropped(turn, "leftover", leftover.text) for leftover in answer.leftovers)
-        divergence = Divergence(
-            turn=turn,
-            reason=reason,
-            sent=sent,
-            written=written,
-            dropped=(*dropped, *leftovers),
-        )
+        divergence = Divergence(turn=turn, reason=reason, sent=sent, written=written, dropped=(*dropped, *leftovers))
         return divergence, between
+
+    def _answer_end(
+        self, prompt: Rendering, conversation: Messages, served: _ServedAnswer, *, closing: str
+    ) -> AnswerEnd:
+        """Where the last answer ends in the next prompt; `closing` is what it has behind its own characters.
+
+        Its own end marker is looked for first, then what may stand there in its place.
+        """
+        turn = len(self._messages) - 1
+        grammar = self.template.grammar(self._tokens)
+        stops = sorted(grammar.stops, key=lambda stop: stop not in closing)
+        markers = (served.marker, closing, *stops, shared_end_marker(grammar.prompt, self._tokens))
+        if (end := answer_end(prompt, turn, markers)) is not None:
+            return end
+        # No character shows where an empty answer stands, so one letter is rendered in its place.
+        with suppress(RecordError):
+            with_letter = self._render((*with_one_letter(conversation[: turn + 1]), *conversation[turn + 1 :]))
+            end = answer_end(with_letter, turn, markers)
+            if end is not None and prompt.text.endswith(with_letter.text[end.own :]):
+                added = len(with_letter.text) - len(prompt.text)
+                return AnswerEnd(end.own - added, end.behind - added)
+        if self._history == "branch":  # which goes on from the whole prompt
+            return AnswerEnd(len(prompt.text), len(prompt.text))
+        raise self._error(
+            f"template {self.template.name!r}: the next prompt does not show where the answer ends; expected it behind "
+            "the answer's own text; use history='branch'",
+            "no_place",
+        )
 
     def _served_answer(self) -> _ServedAnswer:
         """The last answer as a server gives it; empty texts if the template refuses the conversation."""

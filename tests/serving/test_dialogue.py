@@ -425,6 +425,31 @@ def test_names_are_looked_up(load: Load, builtin: Registry) -> None:
         Dialogue("tokenizer", tokenizer)
 
 
+def test_a_template_that_leaves_out_an_answer() -> None:
+    """It does not show where the answer ends, so only a branch can go on."""
+    tokenizer = tiny_tokenizer("nfc")
+    kept = "{% for message in messages if message.role == 'user' or messages[-1].role == 'assistant' %}"
+    template = _template(FORGETFUL.replace("{% for message in messages %}", kept))
+    for history in ("keep", "branch"):
+        dialogue = Dialogue(template, tokenizer, messages=[USER], history=history)
+        dialogue.add_answer(_ids(tokenizer, "<think>\nhm\n</think>\n\n<|im_end|>"))
+        if history == "keep":
+            with pytest.raises(RecordError, match=r"does not show where the answer ends; .* use history='branch'"):
+                dialogue.add(USER)
+        else:
+            assert dialogue.add(USER).begins_branch
+
+
+def test_an_id_that_the_tokenizer_lacks_is_kept(load: Load) -> None:
+    """A model may have more rows than its tokenizer has tokens."""
+    template, tokenizer = load("chatml", "nfc")
+    dialogue = Dialogue(template, tokenizer, messages=[USER])
+    answer = (*_ids(tokenizer, "42"), tokenizer.vocabulary_size + 7, *_ids(tokenizer, "<|im_end|>"))
+    assert dialogue.add_answer(answer).message.content == "42"
+    dialogue.add(USER)
+    _check_sampled(dialogue, [answer])
+
+
 def test_a_fork_goes_on_by_itself(load: Load) -> None:
     template, tokenizer = load("chatml", "nfc")
     dialogue = Dialogue(template, tokenizer, messages=[USER])
@@ -479,9 +504,11 @@ def test_errors_say_what_comes_next(load: Load) -> None:
         _ = Dialogue(template, tokenizer).prompt_ids
     with pytest.raises(RecordError, match=r"messages\[1\]: an answer without ids"):
         Dialogue(template, tokenizer, messages=[USER]).add_answer([])
+    with pytest.raises(RecordError, match="an id below 0; found -100"):
+        Dialogue(template, tokenizer, messages=[USER]).add_answer([1, -100])
     dialogue = Dialogue(template, tokenizer, messages=[USER])
     answer = _ids(tokenizer, "42<|im_end|>")
-    with pytest.raises(RecordError, match=r"4 ids with 1 log probabilities|\d ids with 1 log"):
+    with pytest.raises(RecordError, match=r"\d ids with 1 log probabilities; expected one for each id"):
         dialogue.add_answer(answer, logprobs=[0.0])
     with pytest.raises(RecordError, match="behind a prompt that has no answer yet; add all of them in one call"):
         dialogue.add(USER)
