@@ -1,31 +1,28 @@
 """Reads what a model wrote: an answer becomes a message, by the grammar of its template.
 
-The parser goes along the grammar's edges. In a field, it looks for the earliest of the literals that can follow; blank
-space at the ends of a literal may be missing. Fields in brackets end where their brackets do. Nothing is lost: every
-character becomes part of a field, stands for a literal, or is a leftover with a reason.
+The parser goes along the grammar's edges: it reads a field up to the first of the literals that can follow it, goes
+over the literal, and is in the next field. A value in brackets or quotes ends where they do, so that it can hold a
+literal. If it cannot be read, the field is read once more, as one that ends at a literal, and its call is left over.
+
+Nothing is lost: every character becomes part of a field, stands for a literal, or is a leftover with a reason.
 
 An answer may be given as text, or as pieces of which each is known to be a control token or not. A control token is
-then never text, and text is never a control token. To keep them apart, the parser replaces each control token by half
-of a surrogate pair, which no text can hold.
+then never text, and text is never a control token; see `literals`.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
-from templatekit.formats.answers.grammar import CALL_NODES, NUMBER, OBJECT_NODES, AnswerGrammar, Node
-from templatekit.formats.answers.notation import JSON, Incomplete, typed_value
+from templatekit.formats.answers.grammar import CALL_NODES, OBJECT_NODES, AnswerGrammar, Node
+from templatekit.formats.answers.literals import Crossing, Found, tables_of
+from templatekit.formats.answers.notation import JSON, ValueScanner, typed_value
 from templatekit.types import AnswerPiece, Message
 
-_FIRST_MARK, _MARKS = 0xD800, 0x800
-_DIGITS = re.compile(r"\d+")
-_NAME_IN_ID = re.compile(r"(?:functions\.)?([^\s:]+):\d+")
-_CONTROL_CHARACTERS = re.compile("[\ud800-\udfff]")
+_NAME_IN_ID = re.compile(r"(?:functions\.)?([^\s:]+):[0-9]+")
 
 Problem: TypeAlias = Literal[
     "no_end", "open_thought", "open_call", "bad_call", "second_thought", "behind_end", "control_token", "between_fields"
@@ -87,173 +84,34 @@ class ParsedAnswer:
     """Whether the answer has an end marker."""
 
 
-class _Step(NamedTuple):
-    """Where a literal leads."""
+class _Untyped(NamedTuple):
+    """An argument as it stands, without quotes."""
 
-    node: Node
-    length: int
-    """How many characters of the text found are the literal."""
-    may_end: bool = False
-    """Whether the answer may also end there."""
+    text: str
 
 
-class _Table(NamedTuple):
-    """The literals that may follow a field, with and without the blank space at their ends."""
+@dataclass(slots=True, kw_only=True)
+class _OpenCall:
+    """What was read of a call so far."""
 
-    pattern: re.Pattern[str] | None
-    steps: Mapping[str, _Step]
-    """For each text, where it leads."""
-    beginnings: frozenset[str]
-    """Everything that may become one of these texts."""
-    longest: int
-    is_numbered: bool
-    """Whether literals hold the number of a call."""
+    first_span: int
+    name: str | None = None
+    id: Any = None
+    key: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    is_wrong: bool = False
+    """Whether a part of it cannot be read, so that it will be left over."""
+    is_cut: bool = False
+    """Whether a value of it has no end."""
 
-    @classmethod
-    def of(
-        cls, literals: Iterable[tuple[str, Node]], trigger: Sequence[str] = (), *, ends_at_blank: bool = False
-    ) -> _Table:
-        """The table of pairs of a literal and the node it leads to.
-
-        `trigger` begins a call that no literal opens. Blank space alone ends a field only with `ends_at_blank`.
-        """
-        steps: dict[str, _Step] = {}
-        literals = list(literals)
-        ends = {literal for literal, node in literals if node == "end"}
-        for literal, node in sorted(literals, key=lambda pair: pair[1] == "end"):
-            may_end = node != "end" and literal in ends
-            if literal.strip():
-                for variant in _variants(literal):
-                    steps.setdefault(variant, _Step(node, len(variant), may_end))
-            elif node in OBJECT_NODES:
-                for begin in ["{"] if node == "arguments" else trigger:
-                    steps.setdefault(literal + begin, _Step(node, len(literal)))
-            elif literal and ends_at_blank:
-                steps.setdefault(literal, _Step(node, len(literal), may_end))
-        ordered = sorted(steps, key=len, reverse=True)
-        pattern = re.compile("|".join(map(_expression, ordered))) if ordered else None
-        beginnings = frozenset(text[:length] for text in ordered for length in range(1, len(text)))
-        is_numbered = any(NUMBER in text for text in ordered)
-        longest = (len(ordered[0]) if ordered else 0) + 6 * is_numbered
-        return cls(pattern, steps, beginnings, longest, is_numbered)
-
-    def step(self, text: str) -> _Step:
-        """Where a literal that was found leads."""
-        if (found := self.steps.get(text)) is not None:
-            return found
-        return self.steps[_DIGITS.sub(NUMBER, text)]._replace(length=len(text))
-
-    def may_become(self, text: str) -> bool:
-        """Whether a text is the beginning of a literal, but no whole one that could not be longer."""
-        return text in self.beginnings or (self.is_numbered and _DIGITS.sub(NUMBER, text) in self.beginnings)
-
-    def held(self, text: str, position: int) -> int:
-        """Where the text, from a position on, ends in what may become a literal; its length if it does not."""
-        for length in range(min(self.longest - 1, len(text) - position), 0, -1):
-            if self.may_become(text[-length:]):
-                return len(text) - length
-        return len(text)
-
-
-def _expression(literal: str) -> str:
-    """A regular expression for a literal; a number stands for any."""
-    return re.escape(literal).replace(re.escape(NUMBER), r"\d+")
-
-
-def _variants(literal: str) -> Iterator[str]:
-    """A literal, then the same with less blank space at its ends."""
-    core = literal.strip()
-    start = literal.index(core)
-    before, after = literal[:start], literal[start + len(core) :]
-    for first in range(len(before) + 1):
-        for last in range(len(after), -1, -1):
-            yield before[first:] + core + after[:last]
-
-
-class _Tables:
-    """The tables of one grammar, with control tokens replaced."""
-
-    def __init__(self, grammar: AnswerGrammar, marks: Mapping[str, str]) -> None:
-        self.grammar, self.marks = grammar, marks
-        tokens = sorted(marks, key=len, reverse=True)
-        self._token = re.compile("|".join(map(re.escape, tokens))) if tokens else None
-        self.values = grammar.values and grammar.values.with_quote(self.marked(grammar.values.quote))
-        self._trigger = _triggers(grammar)
-        stops = [(self.marked(stop), "end") for stop in grammar.stops]
-        nodes = {edge.source for edge in grammar.edges} | {"reasoning", "content"}
-        self.by_node: dict[Node, _Table] = {
-            node: _Table.of(
-                [*self._literals(node), *stops],
-                self._trigger,
-                ends_at_blank=node in ("id", "name", "key") or node in OBJECT_NODES,
-            )
-            for node in nodes
-            if node != "start"
-        }
-        self.stop = _Table.of(stops).pattern
-        self.thought = _Table.of([(self.marked(t), "reasoning") for t in grammar.literals("start", "reasoning")])
-
-    def marked(self, text: str) -> str:
-        """The text with control tokens replaced."""
-        return self._token.sub(lambda match: self.marks[match[0]], text) if self._token else text
-
-    def _literals(self, node: Node) -> list[tuple[str, Node]]:
-        return [(self.marked(edge.literal), edge.target) for edge in self.grammar.targets(node)]
-
-    def start(self, prompt: str | None) -> tuple[_Table, tuple[str, Node]]:
-        """The literals that may begin an answer behind a prompt.
-
-        Where none of them does, a field begins behind blank space; both are returned too.
-        """
-        literals = list(_remaining(self.grammar, prompt))
-        stops = [(self.marked(stop), "end") for stop in self.grammar.stops]
-        begun = {target: literal for literal, target in literals if not literal.strip()}
-        default: Node = next((node for node in ("reasoning", "content", "name") if node in begun), "content")
-        marked = [(self.marked(literal), target) for literal, target in literals]
-        return _Table.of([*marked, *stops], self._trigger), (begun.get(default, ""), default)
-
-
-def _triggers(grammar: AnswerGrammar) -> tuple[str, ...]:
-    if grammar.call is None or not grammar.call.first_key:
-        return ()
-    opening = "[" if any(edge.target == "calls" for edge in grammar.edges) else ""
-    key = json.dumps(grammar.call.first_key)
-    return tuple(f"{opening}{{{blank}{key}" for blank in ("", "\n", " "))
-
-
-def _remaining(grammar: AnswerGrammar, prompt: str | None) -> Iterator[tuple[str, Node]]:
-    """What is left to write of each literal that begins an answer behind a prompt, which may have written some of it.
-
-    For a prompt that ends otherwise, its last literal tells what it left open.
-    """
-    edges = grammar.targets("start")
-    if prompt is None or prompt.endswith(grammar.prompt) or not grammar.prompt:
-        yield from ((edge.literal, edge.target) for edge in edges)
-        return
-    begun = []
-    for edge in edges:
-        whole = grammar.prompt + edge.literal
-        for length in range(len(whole), 0, -1):
-            if prompt.endswith(whole[:length]):
-                begun.append((length, whole[length:], edge.target))
-                break
-    best = max((length for length, _, _ in begun), default=0)
-    closed = [literal for literal in grammar.literals("reasoning", "content") if prompt.endswith(literal.rstrip())]
-    if closed:
-        yield "", "content"
-    elif best * 2 >= len(grammar.prompt.strip()):
-        yield from ((literal, target) for length, literal, target in begun if length == best or not literal)
-    else:
-        yield from ((edge.literal, edge.target) for edge in edges)
-
-
-@lru_cache(maxsize=256)
-def _tables_of(grammar: AnswerGrammar, marks: tuple[tuple[str, str], ...]) -> _Tables:
-    return _Tables(grammar, dict(marks))
+    def add(self, value: Any) -> None:
+        """Add an argument under the key that was read last."""
+        self.is_wrong = self.is_wrong or self.key in self.arguments
+        self.arguments[self.key] = value
 
 
 class AnswerParser:
-    """Reads one answer as it comes in. `feed` takes more of it and returns what was found; `close` gives the message."""
+    """Reads an answer as it comes in. `feed` takes more of it and returns what was found; `close` gives the message."""
 
     def __init__(
         self,
@@ -269,431 +127,351 @@ class AnswerParser:
         their types where the template writes them without.
         """
         self._grammar = grammar
-        self._marks: dict[str, str] = {}
-        self._texts: dict[str, str] = {}
-        self._special: dict[str, bool] = {}
-        for token in grammar.controls if pieces else ():
-            self._mark(token, False)
-        self._tables = _tables_of(grammar, tuple(self._marks.items()))
+        self._tables = tables_of(grammar, pieces=pieces)
+        self._marks = self._tables.marks()
+        self._start = self._tables.start(prompt)
         self._schemas = dict(_schemas(tools))
-        self._start, self._default = self._tables.start(prompt)
-        self._node: Node = "start"
         self._buffer = ""
         self._position = 0
-        self._spans: list[tuple[str, str]] = []  # text, field or "!problem"
-        self._reasoning: list[str] = []
-        self._content: list[str] = []
-        self._calls: list[Mapping[str, Any]] = []
-        self._call: dict[str, Any] | None = None
-        self._call_spans = 0
+        """Up to where the buffer was read."""
+        self._node: Node = "start"
+        self._parts: list[str] = []
+        """What was read of a field of a call."""
+        self._scanner: ValueScanner | None = None
+        """Set where a value in brackets or quotes has not ended yet."""
         self._value_read = False
-        self._problems: dict[Problem, None] = {}
+        """Whether such a value was read, and the literal behind it is to come."""
+        self._call: _OpenCall | None = None
+        self._calls: list[Mapping[str, Any]] = []
+        self._spans: list[tuple[str, str]] = []
+        """Each run with marks, and its field; a leftover has `!` and its problem."""
+        self._problems: set[Problem] = set()
         self._events: list[AnswerEvent] = []
-        self._tried = 0
         self._has_thought = False
         self._may_end = False
+        self._is_finished = False
 
     def feed(self, answer: str | Iterable[AnswerPiece]) -> list[AnswerEvent]:
         """Take more of the answer, and return what is certain of it."""
-        if isinstance(answer, str):
-            self._buffer += answer
-        else:
-            self._buffer += "".join(
-                self._mark(piece.text, piece.is_special) if piece.is_control else piece.text for piece in answer
-            )
-        self._go(final=False)
-        events, self._events = self._events, []
-        return events
+        more = answer if isinstance(answer, str) else "".join(map(self._marks.marked, answer))
+        self._buffer = self._buffer[self._position :] + more
+        self._position = 0
+        while self._read(final=False):
+            pass
+        return self._take_events()
+
+    def finish(self) -> list[AnswerEvent]:
+        """Say that no more comes in, and return what that makes certain. `close` does so too."""
+        while self._read(final=True):
+            pass
+        self._end()
+        return self._take_events()
 
     def close(self) -> ParsedAnswer:
         """The whole answer as a message."""
-        self._go(final=True)
-        self._finish()
+        self.finish()
         return self._result()
 
-    def _mark(self, token: str, special: bool) -> str:
-        mark = self._marks.get(token)
-        if mark is None:
-            if len(self._marks) >= _MARKS:
-                return token
-            mark = self._marks[token] = chr(_FIRST_MARK + len(self._marks))
-            self._texts[mark] = token
-        self._special[mark] = self._special.get(mark, False) or special
-        return mark
+    def _take_events(self) -> list[AnswerEvent]:
+        events, self._events = self._events, []
+        return events
 
-    def _go(self, *, final: bool) -> None:
-        while self._step(final):
-            pass
-
-    def _step(self, final: bool) -> bool:
-        """Read one field, or one literal; False where more text is needed."""
+    def _read(self, *, final: bool) -> bool:
+        """Read up to the next literal and go over it; False where more text is needed."""
         if self._node == "end":
-            if self._position < len(self._buffer):
-                self._leave_over(len(self._buffer), "behind_end")
+            self._take(len(self._buffer))
             return False
         if self._node == "start":
             return self._begin(final)
-        if self._node in OBJECT_NODES or (self._node == "value" and self._tables.values is not None):
-            return self._follow(final) if self._value_read else self._read_value(final)
-        return self._read_text(final)
-
-    def _begin(self, final: bool) -> bool:
-        rest = self._buffer[self._position :]
-        if not final and (not rest or self._start.may_become(rest)):
-            return False
-        match = self._start.pattern.match(self._buffer, self._position) if self._start.pattern else None
-        if match is not None:
-            self._cross(match[0], self._start)
-            return True
-        blank, node = self._default
-        if not final and len(rest) < len(blank) and blank.startswith(rest):
-            return False
-        if blank and rest.startswith(blank):
-            self._spans.append((blank, ""))
-            self._position += len(blank)
-        if node in CALL_NODES:
-            self._call, self._call_spans = {"arguments": {}}, len(self._spans)
-        self._enter(node)
-        return True
-
-    def _read_text(self, final: bool) -> bool:
-        """Read a field that ends where a literal begins."""
+        if self._scanner is not None:
+            return self._read_value(self._scanner, final)
         table = self._tables.by_node[self._node]
-        match = table.pattern.search(self._buffer, self._position) if table.pattern else None
-        held = len(self._buffer) if final else table.held(self._buffer, self._position)
-        if match is not None and (final or match.start() < held):
-            self._take_text(match.start())
-            self._cross(match[0], table)
+        found = table.find(self._buffer, self._position, final=final)
+        if isinstance(found, Found):
+            self._take(found.start)
+            self._cross(found)
             return True
-        if self._node in ("reasoning", "content"):
-            self._take_text(held)
+        if final and self._value_read and table.may_become(self._buffer[self._position :]):
+            self._skip(len(self._buffer))
+        self._take(found)
         return False
 
-    def _take_text(self, end: int) -> None:
-        """Make the text up to here part of the field."""
-        text = self._buffer[self._position : end]
-        node, self._position = self._node, end
-        if not text:
-            if node in CALL_NODES:
-                self._fill(node, "")
-            return
-        self._may_end = False
+    def _begin(self, final: bool) -> bool:
+        """Go over the literal that begins the answer."""
+        table, blank, node = self._start
+        if not final and (
+            not self._buffer
+            or table.may_become(self._buffer)
+            or (blank != self._buffer and blank.startswith(self._buffer))
+        ):
+            return False
+        if found := table.match(self._buffer, 0):
+            self._cross(found)
+            return True
+        if self._buffer.startswith(blank):
+            self._skip(len(blank))
         if node in CALL_NODES:
-            self._spans.append((text, self._call_field(node)))
-            self._fill(node, self._plain(text))
-            return
-        parts = self._content if node == "content" else self._reasoning
-        for part in re.split("([\ud800-\udfff])", text):
-            if not part:
-                continue
-            if self._special.get(part):
-                self._spans.append((part, "!control_token"))
-                self._problems["control_token"] = None
-                continue
-            plain = self._plain(part)
-            self._spans.append((part, node))
-            parts.append(plain)
-            self._events.append(AnswerEvent("content" if node == "content" else "reasoning", plain))
-
-    def _fill(self, node: Node, text: str) -> None:
-        """Put a text into the call that is being read."""
-        call = self._call
-        assert call is not None
-        if node in ("name", "id"):
-            call[node] = text
-            if node == "name":
-                self._events.append(AnswerEvent("name", text))
-        elif node == "key":
-            call["key"] = text
-        else:
-            self._add_argument(text if node == "string" else _Untyped(text))
-
-    def _add_argument(self, value: Any) -> None:
-        assert self._call is not None
-        self._call["arguments"][self._call.get("key", "")] = value
-
-    def _read_value(self, final: bool) -> bool:
-        """Read a field that ends where its brackets or quotes do."""
-        if not final and self._tried and not re.search(r"[\]})\"'\ud800-\udfff>]", self._buffer[self._tried :]):
-            return False
-        notation = self._tables.values or JSON
-        if self._node in ("call", "calls"):
-            notation = JSON
-        try:
-            value, end = notation.read(self._buffer + "\n" if final else self._buffer, self._position)
-        except Incomplete:
-            self._tried = len(self._buffer)
-            if self._tables.stop and (match := self._tables.stop.search(self._buffer, self._position)):
-                self._drop_call(match.start(), "open_call")
-                self._cross(match[0], self._tables.by_node["content"])
-                return True
-            return False
-        except (ValueError, IndexError, RecursionError):
-            return self._skip_bad_call(final)
-        end = min(end, len(self._buffer))
-        self._tried = 0
-        text = self._buffer[self._position : end]
-        self._spans.append((text, self._call_field(self._node)))
-        self._position = end
-        if self._node == "value":
-            self._add_argument(self._plain_value(value))
-        else:
-            try:
-                self._take_object(self._plain_value(value))
-            except (LookupError, TypeError, ValueError):
-                self._spans.pop()
-                self._position -= len(text)
-                return self._skip_bad_call(final)
-        self._value_read = True
+            self._call = _OpenCall(first_span=len(self._spans))
+        self._enter(node)
         return True
 
-    def _take_object(self, value: Any) -> None:
-        """Take the arguments, the call or the calls that an object holds; raises if it does not hold them."""
-        call = self._call
-        assert call is not None
-        if self._node == "arguments":
-            call["arguments"] = _object(value)
-            return
-        form = self._grammar.call
-        assert form is not None
+    def _read_value(self, scanner: ValueScanner, final: bool) -> bool:
+        """Read a value that ends where its brackets or quotes do. A special token ends it as the answer's end does."""
+        assert self._call is not None
+        limit = self._marks.special_at(self._buffer, self._position, self._tables.quote)
+        is_last = final or limit < len(self._buffer)
+        try:
+            end = scanner.scan(self._buffer, self._position, limit)
+            self._parts.append(self._buffer[self._position : end])
+            self._position = end
+            if scanner.is_done or (is_last and scanner.finish()):
+                self._take_value("".join(self._parts))
+                return True
+        except (LookupError, TypeError, ValueError):
+            self._call.is_wrong = True
+        else:
+            if not is_last:
+                return False
+            self._call.is_cut = True
+        self._read_again("".join(self._parts))
+        return True
+
+    def _read_again(self, text: str) -> None:
+        """Go back to where a value began, to read it as a text that ends at a literal."""
+        start = self._position - len(text)
+        if start >= 0 and self._buffer.startswith(text, start):
+            self._position = start
+        else:  # it began in an earlier part of the answer
+            self._buffer, self._position = text + self._buffer[self._position :], 0
+        self._parts.clear()
+        self._scanner = None
+        if self._buffer.startswith(("{", "["), self._position):  # another call may begin there without a literal
+            self._take(self._position + 1)
+
+    def _take_value(self, text: str) -> None:
+        """Take a whole value into the call; raises if it does not hold what it should."""
+        assert self._call is not None
+        notation = self._grammar.values if self._node in ("arguments", "value") else JSON
+        value = self._marks.decode(text, notation or JSON, self._tables.quote)
+        if self._node == "value":
+            self._call.add(value)
+        elif self._node == "arguments":
+            self._call.arguments = dict(_object(value))
+        else:
+            self._take_calls(value if self._node == "calls" else [value])
+        self._spans.append((text, self._label))
+        self._parts.clear()
+        self._scanner = None
+        self._value_read = True
+
+    def _take_calls(self, objects: Any) -> None:
+        """Take the calls that objects hold; the last one is still open."""
+        form, call = self._grammar.call, self._call
+        assert form is not None and call is not None
         found = []
-        for each in value if self._node == "calls" else [value]:
-            name, arguments, id = form.name_of(each), _object(form.arguments_of(each)), form.id_of(each)
+        for each in objects:
+            name, arguments, id = form.name_of(each), dict(_object(form.arguments_of(each))), form.id_of(each)
             if not isinstance(name, str):
                 raise TypeError("a name is a text")
-            found.append({"name": name, "arguments": arguments, "id": id})
-        if not found:
-            raise ValueError("no calls")
-        for each in found[:-1]:
-            self._events.append(AnswerEvent("name", each["name"]))
-            self._calls.append(_call(**each))
-            self._events.append(AnswerEvent("tool_call", call=self._calls[-1]))
-        call.update(found[-1])
-        self._events.append(AnswerEvent("name", call["name"]))
+            found.append((name, arguments, id))
+        for name, arguments, id in found[:-1]:
+            self._events.append(AnswerEvent("name", name))
+            self._add_call(name, arguments, id)
+        call.name, call.arguments, call.id = found[-1]
+        self._events.append(AnswerEvent("name", call.name))
 
-    def _follow(self, final: bool) -> bool:
-        """Cross the literal behind a field in brackets."""
-        table = self._tables.by_node[self._node]
-        rest = self._buffer[self._position :]
-        if not final and (not rest or table.may_become(rest)):
-            return False
-        match = table.pattern.match(self._buffer, self._position) if table.pattern else None
-        if match is None:
-            found = table.pattern.search(self._buffer, self._position) if table.pattern else None
-            if found is None and not final:
-                return False
-            if found is None:
-                if rest.strip():
-                    self._leave_over(len(self._buffer), "between_fields")
-                return False
-            self._leave_over(found.start(), "between_fields")
-            return True
-        self._cross(match[0], table)
-        return True
-
-    def _skip_bad_call(self, final: bool) -> bool:
-        """Leave a call over that cannot be read, up to the literal that follows it."""
-        table = self._tables.by_node[self._node]
-        match = table.pattern.search(self._buffer, self._position) if table.pattern else None
-        if match is None:
-            if final:
-                self._drop_call(len(self._buffer), "bad_call")
-                self._node = "content"
-            return False
-        self._drop_call(match.start(), "bad_call")
-        self._cross(match[0], table)
-        return True
-
-    def _drop_call(self, end: int, problem: Problem) -> None:
-        """Make the call that is being read a leftover, with the text up to `end`."""
-        text = "".join(text for text, _ in self._spans[self._call_spans :]) + self._buffer[self._position : end]
-        del self._spans[self._call_spans :]
-        if text:
-            self._spans.append((text, f"!{problem}"))
-        self._problems[problem] = None
-        self._position = end
-        self._call = None
-
-    def _leave_over(self, end: int, problem: Problem) -> None:
+    def _take(self, end: int) -> None:
+        """Make the text up to here part of the field."""
         text = self._buffer[self._position : end]
         self._position = end
-        if not text.strip():
-            self._spans.append((text, ""))
+        if not text:
             return
-        self._spans.append((text, f"!{problem}"))
-        self._problems[problem] = None
+        self._may_end = False
+        if self._node == "end":
+            self._spans.append((text, "!behind_end"))
+        elif self._value_read:
+            self._spans.append((text, "!between_fields"))
+        elif self._node in CALL_NODES:
+            self._parts.append(text)
+        else:
+            for run, is_special in self._marks.split(text):
+                self._spans.append((run, "!control_token" if is_special else self._node))
+                if not is_special:
+                    name: Any = self._node
+                    self._events.append(AnswerEvent(name, self._marks.plain(run)))
 
-    def _cross(self, text: str, table: _Table) -> None:
+    def _skip(self, end: int) -> None:
+        """Take the text up to here as a literal."""
+        if end > self._position:
+            self._spans.append((self._buffer[self._position : end], ""))
+            self._position = end
+
+    def _cross(self, found: Found) -> None:
         """Go over a literal to the field behind it."""
-        node, length, self._may_end = table.step(text)
-        begins_call = node in ("call", "calls") or (
-            node in ("name", "id") and (self._call is None or node in self._call or "arguments" in self._call_done())
-        )
-        if self._call is not None and (begins_call or node in ("content", "reasoning", "end")):
-            self._end_call(node)
-        if begins_call:
-            self._call_spans = len(self._spans)
-            self._call = {"arguments": {}}
-        if node in CALL_NODES and self._call is None:  # in the middle of a call that was left over
-            self._call_spans = len(self._spans)
-            self._call = {"arguments": {}}
-        self._spans.append((text[:length], ""))
-        self._position += length
-        self._enter(node)
-
-    def _call_done(self) -> Collection[str]:
-        """What is known of the call that is being read."""
-        assert self._call is not None
-        known = {name for name in ("name", "id") if name in self._call}
-        if self._value_read or self._call["arguments"]:
-            known.add("arguments")
-        return known
+        crossing = found.crossing
+        self._end_field(crossing)
+        if crossing.begins_call or (crossing.target in CALL_NODES and self._call is None):
+            self._call = _OpenCall(first_span=len(self._spans))
+        self._skip(found.end)
+        self._may_end = crossing.may_end
+        if crossing.form == "no_marker":
+            self._problems.add("no_end")
+        self._enter(crossing.target)
 
     def _enter(self, node: Node) -> None:
+        """Begin a field."""
         if node == "reasoning" and self._has_thought:
-            self._problems["second_thought"] = None
-        if node == "end" and self._node == "reasoning" and "end" not in {
-            edge.target for edge in self._grammar.targets("reasoning")
-        }:
-            self._problems["open_thought"] = None
+            self._problems.add("second_thought")
         self._has_thought = self._has_thought or node == "reasoning"
-        self._node, self._value_read, self._tried = node, False, 0
-        if node == "end":
+        self._node, self._value_read = node, False
+        if node in ("call", "calls"):
+            self._scanner = ValueScanner(JSON)
+        elif node in ("arguments", "value") and (values := self._tables.values or (node != "value" and JSON)):
+            self._scanner = ValueScanner(values)
+        if node == "end" and "no_end" not in self._problems:
             self._events.append(AnswerEvent("end"))
 
-    def _end_call(self, target: Node) -> None:
-        """Add the call that has been read to the message, if it is whole."""
+    def _end_field(self, crossing: Crossing) -> None:
+        """End the field before a literal, and the call if it ends there."""
+        if self._node in CALL_NODES and not self._value_read:
+            self._fill("".join(self._parts))
+            self._parts.clear()
+        if self._call is not None and (crossing.begins_call or crossing.target in ("content", "reasoning", "end")):
+            self._end_call(self._call, crossing)
+            self._call = None
+        if self._node == "reasoning" and crossing.form in ("marker", "cut"):
+            self._problems.add("open_thought")
+
+    def _fill(self, text: str) -> None:
+        """Put the text of a field into the call that is being read."""
         call = self._call
         assert call is not None
-        name = call.get("name")
-        if name is None and self._grammar.id_holds_name and (match := _NAME_IN_ID.fullmatch(call.get("id") or "")):
-            name = match[1]
-        expected = {edge.target for edge in self._grammar.targets(self._node)}
-        if name is None or target not in expected or (self._node in OBJECT_NODES and not self._value_read):
-            self._drop_call(self._position, "open_call" if target == "end" else "bad_call")
+        plain = self._marks.plain(text)
+        call.is_wrong = call.is_wrong or self._marks.special_at(text, 0, "") < len(text)
+        if self._node == "id":
+            call.id = plain
+            if self._grammar.id_holds_name and (match := _NAME_IN_ID.fullmatch(plain)):
+                call.name = match[1]
+                self._events.append(AnswerEvent("name", match[1]))
+        elif self._node == "name":
+            call.name = plain
+            self._events.append(AnswerEvent("name", plain))
+        elif self._node == "key":
+            call.key = plain
+        elif self._node in ("string", "value"):
+            call.add(plain if self._node == "string" else _Untyped(plain))
+        if text:
+            self._spans.append((text, self._label))
+
+    def _end_call(self, call: _OpenCall, crossing: Crossing) -> None:
+        """Add the call that was read to the message if it is whole, else leave it over."""
+        is_object = self._node in OBJECT_NODES
+        is_whole = self._value_read if is_object else crossing.form in ("whole", "no_marker")
+        if call.name is None or call.is_wrong or call.is_cut or not is_whole:
+            is_open = crossing.target == "end" and not (call.is_wrong and crossing.form == "whole")
+            text = "".join(text for text, _ in self._spans[call.first_span :])
+            self._spans[call.first_span :] = [(text, "!open_call" if is_open else "!bad_call")]
             return
-        schema = self._schemas.get(name, {})
+        if crossing.form == "marker":
+            self._problems.add("open_call")
+        schema = self._schemas.get(call.name, {})
         arguments = {
             key: typed_value(value.text, schema.get(key)) if isinstance(value, _Untyped) else value
-            for key, value in call["arguments"].items()
+            for key, value in call.arguments.items()
         }
-        self._calls.append(_call(name=name, arguments=arguments, id=call.get("id")))
+        self._add_call(call.name, arguments, call.id)
+
+    def _add_call(self, name: str, arguments: Mapping[str, Any], id: Any) -> None:
+        call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+        self._calls.append({"id": id, **call} if id else call)
         self._events.append(AnswerEvent("tool_call", call=self._calls[-1]))
-        self._call = None
 
-    def _finish(self) -> None:
-        """Decide what the last field is, in an answer that has no end marker."""
-        if self._node == "end":
+    def _end(self) -> None:
+        """End an answer that has no end marker."""
+        if self._node == "end" or self._is_finished:
             return
-        may_end = any(edge.target == "end" and not edge.literal.strip() for edge in self._grammar.targets(self._node))
-        may_end = may_end or (self._may_end and self._position == len(self._buffer))
-        if self._call is not None:
-            if may_end and (self._value_read or self._node not in OBJECT_NODES):
-                if self._node not in OBJECT_NODES:
-                    self._take_text(len(self._buffer))
-                self._end_call("end")
-            elif self._value_read:
-                # What the template writes behind a whole call is missing; the call is sound.
-                self._node = "call" if self._node == "arguments" and "name" not in self._call else self._node
-                self._sound_end()
-            else:
-                self._drop_call(len(self._buffer), "open_call")
-        elif self._position < len(self._buffer):
-            if self._node in ("content", "reasoning"):
-                self._take_text(len(self._buffer))
-            else:
-                self._leave_over(len(self._buffer), "between_fields")
-        if self._node == "reasoning":
-            self._problems["open_thought"] = None
+        self._is_finished = True
+        edges = self._grammar.targets(self._node)
+        may_end = self._may_end or any(edge.target == "end" and not edge.literal.strip() for edge in edges)
+        self._end_field(Crossing("end", "whole" if may_end else "cut"))
         if not may_end:
-            self._problems["no_end"] = None
-
-    def _sound_end(self) -> None:
-        assert self._call is not None
-        if self._node in OBJECT_NODES:
-            known = "name" in self._call or self._grammar.id_holds_name
-            target = next(iter(self._grammar.targets(self._node))).target
-            if known:
-                self._end_call(target)
-                return
-        self._drop_call(self._position, "open_call")
+            self._problems.add("no_end")
 
     def _result(self) -> ParsedAnswer:
+        """The message, with adjacent runs of one kind joined."""
+        content = self._text_of("content")
+        if self._has_thought and self._tables.thought.is_in(content):
+            self._problems.add("second_thought")
         spans: list[AnswerSpan] = []
         leftovers: list[Leftover] = []
-        texts = []
+        texts: list[str] = []
         position = 0
-        for marked, field in self._spans:
-            text = self._plain(marked)
-            if not text:
-                continue
-            texts.append(text)
-            end = position + len(text)
-            if field.startswith("!"):
-                leftovers.append(Leftover(position, text, field[1:]))  # type: ignore[arg-type]
-                field = "leftover"
-            if spans and spans[-1].field == field and field in ("", "content", "reasoning"):
-                spans[-1] = spans[-1]._replace(end=end)
-            else:
-                spans.append(AnswerSpan(position, end, field))
-            position = end
-        content = "".join(self._content)
-        if self._has_thought and self._tables.thought.pattern and self._tables.thought.pattern.search(content):
-            self._problems["second_thought"] = None
+        for text, kind in _joined(self._spans):
+            texts.append(self._marks.plain(text))
+            start, position = position, position + len(texts[-1])
+            if kind.startswith("!"):
+                problem: Any = kind[1:]
+                self._problems.add(problem)
+                leftovers.append(Leftover(start, texts[-1], problem))
+                kind = "leftover"
+            spans.append(AnswerSpan(start, position, kind))
         message = Message(
-            role="assistant", content=content, reasoning="".join(self._reasoning), tool_calls=tuple(self._calls)
+            role="assistant",
+            content=self._marks.plain(content),
+            reasoning=self._marks.plain(self._text_of("reasoning")),
+            tool_calls=tuple(self._calls),
         )
         return ParsedAnswer(
             message=message,
             text="".join(texts),
             spans=tuple(spans),
             leftovers=tuple(leftovers),
-            problems=tuple(self._problems),
+            problems=tuple(problem for problem in get_args(Problem) if problem in self._problems),
             ended="no_end" not in self._problems,
         )
 
-    def _call_field(self, node: Node) -> str:
-        names = {"key": "arguments", "value": "arguments", "string": "arguments"}
-        if node in ("call", "calls"):
-            return "tool_calls" if node == "calls" else f"tool_calls[{len(self._calls)}]"
-        return f"tool_calls[{len(self._calls)}].{names.get(node, node)}"
+    def _text_of(self, field: str) -> str:
+        return "".join(text for text, kind in self._spans if kind == field)
 
-    def _plain(self, text: str) -> str:
-        """The text with control tokens as text."""
-        if not self._texts or text.isascii():
-            return text
-        return _CONTROL_CHARACTERS.sub(lambda match: self._texts.get(match[0], match[0]), text)
-
-    def _plain_value(self, value: Any) -> Any:
-        if not self._texts:
-            return value
-        if isinstance(value, str):
-            return self._plain(value)
-        if isinstance(value, dict):
-            return {self._plain(key): self._plain_value(item) for key, item in value.items()}
-        return [self._plain_value(item) for item in value] if isinstance(value, list) else value
+    @property
+    def _label(self) -> str:
+        """The field of the call that is being read, as in `AnswerSpan`."""
+        if self._node == "calls":
+            return "tool_calls"
+        call = f"tool_calls[{len(self._calls)}]"
+        if self._node == "call":
+            return call
+        return f"{call}.{self._node if self._node in ('id', 'name') else 'arguments'}"
 
 
-class _Untyped(NamedTuple):
-    """An argument as it stands, without quotes."""
-
-    text: str
+def _joined(spans: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """The runs of each kind, joined where they are adjacent. Blank space that is in no field counts as a literal."""
+    runs: list[tuple[list[str], str]] = []
+    for text, kind in spans:
+        if runs and runs[-1][1] == kind:
+            runs[-1][0].append(text)
+        else:
+            runs.append(([text], kind))
+    joined: list[tuple[str, str]] = []
+    for texts, kind in runs:
+        text = "".join(texts)
+        if kind in ("!behind_end", "!between_fields") and not text.strip():
+            kind = ""
+        if joined and joined[-1][1] == kind:
+            text = joined.pop()[0] + text
+        joined.append((text, kind))
+    yield from joined
 
 
 def _object(arguments: Any) -> Mapping[str, Any]:
     """Arguments as an object, from an object or its JSON text; raises `TypeError` or `ValueError` for anything else."""
     if isinstance(arguments, str):
-        arguments = json.loads(arguments) if arguments.strip() else {}
+        arguments = JSON.decode(arguments) if arguments.strip() else {}
     if arguments is None:
         return {}
     if not isinstance(arguments, Mapping):
         raise TypeError("arguments are an object")
     return arguments
-
-
-def _call(*, name: str, arguments: Mapping[str, Any], id: Any = None) -> Mapping[str, Any]:
-    call = {"type": "function", "function": {"name": name, "arguments": arguments}}
-    return {"id": id, **call} if id else call
 
 
 def _schemas(tools: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
