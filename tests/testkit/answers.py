@@ -61,7 +61,7 @@ def messages(grammar: AnswerGrammar, count: int, seed: int) -> Iterator[Message]
         calls: list[dict[str, Any]] = []
         if "tool_calls" in grammar.writes and chance.random() < 0.6:
             for index in range(chance.choice((1, 1, 3))):
-                name = chance.choice(NAMES)
+                name = f"{chance.choice(NAMES)}_{index}"  # each with a schema of its own
                 arguments = {f"key_{n}": chance.choice(VALUES) for n in range(chance.choice((0, 1, 1, 2, 4)))}
                 id = f"functions.{name}:{index}" if grammar.id_holds_name else f"call{index:05d}"
                 calls.append({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}})
@@ -71,14 +71,11 @@ def messages(grammar: AnswerGrammar, count: int, seed: int) -> Iterator[Message]
 
 
 def tools_for(message: Message) -> tuple[dict[str, Any], ...]:
-    """The tools that a message calls, with the types of its arguments; a name that is called twice has no types."""
-    tools: dict[str, dict[str, Any]] = {}
-    for call in message.tool_calls:
-        function = call["function"]
-        properties = {key: schema_of(value) for key, value in function["arguments"].items()}
-        if function["name"] in tools and tools[function["name"]] != properties:
-            properties = {}
-        tools[function["name"]] = properties
+    """The tools that a message calls, with the types of its arguments."""
+    tools = {
+        call["function"]["name"]: {key: schema_of(value) for key, value in call["function"]["arguments"].items()}
+        for call in message.tool_calls
+    }
     return tuple(
         {
             "type": "function",
@@ -124,7 +121,7 @@ Outcome = Literal["same", "alike", "refused", "misread"]
 
 
 def read_back(template: Template, tokens: SpecialTokens, answer: Message) -> tuple[Outcome, str]:
-    """Whether an answer is read as it was written, or as another that the template writes alike."""
+    """Whether an answer is read as it was written, or as another that the template writes alike but for blank space."""
     rendered = written(template, tokens, answer)
     if rendered is None:
         return "refused", ""
@@ -136,7 +133,7 @@ def read_back(template: Template, tokens: SpecialTokens, answer: Message) -> tup
     if _texts(parsed.message) == _texts(answer) and not parsed.problems:
         return "same", ""
     again = written(template, tokens, parsed.message)
-    if again is not None and again.text == rendered.text:
+    if again is not None and again.text.split() == rendered.text.split():
         return "alike", ""
     return "misread", f"{text!r} is read as {_texts(parsed.message)}, {', '.join(parsed.problems)}"
 
