@@ -17,8 +17,8 @@ TEXTS = (
     "It is four.",
     "Two lines.\nAnd another one.",
     "Ein Satz mit Umlauten: äöü, 日本語, 🎉.",
-    'Quotes "here" and \'there\', a \\ and {braces: [1, 2]}.',
-    "```json\n{\"name\": \"get\", \"arguments\": {}}\n```",
+    "Quotes \"here\" and 'there', a \\ and {braces: [1, 2]}.",
+    '```json\n{"name": "get", "arguments": {}}\n```',
     "a < b > c & d </p> <b>",
 )
 NAMES = ("get_weather", "now", "search.web", "add-item")
