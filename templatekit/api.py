@@ -102,15 +102,18 @@ def parse(
         chat_template = None if tokenizer is None else tokenizer.chat_template
         template = find_template(os.fspath(template), registry, chat_template=chat_template)
 
-    def pieces(ids: Iterable[int]) -> list[AnswerPiece]:
+    def pieces(ids: Iterable[int], *, behind_control: bool = False) -> list[AnswerPiece]:
         if tokenizer is None:
             raise ConfigError("tokenizer: found None; expected the tokenizer of the ids")
-        return tokenizer.pieces(ids)
+        return tokenizer.pieces(ids, behind_control=behind_control)
 
+    ends_in_control = False
     if prompt is not None and not isinstance(prompt, str):
-        prompt = "".join(piece.text for piece in pieces(prompt))
+        before = pieces(prompt)
+        ends_in_control = bool(before) and before[-1].is_control
+        prompt = "".join(piece.text for piece in before)
     return template.parse(
-        answer if isinstance(answer, str) else pieces(answer),
+        answer if isinstance(answer, str) else pieces(answer, behind_control=ends_in_control),
         NO_TOKENIZER if tokenizer is None else tokenizer.special_tokens,
         prompt=prompt,
         tools=tools_of({"tools": list(tools)}),

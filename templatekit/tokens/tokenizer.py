@@ -265,22 +265,28 @@ class Tokenizer:
         text: str = self._backend.decode(list(ids), skip_special_tokens=False)
         return text
 
-    def pieces(self, ids: Iterable[int]) -> list[AnswerPiece]:
+    def pieces(self, ids: Iterable[int], *, behind_control: bool = False) -> list[AnswerPiece]:
         """What a model wrote, in pieces: each control token by itself, and the text between them.
 
-        The text is that of a continuation: SentencePiece's dummy prefix is not removed from its start. Bytes that are
-        no whole character, as at the end of a cut answer, become U+FFFD.
+        The text is that which was encoded: a continuation keeps the blank space at its start, and the dummy prefix that
+        some tokenizers write behind every control token is left out. `behind_control` says that the first id stands
+        behind one. Bytes that are no whole character, as at the end of a cut answer, become U+FFFD.
         """
         controls = {token.id: token for token in self.control_tokens.values()}
         found: list[AnswerPiece] = []
         for is_control, run in groupby(ids, key=controls.__contains__):
             if is_control:
                 found += [AnswerPiece(controls[id].text, True, controls[id].special) for id in run]
-            else:
-                found.append(AnswerPiece(self._continuation(list(run))))
+                behind_control = True
+                continue
+            text = self._continuation(list(run))
+            if behind_control and self.dummy_prefix == "each":
+                text = text.removeprefix(" ")
+            found.append(AnswerPiece(text))
         return found
 
     def _continuation(self, ids: list[int]) -> str:
+        """The text of ids that do not begin a text."""
         if self._letter is None:
             return self.decode(ids)
         return self.decode([self._letter, *ids]).removeprefix(self.decode([self._letter]))
