@@ -88,7 +88,12 @@ class AnswerReader:
 
         Where the row has ids as well as text, and there is a tokenizer, the ids are read.
         """
-        answer = self._value(record, ANSWER_KEYS, ANSWER_ID_KEYS)
+        prompt = self._value(record, PROMPT_KEYS, PROMPT_ID_KEYS)
+        behind_control = False
+        if prompt is not None and not isinstance(prompt, str):
+            behind_control = bool(prompt) and prompt[-1].is_control
+            prompt = "".join(piece.text for piece in prompt)
+        answer = self._value(record, ANSWER_KEYS, ANSWER_ID_KEYS, behind_control=behind_control)
         if answer is None:
             raise RecordError(
                 f"no answer; found keys {', '.join(map(str, record)) or '(none)'}; expected one of "
@@ -96,17 +101,16 @@ class AnswerReader:
                 "(--columns answer=KEY)",
                 reason="no_answer",
             )
-        prompt = self._value(record, PROMPT_KEYS, PROMPT_ID_KEYS)
-        if prompt is not None and not isinstance(prompt, str):
-            prompt = "".join(piece.text for piece in prompt)
         return self._template.parse(answer, self._tokens, prompt=prompt, tools=tools_of(record))
 
-    def _value(self, record: Record, texts: Sequence[str], ids: Sequence[str]) -> str | list[AnswerPiece] | None:
+    def _value(
+        self, record: Record, texts: Sequence[str], ids: Sequence[str], *, behind_control: bool = False
+    ) -> str | list[AnswerPiece] | None:
         """What stands under the first of these keys that the row has; keys of ids count only with a tokenizer."""
         if self._tokenizer is not None:
             for key in ids:
                 if (value := record.get(key)) is not None:
-                    return self._tokenizer.pieces(_ids(value, key))
+                    return self._tokenizer.pieces(_ids(value, key), behind_control=behind_control)
         for key in texts:
             if (value := record.get(key)) is not None:
                 if not isinstance(value, str):

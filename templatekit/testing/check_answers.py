@@ -65,6 +65,7 @@ class _Answer(NamedTuple):
 def _answers(checked: CheckedRecord) -> Iterator[_Answer]:
     """The answers that are trained whole and behind a prompt."""
     tokenizer = checked.subject.tokenizer
+    controls = tokenizer.control_ids
     if checked.train_on not in ("response", "last"):
         return
     for sample in checked.samples:
@@ -74,7 +75,8 @@ def _answers(checked: CheckedRecord) -> Iterator[_Answer]:
         for target, (start, end) in zip(sample.trained_targets, runs, strict=True):
             if target.message > 0:
                 text = sample.rendered.text[target.start : target.end]
-                pieces = tokenizer.pieces(sample.tokenized.input_ids[start:end])
+                ids = sample.tokenized.input_ids
+                pieces = tokenizer.pieces(ids[start:end], behind_control=start > 0 and ids[start - 1] in controls)
                 yield _Answer(sample, target.message, sample.rendered.text[: target.start], text, pieces)
 
 
