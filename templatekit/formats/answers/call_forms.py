@@ -21,6 +21,7 @@ KEYS = ("key_one", "key_two", "key_three", "key_four")
 VALUES = ("Valueone", "Valuetwo", "Valuethree", "Valuefour")
 NUMBER_VALUE = 1234567
 _OTHER_VALUES: tuple[Any, ...] = (
+    "a \\ b",
     "a 'b' \"c\" \\ d",
     1.5,
     True,
@@ -179,8 +180,11 @@ class CallForm:
             elif value == VALUES[0] and text.count(value) == 1:
                 marks_texts = True
         form = replace(self, kind="each", before_value=before, after_value=after, marks_texts=marks_texts)
-        counts = {notation: sum(_reads(notation, *pair) for pair in written) for notation in _notations(written)}
-        best = max(counts, key=lambda notation: counts[notation])
+        best, count = _best_notation(written)
+        others = [pair for pair in written if not isinstance(pair[0], str)]
+        if count < len(written) and others and len({_quotes(*pair) for pair in written if pair not in others}) == 1:
+            # Texts stand between quotes as they are, whatever they hold: the quotes belong to the literals.
+            return replace(form, values=_best_notation(others)[0], marks_texts=True)
         if not marks_texts and not _reads(best, *written[0]):
             return None
         return replace(form, values=best)
@@ -291,6 +295,18 @@ def _object_with(text: str, expected: Arguments, notation: Notation, position: i
             return start, end
         position = start + 1
     return None
+
+
+def _best_notation(written: Sequence[tuple[Any, str]]) -> tuple[Notation | None, int]:
+    """The notation that reads the most of these values, and how many; of equal ones, one that ends values itself."""
+    counts = {notation: sum(_reads(notation, *pair) for pair in written) for notation in _notations(written)}
+    return max(counts.items(), key=lambda item: (item[1], item[0] is not None))
+
+
+def _quotes(value: str, text: str) -> tuple[str, str] | None:
+    """What stands around a text that is written as it is; None if nothing does, or the text is changed."""
+    before, found, after = text.partition(value)
+    return (before, after) if found and before and after else None
 
 
 def _notations(written: Sequence[tuple[Any, str]]) -> Iterator[Notation | None]:

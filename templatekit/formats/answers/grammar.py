@@ -147,22 +147,27 @@ class AnswerGrammar:
         """The same with the control tokens of a tokenizer, and the texts that end an answer wherever they stand.
 
         These are the special tokens behind answers. Where there are none, it is what the template writes behind the
-        content.
+        content. A literal between two fields that holds the end marker of a plain answer is left out: no model goes on
+        behind it.
         """
-        ends = [edge.literal for edge in self.edges if edge.target == "end"]
-        inner = [edge.literal for edge in self.edges if edge.target != "end"]
         special = sorted({*tokens.special, *tokens.stop_tokens, tokens.eos} - {""}, key=len, reverse=True)
-        found: dict[str, None] = {}
-        for literal in ends:
-            if token := next((token for token in special if literal.rstrip().endswith(token)), ""):
-                found[token] = None
-        found |= dict.fromkeys(token for token in tokens.stop_tokens if token)
+
+        def last_token(literal: str) -> str:
+            return next((token for token in special if literal.rstrip().endswith(token)), "")
+
+        plain = {last_token(literal) for literal in self.literals("content", "end")} - {""}
+        edges = tuple(
+            edge for edge in self.edges if edge.target == "end" or not any(token in edge.literal for token in plain)
+        )
+        ends = [edge.literal for edge in edges if edge.target == "end"]
+        inner = [edge.literal for edge in edges if edge.target != "end"]
+        found = dict.fromkeys(token for token in (*map(last_token, ends), *tokens.stop_tokens) if token)
         stops = [token for token in found if not any(token in literal for literal in inner)]
         if not stops:
             stops = [marker for literal in self.literals("content", "end") if (marker := literal.strip())]
         texts = [*ends, *inner, *stops, self.values.quote if self.values else ""]
         controls = sorted(token for token in tokens.special | tokens.added if any(token in text for text in texts))
-        return replace(self, stops=tuple(stops), controls=tuple(controls))
+        return replace(self, edges=edges, stops=tuple(stops), controls=tuple(controls))
 
     def targets(self, source: Node) -> tuple[Edge, ...]:
         """The edges from a node, those with the longest literals first."""

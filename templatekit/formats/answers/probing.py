@@ -70,7 +70,8 @@ def _with_calls(grammar: AnswerGrammar, form: CallForm, write: WriteFunction) ->
     for answer in _answers_with_calls(form):
         if (written := write(answer)) is not None and (fields := form.fields(written.text, answer)) is not None:
             edges |= dict.fromkeys(_edges(written.text, fields))
-    grammar = replace(grammar, writes=grammar.writes | {"tool_calls"})
+    written_fields = {"tool_calls"} | {"reasoning" for edge in edges if edge.target == "reasoning"}
+    grammar = replace(grammar, writes=grammar.writes | written_fields)
     found = replace(
         grammar,
         edges=_joined(_numbered(tuple(edges))),
