@@ -147,8 +147,8 @@ class AnswerGrammar:
         """The same with the control tokens of a tokenizer, and the texts that end an answer wherever they stand.
 
         These are the special tokens behind answers. Where there are none, it is what the template writes behind the
-        content. A literal between two fields that holds the end marker of a plain answer is left out: no model goes on
-        behind it.
+        content. A literal between two calls that holds the end marker of a plain answer is left out: no model goes on
+        with calls behind it.
         """
         special = sorted({*tokens.special, *tokens.stop_tokens, tokens.eos} - {""}, key=len, reverse=True)
 
@@ -157,7 +157,9 @@ class AnswerGrammar:
 
         plain = {last_token(literal) for literal in self.literals("content", "end")} - {""}
         edges = tuple(
-            edge for edge in self.edges if edge.target == "end" or not any(token in edge.literal for token in plain)
+            edge
+            for edge in self.edges
+            if not {edge.source, edge.target} <= {*CALL_NODES} or not any(token in edge.literal for token in plain)
         )
         ends = [edge.literal for edge in edges if edge.target == "end"]
         inner = [edge.literal for edge in edges if edge.target != "end"]
