@@ -38,10 +38,10 @@ def test_a_broken_answer_says_what_is_wrong(templatekit: Templatekit, tmp_path: 
     path = rows_file(tmp_path, {"answer": CALL[:-40]})
     done = templatekit("parse", "--dataset", path, "--template", "qwen3", "--json")
     (row,) = map(json.loads, done.out.splitlines())
-    assert row["problems"] == ["open_call", "no_end"]
+    assert row["problems"] == ["no_end", "open_call"]
     assert [leftover["problem"] for leftover in row["leftovers"]] == ["open_call"]
     counts = json.loads(done.lines[-1])
-    assert counts["answers"] == 1 and counts["problems"] == {"open_call": 1, "no_end": 1}
+    assert counts["answers"] == 1 and counts["problems"] == {"no_end": 1, "open_call": 1}
 
 
 def test_a_prompt_may_have_begun_the_answer(templatekit: Templatekit, tmp_path: Path) -> None:
