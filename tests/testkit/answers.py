@@ -117,11 +117,14 @@ def pieces_of(rendered: RenderedText, tokens: SpecialTokens) -> list[AnswerPiece
     return found
 
 
-Outcome = Literal["same", "alike", "refused", "misread"]
+Outcome = Literal["same", "alike", "ends early", "refused", "misread"]
 
 
 def read_back(template: Template, tokens: SpecialTokens, answer: Message) -> tuple[Outcome, str]:
-    """Whether an answer is read as it was written, or as another that the template writes alike but for blank space."""
+    """Whether an answer is read as it was written, or as another that the template writes alike but for blank space.
+
+    A thought that spells what closes it ends early: the first closing literal counts.
+    """
     rendered = written(template, tokens, answer)
     if rendered is None:
         return "refused", ""
@@ -135,6 +138,9 @@ def read_back(template: Template, tokens: SpecialTokens, answer: Message) -> tup
     again = written(template, tokens, parsed.message)
     if again is not None and again.text.split() == rendered.text.split():
         return "alike", ""
+    closing = template.grammar(tokens).literals("reasoning", "content")
+    if any(literal.strip() in answer.reasoning for literal in closing):
+        return "ends early", ""
     return "misread", f"{text!r} is read as {_texts(parsed.message)}, {', '.join(parsed.problems)}"
 
 

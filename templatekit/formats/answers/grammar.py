@@ -68,6 +68,14 @@ class CallObject:
         """The name of the function; raises `LookupError` or `TypeError` where there is none."""
         return _at(call, self.name)
 
+    def has_arguments(self, call: Any) -> bool:
+        """Whether the object says what the arguments are, if only that there are none."""
+        try:
+            _at(call, self.arguments)
+        except (LookupError, TypeError):
+            return False
+        return True
+
     def arguments_of(self, call: Any) -> Any:
         """The arguments; an empty object where there are none."""
         try:

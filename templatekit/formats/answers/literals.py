@@ -174,12 +174,12 @@ class LiteralTable:
         endings = sorted(without_marker, key=len, reverse=True)
         self._ending = re.compile("|".join(map(_expression, endings))) if endings else None
 
-    def find(self, text: str, position: int, *, final: bool) -> Found | int:
+    def find(self, text: str, position: int, *, final: bool, no_call_before: int = 0) -> Found | int:
         """The first literal from a position on, or the position up to which the text certainly holds none.
 
-        `final` says that no more text comes in.
+        `final` says that no more text comes in. Literals that begin a call count only from `no_call_before` on.
         """
-        match = self._pattern.search(text, position) if self._pattern else None
+        match = self._search(text, position, no_call_before)
         certain = len(text) if final else self._certain(text, position)
         if match and (final or match.start() < certain):
             return self._found(match)
@@ -192,10 +192,30 @@ class LiteralTable:
                 return Found(match.start(), len(text), Crossing("end", "no_marker"))
         return None
 
-    def match(self, text: str, position: int) -> Found | None:
-        """The literal at a position."""
-        match = self._pattern.match(text, position) if self._pattern else None
+    def match(self, text: str, position: int, *, no_call_before: int = 0) -> Found | None:
+        """The literal at a position; one that begins a call only from `no_call_before` on."""
+        pattern = self._pattern if position >= no_call_before else self._without_calls
+        match = pattern.match(text, position) if pattern else None
         return self._found(match) if match else None
+
+    def _search(self, text: str, position: int, no_call_before: int) -> re.Match[str] | None:
+        if self._pattern is None or position >= no_call_before:
+            return self._pattern and self._pattern.search(text, position)
+        later = self._pattern.search(text, no_call_before)
+        other = self._without_calls.search(text, position) if self._without_calls else None
+        found = [match for match in (later, other) if match is not None]
+        return min(found, key=lambda match: (match.start(), -match.end()), default=None)
+
+    @cached_property
+    def _without_calls(self) -> re.Pattern[str] | None:
+        """The literals that do not begin a call."""
+        texts = [text for text, spelling in self._by_text.items() if spelling.crossing.target not in CALL_NODES]
+        return re.compile("|".join(map(_expression, sorted(texts, key=len, reverse=True)))) if texts else None
+
+    def closing(self, text: str) -> int:
+        """How long the literal is that begins a text and would end an answer, without the end marker; 0 for none."""
+        match = self._ending.match(text) if self._ending else None
+        return match.end() if match else 0
 
     def is_in(self, text: str) -> bool:
         """Whether a text holds one of the literals."""
@@ -348,27 +368,31 @@ class GrammarTables:
 def _remaining(grammar: AnswerGrammar, prompt: str | None) -> Iterator[tuple[str, Node]]:
     """What is left to write of each literal that begins an answer behind a prompt, which may have written some of it.
 
-    For a prompt that ends otherwise, its last literal tells what it left open.
+    The prompt may be its end alone. For one that ends as no prompt of the template does, a literal at its end that
+    closes a thought tells that the content begins.
     """
     edges = grammar.targets("start")
-    if prompt is None or prompt.endswith(grammar.prompt) or not grammar.prompt:
+    if not prompt or _is_behind(prompt, grammar.prompt):
         yield from ((edge.literal, edge.target) for edge in edges)
         return
-    begun = []
+    begun: list[tuple[int, str, Node]] = []
     for edge in edges:
         whole = grammar.prompt + edge.literal
-        for length in range(len(whole), 0, -1):
-            if prompt.endswith(whole[:length]):
-                begun.append((length, whole[length:], edge.target))
-                break
+        lengths = (length for length in range(len(whole), 0, -1) if _is_behind(prompt, whole[:length]))
+        if length := next(lengths, 0):
+            begun.append((length, whole[length:], edge.target))
     best = max((length for length, _, _ in begun), default=0)
-    closed = [literal for literal in grammar.literals("reasoning", "content") if prompt.endswith(literal.rstrip())]
-    if closed:
+    if any(prompt.endswith(literal.rstrip()) for literal in grammar.literals("reasoning", "content")):
         yield "", "content"
-    elif best * 2 >= len(grammar.prompt.strip()):
+    elif best >= len(grammar.prompt.rstrip()):
         yield from ((literal, target) for length, literal, target in begun if length == best or not literal)
     else:
         yield from ((edge.literal, edge.target) for edge in edges)
+
+
+def _is_behind(prompt: str, text: str) -> bool:
+    """Whether a prompt, of which only the end may be known, ends in this text."""
+    return prompt.endswith(text) or (len(prompt) < len(text) and text.endswith(prompt))
 
 
 @lru_cache(maxsize=256)

@@ -2,7 +2,11 @@
 
 The parser goes along the grammar's edges: it reads a field up to the first of the literals that can follow it, goes
 over the literal, and is in the next field. A value in brackets or quotes ends where they do, so that it can hold a
-literal. If it cannot be read, the field is read once more, as one that ends at a literal, and its call is left over.
+literal.
+
+A text may spell what opens a call, and be none: an answer that explains the form of calls. So where a call cannot be
+read, the parser goes back to its beginning and reads on as if nothing began there; the text becomes content. Only a
+special token is no text. A call that one opened is read up to the literal that follows, and is left over.
 
 Nothing is lost: every character becomes part of a field, stands for a literal, or is a leftover with a reason.
 
@@ -22,6 +26,8 @@ from templatekit.formats.answers.literals import Crossing, Found, tables_of
 from templatekit.formats.answers.notation import JSON, ValueScanner, typed_value
 from templatekit.types import AnswerPiece, Message
 
+_LONGEST = {"name": 256, "id": 256, "key": 1024}
+"""The most characters of these fields: a text that is longer is none of them."""
 _NAME_IN_ID = re.compile(r"(?:functions\.)?([^\s:]+):[0-9]+")
 
 Problem: TypeAlias = Literal[
@@ -32,7 +38,8 @@ Problem: TypeAlias = Literal[
 - `no_end`: no end marker; the answer was cut, or goes on
 - `open_thought`: the answer ends within its reasoning
 - `open_call`: it ends within a call
-- `bad_call`: a call that cannot be read, such as JSON that is none
+- `bad_call`: a call that cannot be read, such as JSON that is none; its text is content, or a leftover if a special
+  token opened it
 - `second_thought`: the content opens a thought, though the answer has one
 - `behind_end`: text behind the end marker
 - `control_token`: a control token where none belongs
@@ -95,6 +102,10 @@ class _OpenCall:
     """What was read of a call so far."""
 
     first_span: int
+    source: Node = "start"
+    """The field before it."""
+    opening: str = ""
+    """The literal that opened it, with marks."""
     name: str | None = None
     id: Any = None
     key: str = ""
@@ -147,6 +158,8 @@ class AnswerParser:
         """Each run with marks, and its field; a leftover has `!` and its problem."""
         self._problems: set[Problem] = set()
         self._events: list[AnswerEvent] = []
+        self._no_call_before = 0
+        """Up to where the buffer holds no beginning of a call, since what looks like one was none."""
         self._has_thought = False
         self._may_end = False
         self._is_finished = False
@@ -155,6 +168,7 @@ class AnswerParser:
         """Take more of the answer, and return what is certain of it."""
         more = answer if isinstance(answer, str) else "".join(map(self._marks.marked, answer))
         self._buffer = self._buffer[self._position :] + more
+        self._no_call_before = max(0, self._no_call_before - self._position)
         self._position = 0
         while self._read(final=False):
             pass
@@ -162,9 +176,7 @@ class AnswerParser:
 
     def finish(self) -> list[AnswerEvent]:
         """Say that no more comes in, and return what that makes certain. `close` does so too."""
-        while self._read(final=True):
-            pass
-        self._end()
+        self._finish()
         return self._take_events()
 
     def close(self) -> ParsedAnswer:
@@ -186,7 +198,11 @@ class AnswerParser:
         if self._scanner is not None:
             return self._read_value(self._scanner, final)
         table = self._tables.by_node[self._node]
-        found = table.find(self._buffer, self._position, final=final)
+        found = table.find(self._buffer, self._position, final=final, no_call_before=self._no_call_before)
+        end = found.start if isinstance(found, Found) else found
+        if self._call is not None and self._is_none(self._call, self._buffer[self._position : end]):
+            self._go_back(self._call)
+            return True
         if isinstance(found, Found):
             self._take(found.start)
             self._cross(found)
@@ -205,7 +221,7 @@ class AnswerParser:
             or (blank != self._buffer and blank.startswith(self._buffer))
         ):
             return False
-        if found := table.match(self._buffer, 0):
+        if found := table.match(self._buffer, 0, no_call_before=self._no_call_before):
             self._cross(found)
             return True
         if self._buffer.startswith(blank):
@@ -228,6 +244,9 @@ class AnswerParser:
                 self._take_value("".join(self._parts))
                 return True
         except (LookupError, TypeError, ValueError):
+            if self._can_go_back(self._call):
+                self._go_back(self._call)
+                return True
             self._call.is_wrong = True
         else:
             if not is_last:
@@ -273,6 +292,8 @@ class AnswerParser:
             name, arguments, id = form.name_of(each), dict(_object(form.arguments_of(each))), form.id_of(each)
             if not isinstance(name, str):
                 raise TypeError("a name is a text")
+            if not call.opening.strip() and not form.has_arguments(each):
+                raise LookupError("no literal says that it is a call, and nothing else does")
             found.append((name, arguments, id))
         for name, arguments, id in found[:-1]:
             self._events.append(AnswerEvent("name", name))
@@ -307,11 +328,13 @@ class AnswerParser:
             self._position = end
 
     def _cross(self, found: Found) -> None:
-        """Go over a literal to the field behind it."""
+        """Go over a literal to the field behind it, unless the call before it turns out to be none."""
         crossing = found.crossing
-        self._end_field(crossing)
+        if not self._end_field(crossing):
+            return
         if crossing.begins_call or (crossing.target in CALL_NODES and self._call is None):
-            self._call = _OpenCall(first_span=len(self._spans))
+            opening = self._buffer[found.start : found.end]
+            self._call = _OpenCall(first_span=len(self._spans), source=self._node, opening=opening)
         self._skip(found.end)
         self._may_end = crossing.may_end
         if crossing.form == "no_marker":
@@ -331,16 +354,51 @@ class AnswerParser:
         if node == "end" and "no_end" not in self._problems:
             self._events.append(AnswerEvent("end"))
 
-    def _end_field(self, crossing: Crossing) -> None:
-        """End the field before a literal, and the call if it ends there."""
+    def _is_none(self, call: _OpenCall, more: str) -> bool:
+        """Whether what looks like a call is none: by more of the field that is being read, or what stands behind it."""
+        if not self._can_go_back(call):
+            return False
+        if self._value_read:
+            return bool(more.strip()) and not call.opening.strip()
+        limit = _LONGEST.get(self._node)
+        if limit is None:
+            return False
+        text = "".join((*self._parts, more)).strip()
+        return len(text) > limit or "\n" in text or (self._node != "key" and len(text.split()) > 1)
+
+    def _can_go_back(self, call: _OpenCall) -> bool:
+        """Whether the text that opened a call can be text."""
+        return self._marks.special_at(call.opening, 0, "") == len(call.opening)
+
+    def _go_back(self, call: _OpenCall, *, to_the_end: bool = False) -> None:
+        """Read on from the beginning of what looked like a call as if none began there.
+
+        `to_the_end` says that it had no end. Then no later one has, so that a text of many beginnings is read once.
+        """
+        before = "".join(text for text, _ in self._spans[call.first_span :]) + "".join(self._parts)
+        del self._spans[call.first_span :]
+        self._buffer, self._position = before + self._buffer[self._position :], 0
+        self._no_call_before = len(self._buffer) if to_the_end else max(1, len(call.opening))
+        self._parts.clear()
+        self._scanner, self._value_read, self._call = None, False, None
+        self._problems.add("bad_call")
+        self._node = call.source
+        if call.source != "start" and call.source in CALL_NODES:
+            self._node = "content"
+            self._skip(self._tables.by_node[call.source].closing(self._buffer))
+
+    def _end_field(self, crossing: Crossing) -> bool:
+        """End the field before a literal, and the call if it ends there; False where it was no call."""
         if self._node in CALL_NODES and not self._value_read:
             self._fill("".join(self._parts))
             self._parts.clear()
         if self._call is not None and (crossing.begins_call or crossing.target in ("content", "reasoning", "end")):
-            self._end_call(self._call, crossing)
+            if not self._end_call(self._call, crossing):
+                return False
             self._call = None
         if self._node == "reasoning" and crossing.form in ("marker", "cut"):
             self._problems.add("open_thought")
+        return True
 
     def _fill(self, text: str) -> None:
         """Put the text of a field into the call that is being read."""
@@ -363,15 +421,18 @@ class AnswerParser:
         if text:
             self._spans.append((text, self._label))
 
-    def _end_call(self, call: _OpenCall, crossing: Crossing) -> None:
-        """Add the call that was read to the message if it is whole, else leave it over."""
+    def _end_call(self, call: _OpenCall, crossing: Crossing) -> bool:
+        """Add the call that was read to the message if it is whole, else leave it over; False where it was none."""
         is_object = self._node in OBJECT_NODES
         is_whole = self._value_read if is_object else crossing.form in ("whole", "no_marker")
         if call.name is None or call.is_wrong or call.is_cut or not is_whole:
+            if crossing.form in ("whole", "marker") and self._can_go_back(call):
+                self._go_back(call, to_the_end=crossing.target == "end")
+                return False
             is_open = crossing.target == "end" and not (call.is_wrong and crossing.form == "whole")
             text = "".join(text for text, _ in self._spans[call.first_span :])
             self._spans[call.first_span :] = [(text, "!open_call" if is_open else "!bad_call")]
-            return
+            return True
         if crossing.form == "marker":
             self._problems.add("open_call")
         schema = self._schemas.get(call.name, {})
@@ -380,11 +441,17 @@ class AnswerParser:
             for key, value in call.arguments.items()
         }
         self._add_call(call.name, arguments, call.id)
+        return True
 
     def _add_call(self, name: str, arguments: Mapping[str, Any], id: Any) -> None:
         call = {"type": "function", "function": {"name": name, "arguments": arguments}}
         self._calls.append({"id": id, **call} if id else call)
         self._events.append(AnswerEvent("tool_call", call=self._calls[-1]))
+
+    def _finish(self) -> None:
+        while self._read(final=True):
+            pass
+        self._end()
 
     def _end(self) -> None:
         """End an answer that has no end marker."""
@@ -393,7 +460,10 @@ class AnswerParser:
         self._is_finished = True
         edges = self._grammar.targets(self._node)
         may_end = self._may_end or any(edge.target == "end" and not edge.literal.strip() for edge in edges)
-        self._end_field(Crossing("end", "whole" if may_end else "cut"))
+        if not self._end_field(Crossing("end", "whole" if may_end else "cut")):
+            self._is_finished = False
+            self._finish()
+            return
         if not may_end:
             self._problems.add("no_end")
 

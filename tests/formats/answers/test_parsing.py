@@ -162,6 +162,7 @@ def test_text_comes_out_as_soon_as_it_is_certain() -> None:
 
 
 OBJECT, NAME, TAGS, QUOTES = (FORMS[name].grammar for name in ("object", "name", "tags", "quotes"))
+OPENED, CLOSED = "<tool_call>\n", "\n</tool_call>"
 CALL = '<tool_call>\n{"name": "now", "arguments": {"x": 1}}\n</tool_call>'
 
 
@@ -179,20 +180,52 @@ CALL = '<tool_call>\n{"name": "now", "arguments": {"x": 1}}\n</tool_call>'
         (CALL[:-13], ["no_end"], "", 1),
         (CALL[:-14], ["no_end", "open_call"], "", 0),
         (f"{CALL[:-13]}<|end|>", ["open_call"], "", 1),  # the call is whole, but its closing tag is missing
-        (f"{CALL[:-15]}<|end|>", ["open_call"], "", 0),
+        (f"{CALL[:-15]}<|end|>", ["bad_call"], CALL[:-15], 0),
         (f"{CALL}{CALL}<|end|>", [], "", 2),
         (f"{CALL[:-13]},\n</tool_call><|end|>", ["between_fields"], "", 1),
-        ('<tool_call>\n{"name": now}\n</tool_call><|end|>', ["bad_call"], "", 0),
-        ('<tool_call>\n{"name": 5, "arguments": {}}\n</tool_call><|end|>', ["bad_call"], "", 0),
-        ('<tool_call>\n{"arguments": {}}\n</tool_call><|end|>', ["bad_call"], "", 0),
-        ('<tool_call>\n{"name": "a", "arguments": [1]}\n</tool_call><|end|>', ["bad_call"], "", 0),
+        (OPENED + '{"name": now}' + CLOSED + "<|end|>", ["bad_call"], OPENED + '{"name": now}' + CLOSED, 0),
+        (
+            OPENED + '{"name": 5, "arguments": {}}' + CLOSED + "<|end|>",
+            ["bad_call"],
+            OPENED + '{"name": 5, "arguments": {}}' + CLOSED,
+            0,
+        ),
+        (OPENED + '{"arguments": {}}' + CLOSED + "<|end|>", ["bad_call"], OPENED + '{"arguments": {}}' + CLOSED, 0),
+        (
+            OPENED + '{"name": "a", "arguments": [1]}' + CLOSED + "<|end|>",
+            ["bad_call"],
+            OPENED + '{"name": "a", "arguments": [1]}' + CLOSED,
+            0,
+        ),
         ('<tool_call>\n{"name": "a", "arguments": "{\\"x\\": 1}"}\n</tool_call><|end|>', [], "", 1),
-        ('<tool_call>\n{"name": "a", "arguments": "[[["}\n</tool_call><|end|>', ["bad_call"], "", 0),
-        ('<tool_call>\n{"name": "a", "arguments": {"x": NaN}}\n</tool_call><|end|>', ["bad_call"], "", 0),
-        ('<tool_call>\n{"name": "a", "arguments": {"x": 1e999}}\n</tool_call><|end|>', ["bad_call"], "", 0),
-        ('<tool_call>\n{"name": "a", "name": "b", "arguments": {}}\n</tool_call><|end|>', ["bad_call"], "", 0),
-        (f'<tool_call>\n{{"name": "a", "argu\n</tool_call>{CALL}<|end|>', ["bad_call"], "", 1),
-        (f"<tool_call>\n{'[' * 100_000}\n</tool_call>{CALL}<|end|>", ["bad_call"], "", 1),
+        (
+            OPENED + '{"name": "a", "arguments": "[[["}' + CLOSED + "<|end|>",
+            ["bad_call"],
+            OPENED + '{"name": "a", "arguments": "[[["}' + CLOSED,
+            0,
+        ),
+        (
+            OPENED + '{"name": "a", "arguments": {"x": NaN}}' + CLOSED + "<|end|>",
+            ["bad_call"],
+            OPENED + '{"name": "a", "arguments": {"x": NaN}}' + CLOSED,
+            0,
+        ),
+        (
+            OPENED + '{"name": "a", "arguments": {"x": 1e999}}' + CLOSED + "<|end|>",
+            ["bad_call"],
+            OPENED + '{"name": "a", "arguments": {"x": 1e999}}' + CLOSED,
+            0,
+        ),
+        (
+            OPENED + '{"name": "a", "name": "b", "arguments": {}}' + CLOSED + "<|end|>",
+            ["bad_call"],
+            OPENED + '{"name": "a", "name": "b", "arguments": {}}' + CLOSED,
+            0,
+        ),
+        (f"{OPENED}{{'name'{CLOSED}{CALL}<|end|>", ["bad_call"], f"{OPENED}{{'name'{CLOSED}", 1),
+        (f"{OPENED}{'[' * 100_000}{CLOSED}{CALL}<|end|>", ["bad_call"], f"{OPENED}{'[' * 100_000}{CLOSED}", 1),
+        (f"It says <tool_call>. {CALL}<|end|>", ["bad_call"], "It says <tool_call>. ", 1),
+        ("<tool_call><tool_call><|end|>", ["bad_call"], "<tool_call><tool_call>", 0),
         ("", ["no_end"], "", 0),
         ("<thi", ["no_end"], "<thi", 0),
     ],
@@ -222,7 +255,8 @@ def test_arguments_one_by_one(answer: str, problems: list[str], arguments: dict[
 
 def test_a_value_that_is_cut_by_the_end_marker_makes_no_call() -> None:
     parsed = parse_answer(TAGS, "<tool_call>\n<function=f>\n<parameter=x>\n5<|end|>")
-    assert (parsed.message.tool_calls, parsed.problems) == ((), ("open_call",))
+    assert (parsed.message.tool_calls, parsed.problems) == ((), ("bad_call",))
+    assert parsed.message.content == "<tool_call>\n<function=f>\n<parameter=x>\n5"
     parsed = parse_answer(TAGS, "<tool_call>\n<function=f>\n<parameter=x>\n5\n</parameter>\n</function>\n</tool_call>")
     assert (functions(parsed.message), parsed.problems) == ([{"name": "f", "arguments": {"x": 5}}], ("no_end",))
 
@@ -279,7 +313,7 @@ def test_a_special_token_is_never_part_of_a_field() -> None:
     opened, closed = AnswerPiece("<tool_call>", True), AnswerPiece("</tool_call>", True)
     inside = [AnswerPiece('\n{"name": "now", "arguments": {"x": "a'), image, AnswerPiece('"}}\n')]
     parsed = parse_answer(OBJECT, [opened, *inside, closed, end])
-    assert (parsed.message.tool_calls, parsed.problems, parsed.ended) == ((), ("bad_call",), True)
+    assert (parsed.message.tool_calls, parsed.problems, parsed.ended) == ((), ("bad_call", "control_token"), True)
     named = [special("<|call|>"), AnswerPiece("no"), image, AnswerPiece("w"), special("<|sep|>"), AnswerPiece("{}")]
     parsed = parse_answer(NAME, [*named, special("<|call_end|>"), end])
     assert (parsed.message.tool_calls, parsed.problems, parsed.ended) == ((), ("bad_call",), True)
