@@ -127,7 +127,9 @@ class _Writer:
         closes: list[str] = []
         for edge in self.edges:
             if edge.source == "reasoning":
-                closes.append(_without_end(edge.literal, self._opening_of(edge.target)))
+                close = _without_end(edge.literal, self._opening_of(edge.target))
+                # Where the content is empty, its opening may stand before the end.
+                closes.append(_without_end(close, self._content_openings()) if edge.target == "end" else close)
         if not closes:
             found = _EMPTY_THOUGHT.search("\n".join([self.grammar.prompt, *self._literals("start", "content")]))
             assert found is not None
@@ -196,7 +198,8 @@ class _Writer:
         literals = self._literals("content", self.first) if self.first else ()
         if len(self._content_edges()) < sum(edge.target == "content" for edge in self.edges):
             literals = ()  # what stands before a call is read as a thought
-        return _any_of(_loose(rest) for text in literals if (rest := _without_end(text, self.openings)).strip())
+        rests = [(literal, _without_end(literal, self.openings)) for literal in literals if literal.strip()]
+        return _any_of(_loose(rest) if rest.strip() else f"(?={_loose(literal)})" for literal, rest in rests)
 
     def _call_openings(self) -> list[str]:
         """The literals that open a call, those before the first call with the longest first."""

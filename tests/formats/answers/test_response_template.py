@@ -353,10 +353,14 @@ def test_losses_are_named() -> None:
     assert losses("muse_glimmer").startswith("tool_calls are not read")
 
 
-def derive(*calls: tuple[Node, Node, str], **given: Any) -> ResponseTemplate:
-    """The response template of a small grammar with these edges for calls."""
-    plain: list[tuple[Node, Node, str]] = [("start", "content", ""), ("content", "end", "<end>")]
-    edges = tuple(Edge(source=source, target=target, literal=text) for source, target, text in [*plain, *calls])
+PLAIN: tuple[tuple[Node, Node, str], ...] = (("start", "content", ""), ("content", "end", "<end>"))
+
+
+def derive(
+    *more: tuple[Node, Node, str], plain: tuple[tuple[Node, Node, str], ...] = PLAIN, **given: Any
+) -> ResponseTemplate:
+    """The response template of a small grammar with these edges more."""
+    edges = tuple(Edge(source=source, target=target, literal=text) for source, target, text in [*plain, *more])
     prompt = "<end>\n<assistant>"
     return ResponseTemplate.of(AnswerGrammar(name="small", prompt=prompt, edges=edges, stops=("<end>",), **given))
 
@@ -401,6 +405,26 @@ def test_other_forms_of_calls() -> None:
     assert read(numbered, text) == ("Hi", [(None, "f", {}), (None, "g", {"x": 1})])
     with pytest.raises(ValueError, match="Extra data"):  # a negative control
         read(numbered, text.replace("call 11", "call x"))
+
+
+def test_content_behind_an_opening() -> None:
+    """Only what stands behind its opening is content; what stands between two parts is none."""
+    opened = derive(
+        ("start", "reasoning", "<thought>"),
+        ("reasoning", "content", "</thought><text>"),
+        ("reasoning", "end", "</thought><text><end>"),
+        ("content", "name", "</text><call>"),
+        ("name", "arguments", ":"),
+        ("arguments", "end", "</call><end>"),
+        plain=(("start", "content", "<text>"), ("content", "end", "<end>")),
+    )
+    assert opened.losses == ()
+    for thought in ("", "<thought>Hm.</thought>"):
+        for text in ("<text>Hi<end>", "<text>Hi", "<text>Hi</text><call>f:{}</call><end>"):
+            found = parser.parse_response(thought + text, opened.template, prefix="")
+            assert (found["content"], found.get("reasoning_content", "")) == ("Hi", "Hm." if thought else "")
+            assert len(found.get("tool_calls", ())) == text.count("<call>")
+    assert parser.parse_response("Hi<end>", opened.template, prefix="") == {"role": "assistant"}  # a negative control
 
 
 def test_what_cannot_be_said_is_left_out() -> None:
