@@ -237,10 +237,14 @@ def _string_pattern(quote: str, escapes: bool) -> re.Pattern[str]:
 
 @lru_cache(maxsize=64)
 def _outside_pattern(notation: Notation) -> re.Pattern[str]:
-    """What stands between brackets and strings: blank space, commas, colons, numbers and constants, bare keys."""
+    """What stands between brackets: blank space, commas, colons, numbers and constants, bare keys, simple strings."""
     if notation.bare_keys:
-        return re.compile(f"[^{re.escape(notation.quote[0])}{{}}\\[\\]()<>\"'\U00100000-\U0010ffff]*")
-    return re.compile(r"[\s\w.+\-,:]*", re.ASCII)
+        plain = f"[^{re.escape(notation.quote[0])}{{}}\\[\\]()<>\"'\U00100000-\U0010ffff]+"
+    else:
+        plain = r"[\s0-9A-Za-z_.+\-,:]+"
+    quotes = [re.escape(quote) for quote in notation.quotes if len(quote) == 1]
+    strings = [rf"{quote}[^{quote}\\]*{quote}" for quote in quotes]
+    return re.compile(f"(?:{'|'.join([plain, *strings])})*")
 
 
 def atom(text: str) -> Any:
