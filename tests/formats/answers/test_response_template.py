@@ -18,6 +18,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from testkit.answer_forms import FORMS
+from testkit.answer_forms import answers as form_answers
 from testkit.answers import messages, tools_for, written
 from testkit.at_hand import Tokenizers
 from testkit.budget import FULL, one_in
@@ -353,16 +357,35 @@ def test_losses_are_named() -> None:
     assert losses("muse_glimmer").startswith("tool_calls are not read")
 
 
+@pytest.mark.parametrize("name", FORMS)
+@given(data=st.data())
+def test_every_form_of_calls_is_read(name: str, data: st.DataObject) -> None:
+    form = FORMS[name]
+    message = data.draw(form_answers(form, plain=True))
+    called = [call["function"] for call in message.tool_calls]
+    assume(len({function["name"] for function in called}) == len(called))
+    assume(name != "quotes" or "x-y" not in json.dumps(called))  # as `response_losses` says
+    rendered = written(form.template, form.tokens, message)
+    assert rendered is not None
+    start, end = rendered.target_spans[0].start, rendered.target_spans[-1].end
+    answer = Answer(message, rendered.text[start:end], rendered.text[:start], list(tools_for(message)))
+    derived = form.template.response_template(form.tokens)
+    assert answer.parse(derived) == answer.wanted
+    if called:  # a negative control
+        fields = {key: field for key, field in derived["fields"].items() if key != "tool_calls"}
+        assert answer.parse({**derived, "fields": fields}) != answer.wanted
+
+
 PLAIN: tuple[tuple[Node, Node, str], ...] = (("start", "content", ""), ("content", "end", "<end>"))
 
 
 def derive(
-    *more: tuple[Node, Node, str], plain: tuple[tuple[Node, Node, str], ...] = PLAIN, **given: Any
+    *more: tuple[Node, Node, str], plain: tuple[tuple[Node, Node, str], ...] = PLAIN, **options: Any
 ) -> ResponseTemplate:
     """The response template of a small grammar with these edges more."""
     edges = tuple(Edge(source=source, target=target, literal=text) for source, target, text in [*plain, *more])
     prompt = "<end>\n<assistant>"
-    return ResponseTemplate.of(AnswerGrammar(name="small", prompt=prompt, edges=edges, stops=("<end>",), **given))
+    return ResponseTemplate.of(AnswerGrammar(name="small", prompt=prompt, edges=edges, stops=("<end>",), **options))
 
 
 def read(derived: ResponseTemplate, text: str) -> tuple[str, list[Any]]:
