@@ -401,15 +401,16 @@ class _Writer:
         behind_value = _any_of(_loose(text) for text in sorted(value_close, key=len, reverse=True))
         next_key = _core(key)
         # An argument may spell the close of a call, so it counts only behind the close of an argument, or of a name.
+        # What looks ahead stands first, and begins no search within blank space: so a search takes linear time.
         heads = _any_of(_core(text) for text in self.openings if text.strip())
         behind = _any_of([*(_core(text) for text in value_close if text.strip()), rf"{heads}\S+?{behind_name}"])
         return {
             "open_pattern": rf"{opening}(?P<name>\S+?){behind_name}(?=\s*(?:{next_key}|{_core(close)}))",
-            "close_pattern": rf"(?=\s*{_core(close)})(?<={behind})\s*{_core(close)}{self._behind_calls(close)}",
+            "close_pattern": rf"(?<!\s)(?=\s*{_core(close)})(?<={behind})\s*{_core(close)}{self._behind_calls(close)}",
             "repeats": True,
             "content": "xml-inline",
             "content_args": {
-                "tag_pattern": rf"{next_key}{_blank_behind(key)}(?P<key>.+?){_any_of(map(_loose, between))}"
+                "tag_pattern": rf"{next_key}{_blank_behind(key)}(?P<key>[^\n]+?){_any_of(map(_loose, between))}"
                 rf"(?P<value>.*?){behind_value}(?=\s*(?:{next_key}|\Z))",
                 "value_parser": {"name": "text", "args": dict(_TEXTS)},
             },

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -288,6 +289,21 @@ def test_it_reads_an_answer_as_it_comes_in(name: str) -> None:
             if len(whole.content) > 3:  # a negative control
                 lost = answer.text.rindex(whole.content) + 1
                 assert in_chunks(answer, derived, chance, lose=lost) != whole
+
+
+@pytest.mark.parametrize("text", ["a", "\n", "<b>", "}]", "a "], ids=repr)
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_nothink", "glm4moe", "gemma4_v5"])
+def test_long_texts_are_read_in_linear_time(name: str, text: str) -> None:
+    """No expression goes back over what it has read: 100,000 characters take milliseconds, not minutes."""
+    function = {"name": "f", "arguments": {"key": f"x{text * (100_000 // len(text))}x"}}
+    message = Message(role="assistant", tool_calls=({"id": "call00000", "type": "function", "function": function},))
+    rendered = written(template_of(name), tokens_of(name), message)
+    assert rendered is not None
+    start, end = rendered.target_spans[0].start, rendered.target_spans[-1].end
+    answer = Answer(message, rendered.text[start:end], rendered.text[:start], list(tools_for(message)))
+    started = time.monotonic()
+    assert answer.parse(template_of(name).response_template(tokens_of(name))) == answer.wanted
+    assert time.monotonic() - started < 5
 
 
 CALL = {"id": "call00000", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}
