@@ -3,5 +3,6 @@
 - `grammar`: an answer's form as a value: the literals between its fields
 - `notation`: how values of arguments are written: as JSON, in Python's way, or with quotes of a template's own
 - `probing`: finds a template's grammar by rendering small answers
+- `literals`: the literals that can follow each field, ready to be found in a text that comes in
 - `parsing`: reads an answer by a grammar, at once or as it comes in
 """
