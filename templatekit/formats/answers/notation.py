@@ -185,8 +185,9 @@ class ValueScanner:
                 position = _end_of(self._outside, text, position, end)
             elif not self._is_atom:
                 position = _end_of(_BLANK, text, position, end)
-            if not self._closings and (match := _ATOM.match(text, position, end)):
-                self._is_atom, position = True, match.end()
+            if not self._closings and (self._is_atom or not self._may_open(text, position, end)):
+                match = _ATOM.match(text, position, end)
+                self._is_atom, position = self._is_atom or bool(match), match.end() if match else position
             if position < end:
                 if self._is_atom:
                     self.is_done = True
@@ -201,6 +202,12 @@ class ValueScanner:
         """Whether the value is whole if no more text comes in."""
         self.is_done = self.is_done or self._is_atom
         return self.is_done
+
+    def _may_open(self, text: str, position: int, end: int) -> bool:
+        """Whether a quote stands at a position, or begins there at the end."""
+        return any(
+            quote.startswith(text[position : min(end, position + len(quote))]) for quote in self._notation.quotes
+        )
 
     def _enter_or_leave(self, text: str, position: int, end: int) -> int:
         """Read a bracket or an opening quote; returns the position before a quote that is not whole yet."""

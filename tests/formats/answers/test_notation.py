@@ -67,6 +67,7 @@ def is_equal(one: Any, other: Any) -> bool:
     value=values(), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4), behind=st.sampled_from(["", "\n", "<x>"])
 )
 @example(value="\ud83d", sizes=[1], behind="")
+@example(value="a word", sizes=[1], behind="")
 @example(value="🎉\\", sizes=[1], behind="")
 @settings(max_examples=budget(200))
 def test_there_and_back(kind: str, value: Any, sizes: list[int], behind: str) -> None:
