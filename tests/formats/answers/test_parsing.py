@@ -44,7 +44,7 @@ def joined(pieces: Iterable[AnswerPiece]) -> str:
 
 @EACH
 @given(data=st.data())
-@settings(max_examples=budget(160))
+@settings(max_examples=budget(60))
 def test_there_and_back_in_pieces(form: Form, data: st.DataObject) -> None:
     answer = data.draw(answers(form))
     pieces = form.pieces(answer)
@@ -53,7 +53,7 @@ def test_there_and_back_in_pieces(form: Form, data: st.DataObject) -> None:
 
 @EACH
 @given(data=st.data())
-@settings(max_examples=budget(80))
+@settings(max_examples=budget(60))
 def test_there_and_back_as_text(form: Form, data: st.DataObject) -> None:
     answer = data.draw(answers(form, plain=True))
     pieces = form.pieces(answer)
@@ -127,7 +127,7 @@ def assert_events(events: Sequence[AnswerEvent], parsed: ParsedAnswer) -> None:
 
 @EACH
 @given(data=st.data())
-@settings(max_examples=budget(80))
+@settings(max_examples=budget(60))
 def test_in_chunks_an_answer_is_read_as_the_whole(form: Form, data: st.DataObject) -> None:
     answer = data.draw(answers(form))
     pieces = form.pieces(answer)
@@ -381,7 +381,7 @@ TINY = [("chatml", "bytes"), ("chatml", "unigram"), ("llama3", "bytes"), ("qwen3
 
 @pytest.mark.parametrize(("template", "tokenizer"), TINY + REAL)
 @given(data=st.data())
-@settings(max_examples=budget(20))
+@settings(max_examples=budget(12))
 def test_the_ids_of_an_answer_are_read_back(
     template: str, tokenizer: str, tokenizer_of: Tokenizers, builtin: Registry, data: st.DataObject
 ) -> None:
