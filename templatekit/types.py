@@ -64,6 +64,9 @@ Boundary: TypeAlias = Literal["cut", "joint"]
 ControlTokens: TypeAlias = Literal["template", "everywhere"]
 """Whose text may become control tokens: the template's alone, or also the data's, as the tokenizer itself allows."""
 
+EmptyThought: TypeAlias = Literal["keep", "omit", "error"]
+"""What an answer without a thought gets where the template has an empty one for it: that, nothing, or a refusal."""
+
 Truncation: TypeAlias = Literal["drop", "turns", "context", "response", "error"]
 """What happens to a sample that is too long.
 

@@ -13,7 +13,7 @@ from templatekit.config.filter_expression import FilterExpression
 from templatekit.config.options import JsonValue, Options, PositiveInt, refuse_bool
 from templatekit.config.train_on import parse_train_on
 from templatekit.errors import ConfigError
-from templatekit.types import MAX_WEIGHT, MIN_WEIGHT, Boundary, ControlTokens, TrainOn, Truncation
+from templatekit.types import MAX_WEIGHT, MIN_WEIGHT, Boundary, ControlTokens, EmptyThought, TrainOn, Truncation
 
 CACHE_OPTIONS = ("cache", "cache_dir")
 """The options of commands that cache the prepared examples."""
@@ -192,6 +192,12 @@ class DataOptions(Options):
         "error",
         description="What to do with reasoning, a name, tools, documents or a system message for which the template "
         "has no place: the record cannot be used (error), or is rendered without it and counted (drop).",
+    )
+    empty_thought: EmptyThought = Field(
+        "keep",
+        description="What an answer without a thought gets where the template has an empty one for it, such as "
+        "`<think></think>`: the empty one (keep), nothing (omit; an error where the prompt itself opens the thought), "
+        "or it is an error.",
     )
 
     # Cache

@@ -8,13 +8,17 @@ The form of the answer is found without knowing the model:
 
 1. If the content itself begins with the tag that the prompt opens, or closes it, the rest of the content follows.
 2. If the template prints a thought behind this prompt, as it does for an answer that has one, that rendering gives the
-   literals around the thought. An answer without a thought gets those literals around an empty one.
+   literals around the thought. An answer without a thought gets those literals around an empty one. So it is where the
+   prompt begins the thought in words, such as `Here are my reasoning steps:`, and the template prints thoughts there.
 3. Else the answer's own characters follow the prompt directly, after a closing tag if the prompt leaves a tag open:
    that of its kind which the template's source names, as in `content.split('</think>')`, or for a tag named after
    thinking that of XML. Where the opening tag stands on a line of its own, so does the closing one.
 
 The third way asks that the prompt is one for this answer: up to the tag, the header in the conversation is that of the
 prompt. So the prompts of judges, guards and reward models, which ask about a finished answer, stay refused.
+
+An answer without a thought thus begins with an empty one, or closes the one that the prompt opens, if the template has
+it so. `empty_thought` may ask for such answers without it, or for none of them.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from typing import NamedTuple, TypeAlias
 from templatekit.errors import RecordError, TemplateError
 from templatekit.formats.provenance import TrackedText
 from templatekit.formats.rendering import Rendering
-from templatekit.types import TEMPLATE, Message, Origin, Span, field_origin
+from templatekit.types import TEMPLATE, EmptyThought, Message, Origin, Span, field_origin
 
 _LETTER = "x"
 """Rendered as a thought or as an answer, it shows the literals around one."""
@@ -41,6 +45,10 @@ _THOUGHT_TAG = re.compile(
 """A tag that opens a thought by its name, and is closed as in XML where the template names no other way."""
 _OPENED = re.compile(rf"({_TAG.pattern})(\s*)$")
 """A tag at the end of a prompt, and the blank space behind it."""
+_CHANNEL = r"\s*(?:thought|thinking|reasoning|analysis)?\s*"
+"""What may stand in an empty thought: blank space, and the name of its channel in front."""
+_OPENED_CHANNEL = re.compile(rf"({_TAG.pattern}){_CHANNEL}$")
+"""A tag at the end of a prompt, and the name of its channel."""
 _WORD = re.compile(rf"{_TAG.pattern}|\w+|\S")
 """A tag, a word or a sign."""
 
@@ -66,6 +74,8 @@ class ExampleRenderer(NamedTuple):
     covers: CoverFunction
     builds_answers: bool
     """Whether answers may be built: in chat templates."""
+    empty_thought: EmptyThought = "keep"
+    """What an answer without a thought gets where the template has an empty one for it."""
 
     def served(self, messages: Messages) -> Rendering:
         """These messages; an answer at their end as it is served."""
@@ -74,27 +84,34 @@ class ExampleRenderer(NamedTuple):
     def as_served(self, messages: Messages, rendering: Rendering) -> Rendering:
         """The rendering of these messages with the answer at their end as it is served.
 
-        It is the rendering itself where that starts with the prompt, or where no served form can be found.
+        It is the rendering itself where that starts with the prompt, or where no served form can be found. Raises
+        `RecordError` for an answer that `empty_thought` does not allow.
         """
-        if not self.builds_answers or messages[-1].role != "assistant":
+        before, answer = messages[:-1], messages[-1]
+        if not self.builds_answers or answer.role != "assistant":
             return rendering
-        before = messages[:-1]
         if not any(message.role == "user" for message in before):
             return rendering
+        served = self._behind_its_prompt(messages, rendering)
+        if self.empty_thought == "keep" or answer.reasoning or not answer.weight:
+            return served
+        return _without_empty_thought(served, Rendering.of(self.render(before, True)), len(before), self.empty_thought)
+
+    def _behind_its_prompt(self, messages: Messages, rendering: Rendering) -> Rendering:
+        before = messages[:-1]
         text = self.text(before, True)
         if rendering.text.startswith(text):
             own_range = rendering.own_range(len(before))
             if own_range is None or own_range[0] >= len(text):
-                return rendering
+                try:
+                    return _behind_open_thought(self, messages, rendering, len(text)) or rendering
+                except _NoServedForm:
+                    raise _open_thought(len(before), _OPENED.search(text)) from None
             # The answer itself begins with characters that the prompt has, such as `<think>`.
             answer = rendering.tail(len(text))
             if opened := _OPENED.search(text):
                 if not any(name in messages[-1].content for name in _closing_tags(opened[1])):
-                    raise RecordError(
-                        f"the content opens a thought ({opened[1]}) that nothing closes",
-                        field=f"messages[{len(before)}].content",
-                        reason="open_thought",
-                    )
+                    raise _open_thought(len(before), opened)
                 answer = _closed_by_template(answer, opened[1])
             return Rendering.of(self.render(before, True)).followed_by(answer)
         prompt = Rendering.of(self.render(before, True))
@@ -102,6 +119,7 @@ class ExampleRenderer(NamedTuple):
             return (
                 _with_inline_thought(self, messages, rendering, prompt)
                 or _around_empty_thought(self, messages, prompt)
+                or _behind_begun_thought(self, messages, rendering, prompt)
                 or _behind_prompt(self, messages, rendering, prompt)
                 or rendering
             )
@@ -145,6 +163,61 @@ def _empty_range(messages: Messages, rendering: Rendering, with_letter: Renderin
 
 class _NoServedForm(Exception):
     """The answer cannot be told apart from its thought."""
+
+
+def _open_thought(turn: int, opened: re.Match[str] | None) -> RecordError:
+    """The error for a content that opens the thought behind this end of a prompt, and does not close it."""
+    return RecordError(
+        f"the content opens a thought ({opened[1] if opened else ''}) that nothing closes",
+        field=f"messages[{turn}].content",
+        reason="open_thought",
+    )
+
+
+def _without_empty_thought(
+    rendering: Rendering, prompt: Rendering, turn: int, empty_thought: EmptyThought
+) -> Rendering:
+    """The rendering without the empty thought behind its prompt, if there is one.
+
+    Raises `RecordError` where every empty thought is an error, and where the prompt itself opens it: an answer that
+    followed directly would stand in the thought.
+    """
+    if not rendering.text.startswith(prompt.text):
+        return rendering
+    lead = rendering.literal_from(len(prompt.text))
+    opened = _OPENED_CHANNEL.search(_header(prompt, turn)[1])
+    if opened and any(lead.lstrip().startswith(name) for name in _closing_tags(opened[1])):
+        if empty_thought == "omit":
+            raise RecordError(
+                f"an answer without a thought cannot follow its prompt directly (--empty-thought omit): give the row a "
+                f"thought, or let it get an empty one (--empty-thought keep); the prompt opens a thought ({opened[1]})",
+                field=f"messages[{turn}].reasoning",
+                reason="empty_thought",
+            )
+    elif (found := _empty_thought(lead)) is None:
+        return rendering
+    else:
+        start, end = (len(prompt.text) + offset for offset in found)
+    if empty_thought == "error":
+        raise RecordError(
+            "the answer has no thought: give it one, or let it get an empty one (--empty-thought keep); the template "
+            "writes one for it",
+            field=f"messages[{turn}].reasoning",
+            reason="empty_thought",
+        )
+    return rendering.cut(start).followed_by(rendering.tail(end))
+
+
+def _empty_thought(text: str) -> tuple[int, int] | None:
+    """The range of the first empty thought in a text, with the blank space behind it: `<think></think>`, `</think>`."""
+    for tag in _TAG.finditer(text):
+        for name in _closing_tags(tag[0]):
+            if found := re.compile(_CHANNEL + re.escape(name) + r"\s*").match(text, tag.end()):
+                return tag.start(), found.end()
+        opening = f"{tag[0][0]}{tag[0][2:]}"
+        if tag[0][1] == "/" and _THOUGHT_TAG.fullmatch(opening):
+            return tag.start(), len(text) - len(text[tag.end() :].lstrip())
+    return None
 
 
 def _with_inline_thought(
@@ -201,6 +274,29 @@ def _around_empty_thought(renderer: ExampleRenderer, messages: Messages, prompt:
     return _if_whole(renderer, rendering.cut(spans[0].start).followed_by(rendering.tail(spans[0].end)), messages)
 
 
+def _behind_begun_thought(
+    renderer: ExampleRenderer, messages: Messages, rendering: Rendering, prompt: Rendering
+) -> Rendering | None:
+    """The answer behind a thought that the prompt begins in words, where the template prints thoughts in their place.
+
+    What stands behind such a thought has to close it: a text other than blank space.
+    """
+    *before, answer = messages
+    if not answer.reasoning:
+        try:
+            rendering = Rendering.of(renderer.render((*before, replace(answer, reasoning=_LETTER)), False))
+        except (RecordError, TemplateError):
+            return None
+    spans = [span for span in rendering.spans if _is_of(span, field_origin("reasoning", len(before)))]
+    if len(spans) != 1 or not prompt.text.startswith(rendering.text[: spans[0].start]):
+        return None
+    start, end = spans[0].start, spans[0].end
+    begun = prompt.text[start:]
+    if not begun.strip() or _TAG.search(begun) or not rendering.literal_from(end).strip():
+        return None
+    return _if_whole(renderer, prompt.followed_by(rendering.tail(start if answer.reasoning else end)), messages)
+
+
 def _is_of(span: Span, origin: Origin) -> bool:
     return span.origin.message == origin.message and span.origin.field == origin.field
 
@@ -245,22 +341,67 @@ def _behind_prompt(
     if instead.isspace() and not fed[-1:].isspace() and not thought.closing:
         start -= len(instead)  # between a header and the answer
     elif instead.strip() and "".join(instead.split()) not in thought.empty:
-        if not (thought.is_closed and _TAG.fullmatch(instead.strip())):
+        lead = instead.lstrip()
+        if not opening.strip():  # all that follows the prompt's header opens the answer, such as the name of a channel
+            lead = instead
+        elif _starts_with_calls(rendering, turn):  # what opens them
+            if (found := _empty_thought(lead)) and not found[0]:
+                lead = lead[found[1] :]
+        elif not (thought.is_closed and _TAG.fullmatch(lead.rstrip())):  # a tag that opens the text of the answer
             return None
-        start -= len(instead.lstrip())  # the tag opens the text of the answer
-    answer = rendering.tail(start)
+        start -= len(lead)
+    own_thought = field_origin("reasoning", turn)
+    if opening.strip() and any(_is_of(span, own_thought) for span in rendering.spans):
+        return None  # a thought of its own, which the prompt does not lead to
+    return _with_thought(renderer, messages, rendering, prompt, thought.closing, start)
+
+
+def _behind_open_thought(
+    renderer: ExampleRenderer, messages: Messages, rendering: Rendering, prompt_length: int
+) -> Rendering | None:
+    """The answer of a text that starts with the prompt but leaves open the thought that the prompt opens.
+
+    A template may print the last answer so, as the beginning of a thought that a server goes on with.
+    """
+    turn = len(messages) - 1
+    opened = _OPENED.search(_header(rendering.cut(prompt_length), turn)[1])
+    if opened is None or not _THOUGHT_TAG.fullmatch(opened[1]) or rendering.literal_from(prompt_length).strip():
+        return None
+    if any(_is_of(span, field_origin("reasoning", turn)) for span in rendering.spans):
+        return None
+    prompt = rendering.cut(prompt_length)
+    if inline := _with_inline_thought(renderer, messages, rendering, prompt):
+        return inline
+    thought = _Thought.of(opened[0], renderer.mentions)
+    start = prompt_length + len(rendering.literal_from(prompt_length))
+    if thought is None or rendering.own_range(turn) is None:
+        return None
+    return _with_thought(renderer, messages, rendering, prompt, thought.closing, start)
+
+
+def _with_thought(
+    renderer: ExampleRenderer, messages: Messages, rendering: Rendering, prompt: Rendering, closing: str, start: int
+) -> Rendering | None:
+    """The prompt, the thought that it leads to and what closes it, and the rendering from `start` on.
+
+    The thought is the row's, unless the rendering shows it already or the prompt leads to none.
+    """
+    turn, answer = len(messages) - 1, rendering.tail(start)
     generated = any(span.origin.generation for span in answer.spans[:1])
     own_thought = field_origin("reasoning", turn)
-    reasoning = messages[-1].reasoning
-    if any(_is_of(span, own_thought) for span in rendering.spans):
-        if opening.strip():
-            return None  # a thought of its own, which the prompt does not lead to
-    elif reasoning and thought.closing:  # without a place for it, the text lacks it, and is refused for that
-        prompt = prompt.followed_by(
-            Rendering.piece(renderer.field_text(turn, "reasoning"), replace(own_thought, generation=generated))
-        )
-    closing = Rendering.piece(thought.closing, replace(TEMPLATE, generation=generated))
-    return _if_whole(renderer, prompt.followed_by(closing).followed_by(answer), messages)
+    is_printed = any(_is_of(span, own_thought) for span in rendering.spans)
+    # Where the prompt has no place for the thought, the text lacks it, and is refused for that.
+    if closing and messages[-1].reasoning and not is_printed:
+        thought = renderer.field_text(turn, "reasoning")
+        prompt = prompt.followed_by(Rendering.piece(thought, replace(own_thought, generation=generated)))
+    closed = prompt.followed_by(Rendering.piece(closing, replace(TEMPLATE, generation=generated)))
+    return _if_whole(renderer, closed.followed_by(answer), messages)
+
+
+def _starts_with_calls(rendering: Rendering, turn: int) -> bool:
+    """Whether the first of a message's own characters are those of its tool calls."""
+    own = (span.origin for span in rendering.spans if span.origin.message == turn and not span.origin.in_header)
+    return next((origin.field == "tool_calls" for origin in own), False)
 
 
 def _header(rendering: Rendering, turn: int) -> tuple[Origin | None, str]:
@@ -283,8 +424,14 @@ def _differing_ends(one: str, other: str) -> tuple[str, str]:
         same -= 1
     one_end, other_end = (words[same - 1].end() if same else 0 for words in (ones, others))
     one, other = one[one_end:], other[other_end:]
-    # The first text may begin earlier, with a tag.
     ones, others = ([*_WORD.finditer(text)] for text in (one, other))
+    # The second text may have more tags before the same header, such as one that ends the turn before it.
+    more = others[: len(others) - len(ones)]
+    is_same_header = [word[0] for word in ones] == [word[0] for word in others[len(more) :]]
+    only_tags = all(_TAG.fullmatch(word[0]) for word in more)
+    if ones and more and is_same_header and only_tags and not _THOUGHT_TAG.fullmatch(ones[-1][0]):
+        return "", ""
+    # The first text may begin earlier, with a tag.
     for start in range(1, len(ones)):
         if not all(_TAG.fullmatch(word[0]) for word in (*ones[:start], ones[start])):
             break

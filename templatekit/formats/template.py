@@ -56,6 +56,7 @@ from templatekit.hooks.contracts import TemplateFile
 from templatekit.types import (
     NO_TOKENIZER,
     AnswerPiece,
+    EmptyThought,
     Example,
     Message,
     RenderedText,
@@ -90,6 +91,7 @@ class Template:
         self._tracked_template = compile_template(self._environment(), checked.text, file.name)
         self._plain_template = compile_template(plain_environment(), checked.text, file.name)
         self._allows_no_prompt = False
+        self.empty_thought: EmptyThought = "keep"
         self._compiler = TracingCompiler(self)
         self._grammars: dict[SpecialTokens, AnswerGrammar] = {}
         if self.kind == "instruction":
@@ -111,6 +113,13 @@ class Template:
         changed.metadata = self.metadata.model_copy(update=given)
         changed._compiler = TracingCompiler(changed)
         changed._grammars = {}
+        return changed
+
+    def with_empty_thought(self, empty_thought: EmptyThought) -> Template:
+        """The same template, where an answer without a thought keeps or lacks its empty one, or is an error."""
+        changed = copy(self)
+        changed.empty_thought = empty_thought
+        changed._compiler = TracingCompiler(changed)
         return changed
 
     @property
@@ -246,7 +255,7 @@ class Template:
         for offered in (tools, ()) if tools else ((),):
             example = Example(messages=(question, answer), tools=offered)
             try:
-                rendered = self.interpret(example, tokens, 0, "last")[-1].rendered
+                rendered = self.with_empty_thought("keep").interpret(example, tokens, 0, "last")[-1].rendered
             except (RecordError, TemplateError) as error:
                 refused.append(error)
                 continue
@@ -260,8 +269,8 @@ class Template:
     def interpret(self, example: Example, tokens: SpecialTokens, row: int, mode: RenderMode) -> tuple[Sample, ...]:
         """The example's samples, rendered without a trace."""
         conversation = self._conversation(example, tokens)
-        self._check(example, conversation.rendering(len(example.messages)), self._render_others(tokens))
         with self._suggest_kwargs(example, tokens):
+            self._check(example, conversation.rendering(len(example.messages)), self._render_others(tokens))
             texts = _trained_texts(conversation, mode)
         samples = []
         history = 0
@@ -312,7 +321,9 @@ class Template:
         covers: CoverFunction,
         tokens: SpecialTokens,
     ) -> TargetFinder:
-        renderer = ExampleRenderer(render, text, field_text, self._mentions, covers, self.kind == "chat")
+        renderer = ExampleRenderer(
+            render, text, field_text, self._mentions, covers, self.kind == "chat", self.empty_thought
+        )
         return TargetFinder(renderer, EndMarkers.of(self.metadata, tokens), self._has_generation_blocks, self.name, {})
 
     def record(self, example: Example, tokens: SpecialTokens, mode: RenderMode) -> Recording:
@@ -510,11 +521,14 @@ class Template:
 
     @contextmanager
     def _suggest_kwargs(self, example: Example, tokens: SpecialTokens) -> Iterator[None]:
-        """Extend the error for a prompt that is not a prefix: name the kwargs that avoid it, each tried separately."""
+        """Extend the error for a prompt that is no prefix, or for an empty thought: name the kwargs that avoid it.
+
+        Each is tried separately.
+        """
         try:
             yield
         except RecordError as error:
-            if error.reason != "prompt_is_no_prefix" or self.kind == "instruction":
+            if error.reason not in ("prompt_is_no_prefix", "empty_thought") or self.kind == "instruction":
                 raise
             options = self.variables - {*CHAT_VARIABLES, *COMMON_VARIABLES, *plain_environment().globals}
             helpful = [
@@ -523,12 +537,13 @@ class Template:
                 for value in (False, True)
                 if self._has_targets_with({name: value}, example, tokens)
             ]
-            error.message += (
-                f"; with {' or '.join(helpful)} it does not (--chat-template-kwargs {helpful[0]})"
-                if helpful
-                else "; no option of the template changes that: give the turn the weight 0, leave the row out "
-                "(--on-error skip), or mend the template"
-            )
+            if helpful:
+                error.message += f"; with {' or '.join(helpful)} it does not (--chat-template-kwargs {helpful[0]})"
+            elif error.reason == "prompt_is_no_prefix":
+                error.message += (
+                    "; no option of the template changes that: give the turn the weight 0, leave the row out "
+                    "(--on-error skip), or mend the template"
+                )
             raise
 
     def _has_targets_with(self, overrides: Mapping[str, Any], example: Example, tokens: SpecialTokens) -> bool:

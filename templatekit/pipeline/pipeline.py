@@ -109,6 +109,8 @@ class Pipeline:
         self.template = (template.with_kwargs(kwargs) if template and kwargs else template) or find_template(
             options.template, registry, chat_template=tokenizer.chat_template if tokenizer else None, kwargs=kwargs
         )
+        if options.empty_thought != self.template.empty_thought:
+            self.template = self.template.with_empty_thought(options.empty_thought)
         self.special_tokens = tokenizer.special_tokens if tokenizer else NO_TOKENIZER
         if options.end_marker is not None:
             self.template = self.template.ended_by(options.end_marker)

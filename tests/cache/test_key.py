@@ -148,6 +148,7 @@ OTHERWISE: dict[str, Any] = {
     "max_record_size": 17,
     "on_error": "skip",
     "on_missing_field": "drop",
+    "empty_thought": "omit",
     "encoder": "tokenizers",
 }
 OWN_TESTS = {"dataset", "chat_template_kwargs", "mix", "mix_strategy"}

@@ -40,6 +40,7 @@ def answered(given: Template, *messages: Message) -> list[str]:
 
 SPLITS = "{{ m.content.split('</think>')[-1] }}"
 PRINTS = "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+BEGUN = "{% if m.reasoning_content %}{{ m.reasoning_content }}\n[FINAL ANSWER]\n{% endif %}{{ m.content }}"
 CASES = {
     # the template, the message, and the trained text
     "a template that cuts thoughts": (SPLITS, "<think>\n", assistant("A"), "\n</think>\n\nA</s>"),
@@ -73,6 +74,27 @@ CASES = {
     "a closed thought in both": ("</think>{{ m.content }}", "<think></think>", assistant("A"), "A</s>"),
     "a role": (" {{ m.content }}", " Assistant:", assistant("A"), " A</s>"),
     "an empty answer": (SPLITS, "<think>\n", assistant(""), "\n</think>\n\n</s>"),
+    "a text that leaves the thought open": (
+        "{{ '<think>\n' if loop.last }}{{ m.content }}",
+        "<think>\n",
+        assistant("A"),
+        "\n</think>\n\nA</s>",
+    ),
+    "the same with a thought in the content": (
+        "{{ '<think>\n' if loop.last }}{{ m.content }}",
+        "<think>\n",
+        assistant("<think>\nR\n</think>\nA"),
+        "R\n</think>\nA</s>",
+    ),
+    "the same with a thought": (
+        "{{ '<think>\n' if loop.last }}{{ m.content }}",
+        "<think>\n",
+        assistant("A", reasoning="R"),
+        "R\n</think>\n\nA</s>",
+    ),
+    "a thought begun in words": (BEGUN, "My steps:\n", assistant("A"), "\n[FINAL ANSWER]\nA</s>"),
+    "a thought that goes on": (BEGUN, "My steps:\n", assistant("A", reasoning="R"), "R\n[FINAL ANSWER]\nA</s>"),
+    "a channel after the header": ("<say>{{ m.content }}", "", assistant("A"), "<say>A</s>"),
 }
 
 
@@ -93,6 +115,16 @@ REFUSED = {
     "a reward": ("{{ m.content }}", "<|reward|>", assistant("A")),
     "a beginning": ("{{ m.content }}", "Sure, here is", assistant("A")),
     "a beginning behind a tag": (SPLITS, "<think>Okay,", assistant("A")),
+    "a beginning that nothing closes": (
+        "{% if m.reasoning_content %}{{ m.reasoning_content }}\n{% endif %}{{ m.content }}",
+        "My steps:\n",
+        assistant("A"),
+    ),
+    "a thought that is never closed in an open text": (
+        "{{ '<think>\n' if loop.last }}{{ m.content }}",
+        "<think>\n",
+        assistant("<think>\nA"),
+    ),
     "punctuation": ("{{ m.content }}", "!", assistant("A")),
     "a score": ("{{ m.content }}", "<score>", assistant("A")),
     "a thought that is never closed": (SPLITS, "<think>\n", assistant("<think>\nA")),
@@ -112,6 +144,127 @@ def test_a_prompt_that_asks_for_something_else_is_refused(name: str) -> None:
     with pytest.raises(RecordError) as caught:
         answered(given, user("Q"), message)
     assert caught.value.reason == ("open_thought" if "closed" in name and "never" in name else "prompt_is_no_prefix")
+
+
+def test_a_turn_that_ends_in_the_prompt_alone() -> None:
+    """The prompt is fed as it is, also where it has more tags before the answer's header than the finished text."""
+    source = CHAT.format(answer="{{ m.content }}", opening="").replace("%}<bot>{% endif", "%}<|end|>\n<bot>{% endif")
+    given = Template(TemplateFile(name="made", source=source), strict=False)
+    assert answered(given, user("Q"), assistant("A"), user("Q"), assistant("B")) == ["A</s>", "B</s>"]
+    judge = source.replace("<|end|>", "Is it true?<|end|>")
+    with pytest.raises(RecordError):
+        answered(Template(TemplateFile(name="made", source=judge), strict=False), user("Q"), assistant("A"))
+
+
+def test_earlier_thoughts_that_the_finished_text_lacks_stay_in_the_prompt() -> None:
+    """A server keeps the thought of a call until the answer, which stands in a channel of its own."""
+    source = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% if m.tool_calls %}{% if loop.index0 + 2 >= "
+        "messages | length and messages[-1].role == 'tool' %}<bot><chan>{{ m.reasoning_content }}</s>{% endif %}"
+        "<bot>{{ m.tool_calls[0].function.name }}</s>{% else %}<bot><say>{{ m.content }}</s>{% endif %}{% else %}"
+        "<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+    )
+    given = Template(TemplateFile(name="made", source=source), strict=False)
+    call = {"type": "function", "function": {"name": "get", "arguments": {}}}
+    calling = assistant("", tool_calls=(call,), reasoning="R", weight=0)
+    messages = (user("Q"), calling, Message(role="tool", content="T"), assistant("A"))
+    (sample,) = given.samples(Example(messages=messages), TOKENS)
+    (target,) = sample.rendered.target_spans
+    assert sample.rendered.text[: target.start] == "<user>Q<bot><chan>R</s><bot>get</s><tool>T<bot>"
+    assert sample.rendered.text[target.start : target.end] == "<say>A</s>"
+
+
+WRITES = (
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% else %}<think>\n\n</think>\n\n{% endif %}"
+)
+POLICIES: dict[str, tuple[str, str, Message, str, str]] = {
+    # the template's answer and prompt, the message, what it gets with `omit`, and the reason of `error`
+    "the template writes an empty one": (WRITES + "{{ m.content }}", "", assistant("A"), "A</s>", "empty_thought"),
+    "in a channel": (
+        "<|channel>thought\n<channel|>{{ m.content }}",
+        "",
+        assistant("A"),
+        "A</s>",
+        "empty_thought",
+    ),
+    "what closes it alone": ("</think>{{ m.content }}", "", assistant("A"), "A</s>", "empty_thought"),
+    "an empty answer": (WRITES + "{{ m.content }}", "", assistant(""), "</s>", "empty_thought"),
+    "the row has a thought": (
+        WRITES + "{{ m.content }}",
+        "",
+        assistant("A", reasoning="R"),
+        "<think>R</think>A</s>",
+        "",
+    ),
+    "the prompt opens it": (SPLITS, "<think>\n", assistant("A"), "", "empty_thought"),
+    "the prompt opens it and the content has one": (
+        SPLITS,
+        "<think>\n",
+        assistant("R</think>A"),
+        "R</think>A</s>",
+        "",
+    ),
+    "the prompt closes it": ("{{ m.content }}", "<think></think>", assistant("A"), "A</s>", ""),
+    "no thought anywhere": ("{{ m.content }}", "", assistant("A"), "A</s>", ""),
+    "another channel": ("<say>{{ m.content }}", "", assistant("A"), "<say>A</s>", ""),
+    "another empty element": ("{{ m.content }}<b></b>", "", assistant("A"), "A<b></b></s>", ""),
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("kind", [Template, UntrustedTemplate])
+def test_an_answer_without_a_thought_lacks_it_or_is_an_error(name: str, kind: type[Template]) -> None:
+    answer, opening, message, omitted, reason = POLICIES[name]
+    kept = kind(TemplateFile(name="made", source=CHAT.format(answer=answer, opening=opening)), strict=False)
+    (expected,) = answered(kept, user("Q"), message)
+    for policy, text, refused in (("omit", omitted, "" if omitted else reason), ("error", expected, reason)):
+        given = kept.with_empty_thought("omit" if policy == "omit" else "error")
+        for _ in range(4):  # the last ones by a compiled trace
+            if not refused:
+                assert answered(given, user("Q"), message) == [text]
+                continue
+            with pytest.raises(RecordError) as caught:
+                answered(given, user("Q"), message)
+            assert (caught.value.reason, caught.value.field) == (refused, "messages[1].reasoning")
+        assert given.with_empty_thought("keep").parse(expected.removesuffix("</s>")) == kept.parse(
+            expected.removesuffix("</s>")
+        )
+    assert answered(kept, user("Q"), message) == [expected]
+
+
+def test_without_empty_thoughts_a_conversation_is_one_text() -> None:
+    """A template that writes one in the last turn alone; an answer that is not trained needs no thought."""
+    given = Template(
+        TemplateFile(
+            name="made",
+            source=CHAT.format(answer="{% if loop.last %}<think></think>{% endif %}{{ m.content }}", opening=""),
+        ),
+        strict=False,
+    )
+    example = conversation(user("Q"), assistant("A"), user("Q"), assistant("B"))
+    texts = [[sample.rendered.text for sample in one.samples(example, TOKENS)] for one in (given, omitting(given))]
+    assert texts == [
+        ["<user>Q<bot><think></think>A</s>", "<user>Q<bot>A</s><user>Q<bot><think></think>B</s>"],
+        ["<user>Q<bot>A</s><user>Q<bot>B</s>"],
+    ]
+    untrained = conversation(user("Q"), assistant("A", weight=0), user("Q"), assistant("B", reasoning="R"))
+    prints = template(PRINTS.replace("{% endif", "{% else %}<think></think>{% endif"), "").with_empty_thought("error")
+    assert answered(prints, *untrained.messages) == ["<think>R</think>B</s>"]
+
+
+def omitting(given: Template) -> Template:
+    return given.with_empty_thought("omit")
+
+
+def test_the_option_that_turns_thoughts_off_is_named() -> None:
+    source = CHAT.format(
+        answer="{{ m.content }}",
+        opening="<think>{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}",
+    )
+    given = omitting(Template(TemplateFile(name="made", source=source), strict=False))
+    with pytest.raises(RecordError, match=r"opens a thought \(<think>\); with enable_thinking=false it does not"):
+        answered(given, user("Q"), assistant("A"))
+    assert answered(given.with_kwargs({"enable_thinking": False}), user("Q"), assistant("A")) == ["A</s>"]
 
 
 def test_what_closes_a_thought_in_the_content_is_a_literal() -> None:

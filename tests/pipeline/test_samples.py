@@ -244,6 +244,21 @@ def test_a_field_without_a_place_is_an_error_or_left_out(name: str, builtin: Reg
     assert f"left out of the records: 2 × {what} without a place" in "\n".join(run.counts.lines(tokens=True))
 
 
+def test_an_answer_without_a_thought_is_counted(builtin: Registry, tokenizer_of: Any) -> None:
+    thought = "{% if m.role == 'assistant' %}<think>{{ m.reasoning_content or '' }}</think>{% endif %}"
+    thinks = PLAIN.replace("{{ m.content }}", thought + "{{ m.content }}")
+    tokenizer, row = tokenizer_of("bytes"), {"messages": [ASKED, SAID]}
+    thinking = {"messages": [ASKED, SAID | {"reasoning_content": "Hm."}]}
+    kept, omitted, plain = (
+        [ids_of(item) for item in pipeline(builtin, tokenizer, source, empty_thought=policy).run([row])]
+        for source, policy in ((thinks, "keep"), (thinks, "omit"), (PLAIN, "omit"))
+    )
+    assert omitted == plain != kept
+    run = pipeline(builtin, tokenizer, thinks, empty_thought="error", on_error="skip")
+    assert [item.rendered.row for item in run.run([row, thinking, row])] == [1]
+    assert run.counts.dropped == {"empty_thought": 2}
+
+
 def ids_of(item: Sample) -> tuple[int, ...]:
     assert item.tokenized is not None
     return item.tokenized.input_ids

@@ -106,19 +106,24 @@ def alike(one: str, other: str) -> int:
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-_MARKS = re.compile(r"(?:\s|<[^<>\s]+>|\[/?[A-Z_]+\])*")
+_MARKS = re.compile(r"(?:\s|<[^<>\s]+>|\[/?[A-Z_ ]+\])*")
+_OPEN_THOUGHT = re.compile(r"<[a-z_]*think[a-z_]*>\s*$")
 _CUT_MARK = re.compile(r"[<\[][^<>\[\]\s]*$")
 
 
 def is_served_answer(answer: str, prompt: str, finished: str, *, thought: str = "", header: str = "") -> bool:
     """Whether an answer is what a server continues a prompt with; `finished` is the whole text by transformers.
 
-    Where that text does not start with the prompt, the answer is the one in it, but for a thought that it lacks, and
-    for marks: those that the text has before its answer and the prompt has not, and those that close what the prompt
-    opens. The answer starts where the two texts begin to differ, or behind a header.
+    Where that text does not start with the prompt, or leaves open the thought that the prompt opens, the answer is the
+    one in it, but for a thought that it lacks, and for marks: those that the text has before its answer and the prompt
+    has not, and those that close what the prompt opens. The answer starts where the two texts begin to differ, or
+    behind a header.
     """
     if finished.startswith(prompt):
-        return finished.startswith(answer, len(prompt))
+        if finished.startswith(answer, len(prompt)):
+            return "</" in answer or not _OPEN_THOUGHT.search(prompt)
+        if not _OPEN_THOUGHT.search(prompt):
+            return False
     same = alike(prompt, finished)
     if cut := _CUT_MARK.search(finished[:same]):
         same = cut.start()

@@ -32,7 +32,7 @@ from templatekit.formats.sandbox.worker import WORKER, Request
 from templatekit.formats.template import Template
 from templatekit.formats.template_errors import compile_template, syntax_error
 from templatekit.hooks.contracts import TemplateFile
-from templatekit.types import Example
+from templatekit.types import EmptyThought, Example
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -79,6 +79,7 @@ class UntrustedTemplate(Template):
             )
         self._file, self._strict, self._kwargs = file, strict, pickle.dumps(kwargs)
         self._end_marker: str | None = None
+        self.empty_thought = "keep"
         try:
             self._unmetered_line = find_unmetered_constant(plain_environment().parse(file.source))
         except Exception as error:
@@ -99,6 +100,10 @@ class UntrustedTemplate(Template):
         changed._end_marker = end_marker
         return changed
 
+    def with_empty_thought(self, empty_thought: EmptyThought) -> UntrustedTemplate:
+        """As `Template.with_empty_thought`."""
+        return cast("UntrustedTemplate", super().with_empty_thought(empty_thought))
+
     render = _limited(Template.render)
     samples = _limited(Template.samples)
     prompt = _limited(Template.prompt)
@@ -109,7 +114,15 @@ class UntrustedTemplate(Template):
         sent = tuple(replace(value, metadata={}) if isinstance(value, Example) else value for value in arguments)
         response = WORKER.call(
             Request(
-                self._file, self._strict, self._kwargs, self._end_marker, method, sent, options, self._unmetered_line
+                self._file,
+                self._strict,
+                self._kwargs,
+                self._end_marker,
+                self.empty_thought,
+                method,
+                sent,
+                options,
+                self._unmetered_line,
             )
         )
         if method != "samples":

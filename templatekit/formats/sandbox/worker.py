@@ -34,6 +34,7 @@ from templatekit.formats.template import Template
 from templatekit.formats.template_errors import template_line
 from templatekit.formats.tracing.compiler import TracingCompiler
 from templatekit.hooks.contracts import TemplateFile
+from templatekit.types import EmptyThought
 
 if sys.platform != "win32":
     import resource
@@ -69,6 +70,7 @@ class Request(NamedTuple):
     """The template's kwargs, pickled."""
     end_marker: str | None
     """The end marker that the user named; None if the template decides."""
+    empty_thought: EmptyThought
     method: str
     arguments: tuple[Any, ...] = ()
     options: dict[str, Any] = {}  # noqa: RUF012  (a NamedTuple's default)
@@ -281,6 +283,7 @@ def _respond(request: Request) -> Any:
     try:
         template: Template = _load(request.file, request.strict, request.kwargs)
         template = template if request.end_marker is None else template.ended_by(request.end_marker)
+        template = template.with_empty_thought(request.empty_thought)
         return getattr(template, request.method)(*request.arguments, **request.options)
     except _OutOfTime:
         return _time_bound_broken(limits).to_error(request)

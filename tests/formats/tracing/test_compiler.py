@@ -23,7 +23,7 @@ from templatekit.formats.tracing import compiler, trace_tree
 from templatekit.formats.tracing.compiler import RenderMode, TracingCompiler
 from templatekit.formats.tracing.trace import Trace
 from templatekit.testing import texts
-from templatekit.types import RenderedText, Sample, SpecialTokens
+from templatekit.types import EmptyThought, RenderedText, Sample, SpecialTokens
 
 TOKENS = SpecialTokens(bos="<s>", eos="</s>", special=frozenset({"<s>", "</s>", "<|im_end|>", "<|im_start|>", "<e>"}))
 
@@ -229,6 +229,28 @@ def sources(draw: st.DrawFn) -> str:
 @given(source=sources(), stream=streams(turns=2, long=12))
 def test_templates_that_look_at_texts(source: str, stream: list[Example]) -> None:
     check_stream(made(source).ended_by("none"), stream)
+
+
+EMPTY_THOUGHTS = {
+    "written": "<think>{{ m.reasoning_content or '' }}</think>",
+    "written in the last turn": "{% if loop.last %}<think>{{ m.reasoning_content or '' }}</think>{% endif %}",
+    "opened by the prompt": "",
+}
+
+
+@pytest.mark.parametrize("empty_thought", ["omit", "error"])
+@pytest.mark.parametrize("name", EMPTY_THOUGHTS)
+@given(stream=streams(turns=2))
+@settings(max_examples=max(2, settings().max_examples // 2))
+def test_empty_thoughts(name: str, empty_thought: EmptyThought, stream: list[Example]) -> None:
+    opening = "" if EMPTY_THOUGHTS[name] else "<think>\n"
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        + EMPTY_THOUGHTS[name]
+        + "{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n" + opening + "{% endif %}"
+    )
+    check_stream(made(source).with_empty_thought(empty_thought), stream)
 
 
 @pytest.mark.parametrize("look", LOOKS)
