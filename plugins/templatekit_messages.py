@@ -94,12 +94,14 @@ def _message(value: object, where: str) -> Message:
         if value.get("function_call") is not None:
             calls = (*calls, _function_call(value["function_call"]))
         role = text_of(value, "role")
-        parts = _parts(value)
+        parts, reasoning = _parts(value), _reasoning(value, where)
         return Message(
             role="tool" if role == "function" else role,
-            content="\n".join(part["text"] for part in parts) if parts else _text(value, required=not calls),
+            content="\n".join(part["text"] for part in parts)
+            if parts
+            else _text(value, required=not (calls or reasoning)),
             parts=parts,
-            reasoning=_reasoning(value, where),
+            reasoning=reasoning,
             tool_calls=calls,
             tool_call_id=text_of(value, "tool_call_id", required=False),
             name=text_of(value, "name", required=False),

@@ -14,9 +14,9 @@ from templatekit.errors import RecordError, TemplatekitError
 
 Variables: TypeAlias = dict[str, Any]
 """The variables that a template receives, by name."""
-ContentForm: TypeAlias = Literal["text", "list", "either", "one part"]
+ContentForm: TypeAlias = Literal["text", "list", "either", "one part", "unknown"]
 """The form in which a template accepts content: text, a list of text parts, either, or a list of which it prints one
-part."""
+part. It is unknown where the template refuses every short text, since it asks for more, such as languages."""
 
 ROLES = ("system", "user", "assistant")
 """The roles that every chat template is assumed to know."""
@@ -51,10 +51,13 @@ class AcceptedForms:
 
     def _probe_content(self, role: str) -> ContentForm:
         """The form of this role's content; "text" if the template prints no form, so that rendering gives the error."""
-        text = _FIRST in self._printed(self._conversation_with(role, _FIRST))
+        printed_text = self._printed(self._conversation_with(role, _FIRST))
+        text = _FIRST in printed_text
         # A template that does not accept lists prints the whole list, with the mark.
         parts = [{"type": "text", "text": _FIRST, _MARK: ""}, {"type": "text", "text": _SECOND}]
         printed = self._printed(self._conversation_with(role, parts))
+        if not printed_text and not printed:
+            return "unknown"
         if _MARK in printed or _FIRST not in printed:
             return "text"
         if _SECOND in printed:
@@ -75,7 +78,7 @@ class AcceptedForms:
         return [user, message]
 
     def _in_accepted_form(self, role: str, text: str) -> Any:
-        return text if self.content(role) in ("text", "either") else [{"type": "text", "text": text}]
+        return text if self.content(role) in ("text", "either", "unknown") else [{"type": "text", "text": text}]
 
     @cached_property
     def no_tools(self) -> list[Any] | None:

@@ -103,6 +103,8 @@ class ExampleRenderer(NamedTuple):
         if rendering.text.startswith(text):
             own_range = rendering.own_range(len(before))
             if own_range is None or own_range[0] >= len(text):
+                if (filled := _in_empty_thought(self, messages, rendering, len(text))) is not None:
+                    return filled
                 try:
                     return _behind_open_thought(self, messages, rendering, len(text)) or rendering
                 except _NoServedForm:
@@ -354,6 +356,31 @@ def _behind_prompt(
     if opening.strip() and any(_is_of(span, own_thought) for span in rendering.spans):
         return None  # a thought of its own, which the prompt does not lead to
     return _with_thought(renderer, messages, rendering, prompt, thought.closing, start)
+
+
+def _in_empty_thought(
+    renderer: ExampleRenderer, messages: Messages, rendering: Rendering, prompt_length: int
+) -> Rendering | None:
+    """The row's thought in the empty one that the template writes though the answer has one.
+
+    A template may print thoughts beside tool calls alone. The blank space of the empty thought is parted around it.
+    """
+    turn = len(messages) - 1
+    own_thought = field_origin("reasoning", turn)
+    if not messages[-1].reasoning or any(_is_of(span, own_thought) for span in rendering.spans):
+        return None
+    opened = _OPENED.search(_header(rendering.cut(prompt_length), turn)[1])
+    fed, lead = opened[0] if opened else "", rendering.literal_from(prompt_length)
+    for tag in _THOUGHT_TAG.finditer(fed + lead):
+        blank = re.compile(r"\s*").match(fed + lead, tag.end())
+        if blank is None or not any((fed + lead).startswith(name, blank.end()) for name in _closing_tags(tag[0])):
+            continue
+        start = prompt_length + max(0, tag.end() + len(blank[0]) // 2 - len(fed))
+        generated = any(span.origin.generation for span in rendering.tail(start).spans[:1])
+        thought = renderer.field_text(turn, "reasoning")
+        before = rendering.cut(start).followed_by(Rendering.piece(thought, replace(own_thought, generation=generated)))
+        return before.followed_by(rendering.tail(start))
+    return None
 
 
 def _behind_open_thought(

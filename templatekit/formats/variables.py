@@ -110,13 +110,19 @@ def _content(index: int, message: Message, accepted_forms: AcceptedForms) -> Any
     if not message.content and not message.context and message.tool_calls:
         return track(accepted_forms.calls.content, origin)
     form = accepted_forms.content(message.role)
-    if message.parts and not message.context and form in ("either", "list") and _parts_match_content(message):
+    as_parts = form in ("either", "list") or (form == "unknown" and _parts_say_more(message))
+    if message.parts and not message.context and as_parts and _parts_match_content(message):
         return track(list(message.parts), origin)
     text = track(message.content, origin)
     if message.context:
         context = track(message.context, field_origin("context", index))
         text = concat([text, literal(CONTEXT_SEPARATOR), context] if text else [context])
-    return text if form in ("text", "either") else [{"type": literal("text"), "text": text}]
+    return text if form in ("text", "either", "unknown") else [{"type": literal("text"), "text": text}]
+
+
+def _parts_say_more(message: Message) -> bool:
+    """Whether a message's parts have other keys than those of a text, such as the languages of a translation."""
+    return any(set(part) - {"type", "text"} for part in message.parts)
 
 
 def _parts_match_content(message: Message) -> bool:

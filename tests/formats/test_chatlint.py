@@ -28,6 +28,29 @@ PLAIN = conversation(
 )
 SYSTEM = replace(PLAIN, messages=(Message(role="system", content="Be brief."), *PLAIN.messages))
 THOUGHT = replace(PLAIN, messages=(*PLAIN.messages[:3], replace(PLAIN.messages[3], reasoning="Twice two, so four.")))
+LANGUAGES = {"source_lang_code": "en", "target_lang_code": "de-DE"}
+ANSWERED = user("What is one and one?")
+ASKED_FOR: dict[str, tuple[dict[str, str], Example]] = {
+    "Kwaipilot-HiPO-8B": ({}, conversation(ANSWERED, assistant("<judge>\nEasy.\n</judge>\n<answer>\nTwo.\n</answer>"))),
+    "ServiceNow-AI-Apriel-1.6-15b-Thinker": (
+        {},
+        conversation(ANSWERED, assistant("Here are my reasoning steps:\nHm.\n[BEGIN FINAL RESPONSE]\nTwo.")),
+    ),
+    "ServiceNow-AI-Apriel-Nemotron-15b-Thinker": (
+        {},
+        conversation(ANSWERED, assistant("Here are my reasoning steps:\nHm.\n[BEGIN FINAL RESPONSE]\nTwo.")),
+    ),
+    "amd-translategemma-4b-it_rai_1.8.0_npu_4K": (
+        {},
+        conversation(replace(user("One."), parts=({"type": "text", "text": "One.", **LANGUAGES},)), assistant("Eins.")),
+    ),
+    "chbae624-vllm-translategemma-12b-it": (
+        {},
+        conversation(user("<<<source>>>en<<<target>>>de<<<text>>>One."), assistant("Eins.")),
+    ),
+    "fireworks-ai-llama-3-firefunction-v2": ({"functions": "[]", "datetime": "2026-12-01"}, PLAIN),
+}
+"""Refused templates with rows that they can render: the model's whole answer, languages, variables of their own."""
 NAMES = [path.stem for path in PATHS]
 SAMPLE = NAMES if FULL else NAMES[::8]
 
@@ -113,6 +136,24 @@ def test_an_answer_behind_another_prompt_is_noticed() -> None:
         rendered = replace(sample.rendered, text=wrong, target_spans=(moved,))
         with pytest.raises(AssertionError):
             check(replace(sample, rendered=rendered), PLAIN, source, tokens)
+
+
+@pytest.mark.parametrize("name", ASKED_FOR)
+def test_rows_may_hold_what_a_template_asks_for(name: str) -> None:
+    kwargs, example = ASKED_FOR[name]
+    tokens = tokens_for(source_of(name))
+    template = loaded(name).with_kwargs(kwargs) if kwargs else loaded(name)
+    turns = {index for index, message in enumerate(example.messages) if message.role == "assistant"}
+    for sample in template.samples(example, tokens):
+        for target in sample.rendered.target_spans:
+            before = replace(example, messages=example.messages[: target.message])
+            prompt = theirs(source_of(name), before, tokens, add_generation_prompt=True, **kwargs)
+            assert sample.rendered.text[: target.start] == prompt
+            generated = sample.rendered.text[target.start : target.end].removesuffix("</s>")
+            finished = replace(example, messages=example.messages[: target.message + 1])
+            assert theirs(source_of(name), finished, tokens, **kwargs).startswith(prompt + generated)
+            turns.discard(target.message)
+    assert not turns
 
 
 @pytest.mark.full

@@ -92,6 +92,24 @@ CASES = {
         assistant("A", reasoning="R"),
         "R\n</think>\n\nA</s>",
     ),
+    "a thought for an empty one": (
+        "<think></think>{{ m.content }}",
+        "",
+        assistant("A", reasoning="R"),
+        "<think>R</think>A</s>",
+    ),
+    "a thought for an empty one on lines of its own": (
+        "<think>\n\n</think>\n\n{{ m.content }}",
+        "",
+        assistant("A", reasoning="R"),
+        "<think>\nR\n</think>\n\nA</s>",
+    ),
+    "a thought for an empty one that the prompt opens": (
+        "<think>\n\n</think>{{ m.content }}",
+        "<think>\n",
+        assistant("A", reasoning="R"),
+        "R\n</think>A</s>",
+    ),
     "a thought begun in words": (BEGUN, "My steps:\n", assistant("A"), "\n[FINAL ANSWER]\nA</s>"),
     "a thought that goes on": (BEGUN, "My steps:\n", assistant("A", reasoning="R"), "R\n[FINAL ANSWER]\nA</s>"),
     "a channel after the header": ("<say>{{ m.content }}", "", assistant("A"), "<say>A</s>"),
@@ -129,6 +147,7 @@ REFUSED = {
     "a score": ("{{ m.content }}", "<score>", assistant("A")),
     "a thought that is never closed": (SPLITS, "<think>\n", assistant("<think>\nA")),
     "two thoughts": (SPLITS, "<think>\n", assistant("R\n</think>\nA", reasoning="R")),
+    "a thought that no empty one shows a place for": ("<b></b>{{ m.content }}", "", assistant("A", reasoning="R")),
     "a thought behind a closed one": (PRINTS, "<think></think>", assistant("A", reasoning="R")),
     "content that the template cuts": ("{{ m.content.split('#')[-1] }}", "<think>", assistant("A#B")),
 }
@@ -143,7 +162,8 @@ def test_a_prompt_that_asks_for_something_else_is_refused(name: str) -> None:
     given = Template(TemplateFile(name="made", source=source), strict=False)
     with pytest.raises(RecordError) as caught:
         answered(given, user("Q"), message)
-    assert caught.value.reason == ("open_thought" if "closed" in name and "never" in name else "prompt_is_no_prefix")
+    reasons = {"never closed": "open_thought", "no empty one": "no_place_for_field"}
+    assert caught.value.reason == next((reasons[n] for n in reasons if n in name), "prompt_is_no_prefix")
 
 
 def test_a_turn_that_ends_in_the_prompt_alone() -> None:
@@ -338,6 +358,16 @@ def test_each_of_several_tool_calls_must_be_printed() -> None:
     first = template(f"{{% if m.tool_calls %}}{{% set c = m.tool_calls[0] %}}{printed}{{% endif %}}", "")
     assert answered(every, user("Q"), assistant("", tool_calls=calls)) == ['get{"n": 1}get{"n": 2}</s>']
     assert answered(first, user("Q"), assistant("", tool_calls=calls[:1])) == ['get{"n": 1}</s>']
+    with pytest.raises(RecordError, match=r"messages\[1\]\.tool_calls\[1\]: template 'made' has no place"):
+        answered(first, user("Q"), assistant("", tool_calls=calls))
+
+
+def test_several_calls_may_be_printed_without_their_names() -> None:
+    """By their ids and arguments alone; a call that is not printed is noticed all the same."""
+    calls = tuple({"id": f"get:{n}", "function": {"name": "get", "arguments": {"n": n}}} for n in (1, 2))
+    every = template("{% for c in m.tool_calls %}{{ c.id }}{{ c.function.arguments | tojson }}{% endfor %}", "")
+    first = template("{% for c in m.tool_calls[:1] %}{{ c.id }}{{ c.function.arguments | tojson }}{% endfor %}", "")
+    assert answered(every, user("Q"), assistant("", tool_calls=calls)) == ['get:1{"n": 1}get:2{"n": 2}</s>']
     with pytest.raises(RecordError, match=r"messages\[1\]\.tool_calls\[1\]: template 'made' has no place"):
         answered(first, user("Q"), assistant("", tool_calls=calls))
 

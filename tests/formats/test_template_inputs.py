@@ -111,6 +111,29 @@ def test_content_in_the_form_that_the_template_takes(name: str) -> None:
     assert set("".join(pieces(plain, "messages[0].content"))) >= {"A", "B"}
 
 
+def test_parts_that_say_more_are_passed_where_no_short_text_is_accepted() -> None:
+    """A translator's template asks for languages beside the text; what else is refused stays a text."""
+    asks = FIRST_PART.replace(
+        "{{ m.content[0]['text'] }}",
+        "{% if m.role == 'assistant' %}{{ m.content }}{% elif m.content is string or not m.content[0].language %}"
+        "{{ raise_exception('name a language') }}{% else %}"
+        "{{ m.content[0].language }}: {{ m.content[0].text }}{% endif %}",
+    )
+    given = given_source(asks)
+    assert given.accepted_forms.content("user") == "unknown"
+    said = Message(role="user", content="A", parts=({"type": "text", "text": "A", "language": "de"},))
+    rendered = given.render(Example(messages=(said, message("assistant", "C"))), TOKENS_OF_CHATML)
+    assert rendered.text.startswith("<|im_start|>user\nde: A<|im_end|>")
+    for refused in (parts("user", "A"), message("user", "A")):
+        with pytest.raises(RecordError, match="name a language"):
+            given.render(Example(messages=(refused, message("assistant", "C"))), TOKENS_OF_CHATML)
+    strings = given_source(
+        CHATML.replace("{{ m.content }}", "{{ raise_exception('?') if '>' not in m.content }}{{ m.content }}")
+    )
+    rendered = strings.render(Example(messages=(parts("user", "<A>"), message("assistant", "<C>"))), TOKENS_OF_CHATML)
+    assert rendered.text.startswith("<|im_start|>user\n<A><|im_end|>")
+
+
 TOKENS_OF_CHATML = SpecialTokens(eos="<|im_end|>", special=frozenset({"<|im_start|>", "<|im_end|>"}))
 
 

@@ -76,6 +76,11 @@ def assistant(content: str, **more: Any) -> Message:
         ),
         (
             "messages",
+            {"messages": [{"role": "assistant", "content": None, "reasoning_content": "t"}]},
+            (assistant("", reasoning="t"),),
+        ),
+        (
+            "messages",
             {"messages": [{"role": "developer", "content": [
                 {"type": "text", "text": "a", "image": None, "cache_control": {"type": "ephemeral"}},
                 {"type": "input_text", "text": "b"}, {"text": "c"}, "d", {"type": "text", "value": "e"}]}]},

@@ -122,6 +122,8 @@ def is_served_answer(answer: str, prompt: str, finished: str, *, thought: str = 
     if finished.startswith(prompt):
         if finished.startswith(answer, len(prompt)):
             return "</" in answer or not _OPEN_THOUGHT.search(prompt)
+        if thought and finished.startswith(answer.replace(thought, "", 1), len(prompt)) and "</" in answer:
+            return True  # in the empty thought of the text
         if not _OPEN_THOUGHT.search(prompt):
             return False
     same = alike(prompt, finished)
