@@ -189,25 +189,25 @@ def _without_empty_thought(
     lead = rendering.literal_from(len(prompt.text))
     opened = _OPENED_CHANNEL.search(_header(prompt, turn)[1])
     if opened and any(lead.lstrip().startswith(name) for name in _closing_tags(opened[1])):
-        if empty_thought == "omit":
-            raise RecordError(
-                f"an answer without a thought cannot follow its prompt directly (--empty-thought omit): give the row a "
-                f"thought, or let it get an empty one (--empty-thought keep); the prompt opens a thought ({opened[1]})",
-                field=f"messages[{turn}].reasoning",
-                reason="empty_thought",
-            )
-    elif (found := _empty_thought(lead)) is None:
+        raise _refused_thought(turn, empty_thought, opened[1])
+    if (found := _empty_thought(lead)) is None:
         return rendering
-    else:
-        start, end = (len(prompt.text) + offset for offset in found)
     if empty_thought == "error":
-        raise RecordError(
-            "the answer has no thought: give it one, or let it get an empty one (--empty-thought keep); the template "
-            "writes one for it",
-            field=f"messages[{turn}].reasoning",
-            reason="empty_thought",
-        )
+        raise _refused_thought(turn, empty_thought, "")
+    start, end = (len(prompt.text) + offset for offset in found)
     return rendering.cut(start).followed_by(rendering.tail(end))
+
+
+def _refused_thought(turn: int, empty_thought: EmptyThought, opened: str) -> RecordError:
+    """The error for an answer without a thought; `opened` is the end of the prompt if that opens one."""
+    message = "the answer has no thought: give it one, or let it get an empty one (--empty-thought keep)"
+    if empty_thought == "omit":
+        message = (
+            "an answer without a thought cannot follow its prompt directly (--empty-thought omit): give the row a "
+            "thought, or let it get an empty one (--empty-thought keep)"
+        )
+    why = f"the prompt opens a thought ({opened.strip()})" if opened else "the template writes one for it"
+    return RecordError(f"{message}; {why}", field=f"messages[{turn}].reasoning", reason="empty_thought")
 
 
 def _empty_thought(text: str) -> tuple[int, int] | None:
@@ -296,6 +296,8 @@ def _behind_begun_thought(
     begun = prompt.text[start:]
     if not begun.strip() or _TAG.search(begun) or not rendering.literal_from(end).strip():
         return None
+    if not answer.reasoning and answer.weight and renderer.empty_thought != "keep":
+        raise _refused_thought(len(before), renderer.empty_thought, begun)
     return _if_whole(renderer, prompt.followed_by(rendering.tail(start if answer.reasoning else end)), messages)
 
 

@@ -222,6 +222,7 @@ POLICIES: dict[str, tuple[str, str, Message, str, str]] = {
         "",
     ),
     "the prompt opens it": (SPLITS, "<think>\n", assistant("A"), "", "empty_thought"),
+    "the prompt begins it in words": (BEGUN, "My steps:\n", assistant("A"), "", "empty_thought"),
     "the prompt opens it and the content has one": (
         SPLITS,
         "<think>\n",
