@@ -17,7 +17,7 @@ from templatekit.cli.terminal import print_json, safe_on_terminal, say
 from templatekit.config.data_options import DataOptions
 from templatekit.errors import ConfigError, RecordError, shorten
 from templatekit.formats.answers.grammar import AnswerGrammar
-from templatekit.formats.lookup import find_template
+from templatekit.formats.lookup import TOKENIZER_TEMPLATE, find_template
 from templatekit.pipeline.inputs import check_output_file, read_paths
 from templatekit.serving.answers import AnswerCounts, AnswerReader, as_row
 from templatekit.sources.limits import MEGABYTE, Limits
@@ -25,8 +25,6 @@ from templatekit.sources.opening import open_source
 from templatekit.tokens.load import find_tokenizer
 
 _OPTIONS = (
-    "dataset",
-    "template",
     "tokenizer",
     "columns",
     "chat_template_kwargs",
@@ -40,6 +38,12 @@ _SHOWN = 3
 
 
 @click.command()
+@click.option("--dataset", help="The answers: a file, a folder, a pattern, a URL, or - for standard input.")
+@click.option(
+    "--template",
+    help="The template that prompted them: a name, a .jinja file, or `tokenizer` for the model's own, which is the "
+    "default with a tokenizer.",
+)
 @add_options(DataOptions, only=_OPTIONS)
 @click.option("--output", type=click.Path(path_type=Path), help="The file to write; by default stdout.")
 @OVERWRITE
@@ -64,6 +68,10 @@ def parse(
     registry = load_registry(plugin_dirs)
     if options["dataset"] is None and not show_grammar:
         raise ConfigError("expected the answers to read: --dataset FILE, or - for standard input")
+    if options["template"] is None:
+        if options["tokenizer"] is None:
+            raise ConfigError("expected the template that prompted the answers: --template, or the model's --tokenizer")
+        options["template"] = TOKENIZER_TEMPLATE
     data = DataOptions.parse(given_options(options))
     read = read_paths(data, registry)
     replace = output is not None and may_replace(output, read, overwrite=overwrite)
@@ -86,6 +94,8 @@ def parse(
         return
     for line in _notes(reader.grammar):
         say(line, err=True)
+    if tokenizer is None and "eos_token" in template.variables:
+        say("note: the template ends answers with eos_token, which only a tokenizer names (--tokenizer)", err=True)
     counts = AnswerCounts()
     limits = Limits(record=data.max_record_size * MEGABYTE)
     records = open_source(data.dataset, registry, columns=data.columns, limit=data.limit, limits=limits)
@@ -126,7 +136,7 @@ def _notes(grammar: AnswerGrammar) -> Iterator[str]:
     for unread in grammar.unread[:_SHOWN]:
         yield f"note: not read as it was written: {shorten(unread.text, 120)} ({unread.problem})"
     for alike in grammar.alike[:_SHOWN]:
-        yield f"note: written alike, so the first is read: {_json(alike.first)} and {_json(alike.second)}"
+        yield f"note: written alike, the first is what is read: {_json(alike.first)} and {_json(alike.second)}"
 
 
 def _json(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
@@ -13,9 +14,9 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 
-from templatekit.errors import RecordError, TemplateError, TemplatekitError, shorten
+from templatekit.errors import RecordError, TemplateError, shorten
 from templatekit.formats.accepted_forms import AcceptedForms, Variables
-from templatekit.formats.answers.call_forms import Written
+from templatekit.formats.answers.call_forms import Written, call_of
 from templatekit.formats.answers.grammar import AnswerGrammar
 from templatekit.formats.answers.parsing import AnswerParser, ParsedAnswer
 from templatekit.formats.answers.probing import probe
@@ -63,6 +64,9 @@ from templatekit.types import (
     Sample,
     SpecialTokens,
 )
+
+_TOKEN_TAG = re.compile(r"<[|｜][^<>|｜\s]+[|｜]>|<(?:start|end)_of_turn>|</s>|<\|?[a-z_]+\|>|<\|[a-z_]+>")
+"""What a special token looks like, in the source of a template whose tokenizer is not known."""
 
 
 class Template:
@@ -176,15 +180,43 @@ class Template:
     def grammar(self, tokens: SpecialTokens = NO_TOKENIZER) -> AnswerGrammar:
         """The form in which the template writes an answer: the literals between its fields. It is found once.
 
+        Without a tokenizer, the tags in the template's source are taken for special tokens, and `eos_token` is unknown.
         Raises `TemplateError` if the template writes no plain answer behind a user's message.
         """
         if tokens not in self._grammars:
-            refused: list[TemplatekitError] = []
-            found = probe(lambda answer: self._write_answer(answer, tokens, refused), tokens, name=self.name)
-            if found is None:
-                raise TemplateError(f"template {self.name!r} writes no answer that could be read back: {refused[0]}")
-            self._grammars[tokens] = found
+            self._grammars[tokens] = self._find_grammar(tokens)
         return self._grammars[tokens]
+
+    def _find_grammar(self, tokens: SpecialTokens) -> AnswerGrammar:
+        if not tokens.known:
+            tokens = replace(tokens, special=frozenset(_TOKEN_TAG.findall(self.source)))
+        refused: list[str] = []
+
+        def write(answer: Message) -> Written | None:
+            written = self._write_answer(answer, tokens)
+            if isinstance(written, str):
+                refused.append(written)
+                return None
+            return Written(*written)
+
+        found = probe(write, tokens, name=self.name)
+        if found is None:
+            raise TemplateError(f"template {self.name!r} writes no answer that could be read back: {refused[0]}")
+        return found.stopped_at(self._tokens_around_answers(tokens))
+
+    def _tokens_around_answers(self, tokens: SpecialTokens) -> tuple[str, ...]:
+        """The special tokens that the template writes outside of answers: with them, a model begins another turn."""
+        user, call = Message(role="user", content="x"), call_of("probe", {}, "call00000")
+        asking = replace(user, role="assistant", content="", tool_calls=(call,))
+        tool = replace(user, role="tool", name="probe", tool_call_id="call00000")
+        found: dict[str, None] = dict.fromkeys(token for token in (tokens.eos, tokens.pad) if token)
+        for messages in ((user,), (user, asking, tool)):
+            try:
+                text = plain_text(self._render_messages(messages, Example(messages=messages), tokens, prompt=True))
+            except (RecordError, TemplateError):
+                continue
+            found |= dict.fromkeys(token for token in sorted(tokens.special) if token in text)
+        return tuple(found)
 
     def parse(
         self,
@@ -244,27 +276,29 @@ class Template:
             behind_tool = self.prompt(Example(messages=messages), tokens).text.rpartition("Toolprobe")[2]
         return ResponseTemplate.of(grammar, behind_tool=behind_tool)
 
-    def _write_answer(self, answer: Message, tokens: SpecialTokens, refused: list[TemplatekitError]) -> Written | None:
-        """What the template writes for an answer to a short question; None if it refuses it, for an error added."""
+    def _write_answer(self, answer: Message, tokens: SpecialTokens) -> tuple[str, str] | str:
+        """What the template writes for an answer to a short question: as in `Written`; or why it refuses it."""
         question = Message(role="user", content="Questionprobe")
         names = dict.fromkeys(call["function"]["name"] for call in answer.tool_calls)
         tools = tuple(
             {"type": "function", "function": {"name": name, "description": "", "parameters": {"type": "object"}}}
             for name in names
         )
+        why = "it is not trained"
         for offered in (tools, ()) if tools else ((),):
             example = Example(messages=(question, answer), tools=offered)
             try:
-                rendered = self.with_empty_thought("keep").interpret(example, tokens, 0, "last")[-1].rendered
+                rendered = self.interpret(example, tokens, 0, "last")[-1].rendered
             except (RecordError, TemplateError) as error:
-                refused.append(error)
+                why = str(error)
                 continue
             if targets := [target for target in rendered.target_spans if target.message == 1]:
-                prompt = rendered.text[: targets[0].start]
-                return Written(
-                    prompt.rpartition(question.content)[2], rendered.text[targets[0].start : targets[-1].end]
-                )
-        return None
+                start, end = targets[0].start, targets[-1].end
+                text = rendered.text[start:end]
+                if end == targets[-1].marker_start:  # no end marker: all that closes the answer is its own
+                    text = rendered.text[start:].rstrip()
+                return rendered.text[:start].rpartition(question.content)[2], text
+        return why
 
     def interpret(self, example: Example, tokens: SpecialTokens, row: int, mode: RenderMode) -> tuple[Sample, ...]:
         """The example's samples, rendered without a trace."""

@@ -95,8 +95,13 @@ class AnswerReader:
             prompt = "".join(piece.text for piece in prompt)
         answer = self._value(record, ANSWER_KEYS, ANSWER_ID_KEYS, behind_control=behind_control)
         if answer is None:
+            named = next(
+                (key for key in ANSWER_ID_KEYS if self._tokenizer is None and record.get(key) is not None), None
+            )
+            if named is not None:
+                raise RecordError("ids need the tokenizer (--tokenizer)", field=named, reason="no_answer")
             raise RecordError(
-                f"no answer; found keys {', '.join(map(str, record)) or '(none)'}; expected one of "
+                f"no answer; found {', '.join(k for k, v in record.items() if v is not None) or 'nothing'}; expected one of "
                 f"{', '.join(ANSWER_KEYS)}, or with a tokenizer {', '.join(ANSWER_ID_KEYS)}; or name the key "
                 "(--columns answer=KEY)",
                 reason="no_answer",

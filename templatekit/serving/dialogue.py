@@ -19,9 +19,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from operator import index
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
-from templatekit.errors import ConfigError, RecordError, TemplateError, nearest
+from templatekit.errors import ConfigError, RecordError, TemplateError, nearest, shorten
 from templatekit.formats.answers.parsing import ParsedAnswer
 from templatekit.formats.lookup import find_template
 from templatekit.formats.rendering import Rendering
@@ -193,7 +194,12 @@ class Dialogue:
             raise self._error("an answer behind an answer; join the ids of one answer, or add what follows it")
         if not self._branches:
             self.add()
-        sampled = tuple(map(int, ids))
+        try:
+            sampled = tuple(map(index, ids))
+        except TypeError:
+            raise self._error(
+                f"found {shorten(ids)}; expected the ids of an answer, whole numbers", "bad_ids"
+            ) from None
         known = None if logprobs is None else tuple(map(float, logprobs))
         turn = len(self._messages)
         if not sampled:
@@ -359,6 +365,12 @@ def _as_message(value: Message | Mapping[str, Any]) -> Message:
     """A message, from one or from an object as in OpenAI's API."""
     if isinstance(value, Message):
         return value
+    if not isinstance(value, Mapping):
+        raise RecordError(
+            f"found {shorten(value)}; expected messages, each as a Message or an object with role and content",
+            field="messages",
+            reason="bad_messages",
+        )
     reasoning = next((key for key in ("reasoning_content", "reasoning", "thinking") if value.get(key)), "reasoning")
     return Message(
         role=text_of(value, "role"),

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from operator import index
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -270,8 +271,10 @@ class Tokenizer:
 
         The text is that which was encoded: a continuation keeps the blank space at its start, and the dummy prefix that
         some tokenizers write behind every control token is left out. `behind_control` says that the first id stands
-        behind one. Bytes that are no whole character, as at the end of a cut answer, become U+FFFD.
+        behind one. Bytes that are no whole character, as at the end of a cut answer, become U+FFFD, and so does an id
+        that the vocabulary lacks. Raises `TokenizerError` for what is no id.
         """
+        ids = [*map(_checked_id, ids)]
         controls = {token.id: token for token in self.control_tokens.values()}
         found: list[AnswerPiece] = []
         for is_control, run in groupby(ids, key=controls.__contains__):
@@ -279,11 +282,20 @@ class Tokenizer:
                 found += [AnswerPiece(controls[id].text, True, controls[id].special) for id in run]
                 behind_control = True
                 continue
-            text = self._continuation(list(run))
+            text = self._text_of(run)
             if behind_control and self.dummy_prefix == "each":
                 text = text.removeprefix(" ")
             found.append(AnswerPiece(text))
         return found
+
+    def _text_of(self, ids: Iterable[int]) -> str:
+        """The text of ids that do not begin a text, with U+FFFD for each that the vocabulary lacks."""
+        runs = groupby(ids, key=self._known_ids.__contains__)
+        return "".join(self._continuation(list(run)) if known else "\ufffd" * len(list(run)) for known, run in runs)
+
+    @cached_property
+    def _known_ids(self) -> frozenset[int]:
+        return frozenset(self._backend.get_vocab(with_added_tokens=True).values())
 
     def _continuation(self, ids: list[int]) -> str:
         """The text of ids that do not begin a text."""
@@ -309,6 +321,17 @@ class Tokenizer:
             near = nearest(str(text), self.control_tokens)
             raise TokenizerError(f"tokenizer {self.name!r}: {key} {text!r} is not in its vocabulary; {near}")
         return text
+
+
+def _checked_id(value: Any) -> int:
+    """A number, also of NumPy, as an id; raises `TokenizerError` for any other value."""
+    try:
+        id = index(value)
+    except TypeError:
+        id = -1
+    if id < 0 or isinstance(value, bool):
+        raise TokenizerError(f"found {shorten(value)} among ids; expected whole numbers from 0 on")
+    return id
 
 
 def _read_json(path: Path) -> dict[str, Any]:

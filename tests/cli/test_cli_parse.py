@@ -80,7 +80,7 @@ def test_a_row_without_an_answer_is_an_error_or_counted(templatekit: Templatekit
     path = rows_file(tmp_path, {"question": "Hi"}, {"answer": "Four.<|im_end|>"}, {"answer": 4})
     done = templatekit("parse", "--dataset", path, "--template", "chatml")
     assert done.code == 2
-    assert "0: no answer; found keys question; expected one of answer, completion" in done.err
+    assert "0: no answer; found question; expected one of answer, completion" in done.err
     done = templatekit("parse", "--dataset", path, "--template", "chatml", "--on-error", "skip")
     assert done.code == 0
     assert "rows left out: no_answer 1, bad_answer 1" in done.lines
@@ -104,6 +104,25 @@ def test_the_answers_are_not_written_over(templatekit: Templatekit, tmp_path: Pa
     done = templatekit("parse", "--dataset", path, "--template", "qwen3", "--output", path, "--overwrite")
     assert done.code == 2 and path.read_bytes() == before
     assert templatekit("parse", "--template", "qwen3").code == 2
+    assert "--template" in templatekit("parse", "--dataset", path).err
     output = tmp_path / "messages.jsonl"
     assert templatekit("parse", "--dataset", path, "--template", "qwen3", "--output", output).code == 0
     assert json.loads(output.read_text(encoding="utf-8"))["row"] == 0
+
+
+def test_ids_without_a_tokenizer_say_what_is_missing(templatekit: Templatekit, tmp_path: Path) -> None:
+    done = templatekit("parse", "--dataset", rows_file(tmp_path, {"answer_ids": [1]}), "--template", "chatml")
+    assert done.code == 2 and "0:answer_ids: ids need the tokenizer (--tokenizer)" in done.err
+
+
+def test_a_template_of_a_file_is_read_without_a_tokenizer(templatekit: Templatekit, tmp_path: Path) -> None:
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    (tmp_path / "own.jinja").write_text(source, encoding="utf-8")
+    path = rows_file(tmp_path, {"answer": "Four.<|im_end|>"}, {"answer": "Fo"})
+    done = templatekit("parse", "--dataset", path, "--template", tmp_path / "own.jinja")
+    first, second = map(json.loads, done.out.splitlines())
+    assert first == {"row": 0, "message": {"role": "assistant", "content": "Four."}}
+    assert second["problems"] == ["no_end"]

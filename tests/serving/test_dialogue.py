@@ -297,8 +297,8 @@ def test_a_change_is_told_once(load: Load) -> None:
             ' "multiply", "arguments": ',
         ),
         ("42 <|im_end|>", " ", ""),
-        ("42<|endoftext|>", "<|endoftext|>", ""),
-        ("a<|im_start|>b<|im_end|>", "<|im_start|>", ""),
+        ("42<|endoftext|>", "<|endoftext|>", "<|im_end|>"),
+        ("a<|im_start|>b<|im_end|>", "<|im_start|>b", ""),
     ],
 )
 def test_an_answer_that_is_not_in_the_templates_form(load: Load, answer: str, sent: str, written: str) -> None:
@@ -312,7 +312,7 @@ def test_an_answer_that_is_not_in_the_templates_form(load: Load, answer: str, se
     assert bridge.divergence.reason == "not_in_form"
     assert (bridge.divergence.sent, bridge.divergence.written) == (sent, written)
     (stop,) = _ids(tokenizer, "<|im_end|>")
-    assert (bridge.ids[0] == stop) is not answer.endswith("<|im_end|>")
+    assert bridge.ids[0] != stop  # each ends with a token at which servers stop
 
 
 def test_a_template_that_moves_the_tools() -> None:
@@ -445,7 +445,7 @@ def test_an_id_that_the_tokenizer_lacks_is_kept(load: Load) -> None:
     template, tokenizer = load("chatml", "nfc")
     dialogue = Dialogue(template, tokenizer, messages=[USER])
     answer = (*_ids(tokenizer, "42"), tokenizer.vocabulary_size + 7, *_ids(tokenizer, "<|im_end|>"))
-    assert dialogue.add_answer(answer).message.content == "42"
+    assert dialogue.add_answer(answer).message.content == "42\ufffd"
     dialogue.add(USER)
     _check_sampled(dialogue, [answer])
 
@@ -542,3 +542,14 @@ def test_errors_say_what_comes_next(load: Load) -> None:
 )
 def test_difference(one: str, other: str, found: tuple[str, str]) -> None:
     assert difference(one, other) == found
+
+
+@pytest.mark.parametrize("wrong", ["text", [1.5], ["a"], [None]])
+def test_what_is_no_id_is_refused(wrong: Any) -> None:
+    dialogue = Dialogue("chatml", tiny_tokenizer("bytes"), messages=[USER])
+    with pytest.raises(RecordError, match="expected the ids"):
+        dialogue.add_answer(wrong)
+    with pytest.raises(RecordError, match="expected messages"):
+        dialogue.add(wrong)
+    with pytest.raises(RecordError, match="expected messages"):
+        Dialogue(dialogue.template, dialogue.tokenizer, messages=wrong if isinstance(wrong, list) else [wrong])

@@ -71,11 +71,13 @@ def messages(grammar: AnswerGrammar, count: int, seed: int) -> Iterator[Message]
 
 
 def tools_for(message: Message) -> tuple[dict[str, Any], ...]:
-    """The tools that a message calls, with the types of its arguments."""
-    tools = {
-        call["function"]["name"]: {key: schema_of(value) for key, value in call["function"]["arguments"].items()}
-        for call in message.tool_calls
-    }
+    """The tools that a message calls, with the types of its arguments; of two calls of one name, those in common."""
+    tools: dict[str, dict[str, Any]] = {}
+    for call in message.tool_calls:
+        function = call["function"]
+        types = {key: schema_of(value) for key, value in function["arguments"].items()}
+        known = tools.get(function["name"], types)
+        tools[function["name"]] = types if known == types else {}
     return tuple(
         {
             "type": "function",
@@ -123,7 +125,7 @@ Outcome = Literal["same", "alike", "ends early", "refused", "misread"]
 def read_back(template: Template, tokens: SpecialTokens, answer: Message) -> tuple[Outcome, str]:
     """Whether an answer is read as it was written, or as another that the template writes alike but for blank space.
 
-    A thought that spells what closes it ends early: the first closing literal counts.
+    A text that spells what closes it, in characters that no token keeps apart, ends early: the first counts.
     """
     rendered = written(template, tokens, answer)
     if rendered is None:
@@ -138,10 +140,18 @@ def read_back(template: Template, tokens: SpecialTokens, answer: Message) -> tup
     again = written(template, tokens, parsed.message)
     if again is not None and again.text.split() == rendered.text.split():
         return "alike", ""
-    closing = template.grammar(tokens).literals("reasoning", "content")
-    if any(literal.strip() in answer.reasoning for literal in closing):
+    if _spells_an_end(answer, template.grammar(tokens), tokens):
         return "ends early", ""
     return "misread", f"{text!r} is read as {_texts(parsed.message)}, {', '.join(parsed.problems)}"
+
+
+def _spells_an_end(answer: Message, grammar: AnswerGrammar, tokens: SpecialTokens) -> bool:
+    """Whether a text spells what opens or closes a thought, or an end marker that no token keeps apart from text."""
+    texts = f"{answer.content}\n{answer.reasoning}"
+    literals = [edge.literal.strip() for edge in grammar.edges if "reasoning" in (edge.source, edge.target)]
+    ends = [stop for stop in grammar.stops if stop not in tokens.special]
+    ends += [edge.literal.strip() for edge in grammar.edges if edge.target == "end"]
+    return any(text and text in texts for text in (*literals, *ends))
 
 
 def _texts(message: Message) -> tuple[str, str, Sequence[Any]]:

@@ -16,7 +16,7 @@ The start is where the generation prompt ends.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -178,6 +178,13 @@ class AnswerGrammar:
         texts = [*ends, *inner, *stops, self.values.quote if self.values else ""]
         controls = sorted(token for token in tokens.special | tokens.added if any(token in text for text in texts))
         return replace(self, edges=edges, stops=tuple(stops), controls=tuple(controls))
+
+    def stopped_at(self, tokens: Iterable[str]) -> AnswerGrammar:
+        """The same, where these control tokens end an answer too, unless a literal between two fields holds them."""
+        inner = [edge.literal for edge in self.edges if edge.target != "end"]
+        more = [token for token in tokens if not any(token in literal for literal in inner)]
+        stops = tuple(dict.fromkeys([*self.stops, *more]))
+        return replace(self, stops=stops, controls=tuple(sorted({*self.controls, *more})))
 
     def targets(self, source: Node) -> tuple[Edge, ...]:
         """The edges from a node, those with the longest literals first."""

@@ -340,6 +340,12 @@ class GrammarTables:
                 yield from (_Spelling(literal, behind, crossing) for behind in self._object_beginnings(target))
             elif literal and (source in OBJECT_NODES or source in ("id", "name", "key")):
                 yield _Spelling(literal, "", crossing)
+        for edge in edges:
+            literal = self._marked(edge.literal)
+            closing = self._without_marker(literal) or literal.rstrip()
+            if edge.target == "end" and closing.strip() and closing not in self._stops:
+                for stop in self._stops:  # another one than the template writes
+                    yield from (_Spelling(spelling, "", Crossing("end")) for spelling in _spellings(closing + stop))
         yield from (_Spelling(stop, "", Crossing("end", "marker")) for stop in self._stops if stop)
 
     def _begins_call(self, source: Node, target: Node) -> bool:
@@ -384,6 +390,10 @@ def _remaining(grammar: AnswerGrammar, prompt: str | None) -> Iterator[tuple[str
     best = max((length for length, _, _ in begun), default=0)
     if any(prompt.endswith(literal.rstrip()) for literal in grammar.literals("reasoning", "content")):
         yield "", "content"
+    elif any(
+        opens and prompt.rstrip().endswith(opens) for opens in map(str.strip, grammar.literals("start", "reasoning"))
+    ):
+        yield "", "reasoning"
     elif best >= len(grammar.prompt.rstrip()):
         yield from ((literal, target) for length, literal, target in begun if length == best or not literal)
     else:

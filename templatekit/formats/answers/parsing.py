@@ -114,6 +114,8 @@ class _OpenCall:
     """Whether a part of it cannot be read, so that it will be left over."""
     is_cut: bool = False
     """Whether a value of it has no end."""
+    has_more: bool = False
+    """Whether text that is none of it stands behind it."""
 
     def add(self, value: Any) -> None:
         """Add an argument under the key that was read last."""
@@ -165,7 +167,9 @@ class AnswerParser:
         self._is_finished = False
 
     def feed(self, answer: str | Iterable[AnswerPiece]) -> list[AnswerEvent]:
-        """Take more of the answer, and return what is certain of it."""
+        """Take more of the answer, and return what is certain of it; raises `ValueError` behind `finish` or `close`."""
+        if self._is_finished:
+            raise ValueError("the answer is finished; expected a new parser for another one")
         more = answer if isinstance(answer, str) else "".join(map(self._marks.marked, answer))
         self._buffer = self._buffer[self._position :] + more
         self._no_call_before = max(0, self._no_call_before - self._position)
@@ -290,7 +294,7 @@ class AnswerParser:
         found = []
         for each in objects:
             name, arguments, id = form.name_of(each), dict(_object(form.arguments_of(each))), form.id_of(each)
-            if not isinstance(name, str):
+            if not isinstance(name, str) or not name:
                 raise TypeError("a name is a text")
             if not call.opening.strip() and not form.has_arguments(each):
                 raise LookupError("no literal says that it is a call, and nothing else does")
@@ -312,6 +316,8 @@ class AnswerParser:
             self._spans.append((text, "!behind_end"))
         elif self._value_read:
             self._spans.append((text, "!between_fields"))
+            if self._call is not None:
+                self._call.has_more = True
         elif self._node in CALL_NODES:
             self._parts.append(text)
         else:
@@ -364,6 +370,8 @@ class AnswerParser:
         if limit is None:
             return False
         text = "".join((*self._parts, more)).strip()
+        if (opening := call.opening.strip()) and opening in text:
+            return True
         return len(text) > limit or "\n" in text or (self._node != "key" and len(text.split()) > 1)
 
     def _can_go_back(self, call: _OpenCall) -> bool:
@@ -381,7 +389,8 @@ class AnswerParser:
         self._no_call_before = len(self._buffer) if to_the_end else max(1, len(call.opening))
         self._parts.clear()
         self._scanner, self._value_read, self._call = None, False, None
-        self._problems.add("bad_call")
+        if call.opening.strip():
+            self._problems.add("bad_call")
         self._node = call.source
         if call.source != "start" and call.source in CALL_NODES:
             self._node = "content"
@@ -433,7 +442,7 @@ class AnswerParser:
             text = "".join(text for text, _ in self._spans[call.first_span :])
             self._spans[call.first_span :] = [(text, "!open_call" if is_open else "!bad_call")]
             return True
-        if crossing.form == "marker":
+        if crossing.form == "marker" and not call.has_more:
             self._problems.add("open_call")
         schema = self._schemas.get(call.name, {})
         arguments = {

@@ -93,6 +93,7 @@ class UntrustedTemplate(Template):
         if not self._in_process:
             vars(self).update(self._call_worker("state"))
             self.metadata = read_metadata(self.original, self.name)
+            self._grammars = {}
 
     def ended_by(self, end_marker: str) -> UntrustedTemplate:
         """As `Template.ended_by`."""
@@ -108,6 +109,8 @@ class UntrustedTemplate(Template):
     samples = _limited(Template.samples)
     prompt = _limited(Template.prompt)
     _text = _limited(Template._text)
+    _write_answer = _limited(Template._write_answer)
+    _tokens_around_answers = _limited(Template._tokens_around_answers)
 
     def _call_worker(self, method: str, *arguments: Any, **options: Any) -> Any:
         # The metadata, the other columns of the record, is not sent: it may hold anything, and no template reads it.
