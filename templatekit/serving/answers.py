@@ -100,9 +100,9 @@ class AnswerReader:
             )
             if named is not None:
                 raise RecordError("ids need the tokenizer (--tokenizer)", field=named, reason="no_answer")
+            found = ", ".join(key for key, value in record.items() if value is not None) or "nothing"
             raise RecordError(
-                f"no answer; found {', '.join(k for k, v in record.items() if v is not None) or 'nothing'}; expected one of "
-                f"{', '.join(ANSWER_KEYS)}, or with a tokenizer {', '.join(ANSWER_ID_KEYS)}; or name the key "
+                f"no answer; found {found}; expected one of {', '.join(ANSWER_KEYS)}, or with a tokenizer {', '.join(ANSWER_ID_KEYS)}; or name the key "
                 "(--columns answer=KEY)",
                 reason="no_answer",
             )
