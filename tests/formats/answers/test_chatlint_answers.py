@@ -58,7 +58,7 @@ def test_answers_are_read_back(name: str) -> None:
         outcome, why = read_back(template, tokens, answer)
         found[outcome] += 1
         assert outcome != "misread" or name in known, why
-    assert found["same"]
+    assert found["same"] or found["alike"]  # where nothing but content is trained, no end marker is
 
 
 def test_a_message_that_is_read_otherwise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
