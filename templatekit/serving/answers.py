@@ -102,8 +102,8 @@ class AnswerReader:
                 raise RecordError("ids need the tokenizer (--tokenizer)", field=named, reason="no_answer")
             found = ", ".join(key for key, value in record.items() if value is not None) or "nothing"
             raise RecordError(
-                f"no answer; found {found}; expected one of {', '.join(ANSWER_KEYS)}, or with a tokenizer {', '.join(ANSWER_ID_KEYS)}; or name the key "
-                "(--columns answer=KEY)",
+                f"no answer; found {found}; expected one of {', '.join(ANSWER_KEYS)}, or with a tokenizer "
+                f"{', '.join(ANSWER_ID_KEYS)}; or name the key (--columns answer=KEY)",
                 reason="no_answer",
             )
         return self._template.parse(answer, self._tokens, prompt=prompt, tools=tools_of(record))

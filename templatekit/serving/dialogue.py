@@ -16,10 +16,10 @@ character. Where it does not, as where a template drops the thoughts of earlier 
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from operator import index
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 from templatekit.errors import ConfigError, RecordError, TemplateError, nearest, shorten
@@ -195,7 +195,7 @@ class Dialogue:
         if not self._branches:
             self.add()
         try:
-            sampled = tuple(map(index, ids))
+            sampled = tuple(map(operator.index, ids))
         except TypeError:
             raise self._error(
                 f"found {shorten(ids)}; expected the ids of an answer, whole numbers", "bad_ids"

@@ -82,7 +82,7 @@ def test_how_many_grammars_are_whole() -> None:
     calls = sum("tool_calls" in grammar.writes for grammar in whole)
     thoughts = sum("reasoning" in grammar.writes for grammar in whole)
     print(f"whole: {len(whole)} of {len(found)}, {calls} with calls, {thoughts} with reasoning; lacking: {lacking}")
-    page = PAGE.read_text(encoding="utf-8")
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
     assert f"{len(whole)} of {len(found)}" in page
     assert f"{calls} with calls" in page
     assert {*lacking, *unread} <= {*listed("Answers that are not read back")}
