@@ -6,7 +6,7 @@ The methods of `Pipeline` are in the order in which a record passes them:
 | --- | --- | --- |
 | read | `open` | unreadable (`invalid_json`, …), excluded by options (`filtered`, `duplicate`, `near_duplicate`) |
 | adapt | `_render_record`, by `Reader.examples` | the adapter's (`bad_messages`, …), `no_adapter`, `bad_arguments`, … |
-| render | `_render_conversation` | the template's (`template_refused`, `no_end_marker`, …) |
+| render | `_render_conversation` | the template's (`template_refused`, `no_end_marker`, …), `too_long_to_encode` |
 | encode | `_finish` | |
 | select | `_select`, `_check_trained` without a tokenizer | `nothing_trained`, `too_long` |
 | write | `templatekit.pipeline.outputs` | the exporter's: `not_expressible` |
@@ -42,7 +42,7 @@ from templatekit.pipeline.counts import Counts
 from templatekit.pipeline.garbage_collection import with_rare_gc
 from templatekit.pipeline.reader import Reader
 from templatekit.sources.chunked import chunked
-from templatekit.sources.limits import told_size
+from templatekit.sources.limits import MEGABYTE, told_size
 from templatekit.sources.shuffle import row_of
 from templatekit.tokens.assembly import EncoderInput
 from templatekit.tokens.encoder import Encoder
@@ -62,6 +62,8 @@ from templatekit.types import (
 )
 
 _NO_TEXT: EncoderInput = (RenderedText(text="", spans=()), ())
+_PARTS_OF_A_RECORD = 6
+"""The largest record has so many times the characters that are encoded at once: they take up to 300 bytes each."""
 
 
 class Pipeline:
@@ -335,8 +337,26 @@ class Pipeline:
                 example, what = smaller
                 left_out.append(f"{what} without a place in the template")
             else:
+                self._check_lengths(samples)
                 self.counts.left_out.update(left_out)
                 return samples
+
+    def _check_lengths(self, samples: Sequence[Sample]) -> None:
+        """Raise `RecordError` for a text that would be encoded at once, though that takes a gigabyte or more.
+
+        With a maximum length, most texts that are far too long are not encoded whole; see `tokens.long_texts`.
+        """
+        if self.encoder is None or self.limit is not None:
+            return
+        longest = max(self.options.max_record_size * MEGABYTE // _PARTS_OF_A_RECORD, MEGABYTE)
+        for sample in samples:
+            if sample.rendered.length > longest and (part := self.encoder.longest_part(sample.rendered.text)) > longest:
+                raise RecordError(
+                    f"{part:,} characters of its text must be encoded at once, since nothing shows where they could be "
+                    f"divided; expected at most {longest:,}; give the length of an example (--max-length), or raise "
+                    "--max-record-size",
+                    reason="too_long_to_encode",
+                )
 
     def _render_whole(self, example: Example, row: int) -> tuple[Sample, ...]:
         """The same for an example of which no field is left out."""

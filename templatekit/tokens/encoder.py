@@ -291,6 +291,16 @@ class Encoder:
                     results[index] = self._checked_tokens(fragments[index], encoding, offsets=offsets)
         return results
 
+    def longest_part(self, text: str) -> int:
+        """About how many characters of a long text are encoded at once: all, or those between two word boundaries."""
+        if not self.tokenizer.encodes_starts_alike:
+            return len(text)
+        longest = position = 0
+        while len(text) - position > 2 * _PART and (found := WORD_BOUNDARY.search(text, position + _PART)):
+            longest = max(longest, found.start() - position)
+            position = found.start()
+        return max(longest, len(text) - position)
+
     def _parts(self, fragment: Fragment) -> list[Fragment]:
         """A long fragment in parts that are encoded one after the other, which takes less memory; or nothing.
 

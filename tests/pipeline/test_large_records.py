@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from testkit.at_hand import Tokenizers
 
-from templatekit import DataOptions, Registry
+from templatekit import DataOptions, Example, Message, RecordError, Registry
 from templatekit.config.data_options import MixedSet
 from templatekit.config.render_options import RenderOptions
 from templatekit.export import folders, rows
@@ -210,3 +210,23 @@ def test_duplicates_are_sought_among_few_large_records() -> None:
     with pytest.raises(ValueError, match="ended"):
         found += (one.id for one in marked)
     assert batches.BATCH_SIZE > 40
+
+
+def test_a_text_that_cannot_be_divided_is_refused(builtin: Registry, tokenizer_of: Tokenizers) -> None:
+    """It would be encoded at once, in gigabytes; one with blanks is not, and a maximum length bounds the rest."""
+    letters, words = "a" * 2_700_000, "ab " * 900_000
+
+    def refused(answer: str, **options: Any) -> str:
+        given = Pipeline(DataOptions(**options), builtin, tokenizer=tokenizer_of("bytes"))
+        messages = (Message(role="user", content="say"), Message(role="assistant", content=answer))
+        try:
+            given._render_conversation(Example(messages=messages), 0)
+        except RecordError as error:
+            return error.reason
+        return ""
+
+    assert refused(letters) == "too_long_to_encode"
+    assert refused(letters, max_record_size=17) == ""
+    assert refused(letters, max_length=2048) == ""
+    assert refused(words) == ""
+    assert refused(letters[:900_000], max_record_size=1) == ""
