@@ -95,6 +95,8 @@ SHOWN = {
     "DeepSeek V3.1": "deepseek-ai-DeepSeek-V3.1",
     "gpt-oss": "openai-gpt-oss-120b",
 }
+STOPS = {"GLM 4.6": ("<|endoftext|>", "<|user|>", "<|observation|>")}
+"""The stop tokens of a model whose template leaves the end of an answer open, in its generation_config.json."""
 GRAMMARS = PAGE.with_name("there-and-back.md")
 
 
@@ -105,6 +107,8 @@ def grammars() -> str:
     rows = []
     for family, name in SHOWN.items():
         template, tokens = loaded(name)
+        if stops := STOPS.get(family):
+            tokens = replace(tokens, eos=stops[0], stop_tokens=stops, special=tokens.special | {*stops})
         rendered = written(template, tokens, Message(role="assistant", tool_calls=(call,)))
         assert rendered is not None
         text = rendered.text[rendered.target_spans[0].start : rendered.target_spans[-1].end]
