@@ -77,7 +77,8 @@ def _answers(checked: CheckedRecord) -> Iterator[_Answer]:
                 text = sample.rendered.text[target.start : target.end]
                 ids = sample.tokenized.input_ids
                 pieces = tokenizer.pieces(ids[start:end], behind_control=start > 0 and ids[start - 1] in controls)
-                yield _Answer(sample, target.message, sample.rendered.text[: target.start], text, pieces)
+                if "".join(piece.text for piece in pieces) == text:  # not so where the tokenizer normalizes texts
+                    yield _Answer(sample, target.message, sample.rendered.text[: target.start], text, pieces)
 
 
 def _spells_a_literal(message: Message, grammar: AnswerGrammar) -> bool:
@@ -110,7 +111,7 @@ def _is_same(parsed: Message, written: Message) -> bool:
 
 
 @check(35, given=checked_records, unless=[no_template, no_grammar, lossy_tokenizer])
-def answers_are_read_alike_as_they_come_in(checked: CheckedRecord) -> str | None:
+def answers_in_parts_are_read_alike(checked: CheckedRecord) -> str | None:
     """An answer that comes in bit by bit is read as the whole, and the events add up to the message."""
     tried = 0
     subject = checked.subject

@@ -32,6 +32,7 @@ COMMANDS = {
     "check": ["--tokenizer", "--examples", "--seed", "--time-budget", "--json"],
     "finetune": ["--model", "--lora", "--config", "--set", "--resume"],
     "generate": ["--instruction", "--max-new-tokens"],
+    "parse": ["--dataset", "--template", "--tokenizer", "--output", "--show-grammar", "--json"],
     "cache": ["list", "clear"],
     "new": ["{adapter|template|plugin}", "--directory"],
     "adapters": ["list", "show"],

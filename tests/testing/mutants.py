@@ -708,7 +708,7 @@ class _Forgetting(AnswerParser):
         return super().feed(answer)
 
 
-@mutant("answers_are_read_alike_as_they_come_in")
+@mutant("answers_in_parts_are_read_alike")
 def reads_later_chunks_otherwise() -> Subject:
     class Wrong(Rereading):
         def answer_parser(self, *args: Any, **more: Any) -> AnswerParser:

@@ -129,6 +129,8 @@ class AnswerGrammar:
     edges: tuple[Edge, ...]
     stops: tuple[str, ...] = ()
     """The texts that end an answer wherever they stand."""
+    turn_tokens: tuple[str, ...] = ()
+    """The control tokens with which the template begins turns: a model that writes one has ended its answer too."""
     controls: tuple[str, ...] = ()
     """The control tokens that its literals hold."""
     values: Notation | None = JSON
@@ -180,11 +182,10 @@ class AnswerGrammar:
         return replace(self, edges=edges, stops=tuple(stops), controls=tuple(controls))
 
     def stopped_at(self, tokens: Iterable[str]) -> AnswerGrammar:
-        """The same, where these control tokens end an answer too, unless a literal between two fields holds them."""
+        """The same with these `turn_tokens`, but for those that a literal between two fields holds."""
         inner = [edge.literal for edge in self.edges if edge.target != "end"]
-        more = [token for token in tokens if not any(token in literal for literal in inner)]
-        stops = tuple(dict.fromkeys([*self.stops, *more]))
-        return replace(self, stops=stops, controls=tuple(sorted({*self.controls, *more})))
+        more = tuple(t for t in tokens if t not in self.stops and not any(t in literal for literal in inner))
+        return replace(self, turn_tokens=more, controls=tuple(sorted({*self.controls, *more})))
 
     def targets(self, source: Node) -> tuple[Edge, ...]:
         """The edges from a node, those with the longest literals first."""

@@ -276,7 +276,7 @@ class GrammarTables:
     def __init__(self, grammar: AnswerGrammar, *, pieces: bool) -> None:
         self.grammar = grammar
         self._tokens = sorted(grammar.controls, key=len, reverse=True) if pieces else []
-        self._stops = tuple(map(self._marked, grammar.stops))
+        self._stops = tuple(map(self._marked, (*grammar.stops, *grammar.turn_tokens)))
         self.quote = self._marked(grammar.values.quote) if grammar.values else ""
         self.values = grammar.values and grammar.values.with_quote(self.quote)
         self._openings = {edge.target for edge in grammar.edges if edge.source not in CALL_NODES} & {*CALL_NODES}
