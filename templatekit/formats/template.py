@@ -67,6 +67,12 @@ from templatekit.types import (
 
 _TOKEN_TAG = re.compile(r"<[|｜][^<>|｜\s]+[|｜]>|<(?:start|end)_of_turn>|</s>|<\|?[a-z_]+\|>|<\|[a-z_]+>")
 """What a special token looks like, in the source of a template whose tokenizer is not known."""
+_TOOL_TURNS = (
+    Message(role="user", content="Questionprobe"),
+    Message(role="assistant", tool_calls=(call_of("probe", {}, "call00000"),)),
+    Message(role="tool", content="Toolprobe", name="probe", tool_call_id="call00000"),
+)
+"""A small conversation that shows what a template writes around answers."""
 
 
 class Template:
@@ -112,19 +118,23 @@ class Template:
 
     def ended_by(self, end_marker: str) -> Template:
         """The same template with this text as its end marker; `none` allows answers without one."""
-        changed = copy(self)
+        changed = self._copied()
         given = {"end_marker": "none"} if end_marker == "none" else {"stop": (end_marker,), "end_marker": "required"}
         changed.metadata = self.metadata.model_copy(update=given)
-        changed._compiler = TracingCompiler(changed)
-        changed._grammars = {}
         return changed
 
     def with_empty_thought(self, empty_thought: EmptyThought) -> Template:
         """The same template, where an answer without a thought keeps or lacks its empty one, or is an error."""
-        changed = copy(self)
+        changed = self._copied()
         changed.empty_thought = empty_thought
-        changed._compiler = TracingCompiler(changed)
         return changed
+
+    def _copied(self) -> Template:
+        """A copy to change, with nothing of what was found out by rendering."""
+        copied = copy(self)
+        copied._compiler = TracingCompiler(copied)
+        copied._grammars = {}
+        return copied
 
     @property
     def multi_turn(self) -> bool:
@@ -188,6 +198,8 @@ class Template:
         return self._grammars[tokens]
 
     def _find_grammar(self, tokens: SpecialTokens) -> AnswerGrammar:
+        if self.empty_thought != "keep":  # whatever rows may lack, the template's answers have its own form
+            return self.with_empty_thought("keep")._find_grammar(tokens)
         if not tokens.known:
             tokens = replace(tokens, special=frozenset(_TOKEN_TAG.findall(self.source)))
         refused: list[str] = []
@@ -206,17 +218,9 @@ class Template:
 
     def _tokens_around_answers(self, tokens: SpecialTokens) -> tuple[str, ...]:
         """The special tokens that the template writes outside of answers: with them, a model begins another turn."""
-        user, call = Message(role="user", content="x"), call_of("probe", {}, "call00000")
-        asking = replace(user, role="assistant", content="", tool_calls=(call,))
-        tool = replace(user, role="tool", name="probe", tool_call_id="call00000")
-        found: dict[str, None] = dict.fromkeys(token for token in (tokens.eos, tokens.pad) if token)
-        for messages in ((user,), (user, asking, tool)):
-            try:
-                text = plain_text(self._render_messages(messages, Example(messages=messages), tokens, prompt=True))
-            except (RecordError, TemplateError):
-                continue
-            found |= dict.fromkeys(token for token in sorted(tokens.special) if token in text)
-        return tuple(found)
+        texts = [self._prompt_behind(messages, tokens) for messages in (_TOOL_TURNS[:1], _TOOL_TURNS)]
+        found = [token for token in sorted(tokens.special) if any(token in text for text in texts)]
+        return tuple(dict.fromkeys(token for token in (tokens.eos, tokens.pad, *found) if token))
 
     def parse(
         self,
@@ -263,22 +267,18 @@ class Template:
         return self._response_template(tokens).losses
 
     def _response_template(self, tokens: SpecialTokens) -> ResponseTemplate:
-        grammar = self.grammar(tokens)
-        id = "call00000"
-        call = {"id": id, "type": "function", "function": {"name": "probe", "arguments": {}}}
-        messages = (
-            Message(role="user", content="Questionprobe"),
-            Message(role="assistant", tool_calls=(call,)),
-            Message(role="tool", content="Toolprobe", name="probe", tool_call_id=id),
-        )
-        behind_tool = ""
+        behind_tool = self._prompt_behind(_TOOL_TURNS, tokens).rpartition(_TOOL_TURNS[-1].content)[2]
+        return ResponseTemplate.of(self.grammar(tokens), behind_tool=behind_tool)
+
+    def _prompt_behind(self, messages: tuple[Message, ...], tokens: SpecialTokens) -> str:
+        """The prompt behind these messages; empty if the template refuses them."""
         with suppress(RecordError, TemplateError):
-            behind_tool = self.prompt(Example(messages=messages), tokens).text.rpartition("Toolprobe")[2]
-        return ResponseTemplate.of(grammar, behind_tool=behind_tool)
+            return self.prompt(Example(messages=messages), tokens).text
+        return ""
 
     def _write_answer(self, answer: Message, tokens: SpecialTokens) -> tuple[str, str] | str:
         """What the template writes for an answer to a short question: as in `Written`; or why it refuses it."""
-        question = Message(role="user", content="Questionprobe")
+        question = _TOOL_TURNS[0]
         names = dict.fromkeys(call["function"]["name"] for call in answer.tool_calls)
         tools = tuple(
             {"type": "function", "function": {"name": name, "description": "", "parameters": {"type": "object"}}}

@@ -11,7 +11,7 @@ from testkit.published import assistant, conversation, user
 
 from templatekit import Example, Message, RecordError, Template, TemplateFile
 from templatekit.formats.sandbox.untrusted import UntrustedTemplate
-from templatekit.types import SpecialTokens
+from templatekit.types import EmptyThought, SpecialTokens
 
 TOKENS = SpecialTokens(
     bos="<s>", eos="</s>", special=frozenset({"<s>", "</s>", "<|user|>", "<|tool|>"}), stop_tokens=("</s>",)
@@ -409,3 +409,15 @@ def test_an_answer_whose_end_is_open_ends_at_a_stop_token() -> None:
     assert given.samples(example, replace(TOKENS, stop_tokens=("</s>",)))[0].rendered.text.endswith("<bot>get</s>")
     with pytest.raises(Exception, match="leaves open what ends an answer"):
         ends(example)
+
+
+@pytest.mark.parametrize("empty_thought", ["omit", "error"])
+def test_answers_are_read_by_the_templates_own_form(empty_thought: EmptyThought) -> None:
+    """Whatever rows may lack: the grammar of an own copy, with its empty thought."""
+    made = template(PRINTS, "")
+    plain = str(made.grammar(TOKENS))
+    assert str(made.with_empty_thought(empty_thought).grammar(TOKENS)) == plain
+    made = template(SPLITS, "<think>\n")
+    changed = made.with_empty_thought(empty_thought)
+    assert str(changed.grammar(TOKENS)) == str(made.grammar(TOKENS))
+    assert changed.grammar(TOKENS) is not made.grammar(TOKENS)

@@ -110,7 +110,6 @@ class UntrustedTemplate(Template):
     prompt = _limited(Template.prompt)
     _text = _limited(Template._text)
     _write_answer = _limited(Template._write_answer)
-    _tokens_around_answers = _limited(Template._tokens_around_answers)
 
     def _call_worker(self, method: str, *arguments: Any, **options: Any) -> Any:
         # The metadata, the other columns of the record, is not sent: it may hold anything, and no template reads it.
