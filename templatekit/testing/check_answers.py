@@ -9,6 +9,7 @@ from typing import NamedTuple
 from templatekit.errors import RecordError, TemplateError
 from templatekit.formats.answers.grammar import AnswerGrammar
 from templatekit.formats.answers.parsing import ParsedAnswer
+from templatekit.formats.answers.probing import is_same
 from templatekit.testing import oracle
 from templatekit.testing.check import check
 from templatekit.testing.checked_record import CheckedRecord, CheckedSample, equal, holds
@@ -97,17 +98,12 @@ def answers_are_read_back(checked: CheckedRecord) -> str | None:
         if _spells_a_literal(answer.written, grammar):
             continue
         parsed = answer.parsed(answer.pieces)
-        if not _is_same(parsed.message, answer.written):
+        if not is_same(parsed.message, answer.written):
             expected = answer.prompt + answer.text
             equal(answer.written_as(parsed.message), expected, "an answer, written as it was read", answer.sample)
         equal([*parsed.problems], [], "the problems of an answer in the template's form", answer.sample)
         tried += 1
     return None if tried else "no answer is trained whole, or its text spells a literal of the template"
-
-
-def _is_same(parsed: Message, written: Message) -> bool:
-    texts = [(m.content.strip(), m.reasoning.strip(), [c["function"] for c in m.tool_calls]) for m in (parsed, written)]
-    return texts[0] == texts[1]
 
 
 @check(35, given=checked_records, unless=[no_template, no_grammar, lossy_tokenizer])

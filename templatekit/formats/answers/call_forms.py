@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from templatekit.formats.answers.grammar import CallObject, Node, Path
 from templatekit.formats.answers.notation import JSON, PYTHON, Notation, loose_value
+from templatekit.hooks.record_fields import as_function
 from templatekit.types import Message
 
 _CONTENT, _THOUGHT = "Contentprobe", "Thoughtprobe"
@@ -60,7 +61,7 @@ def short_answer(*, content: bool = True, thought: bool = False, calls: Sequence
 
 def call_of(name: str, arguments: Arguments, id: str) -> Mapping[str, Any]:
     """A tool call."""
-    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+    return as_function({"id": id, "name": name, "arguments": arguments})
 
 
 def text_fields(text: str, answer: Message) -> list[Field] | None:
@@ -87,8 +88,6 @@ class CallForm:
     id_holds_name: bool = False
     before_value: str = ""
     """What stands between a key and a number."""
-    after_value: str = ""
-    """What stands behind a number at the end of an answer."""
     marks_texts: bool = False
     """Whether texts stand between other literals than numbers."""
 
@@ -179,7 +178,7 @@ class CallForm:
                 written.append((value, text[len(before) : len(text) - len(after)]))
             elif value == VALUES[0] and text.count(value) == 1:
                 marks_texts = True
-        form = replace(self, kind="each", before_value=before, after_value=after, marks_texts=marks_texts)
+        form = replace(self, kind="each", before_value=before, marks_texts=marks_texts)
         best, count = _best_notation(written)
         others = [pair for pair in written if not isinstance(pair[0], str)]
         if count < len(written) and others and len({_quotes(*pair) for pair in written if pair not in others}) == 1:
@@ -198,11 +197,12 @@ class CallForm:
         if self.kind in ("call", "calls"):
             return self._objects(text, answer, found)
         for index, call in enumerate(answer.tool_calls):
-            for node, word in (("id", self.id(NAMES[index], index)), ("name", NAMES[index])):
+            words: tuple[tuple[Node, str], ...] = (("id", self.id(NAMES[index], index)), ("name", NAMES[index]))
+            for node, word in words:
                 if node == "name" and self.id_holds_name:
                     continue
                 if text.count(word) == 1:
-                    found.append((node, text.index(word), text.index(word) + len(word)))  # type: ignore[arg-type]
+                    found.append((node, text.index(word), text.index(word) + len(word)))
                 elif node == "name":
                     return None
             arguments = call["function"]["arguments"]

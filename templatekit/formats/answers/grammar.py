@@ -78,10 +78,7 @@ class CallObject:
 
     def arguments_of(self, call: Any) -> Any:
         """The arguments; an empty object where there are none."""
-        try:
-            return _at(call, self.arguments)
-        except (LookupError, TypeError):
-            return {}
+        return _at(call, self.arguments) if self.has_arguments(call) else {}
 
     def id_of(self, call: Any) -> Any:
         """The call's id; None where there is none."""

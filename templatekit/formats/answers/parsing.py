@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 from templatekit.formats.answers.grammar import CALL_NODES, OBJECT_NODES, AnswerGrammar, Node
 from templatekit.formats.answers.literals import Crossing, Found, tables_of
 from templatekit.formats.answers.notation import JSON, ValueScanner, typed_value
+from templatekit.hooks.record_fields import as_function
 from templatekit.types import AnswerPiece, Message
 
 _LONGEST = {"name": 256, "id": 256, "key": 1024}
@@ -453,8 +454,7 @@ class AnswerParser:
         return True
 
     def _add_call(self, name: str, arguments: Mapping[str, Any], id: Any) -> None:
-        call = {"type": "function", "function": {"name": name, "arguments": arguments}}
-        self._calls.append({"id": id, **call} if id else call)
+        self._calls.append(as_function({"name": name, "arguments": arguments} | ({"id": id} if id else {})))
         self._events.append(AnswerEvent("tool_call", call=self._calls[-1]))
 
     def _finish(self) -> None:
