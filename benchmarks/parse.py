@@ -15,6 +15,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +87,12 @@ def own(written: Written, template: Template, tokenizer: Tokenizer) -> dict[str,
 def by_renderers(written: Written, folder: Path) -> dict[str, Callable[[], Found]]:
     """The renderer for Qwen 3 of `renderers`, with the same tokenizer in transformers."""
     try:
-        from renderers.configs import Qwen3RendererConfig  # type: ignore[import-not-found, unused-ignore]
-        from renderers.qwen3 import Qwen3Renderer  # type: ignore[import-not-found, unused-ignore]
+        config, module = import_module("renderers.configs"), import_module("renderers.qwen3")
         from transformers import AutoTokenizer
     except ImportError:
         return {}
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    renderer = Qwen3Renderer(tokenizer, Qwen3RendererConfig())
+    renderer = module.Qwen3Renderer(tokenizer, config.Qwen3RendererConfig())
     prompt = tokenizer.encode(written.prompt, add_special_tokens=False)
 
     def parse() -> Found:

@@ -498,8 +498,9 @@ def test_an_example_shows_what_is_trained(load: Load) -> None:
 
 def test_errors_say_what_comes_next(load: Load) -> None:
     template, tokenizer = load("chatml", "nfc")
+    misspelt: Any = "keeep"
     with pytest.raises(ConfigError, match="history='keeep': expected keep or branch; did you mean 'keep'"):
-        Dialogue(template, tokenizer, history="keeep")  # type: ignore[arg-type]
+        Dialogue(template, tokenizer, history=misspelt)
     with pytest.raises(RecordError, match=r"messages\[0\]: nothing to answer"):
         _ = Dialogue(template, tokenizer).prompt_ids
     with pytest.raises(RecordError, match=r"messages\[1\]: an answer without ids"):

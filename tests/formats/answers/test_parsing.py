@@ -353,7 +353,7 @@ def test_no_character_of_text_is_taken_for_a_control_token() -> None:
 
 def test_ids_after_names_and_numbers_of_calls() -> None:
     """A form with `<|tool1|>`: a digit of its own; a call's number, of any length; then its id."""
-    edges = [
+    edges: list[tuple[Any, Any, str]] = [
         ("start", "content", ""),
         ("content", "end", "<eos>"),
         ("start", "name", "<|tool1|>\0:"),
@@ -363,7 +363,7 @@ def test_ids_after_names_and_numbers_of_calls() -> None:
         ("id", "name", "<|tool1|>\0:"),
         ("id", "end", "<eos>"),
     ]
-    made = tuple(Edge(source=source, target=target, literal=text) for source, target, text in edges)  # type: ignore[arg-type]
+    made = tuple(Edge(source=source, target=target, literal=text) for source, target, text in edges)
     grammar = AnswerGrammar(name="numbers", prompt="", edges=made, stops=("<eos>",))
     answer = 'Hi<|tool1|>0:f={"x": 1}#a<|tool1|>1234:g={}#b<eos>'
     whole = parse_answer(grammar, answer)
