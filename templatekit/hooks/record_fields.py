@@ -77,7 +77,7 @@ def strict_json(text: str) -> Any:
     than `MAX_DEPTH`.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_finite)
+        value = json.loads(text, object_pairs_hook=unique_keys, parse_float=finite_number, parse_constant=finite_number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if text.count("{") + text.count("[") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
@@ -94,14 +94,16 @@ def _depth(value: object) -> int:
     return depth
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these pairs; raise `ValueError` for a key that stands twice, as one value would be lost."""
     value = dict(pairs)
     if len(value) < len(pairs):
         raise ValueError("a key twice in one object")
     return value
 
 
-def _finite(text: str) -> float:
+def finite_number(text: str) -> float:
+    """Return the number that a text spells; raise `ValueError` for NaN, infinity, and what is too large a number."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError("NaN, Infinity or a number too large")

@@ -10,12 +10,13 @@ error, and so are NaN, infinity and numbers too large to be finite.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
+
+from templatekit.hooks.record_fields import finite_number, unique_keys
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 _ATOM = re.compile("[^\\s,:{}\\[\\]()<>\"'\U00100000-\U0010ffff]+")
@@ -128,7 +129,7 @@ class Notation:
             value, position = self._value(text, position + 1, depth)
             found.append((key.value, value))
             position = _next_item(text, position, "}")
-        return Read(_object(found), position + 1)
+        return Read(unique_keys(found), position + 1)
 
     def _list(self, text: str, position: int, closing: str, depth: int) -> Read:
         found: list[Any] = []
@@ -261,7 +262,7 @@ def atom(text: str) -> Any:
     match = _NUMBER.fullmatch(text)
     if match is None:
         raise ValueError(f"no number or constant: {text!r}")
-    return _finite(text) if match[1] or match[2] else int(text)
+    return finite_number(text) if match[1] or match[2] else int(text)
 
 
 def loose_value(text: str) -> Any:
@@ -325,25 +326,9 @@ _TYPE_NAMES: dict[type, tuple[str, ...]] = {
 }
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice in an object")
-    return found
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"too large a number: {text}")
-    return value
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
-
-
-_JSON = json.JSONDecoder(strict=False, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_object)
+_JSON = json.JSONDecoder(
+    strict=False, parse_constant=finite_number, parse_float=finite_number, object_pairs_hook=unique_keys
+)
 """Line breaks within strings are read: models write them."""
 
 
