@@ -24,9 +24,10 @@ from templatekit.pipeline.batches import SampleBatch
 from templatekit.pipeline.mixture import Mixture
 from templatekit.pipeline.outputs import OutputChunk, is_packed
 from templatekit.pipeline.pipeline import Pipeline
+from templatekit.serving.answers import read_answer
 from templatekit.tokens.load import find_tokenizer, from_transformers
 from templatekit.tokens.tokenizer import Tokenizer
-from templatekit.types import NO_TOKENIZER, AnswerPiece, Record, RenderedText, TokenizedExample
+from templatekit.types import Record, RenderedText, TokenizedExample
 
 if TYPE_CHECKING:
     import datasets
@@ -102,22 +103,7 @@ def parse(
         chat_template = None if tokenizer is None else tokenizer.chat_template
         template = find_template(os.fspath(template), registry, chat_template=chat_template)
 
-    def pieces(ids: Iterable[int], *, behind_control: bool = False) -> list[AnswerPiece]:
-        if tokenizer is None:
-            raise ConfigError("tokenizer: found None; expected the tokenizer of the ids")
-        return tokenizer.pieces(ids, behind_control=behind_control)
-
-    ends_in_control = False
-    if prompt is not None and not isinstance(prompt, str):
-        before = pieces(prompt)
-        ends_in_control = bool(before) and before[-1].is_control
-        prompt = "".join(piece.text for piece in before)
-    return template.parse(
-        answer if isinstance(answer, str) else pieces(answer, behind_control=ends_in_control),
-        NO_TOKENIZER if tokenizer is None else tokenizer.special_tokens,
-        prompt=prompt,
-        tools=tools_of({"tools": list(tools)}),
-    )
+    return read_answer(answer, template, tokenizer, prompt=prompt, tools=tools_of({"tools": list(tools)}))
 
 
 def prepare(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from templatekit.errors import RecordError, shorten
+from templatekit.errors import ConfigError, RecordError, shorten
 from templatekit.formats.answers.grammar import AnswerGrammar
 from templatekit.formats.answers.parsing import ParsedAnswer
 from templatekit.formats.template import Template
@@ -74,14 +74,45 @@ class AnswerCounts:
                 yield f"{title}: {', '.join(f'{name} {count:,}' for name, count in counts.most_common())}"
 
 
+def read_answer(
+    answer: str | Iterable[int],
+    template: Template,
+    tokenizer: Tokenizer | None = None,
+    *,
+    prompt: str | Iterable[int] | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> ParsedAnswer:
+    """Read what a model wrote, as text or ids; see `Template.parse`. Raises `ConfigError` for ids without a tokenizer.
+
+    The end of a prompt in ids tells how the tokenizer wrote the first text behind it.
+    """
+
+    def pieces(ids: Iterable[int], *, behind_control: bool = False) -> list[AnswerPiece]:
+        if tokenizer is None:
+            raise ConfigError("tokenizer: found None; expected the tokenizer of the ids")
+        return tokenizer.pieces(ids, behind_control=behind_control)
+
+    behind_control = False
+    if prompt is not None and not isinstance(prompt, str):
+        before = pieces(prompt)
+        behind_control = bool(before) and before[-1].is_control
+        prompt = "".join(piece.text for piece in before)
+    return template.parse(
+        answer if isinstance(answer, str) else pieces(answer, behind_control=behind_control),
+        NO_TOKENIZER if tokenizer is None else tokenizer.special_tokens,
+        prompt=prompt,
+        tools=tools,
+    )
+
+
 class AnswerReader:
     """Reads the answers in rows by the template that prompted them."""
 
     def __init__(self, template: Template, tokenizer: Tokenizer | None = None) -> None:
         """Raises `TemplateError` if the template writes no answer."""
         self._template, self._tokenizer = template, tokenizer
-        self._tokens = NO_TOKENIZER if tokenizer is None else tokenizer.special_tokens
-        self.grammar: AnswerGrammar = template.grammar(self._tokens)
+        tokens = NO_TOKENIZER if tokenizer is None else tokenizer.special_tokens
+        self.grammar: AnswerGrammar = template.grammar(tokens)
 
     def read(self, record: Record) -> ParsedAnswer:
         """The answer in a row. Raises `RecordError` for a row without one.
@@ -89,11 +120,7 @@ class AnswerReader:
         Where the row has ids as well as text, and there is a tokenizer, the ids are read.
         """
         prompt = self._value(record, PROMPT_KEYS, PROMPT_ID_KEYS)
-        behind_control = False
-        if prompt is not None and not isinstance(prompt, str):
-            behind_control = bool(prompt) and prompt[-1].is_control
-            prompt = "".join(piece.text for piece in prompt)
-        answer = self._value(record, ANSWER_KEYS, ANSWER_ID_KEYS, behind_control=behind_control)
+        answer = self._value(record, ANSWER_KEYS, ANSWER_ID_KEYS)
         if answer is None:
             named = next(
                 (key for key in ANSWER_ID_KEYS if self._tokenizer is None and record.get(key) is not None), None
@@ -106,16 +133,14 @@ class AnswerReader:
                 f"{', '.join(ANSWER_ID_KEYS)}; or name the key (--columns answer=KEY)",
                 reason="no_answer",
             )
-        return self._template.parse(answer, self._tokens, prompt=prompt, tools=tools_of(record))
+        return read_answer(answer, self._template, self._tokenizer, prompt=prompt, tools=tools_of(record))
 
-    def _value(
-        self, record: Record, texts: Sequence[str], ids: Sequence[str], *, behind_control: bool = False
-    ) -> str | list[AnswerPiece] | None:
+    def _value(self, record: Record, texts: Sequence[str], ids: Sequence[str]) -> str | Sequence[int] | None:
         """What stands under the first of these keys that the row has; keys of ids count only with a tokenizer."""
         if self._tokenizer is not None:
             for key in ids:
                 if (value := record.get(key)) is not None:
-                    return self._tokenizer.pieces(_ids(value, key), behind_control=behind_control)
+                    return _ids(value, key)
         for key in texts:
             if (value := record.get(key)) is not None:
                 if not isinstance(value, str):
